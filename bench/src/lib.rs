@@ -1,0 +1,1 @@
+//! Floors, load generators and reports.

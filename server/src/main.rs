@@ -1,0 +1,3 @@
+//! The binary `courser`.
+
+fn main() {}

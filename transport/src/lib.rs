@@ -1,0 +1,1 @@
+//! The ends of Courser that touch the kernel.
