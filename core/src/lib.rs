@@ -1,1 +1,25 @@
-//! Courser's heart: the broker and its client as deterministic machines without clock, thread, file, socket or randomness.
+//! Courser's heart: the broker and its client as deterministic machines
+//! without clock, thread, file, socket or randomness.
+//!
+//! Facts come in as method calls (`received`, `sent`, `closed`,
+//! `expire(now)`), wishes go out as values. Whoever holds a machine decides
+//! when time passes and what the network does, so the same code runs on a
+//! pinned thread, inside a simulator and under a fuzzer.
+//!
+//! A file uses only lower layers:
+//!
+//! | layer | modules |
+//! |---|---|
+//! | 0 | `limits` `id` `time` `error` `name` `routing` `sync` |
+//! | 1 | `ring` `memory` `slab` |
+//! | 2 | `completion` `frame` `counters` |
+//! | 3 | `partition` `subscription` `catalog` `auth` |
+//! | 4 | `shard` `door` `client` |
+
+pub mod error;
+pub mod frame;
+pub mod id;
+pub mod limits;
+pub mod name;
+pub mod routing;
+pub mod time;

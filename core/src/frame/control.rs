@@ -1,0 +1,497 @@
+//! The control plane's frames: the fields of each kind, and what their tails hold.
+//!
+//! A tail is a concatenation; its parts' lengths stand among the fields. Sizes
+//! are positions, counted from the opening of a handle, wherever they say
+//! credit: a position once granted is never taken back, and a lost or repeated
+//! grant changes nothing.
+
+use zerocopy::little_endian::{U16, U32, U64, U128};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use super::Kind;
+
+/// The fields of one kind of control frame.
+pub trait Fields: FromBytes + IntoBytes + KnownLayout + Immutable + Unaligned {
+    /// The kind that these are the fields of.
+    const KIND: Kind;
+}
+
+macro_rules! fields {
+    ($( $(#[$doc:meta])* $name:ident { $( $(#[$field_doc:meta])* $field:ident: $type:ty, )* } )*) => {
+        $(
+            $(#[$doc])*
+            #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+            #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+            #[repr(C)]
+            pub struct $name {
+                $( $(#[$field_doc])* pub $field: $type, )*
+            }
+
+            impl Fields for $name {
+                const KIND: Kind = Kind::$name;
+            }
+        )*
+
+        /// A frame of the control plane.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Control<'a> {
+            $(
+                $(#[$doc])*
+                $name(&'a $name, &'a [u8]),
+            )*
+        }
+
+        impl<'a> Control<'a> {
+            /// Splits `rest`, which follows the header, into the fields of `kind` and the
+            /// tail. `None` for a message's kind, or if `rest` is too short.
+            #[must_use]
+            pub(super) fn split(kind: Kind, rest: &'a [u8]) -> Option<Self> {
+                match kind {
+                    $(
+                        Kind::$name => {
+                            let (fields, tail) = $name::ref_from_prefix(rest).ok()?;
+                            Some(Self::$name(fields, tail))
+                        }
+                    )*
+                    Kind::Message => None,
+                }
+            }
+
+            /// What the frame is.
+            #[must_use]
+            pub const fn kind(&self) -> Kind {
+                match self {
+                    $( Self::$name(..) => Kind::$name, )*
+                }
+            }
+        }
+    };
+}
+
+fields! {
+    /// The first frame of a link. Its layout is the same in every version.
+    /// Tail: the client's name.
+    Hello {
+        /// [`MAGIC`](super::MAGIC).
+        magic: [u8; 8],
+        /// The lowest version the client speaks.
+        version_min: u8,
+        /// The highest version the client speaks.
+        version_max: u8,
+        /// The shard the client would like, or 65535.
+        shard: U16,
+        /// Bytes of the client's name.
+        name_length: U16,
+        /// Zero.
+        reserved: U16,
+        /// Features the client would use, a bit each; none yet.
+        features: U64,
+    }
+
+    /// Asks for a session; the subject is a request. No tail.
+    OpenSession {
+        /// Zero; a way to authenticate later.
+        credentials: U32,
+        /// Zero.
+        reserved: U32,
+    }
+
+    /// Asks for a session's end; the subject is a request. No tail.
+    CloseSession {
+        /// The session.
+        session: U32,
+        /// Zero.
+        reserved: U32,
+    }
+
+    /// Asks who owns a destination; the subject is a request. Tail: its name.
+    Lookup {
+        /// The session.
+        session: U32,
+        /// 0 queue, 1 topic.
+        destination: u8,
+        /// Zero.
+        reserved: [u8; 3],
+    }
+
+    /// Asks for a producer; the subject is a request. Tail: the destination's
+    /// name, the producer's name.
+    OpenProducer {
+        /// The session.
+        session: U32,
+        /// 0 queue, 1 topic.
+        destination: u8,
+        /// 0 shared; others reserved.
+        access: u8,
+        /// Bytes of the destination's name.
+        destination_length: U16,
+        /// Partitions the destination is to have; 0 takes it as it is, or 1.
+        partitions: U32,
+        /// Bytes of the producer's name.
+        name_length: U16,
+        /// Bit 0: `retain` is meant, even if zero.
+        options: U16,
+        /// Bytes that the destination keeps of what is settled.
+        retain: U64,
+    }
+
+    /// Asks for a consumer; the subject is a request. Tail: the destination's
+    /// name, the subscription's name (empty on a queue, or for one that ends
+    /// with its consumer), the consumer's name.
+    OpenConsumer {
+        /// The session.
+        session: U32,
+        /// 0 queue, 1 topic.
+        destination: u8,
+        /// Where a new subscription starts: 0 earliest, 1 latest, 2 `offset`.
+        start: u8,
+        /// Bytes of the destination's name.
+        destination_length: U16,
+        /// Where to start if `start` says so.
+        offset: U64,
+        /// Bytes of the subscription's name.
+        subscription_length: U16,
+        /// Bytes of the consumer's name.
+        name_length: U16,
+        /// Zero.
+        reserved: U32,
+        /// The first grant, in messages.
+        messages: U64,
+        /// The first grant, in frame bytes.
+        bytes: U64,
+    }
+
+    /// Asks for a producer's or a consumer's end; the subject is a request. No tail.
+    Close {
+        /// What is to end.
+        handle: U32,
+        /// Zero.
+        reserved: U32,
+    }
+
+    /// A producer has a frame that its credit does not cover; the subject is its
+    /// handle. No tail.
+    WantCredit {
+        /// Bytes of that frame, padded.
+        bytes: U64,
+    }
+
+    /// A consumer raises what may be delivered to it; the subject is its handle.
+    /// No tail.
+    Allow {
+        /// Messages, counted from the opening.
+        messages: U64,
+        /// Frame bytes, counted from the opening.
+        bytes: U64,
+    }
+
+    /// A consumer settles messages; the subject is its handle. Tail: `runs` of
+    /// [`AckRun`].
+    Acknowledge {
+        /// The partition that the runs are in.
+        partition: U32,
+        /// How many runs.
+        runs: U32,
+        /// Bit 0: each run reaches back to all that was delivered before it.
+        options: U32,
+        /// If not zero, echoed once the runs are settled.
+        confirm: U32,
+    }
+
+    /// Asks for the counters; the subject is a request. No tail.
+    AskStats {
+        /// Zero.
+        reserved: U64,
+    }
+
+    /// Asks for a pong; the subject is a request. No tail.
+    Ping {
+        /// Echoed.
+        token: U64,
+    }
+
+    /// The client leaves: nothing it sent before is lost. No tail.
+    Goodbye {
+        /// Zero.
+        reserved: U64,
+    }
+
+    /// Announces that the next frames of this producer are one batch; the
+    /// subject is its handle. No tail.
+    Batch {
+        /// Messages of the batch.
+        messages: U32,
+        /// Their frame bytes.
+        bytes: U32,
+    }
+
+    /// Answers a hello. No tail.
+    Welcome {
+        /// The version that both sides speak from here on.
+        version: u8,
+        /// Zero.
+        reserved: u8,
+        /// The shard that the link belongs to.
+        shard: U16,
+        /// The largest frame, in bytes.
+        frame_size_max: U32,
+        /// Whose data this broker holds.
+        installation: U128,
+        /// Features that both sides use from here on.
+        features: U64,
+    }
+
+    /// A session is open; the subject is the request. No tail.
+    SessionOpened {
+        /// The session.
+        session: U32,
+        /// Zero.
+        reserved: U32,
+    }
+
+    /// A session has ended; the subject is the request. No tail.
+    SessionClosed {
+        /// The session.
+        session: U32,
+        /// Zero.
+        reserved: U32,
+    }
+
+    /// Who owns a destination; the subject is the request. Tail: the address to
+    /// go to if the verdict says so.
+    Located {
+        /// 0 connect here, 1 go to the address, 2 nobody owns it.
+        verdict: u8,
+        /// 1 if the destination exists, 0 if opening would create it.
+        exists: u8,
+        /// The shard to ask for.
+        shard: U16,
+        /// Its partitions, 0 if it does not exist.
+        partitions: U32,
+    }
+
+    /// A producer is open; the subject is the request. No tail.
+    ProducerOpened {
+        /// The producer on this link.
+        handle: U32,
+        /// Its incarnation.
+        epoch: U32,
+        /// Who it is.
+        producer: U64,
+        /// Partitions of its destination.
+        partitions: U32,
+        /// The most messages it may have on their way.
+        window: U32,
+        /// What it may send, in frame bytes.
+        bytes: U64,
+        /// What it may send, in messages.
+        messages: U64,
+    }
+
+    /// A consumer is open; the subject is the request. Tail: for each partition
+    /// the offset it starts at, 8 bytes.
+    ConsumerOpened {
+        /// The consumer on this link.
+        handle: U32,
+        /// Partitions of its destination.
+        partitions: U32,
+    }
+
+    /// A producer or a consumer has ended; the subject is the request. No tail.
+    Closed {
+        /// What has ended.
+        handle: U32,
+        /// Zero.
+        reserved: U32,
+    }
+
+    /// Raises what a producer may send; the subject is its handle. No tail.
+    Credit {
+        /// Frame bytes, counted from the opening.
+        bytes: U64,
+        /// Messages, counted from the opening.
+        messages: U64,
+    }
+
+    /// Outcomes of a producer's sends, in their order; the subject is its handle.
+    /// Tail: `runs` of [`CompletionRun`].
+    Completions {
+        /// How many runs.
+        runs: U32,
+        /// Zero.
+        reserved: U32,
+    }
+
+    /// An acknowledgement is settled; the subject is the consumer's handle. No tail.
+    Acknowledged {
+        /// What the acknowledgement asked to have echoed.
+        confirm: U32,
+        /// 0, or the code of a refusal.
+        refusal: U16,
+        /// Zero.
+        reserved: U16,
+    }
+
+    /// The counters; the subject is the request. Tail: `counters` numbers of 8
+    /// bytes in the order of their table, then `rows` of [`StatsRow`], each
+    /// followed by its name padded to 8 bytes.
+    Stats {
+        /// How many counters.
+        counters: U32,
+        /// How many rows.
+        rows: U32,
+    }
+
+    /// Answers a ping; the subject is the request. No tail.
+    Pong {
+        /// As asked.
+        token: U64,
+    }
+
+    /// Heads a run of messages; the subject is the consumer's handle. The next
+    /// `count` frames of the link are messages with consecutive places in the
+    /// subscription's order, the first at `offset`. No tail.
+    Delivery {
+        /// The partition.
+        partition: U32,
+        /// How many messages.
+        count: U32,
+        /// The offset of the first.
+        offset: U64,
+        /// How often they were handed out, this time included; above 1 the run
+        /// has one message.
+        delivery_count: U32,
+        /// Zero.
+        options: U32,
+        /// Zero: no time limit.
+        time_left: U64,
+    }
+
+    /// A request was refused; the subject is the request. Tail: details as text.
+    Refused {
+        /// The code of a [`Refusal`](crate::error::Refusal).
+        refusal: U16,
+        /// Zero.
+        reserved: U16,
+        /// Bytes of the text.
+        text_length: U32,
+    }
+
+    /// The last frame of a link that the broker ends. Tail: details as text.
+    Farewell {
+        /// The code of a [`Refusal`](crate::error::Refusal).
+        refusal: U16,
+        /// The lowest version the broker speaks.
+        version_min: u8,
+        /// The highest version the broker speaks.
+        version_max: u8,
+        /// Bytes of the text.
+        text_length: U32,
+    }
+}
+
+/// Consecutive sends with the same outcome and consecutive places.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    FromBytes,
+    IntoBytes,
+    KnownLayout,
+    Immutable,
+    Unaligned,
+)]
+#[repr(C)]
+pub struct CompletionRun {
+    /// The first send.
+    pub sequence: U64,
+    /// The first place, if stored.
+    pub offset: U64,
+    /// The broker's wall clock at the append, in nanoseconds.
+    pub append_time: U64,
+    /// How many sends.
+    pub count: U32,
+    /// The partition.
+    pub partition: U32,
+    /// 0 if stored, else the code of a [`Refusal`](crate::error::Refusal).
+    pub refusal: U16,
+    /// How safe they are: 0 memory, 1 flushed.
+    pub durability: u8,
+    /// Zero.
+    pub reserved: u8,
+    /// Zero.
+    pub reserved_word: U32,
+}
+
+/// Consecutive offsets that a consumer settles.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    FromBytes,
+    IntoBytes,
+    KnownLayout,
+    Immutable,
+    Unaligned,
+)]
+#[repr(C)]
+pub struct AckRun {
+    /// The first offset.
+    pub first: U64,
+    /// How many offsets.
+    pub count: U64,
+}
+
+/// One destination in the answer to [`AskStats`].
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    FromBytes,
+    IntoBytes,
+    KnownLayout,
+    Immutable,
+    Unaligned,
+)]
+#[repr(C)]
+pub struct StatsRow {
+    /// 0 queue, 1 topic.
+    pub destination: u8,
+    /// Zero.
+    pub reserved: u8,
+    /// Bytes of the name that follows.
+    pub name_length: U16,
+    /// Partitions.
+    pub partitions: U32,
+    /// Messages ever stored.
+    pub stored: U64,
+    /// Messages that some subscription has not settled.
+    pub unsettled: U64,
+    /// Bytes of memory held.
+    pub bytes: U64,
+    /// Attached producers.
+    pub producers: U32,
+    /// Attached consumers.
+    pub consumers: U32,
+    /// Subscriptions.
+    pub subscriptions: U32,
+    /// Zero.
+    pub reserved_word: U32,
+}
+
+const _: () = assert!(size_of::<CompletionRun>() == 40);
+const _: () = assert!(size_of::<AckRun>() == 16);
+const _: () = assert!(size_of::<StatsRow>() == 48);
+const _: () = assert!(
+    super::CONTROL_HEADER_SIZE + size_of::<Completions>() + size_of::<CompletionRun>() == 64,
+    "the usual answer to a send is one cache line"
+);

@@ -1,0 +1,314 @@
+//! The only table of bounds: every queue, window and wait of the broker has a
+//! finite default that stands here with its unit and its reason.
+
+use core::fmt;
+use core::time::Duration;
+
+/// Bytes.
+pub const KIB: u32 = 1024;
+/// Bytes.
+pub const MIB: u32 = 1024 * KIB;
+
+/// The largest body a frame must be able to carry, in bytes.
+pub const BODY_SIZE_MAX: u32 = 4 * MIB;
+/// The most a message's header and properties may take beside the body, in bytes.
+pub const HEADER_AND_PROPERTIES_SIZE_MAX: u32 = 64 * KIB;
+/// The largest frame, in bytes.
+pub const FRAME_SIZE_MAX: u32 = BODY_SIZE_MAX + HEADER_AND_PROPERTIES_SIZE_MAX;
+/// The largest frame of the control plane, in bytes.
+pub const CONTROL_SIZE_MAX: u32 = 16 * KIB;
+/// The most a stranger's bytes may occupy before the hello is complete.
+pub const HELLO_SIZE_MAX: u32 = 4 * KIB;
+/// A segment of a partition's log in memory, in bytes.
+pub const CHUNK_SIZE: u32 = 64 * KIB;
+/// The longest name of a namespace or a destination, in bytes.
+pub const NAME_PART_SIZE_MAX: u32 = 127;
+/// The longest name of a subscription, a producer or a client, in bytes.
+pub const NAME_SIZE_MAX: u32 = 255;
+/// The most properties of one message.
+pub const PROPERTIES_MAX: u32 = 128;
+/// The most partitions of one destination.
+pub const PARTITIONS_MAX: u32 = 1024;
+/// The most destinations of one broker.
+pub const DESTINATIONS_MAX: u32 = 4096;
+/// The most subscriptions of one broker.
+pub const SUBSCRIPTIONS_MAX: u32 = 16_384;
+/// The most links (connections) of one broker.
+pub const LINKS_MAX: u32 = 10_000;
+/// The most links that have not said hello yet, in all.
+pub const LINKS_STRANGE_MAX: u32 = 1024;
+/// The most links that have not said hello yet from one address.
+pub const LINKS_STRANGE_PER_ADDRESS_MAX: u32 = 64;
+/// The most links from one address.
+pub const LINKS_PER_ADDRESS_MAX: u32 = 4096;
+/// The most sessions of one link.
+pub const SESSIONS_PER_LINK_MAX: u32 = 1024;
+/// The most open producers and consumers of one link.
+pub const HANDLES_PER_LINK_MAX: u32 = 8192;
+/// Credit a producer is given when it opens, in frame bytes.
+pub const CREDIT_INITIAL: u32 = 16 * KIB;
+/// The most frame bytes of one producer that may be on their way.
+pub const IN_FLIGHT_BYTES_MAX: u32 = 8 * MIB;
+/// The most messages of one producer that may be on their way.
+pub const IN_FLIGHT_MESSAGES_MAX: u32 = 1024;
+/// A consumer's default prefetch, in messages.
+pub const PREFETCH_MESSAGES: u32 = 256;
+/// A consumer's default prefetch, in frame bytes.
+pub const PREFETCH_BYTES: u32 = MIB;
+/// The most delivered but unsettled messages of one subscription and partition.
+pub const UNSETTLED_MAX: u32 = 16_384;
+/// Bytes ready to leave for one connection before the log is read no further.
+pub const EGRESS_SIZE: u32 = 256 * KIB;
+/// A run of the log of at least this size is sent from where it lies.
+pub const EGRESS_COPY_MAX: u32 = 4 * KIB;
+/// The smallest memory bound that is accepted, in bytes.
+pub const MEMORY_MIN: u64 = 64 * MIB as u64;
+/// The default memory bound, in bytes.
+pub const MEMORY_DEFAULT: u64 = 1024 * MIB as u64;
+/// How long a stranger may take over its hello.
+pub const HELLO_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a frame may take from its first byte to its last.
+pub const FRAME_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a peer may take no byte while bytes wait for it.
+pub const STALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long until a vanished peer is noticed.
+pub const VANISHED_TIMEOUT: Duration = Duration::from_secs(10);
+/// A send's default deadline.
+pub const SEND_TIMEOUT: Duration = Duration::from_secs(3);
+/// The most time an orderly stop may take.
+pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+
+const _: () = assert!(FRAME_SIZE_MAX > BODY_SIZE_MAX);
+const _: () = assert!(CREDIT_INITIAL < IN_FLIGHT_BYTES_MAX);
+const _: () = assert!(
+    IN_FLIGHT_BYTES_MAX >= FRAME_SIZE_MAX,
+    "one whole frame fits every window"
+);
+const _: () = assert!(CHUNK_SIZE.is_power_of_two() && CHUNK_SIZE >= 4 * KIB);
+const _: () = assert!(HELLO_SIZE_MAX <= CONTROL_SIZE_MAX && CONTROL_SIZE_MAX <= CHUNK_SIZE);
+const _: () = assert!(EGRESS_COPY_MAX <= EGRESS_SIZE);
+const _: () = assert!(PREFETCH_MESSAGES <= UNSETTLED_MAX);
+
+/// What a bound is counted in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    /// Bytes, shown with a binary suffix.
+    Bytes,
+    /// Things.
+    Count,
+    /// Seconds.
+    Seconds,
+}
+
+/// One row of the table of bounds.
+#[derive(Clone, Copy, Debug)]
+pub struct Limit {
+    /// What is bounded.
+    pub name: &'static str,
+    /// The bound's value.
+    pub value: u64,
+    /// What the value counts.
+    pub unit: Unit,
+    /// What happens at the bound.
+    pub on_reaching: &'static str,
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let value = match self.unit {
+            Unit::Bytes if self.value.is_multiple_of(u64::from(MIB)) => {
+                format!("{} MiB", self.value / u64::from(MIB))
+            }
+            Unit::Bytes if self.value.is_multiple_of(u64::from(KIB)) => {
+                format!("{} KiB", self.value / u64::from(KIB))
+            }
+            Unit::Bytes => format!("{} B", self.value),
+            Unit::Count => self.value.to_string(),
+            Unit::Seconds => format!("{} s", self.value),
+        };
+        write!(f, "{:<36} {:>12}  {}", self.name, value, self.on_reaching)
+    }
+}
+
+const fn bytes(name: &'static str, value: u32, on_reaching: &'static str) -> Limit {
+    Limit {
+        name,
+        value: value as u64,
+        unit: Unit::Bytes,
+        on_reaching,
+    }
+}
+
+const fn count(name: &'static str, value: u32, on_reaching: &'static str) -> Limit {
+    Limit {
+        name,
+        value: value as u64,
+        unit: Unit::Count,
+        on_reaching,
+    }
+}
+
+const fn seconds(name: &'static str, value: Duration, on_reaching: &'static str) -> Limit {
+    Limit {
+        name,
+        value: value.as_secs(),
+        unit: Unit::Seconds,
+        on_reaching,
+    }
+}
+
+/// Every bound, as `courser limits` prints it.
+pub const TABLE: &[Limit] = &[
+    Limit {
+        name: "memory (default)",
+        value: MEMORY_DEFAULT,
+        unit: Unit::Bytes,
+        on_reaching: "producers get no new credit",
+    },
+    Limit {
+        name: "memory (least)",
+        value: MEMORY_MIN,
+        unit: Unit::Bytes,
+        on_reaching: "a smaller bound is refused at start",
+    },
+    bytes(
+        "message body",
+        BODY_SIZE_MAX,
+        "the send is refused by the client",
+    ),
+    bytes("frame", FRAME_SIZE_MAX, "the link is closed"),
+    bytes(
+        "header and properties",
+        HEADER_AND_PROPERTIES_SIZE_MAX,
+        "the send is refused",
+    ),
+    bytes("control frame", CONTROL_SIZE_MAX, "the link is closed"),
+    bytes(
+        "bytes before hello",
+        HELLO_SIZE_MAX,
+        "the connection is closed",
+    ),
+    bytes(
+        "part of a destination's name",
+        NAME_PART_SIZE_MAX,
+        "the request is refused",
+    ),
+    bytes("other name", NAME_SIZE_MAX, "the request is refused"),
+    count(
+        "properties per message",
+        PROPERTIES_MAX,
+        "the send is refused",
+    ),
+    count(
+        "partitions per destination",
+        PARTITIONS_MAX,
+        "the request is refused",
+    ),
+    count("destinations", DESTINATIONS_MAX, "the request is refused"),
+    count("subscriptions", SUBSCRIPTIONS_MAX, "the request is refused"),
+    count(
+        "connections",
+        LINKS_MAX,
+        "the connection is refused with a reason",
+    ),
+    count(
+        "connections per address",
+        LINKS_PER_ADDRESS_MAX,
+        "the connection is refused",
+    ),
+    count(
+        "connections before hello",
+        LINKS_STRANGE_MAX,
+        "the oldest of them is closed",
+    ),
+    count(
+        "connections before hello per address",
+        LINKS_STRANGE_PER_ADDRESS_MAX,
+        "the oldest of them is closed",
+    ),
+    count(
+        "sessions per connection",
+        SESSIONS_PER_LINK_MAX,
+        "the request is refused",
+    ),
+    count(
+        "handles per connection",
+        HANDLES_PER_LINK_MAX,
+        "the request is refused",
+    ),
+    bytes(
+        "credit of a new producer",
+        CREDIT_INITIAL,
+        "grows with use, or when asked for",
+    ),
+    bytes(
+        "in flight per producer",
+        IN_FLIGHT_BYTES_MAX,
+        "credit is not renewed",
+    ),
+    count(
+        "messages in flight per producer",
+        IN_FLIGHT_MESSAGES_MAX,
+        "credit is not renewed",
+    ),
+    count(
+        "prefetch, messages",
+        PREFETCH_MESSAGES,
+        "delivery waits for credit",
+    ),
+    bytes(
+        "prefetch, bytes",
+        PREFETCH_BYTES,
+        "delivery waits for credit",
+    ),
+    count(
+        "unsettled per subscription and partition",
+        UNSETTLED_MAX,
+        "delivery pauses",
+    ),
+    bytes(
+        "bytes waiting per connection",
+        EGRESS_SIZE,
+        "the log is read no further for it",
+    ),
+    seconds("hello", HELLO_TIMEOUT, "the connection is closed"),
+    seconds(
+        "frame, from first byte to last",
+        FRAME_TIMEOUT,
+        "the link is closed",
+    ),
+    seconds(
+        "peer that takes no byte",
+        STALL_TIMEOUT,
+        "the link is closed",
+    ),
+    seconds("peer that vanished", VANISHED_TIMEOUT, "the link is closed"),
+    seconds(
+        "send deadline (default)",
+        SEND_TIMEOUT,
+        "the send fails in its place",
+    ),
+    seconds("orderly stop", DRAIN_TIMEOUT, "what is left is cut"),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_bound_has_a_value_a_name_of_its_own_and_a_consequence() {
+        for (index, limit) in TABLE.iter().enumerate() {
+            assert!(limit.value > 0, "{} is unbounded", limit.name);
+            assert!(
+                !limit.on_reaching.is_empty(),
+                "{} has no consequence",
+                limit.name
+            );
+            assert!(
+                TABLE[..index].iter().all(|other| other.name != limit.name),
+                "{} stands twice",
+                limit.name
+            );
+        }
+    }
+}
