@@ -22,4 +22,6 @@ pub mod id;
 pub mod limits;
 pub mod name;
 pub mod routing;
+pub mod ring;
+mod sync;
 pub mod time;
