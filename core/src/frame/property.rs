@@ -5,8 +5,8 @@
 //! | name length u8 | type u8 | value length u16 | name | value | next entry ...
 //! ```
 //!
-//! Type 0 is text; the others are reserved. A name has 1 to 255 bytes, stands
-//! once in a block, and is not empty: an empty name is rejected.
+//! Type 0 is text; the others are reserved. A name has 1 to 255 bytes. A writer
+//! writes a name once; a reader that finds it twice takes the first.
 #![deny(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -37,6 +37,11 @@ pub enum PropertyError {
         /// Bytes of the name.
         length: usize,
     },
+    /// The name stands in the block already.
+    Repeated {
+        /// Which name.
+        name: String,
+    },
     /// A value is longer than 65,535 bytes.
     BadValue {
         /// Whose value.
@@ -65,6 +70,7 @@ impl fmt::Display for PropertyError {
                     "a property's name has 1 to 255 bytes, this one has {length}"
                 )
             }
+            Self::Repeated { name } => write!(f, "property {name:?} is set twice"),
             Self::BadValue { name } => {
                 write!(
                     f,
@@ -79,7 +85,9 @@ impl fmt::Display for PropertyError {
 impl std::error::Error for PropertyError {}
 
 /// The most bytes a block may have.
-const BLOCK_SIZE_MAX: usize = 64 * 1024 - super::MESSAGE_HEADER_SIZE;
+#[allow(clippy::as_conversions, clippy::arithmetic_side_effects)]
+const BLOCK_SIZE_MAX: usize =
+    limits::HEADER_AND_PROPERTIES_SIZE_MAX as usize - super::MESSAGE_HEADER_SIZE;
 
 /// Appends one property to `block`.
 ///
@@ -102,7 +110,16 @@ pub fn push(block: &mut Vec<u8>, name: &str, value: &str) -> Result<(), Property
     if size > BLOCK_SIZE_MAX {
         return Err(PropertyError::TooLong { size });
     }
-    if iter(block).count() >= usize::try_from(limits::PROPERTIES_MAX).unwrap_or(usize::MAX) {
+    let mut count: u32 = 0;
+    for (other, _) in iter(block) {
+        if other == name {
+            return Err(PropertyError::Repeated {
+                name: name.to_owned(),
+            });
+        }
+        count = count.saturating_add(1);
+    }
+    if count >= limits::PROPERTIES_MAX {
         return Err(PropertyError::TooMany);
     }
     block.extend_from_slice(&[name_length, TEXT]);
@@ -210,6 +227,14 @@ mod tests {
         for index in 0..128 {
             push(&mut block, &format!("n{index}"), "v").unwrap();
         }
+        let before = block.clone();
+        assert_eq!(
+            push(&mut block, "n127", "w"),
+            Err(PropertyError::Repeated {
+                name: "n127".to_owned()
+            })
+        );
+        assert_eq!(block, before);
         assert_eq!(
             push(&mut block, "one more", "v"),
             Err(PropertyError::TooMany)
@@ -222,18 +247,21 @@ mod tests {
         let mut block = Vec::new();
         push(&mut block, "name", "value").unwrap();
         push(&mut block, "second", "another").unwrap();
+        let first_entry = 4 + "name".len() + "value".len();
         for cut in 1..block.len() {
-            if cut != 13 {
-                assert_eq!(
-                    check(&block[..cut]),
-                    Err(PropertyError::Malformed),
-                    "cut at {cut}"
-                );
-            }
+            let expected = if cut == first_entry {
+                Ok(())
+            } else {
+                Err(PropertyError::Malformed)
+            };
+            assert_eq!(check(&block[..cut]), expected, "cut at {cut}");
         }
         for bit in 0..block.len() * 8 {
             block[bit / 8] ^= 1 << (bit % 8);
-            assert!(iter(&block).count() <= 2 && check(&block).is_ok() | check(&block).is_err());
+            let mut entries = iter(&block);
+            let count = entries.by_ref().count();
+            assert!(count <= 2, "bit {bit}");
+            assert_eq!(check(&block).is_ok(), entries.rest.is_empty(), "bit {bit}");
             block[bit / 8] ^= 1 << (bit % 8);
         }
     }
