@@ -1,9 +1,11 @@
 //! The control plane's frames: the fields of each kind, and what their tails hold.
 //!
-//! A tail is a concatenation; its parts' lengths stand among the fields. Sizes
-//! are positions, counted from the opening of a handle, wherever they say
-//! credit: a position once granted is never taken back, and a lost or repeated
-//! grant changes nothing.
+//! A tail is a concatenation; its parts' lengths stand among the fields, and
+//! what [`decode`](super::decode::decode) lets through is exactly as long as
+//! they say. Sizes are positions, counted from the opening of a handle,
+//! wherever they say credit: a position once granted is never taken back, and a
+//! lost or repeated grant changes nothing. What is counted is always the padded
+//! size of message frames.
 
 use zerocopy::little_endian::{U16, U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -64,13 +66,21 @@ macro_rules! fields {
                     $( Self::$name(..) => Kind::$name, )*
                 }
             }
+
+            /// What follows the fields, without the padding.
+            #[must_use]
+            pub const fn tail(&self) -> &'a [u8] {
+                match self {
+                    $( Self::$name(_, tail) => tail, )*
+                }
+            }
         }
     };
 }
 
 fields! {
-    /// The first frame of a link. Its layout is the same in every version.
-    /// Tail: the client's name.
+    /// The first frame of a link. Its layout is the same in every version, and
+    /// so is a [`Farewell`]'s. Tail: the client's name.
     Hello {
         /// [`MAGIC`](super::MAGIC).
         magic: [u8; 8],
@@ -181,8 +191,11 @@ fields! {
     Allow {
         /// Messages, counted from the opening.
         messages: U64,
-        /// Frame bytes, counted from the opening.
+        /// Frame bytes, counted from the opening. Delivery goes on while less has
+        /// been delivered, so the last message may reach beyond it.
         bytes: U64,
+        /// Messages that the application was given, counted from the opening.
+        handed: U64,
     }
 
     /// A consumer settles messages; the subject is its handle. Tail: `runs` of
@@ -332,14 +345,18 @@ fields! {
         reserved: U16,
     }
 
-    /// The counters; the subject is the request. Tail: `counters` numbers of 8
-    /// bytes in the order of their table, then `rows` of [`StatsRow`], each
-    /// followed by its name padded to 8 bytes.
+    /// The counters, in as many frames as their rows need; the subject is the
+    /// request. Tail: `counters` numbers of 8 bytes in the order of their table,
+    /// then `rows` of [`StatsRow`], each followed by its name padded to 8 bytes.
     Stats {
-        /// How many counters.
+        /// How many counters; none after the first frame of an answer.
         counters: U32,
         /// How many rows.
         rows: U32,
+        /// How many rows are still to come in further frames.
+        remaining: U32,
+        /// Zero.
+        reserved: U32,
     }
 
     /// Answers a ping; the subject is the request. No tail.
@@ -387,6 +404,54 @@ fields! {
         version_max: u8,
         /// Bytes of the text.
         text_length: U32,
+    }
+}
+
+impl Control<'_> {
+    /// Bytes that the fields say the tail has; `None` where the tail is one part,
+    /// as long as the frame leaves it, or holds rows of differing lengths.
+    #[must_use]
+    pub fn tail_size(&self) -> Option<u64> {
+        let size = match self {
+            Self::Lookup(..) | Self::Located(..) | Self::Stats(..) => return None,
+            Self::Hello(fields, _) => u64::from(fields.name_length),
+            Self::OpenProducer(fields, _) => {
+                u64::from(fields.destination_length) + u64::from(fields.name_length)
+            }
+            Self::OpenConsumer(fields, _) => {
+                u64::from(fields.destination_length)
+                    + u64::from(fields.subscription_length)
+                    + u64::from(fields.name_length)
+            }
+            Self::Acknowledge(fields, _) => u64::from(fields.runs) * size_of::<AckRun>() as u64,
+            Self::ConsumerOpened(fields, _) => {
+                u64::from(fields.partitions) * size_of::<u64>() as u64
+            }
+            Self::Completions(fields, _) => {
+                u64::from(fields.runs) * size_of::<CompletionRun>() as u64
+            }
+            Self::Refused(fields, _) => u64::from(fields.text_length),
+            Self::Farewell(fields, _) => u64::from(fields.text_length),
+            Self::OpenSession(..)
+            | Self::CloseSession(..)
+            | Self::Close(..)
+            | Self::WantCredit(..)
+            | Self::Allow(..)
+            | Self::AskStats(..)
+            | Self::Ping(..)
+            | Self::Goodbye(..)
+            | Self::Batch(..)
+            | Self::Welcome(..)
+            | Self::SessionOpened(..)
+            | Self::SessionClosed(..)
+            | Self::ProducerOpened(..)
+            | Self::Closed(..)
+            | Self::Credit(..)
+            | Self::Acknowledged(..)
+            | Self::Pong(..)
+            | Self::Delivery(..) => 0,
+        };
+        Some(size)
     }
 }
 

@@ -51,6 +51,18 @@ pub enum DecodeError {
     },
     /// The padding is not zero.
     DirtyPadding,
+    /// A control frame has a flag set; none of them means anything yet.
+    UnknownFlags {
+        /// What stood there.
+        flags: u16,
+    },
+    /// The tail of a control frame is not as long as its fields say.
+    TailMismatch {
+        /// What the fields say, in bytes.
+        claimed: u64,
+        /// Bytes of the tail.
+        actual: u64,
+    },
     /// The checksum does not match.
     ChecksumMismatch {
         /// What stood in the frame.
@@ -76,6 +88,8 @@ impl DecodeError {
             Self::UnknownKind { .. }
             | Self::TooShort { .. }
             | Self::DirtyPadding
+            | Self::UnknownFlags { .. }
+            | Self::TailMismatch { .. }
             | Self::PropertiesTooLong { .. } => Refusal::Malformed,
         }
     }
@@ -98,6 +112,18 @@ impl fmt::Display for DecodeError {
                 write!(f, "the frame claims {length} bytes, too few for its kind")
             }
             Self::DirtyPadding => f.write_str("the padding of the frame is not zero"),
+            Self::UnknownFlags { flags } => {
+                write!(
+                    f,
+                    "the control frame has flags {flags:#06x}, none has a meaning"
+                )
+            }
+            Self::TailMismatch { claimed, actual } => {
+                write!(
+                    f,
+                    "the frame's fields claim {claimed} bytes behind them, it has {actual}"
+                )
+            }
             Self::ChecksumMismatch { claimed, actual } => {
                 write!(
                     f,
@@ -140,8 +166,10 @@ pub fn peek(bytes: &[u8]) -> Result<Option<Peek>, DecodeError> {
     let Some(kind) = Kind::from_code(prefix.kind) else {
         return Err(DecodeError::UnknownKind { kind: prefix.kind });
     };
-    // A hello is read whatever its version says: its fields negotiate.
-    if prefix.version != VERSION && kind != Kind::Hello {
+    // These two are read whatever their version says: their fields negotiate,
+    // and a peer that speaks no common version must still understand the farewell.
+    let negotiates = matches!(kind, Kind::Hello | Kind::Farewell);
+    if prefix.version != VERSION && !negotiates {
         return Err(DecodeError::UnknownVersion {
             version: prefix.version,
         });
@@ -294,6 +322,16 @@ fn control(kind: Kind, unpadded: &[u8]) -> Result<Frame<'_>, DecodeError> {
     let subject = word(12)?;
     let rest = unpadded.get(CONTROL_HEADER_SIZE..).ok_or_else(too_short)?;
     let control = Control::split(kind, rest).ok_or_else(too_short)?;
+    let flags = Prefix::ref_from_prefix(unpadded).map_or(0, |(prefix, _)| prefix.flags.get());
+    if flags != 0 {
+        return Err(DecodeError::UnknownFlags { flags });
+    }
+    let actual = u64::try_from(control.tail().len()).unwrap_or(u64::MAX);
+    if let Some(claimed) = control.tail_size()
+        && claimed != actual
+    {
+        return Err(DecodeError::TailMismatch { claimed, actual });
+    }
     Ok(Frame::Control { subject, control })
 }
 

@@ -42,8 +42,8 @@
 //! |---|---|---|
 //! | length | u32 | header, properties and body; without the padding |
 //! | kind | u8 | [`Kind`] |
-//! | version | u8 | 1; of a hello: any, the hello's layout never changes |
-//! | flags | u16 | of a message: bits 0-1 durability (0 memory, 1 flushed), bits 2-5 priority less 4 modulo 16, bit 6 stamp block, bit 7 keyed; all others 0 |
+//! | version | u8 | 1; of a hello and a farewell: any, their layouts never change |
+//! | flags | u16 | of a message: bits 0-1 durability (0 memory, 1 flushed), bits 2-5 priority less 4 modulo 16, bit 6 stamp block, bit 7 keyed, all others 0; of a control frame: 0 |
 //! | handle, partition | u32, u32 | the address word: on a link the producer's handle and the partition's index; in a log and towards a consumer the destination's number and the partition's index |
 //! | offset | u64 | the place in the partition, given by the broker |
 //! | append time | u64 | nanoseconds since 1970, given by the broker |
@@ -68,7 +68,11 @@
 //!    alone, in its place in the order of completions.
 //! 4. A length is believed only up to the limit of its kind, and nothing is
 //!    allocated because of it.
-//! 5. Any bytes in any split decode to frames or to one named error.
+//! 5. A control frame's tail is exactly as long as its fields say.
+//! 6. Any bytes in any split decode to frames or to one named error.
+//! 7. No checksum covers the broker's half, so nothing is believed of it that
+//!    can be compared: the producer behind a handle with the header's, a
+//!    delivered offset with its delivery's.
 
 pub mod checksum;
 pub mod control;
@@ -174,6 +178,9 @@ pub struct MessageHeader {
     pub delay: U64,
 }
 
+#[allow(clippy::cast_possible_truncation, reason = "112 fits any integer")]
+const MESSAGE_HEADER_LENGTH: u32 = MESSAGE_HEADER_SIZE as u32;
+
 const _: () = assert!(size_of::<Prefix>() == PREFIX_SIZE);
 const _: () = assert!(size_of::<MessageHeader>() == MESSAGE_HEADER_SIZE);
 const _: () = assert!(MESSAGE_HEADER_SIZE.is_multiple_of(ALIGNMENT) && MESSAGE_HEADER_SIZE <= 128);
@@ -262,7 +269,7 @@ impl MessageHeader {
         self.length
             .get()
             .saturating_sub(self.property_length.get())
-            .saturating_sub(MESSAGE_HEADER_SIZE as u32)
+            .saturating_sub(MESSAGE_HEADER_LENGTH)
     }
 
     /// The header as it lies in memory.
