@@ -77,7 +77,7 @@ impl Handle {
     /// Packs a slot below [`Handle::SLOTS`] and a generation, which wraps.
     #[must_use]
     pub const fn new(slot: u32, generation: u32) -> Self {
-        Self((generation % Self::GENERATIONS) << Self::SLOT_BITS | slot % Self::SLOTS)
+        Self(((generation % Self::GENERATIONS) << Self::SLOT_BITS) | (slot % Self::SLOTS))
     }
 
     /// The index into the table.
