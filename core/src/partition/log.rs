@@ -1,0 +1,657 @@
+//! A partition's messages in memory, in the order of their offsets.
+//!
+//! ```text
+//! segments:  | 0..99 | 100..187 | 188..260 (open) |
+//!               |         |           `- the chunk that is written to
+//!               |         `- sealed: whole frames, nothing after them
+//!               `- claims: how often its messages still have to be settled
+//! ```
+//!
+//! A segment is one chunk of the arena, or, for one frame that is larger than a
+//! chunk, a chain of chunks with that frame alone. A message is claimed once by
+//! each subscription of the partition; when a segment has no claim left its
+//! memory goes back, unless retention keeps it. A sealed segment in which little
+//! is still claimed is thinned out: what is claimed slides together and joins
+//! its neighbour, so that a few slow messages do not hold the memory of all that
+//! came with them.
+//!
+//! Invariants: segments are in the order of their offsets and do not overlap;
+//! offsets within one rise; only the last one may be open; a segment's claims
+//! are the sum over all subscriptions of its unsettled messages.
+
+use std::collections::VecDeque;
+
+use zerocopy::FromBytes;
+
+use crate::frame::{MESSAGE_HEADER_SIZE, MessageHeader, padded};
+use crate::id::{DestinationNumber, Offset, PartitionIndex};
+use crate::memory::{Arena, CHUNK, ChunkId};
+use crate::time::Wall;
+
+/// A claimed share below this is thinned out.
+const THIN_SHARE: u32 = 8;
+
+/// A stretch of the log.
+#[derive(Debug)]
+struct Segment {
+    /// The first chunk of the chain.
+    head: ChunkId,
+    /// Chunks of the chain.
+    chunks: u32,
+    /// Names this state of the segment; a reader's place in another state is void.
+    serial: u64,
+    first: Offset,
+    /// The last offset; meaningless while there is no record.
+    last: Offset,
+    /// Bytes written.
+    used: usize,
+    records: u32,
+    claims: u32,
+    /// Pieces of it that the kernel may still read.
+    pins: u32,
+    sealed: bool,
+}
+
+impl Segment {
+    fn holds(&self, offset: Offset) -> bool {
+        self.records > 0 && self.first <= offset && offset <= self.last
+    }
+
+    fn thin(&self) -> bool {
+        self.sealed
+            && self.chunks == 1
+            && self.claims > 0
+            && self.claims * THIN_SHARE < self.records
+    }
+}
+
+/// A reader's place: the next offset, and where it was last seen.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Cursor {
+    /// The next offset to read.
+    pub offset: Offset,
+    serial: u64,
+    byte: usize,
+}
+
+impl Cursor {
+    /// A cursor before `offset`.
+    #[must_use]
+    pub fn at(offset: Offset) -> Self {
+        Self {
+            offset,
+            serial: 0,
+            byte: 0,
+        }
+    }
+}
+
+/// Consecutive frames of one chunk, or one frame of several.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// The first offset.
+    pub first: Offset,
+    /// How many messages.
+    pub count: u32,
+    /// Frame bytes, padded.
+    pub bytes: usize,
+    /// Where the first byte lies.
+    pub chunk: ChunkId,
+    /// Where in the chunk.
+    pub start: usize,
+}
+
+/// What is enough of a run.
+#[derive(Clone, Copy, Debug)]
+pub struct RunLimit {
+    /// Messages, at least 1.
+    pub messages: u64,
+    /// Bytes; the run ends with the frame that reaches them.
+    pub bytes: u64,
+}
+
+/// No chunk was free for an append.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ArenaFull;
+
+/// Who the log belongs to: what the address word of its frames says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Address {
+    /// The destination.
+    pub destination: DestinationNumber,
+    /// The partition of it.
+    pub partition: PartitionIndex,
+}
+
+/// The messages of one partition.
+#[derive(Debug)]
+pub struct Log {
+    address: Address,
+    segments: VecDeque<Segment>,
+    next: Offset,
+    next_serial: u64,
+    /// Chunks in all segments.
+    chunks: usize,
+    /// Bytes of what is settled that are kept.
+    retain: u64,
+    /// Segments may have become thin.
+    thinning: bool,
+}
+
+impl Log {
+    /// An empty log that keeps `retain` bytes of what is settled.
+    #[must_use]
+    pub fn new(address: Address, retain: u64) -> Self {
+        Self {
+            address,
+            segments: VecDeque::new(),
+            next: Offset(0),
+            next_serial: 1,
+            chunks: 0,
+            retain,
+            thinning: false,
+        }
+    }
+
+    /// Stores one frame, at most a chunk long, for `claims` subscriptions, and
+    /// returns its offset. What nobody claims and nothing retains gets an offset
+    /// and is forgotten.
+    ///
+    /// # Errors
+    ///
+    /// If the arena has no chunk left; the offset is then not used up.
+    #[inline]
+    pub fn append(
+        &mut self,
+        arena: &mut Arena,
+        frame: &[u8],
+        claims: u32,
+        time: Wall,
+    ) -> Result<Offset, ArenaFull> {
+        let offset = self.next;
+        if claims == 0 && self.retain == 0 {
+            self.next = Offset(offset.0 + 1);
+            return Ok(offset);
+        }
+        let fits = self.segments.back().is_some_and(|segment| {
+            !segment.sealed && segment.chunks == 1 && segment.used + frame.len() <= CHUNK
+        });
+        if !fits {
+            self.open(arena)?;
+        }
+        let segment = self.segments.back_mut().expect("a segment was just opened");
+        let start = segment.used;
+        let bytes = &mut arena.bytes_mut(segment.head)[start..start + frame.len()];
+        bytes.copy_from_slice(frame);
+        stamp(bytes, self.address, offset, time);
+        if segment.records == 0 {
+            segment.first = offset;
+        }
+        segment.last = offset;
+        segment.used += frame.len();
+        segment.records += 1;
+        segment.claims += claims;
+        self.next = Offset(offset.0 + 1);
+        Ok(offset)
+    }
+
+    /// Stores one frame of `length` bytes, padded, that lies in a chain of chunks.
+    /// The chain becomes part of the log, or goes back to the arena if nobody
+    /// claims it.
+    pub fn adopt(
+        &mut self,
+        arena: &mut Arena,
+        head: ChunkId,
+        length: usize,
+        claims: u32,
+        time: Wall,
+    ) -> Offset {
+        let offset = self.next;
+        self.next = Offset(offset.0 + 1);
+        if claims == 0 && self.retain == 0 {
+            arena.give_chain(head);
+            return offset;
+        }
+        self.seal(arena);
+        stamp(arena.bytes_mut(head), self.address, offset, time);
+        let chunks = length.div_ceil(CHUNK);
+        self.chunks += chunks;
+        let serial = self.serial();
+        self.segments.push_back(Segment {
+            head,
+            chunks: u32::try_from(chunks).expect("a frame is shorter than 4 GiB"),
+            serial,
+            first: offset,
+            last: offset,
+            used: length,
+            records: 1,
+            claims,
+            pins: 0,
+            sealed: true,
+        });
+        offset
+    }
+
+    /// Takes `count` claims off messages from `first` on: one subscription has
+    /// settled them. They all lie in the log.
+    #[inline]
+    pub fn settle(&mut self, arena: &mut Arena, first: Offset, count: u64) {
+        let mut at = first.0;
+        let end = first.0 + count;
+        while at < end {
+            let Some(index) = self.index_of(Offset(at)) else {
+                return;
+            };
+            let segment = &mut self.segments[index];
+            // In a thinned segment the offsets have gaps, but the caller's run has
+            // none: every offset of it was claimed, so every one has a record.
+            let here = end.min(segment.last.0 + 1) - at;
+            segment.claims -= u32::try_from(here).expect("a segment has fewer than 2^32 records");
+            at += here;
+            if segment.claims == 0 {
+                self.release(arena, index);
+            } else if segment.thin() {
+                self.thinning = true;
+            }
+        }
+    }
+
+    /// Adds a claim to every message from `from` on: a subscription starts there.
+    pub fn claim(&mut self, arena: &Arena, from: Offset) {
+        for index in 0..self.segments.len() {
+            let segment = &self.segments[index];
+            if segment.records == 0 || segment.last < from {
+                continue;
+            }
+            let before = if segment.first >= from {
+                0
+            } else {
+                u32::try_from(
+                    records(arena, segment)
+                        .take_while(|(_, header)| header.offset.get() < from.0)
+                        .count(),
+                )
+                .expect("a segment has fewer than 2^32 records")
+            };
+            let segment = &mut self.segments[index];
+            segment.claims += segment.records - before;
+        }
+    }
+
+    /// A run of at least one message from the cursor on, which moves behind it.
+    /// `None` at the end of the log.
+    pub fn read(&mut self, arena: &Arena, cursor: &mut Cursor, limit: RunLimit) -> Option<Run> {
+        if cursor.offset >= self.next {
+            return None;
+        }
+        let index = self.index_from(cursor.offset)?;
+        let segment = &self.segments[index];
+        let mut byte = match () {
+            () if segment.serial == cursor.serial && cursor.byte < segment.used => cursor.byte,
+            () => records(arena, segment)
+                .find(|(_, header)| header.offset.get() >= cursor.offset.0)
+                .map(|(byte, _)| byte)?,
+        };
+        let (start, mut count, mut bytes) = (byte, 0, 0);
+        let bytes_in_head = arena.bytes(segment.head);
+        let first = Offset(header_at(bytes_in_head, byte)?.offset.get());
+        let mut offset = first;
+        while byte < segment.used && u64::from(count) < limit.messages.max(1) {
+            let Some(header) = header_at(bytes_in_head, byte) else {
+                break;
+            };
+            // A hole in a thinned segment ends the run: a run's offsets are dense.
+            if header.offset.get() != offset.0 {
+                break;
+            }
+            let size = padded(header.length.get() as usize);
+            bytes += size;
+            byte += size;
+            count += 1;
+            offset = Offset(offset.0 + 1);
+            if bytes as u64 >= limit.bytes {
+                break;
+            }
+        }
+        *cursor = Cursor {
+            offset,
+            serial: segment.serial,
+            byte,
+        };
+        Some(Run {
+            first,
+            count,
+            bytes,
+            chunk: segment.head,
+            start,
+        })
+    }
+
+    /// The kernel may read a piece of the segment that holds `offset` until
+    /// [`Log::unpin`]: it neither moves nor goes.
+    pub fn pin(&mut self, offset: Offset) {
+        if let Some(index) = self.index_of(offset) {
+            self.segments[index].pins += 1;
+        }
+    }
+
+    /// Takes a pin back.
+    pub fn unpin(&mut self, arena: &mut Arena, offset: Offset) {
+        if let Some(index) = self.index_of(offset) {
+            let segment = &mut self.segments[index];
+            segment.pins -= 1;
+            if segment.claims == 0 {
+                self.release(arena, index);
+            }
+        }
+    }
+
+    /// Whether some segment is worth [`Log::thin_out`].
+    #[must_use]
+    pub fn wants_thinning(&self) -> bool {
+        self.thinning
+    }
+
+    /// Thins out segments that every reader has passed (`passed` is where the
+    /// slowest one stands); `claimed` says whether anyone still needs an offset.
+    /// Does a bounded part of the work and returns whether there is more.
+    pub fn thin_out(
+        &mut self,
+        arena: &mut Arena,
+        passed: Offset,
+        claimed: impl Fn(Offset) -> bool,
+    ) -> bool {
+        const SEGMENTS_PER_CALL: usize = 4;
+        if self.retain > 0 {
+            self.thinning = false;
+            return false;
+        }
+        let mut budget = SEGMENTS_PER_CALL;
+        let mut index = 0;
+        while index < self.segments.len() && self.segments[index].last < passed {
+            if self.segments[index].thin() && self.segments[index].pins == 0 {
+                if budget == 0 {
+                    return true;
+                }
+                budget -= 1;
+                self.slide_together(arena, index, &claimed);
+                if self.join_neighbour(arena, index) {
+                    index -= 1;
+                }
+                // What was thinned out earlier behind it may fit now.
+                while self
+                    .segments
+                    .get(index + 1)
+                    .is_some_and(|after| after.last < passed)
+                    && self.join_neighbour(arena, index + 1)
+                {}
+            }
+            index += 1;
+        }
+        self.thinning = false;
+        false
+    }
+
+    /// The offset that the next message gets.
+    #[inline]
+    #[must_use]
+    pub fn next(&self) -> Offset {
+        self.next
+    }
+
+    /// The oldest offset that is still kept; [`Log::next`] if none is.
+    #[must_use]
+    pub fn first(&self) -> Offset {
+        self.segments
+            .iter()
+            .find(|segment| segment.records > 0)
+            .map_or(self.next, |segment| segment.first)
+    }
+
+    /// Chunks of the arena that the log holds.
+    #[inline]
+    #[must_use]
+    pub fn chunks(&self) -> usize {
+        self.chunks
+    }
+
+    /// Whether messages stay when they are settled.
+    #[must_use]
+    pub fn retains(&self) -> bool {
+        self.retain > 0
+    }
+
+    /// Gives all memory back.
+    pub fn clear(&mut self, arena: &mut Arena) {
+        for segment in self.segments.drain(..) {
+            arena.give_chain(segment.head);
+        }
+        self.chunks = 0;
+    }
+
+    /// Panics if an invariant is broken.
+    pub fn invariants(&self) {
+        let mut before = None;
+        for (index, segment) in self.segments.iter().enumerate() {
+            assert!(
+                segment.sealed || index + 1 == self.segments.len(),
+                "only the last is open"
+            );
+            assert!(
+                segment.used <= segment.chunks as usize * CHUNK,
+                "a segment fits its chunks"
+            );
+            if segment.records > 0 {
+                assert!(segment.first <= segment.last && segment.last < self.next);
+                assert!(before < Some(segment.first), "segments are in order");
+                before = Some(segment.last);
+            }
+        }
+        let chunks: usize = self
+            .segments
+            .iter()
+            .map(|segment| segment.chunks as usize)
+            .sum();
+        assert_eq!(chunks, self.chunks, "every chunk is counted");
+    }
+
+    fn open(&mut self, arena: &mut Arena) -> Result<(), ArenaFull> {
+        let head = arena.take().ok_or(ArenaFull)?;
+        self.seal(arena);
+        let serial = self.serial();
+        self.chunks += 1;
+        self.segments.push_back(Segment {
+            head,
+            chunks: 1,
+            serial,
+            first: self.next,
+            last: self.next,
+            used: 0,
+            records: 0,
+            claims: 0,
+            pins: 0,
+            sealed: false,
+        });
+        Ok(())
+    }
+
+    /// Nothing more is written to the last segment.
+    fn seal(&mut self, arena: &mut Arena) {
+        if let Some(segment) = self.segments.back_mut() {
+            segment.sealed = true;
+            if segment.claims == 0 {
+                self.release(arena, self.segments.len() - 1);
+            } else if segment.thin() {
+                self.thinning = true;
+            }
+        }
+    }
+
+    /// A segment without claims: rewinds it if it is open, gives it back if it is
+    /// sealed and not retained. What the kernel may read stays.
+    fn release(&mut self, arena: &mut Arena, index: usize) {
+        let segment = &mut self.segments[index];
+        if segment.pins > 0 {
+            return;
+        }
+        if self.retain > 0 {
+            self.release_beyond_retention(arena);
+        } else if segment.sealed {
+            self.remove(arena, index);
+        } else {
+            // Written from its start again: its lines are still in the cache.
+            segment.used = 0;
+            segment.records = 0;
+            segment.first = self.next;
+            segment.last = self.next;
+            segment.serial = self.next_serial;
+            self.next_serial += 1;
+        }
+    }
+
+    /// Gives back settled segments from the front while the others still are at
+    /// least what is retained.
+    fn release_beyond_retention(&mut self, arena: &mut Arena) {
+        let mut bytes: u64 = self
+            .segments
+            .iter()
+            .map(|segment| segment.used as u64)
+            .sum();
+        while let Some(segment) = self.segments.front() {
+            let rest = bytes - segment.used as u64;
+            if !segment.sealed || segment.claims > 0 || segment.pins > 0 || rest < self.retain {
+                break;
+            }
+            bytes = rest;
+            self.remove(arena, 0);
+        }
+    }
+
+    fn remove(&mut self, arena: &mut Arena, index: usize) {
+        let segment = self
+            .segments
+            .remove(index)
+            .expect("the caller's index is in range");
+        self.chunks -= segment.chunks as usize;
+        arena.give_chain(segment.head);
+    }
+
+    fn slide_together(
+        &mut self,
+        arena: &mut Arena,
+        index: usize,
+        claimed: &impl Fn(Offset) -> bool,
+    ) {
+        let serial = self.serial();
+        let segment = &mut self.segments[index];
+        let (mut from, mut to, mut records) = (0, 0, 0);
+        while from < segment.used {
+            let Some(header) = header_at(arena.bytes(segment.head), from) else {
+                break;
+            };
+            let offset = Offset(header.offset.get());
+            let size = padded(header.length.get() as usize);
+            if claimed(offset) {
+                if records == 0 {
+                    segment.first = offset;
+                }
+                segment.last = offset;
+                arena.copy((segment.head, from), (segment.head, to), size);
+                to += size;
+                records += 1;
+            }
+            from += size;
+        }
+        assert!(records > 0, "a segment with claims has a claimed message");
+        segment.used = to;
+        segment.records = records;
+        segment.serial = serial;
+    }
+
+    /// Moves a thinned segment's messages behind those of the one before it, if
+    /// they fit there.
+    fn join_neighbour(&mut self, arena: &mut Arena, index: usize) -> bool {
+        let Some(before) = index.checked_sub(1) else {
+            return false;
+        };
+        let (target, source) = (&self.segments[before], &self.segments[index]);
+        let still = target.pins == 0 && source.pins == 0;
+        let single = target.chunks == 1 && source.chunks == 1;
+        if !still || !single || !source.sealed || target.used + source.used > CHUNK {
+            return false;
+        }
+        arena.copy((source.head, 0), (target.head, target.used), source.used);
+        let (last, used, records, claims) =
+            (source.last, source.used, source.records, source.claims);
+        let serial = self.serial();
+        let target = &mut self.segments[before];
+        target.last = last;
+        target.used += used;
+        target.records += records;
+        target.claims += claims;
+        target.serial = serial;
+        self.remove(arena, index);
+        true
+    }
+
+    fn serial(&mut self) -> u64 {
+        self.next_serial += 1;
+        self.next_serial - 1
+    }
+
+    /// The segment with a record at `offset` or, in a gap, after it.
+    #[inline]
+    fn index_from(&self, offset: Offset) -> Option<usize> {
+        match self.segments.back() {
+            Some(last) if last.records > 0 && last.first <= offset => Some(self.segments.len() - 1),
+            _ => {
+                let index = self
+                    .segments
+                    .partition_point(|segment| segment.records > 0 && segment.last < offset);
+                (index < self.segments.len() && self.segments[index].records > 0).then_some(index)
+            }
+        }
+    }
+
+    /// The segment whose range holds `offset`.
+    #[inline]
+    fn index_of(&self, offset: Offset) -> Option<usize> {
+        self.index_from(offset)
+            .filter(|index| self.segments[*index].holds(offset))
+    }
+}
+
+/// Writes the broker's half.
+#[inline]
+fn stamp(frame: &mut [u8], address: Address, offset: Offset, time: Wall) {
+    let header = MessageHeader::mut_from_bytes(&mut frame[..MESSAGE_HEADER_SIZE])
+        .expect("a frame has a whole header");
+    header.handle.set(address.destination.0);
+    header.partition.set(address.partition.0);
+    header.offset.set(offset.0);
+    header.append_time.set(time.0);
+}
+
+#[inline]
+fn header_at(bytes: &[u8], byte: usize) -> Option<&MessageHeader> {
+    MessageHeader::ref_from_prefix(bytes.get(byte..)?)
+        .ok()
+        .map(|(header, _)| header)
+}
+
+fn records<'a>(
+    arena: &'a Arena,
+    segment: &'a Segment,
+) -> impl Iterator<Item = (usize, &'a MessageHeader)> {
+    let bytes = arena.bytes(segment.head);
+    let mut byte = 0;
+    core::iter::from_fn(move || {
+        if byte >= segment.used {
+            return None;
+        }
+        let header = header_at(bytes, byte)?;
+        let at = byte;
+        byte += padded(header.length.get() as usize);
+        Some((at, header))
+    })
+}

@@ -1,0 +1,89 @@
+//! Partitions: ordered messages, and the subscriptions' state beside them.
+//!
+//! A partition knows no sessions: it says what was stored and what is ready,
+//! and the shard decides whom to tell.
+
+pub mod log;
+
+use crate::id::{Handle, Offset};
+use crate::limits;
+use crate::memory::Arena;
+use crate::subscription::Part;
+use log::{Address, Log};
+
+/// One partition of a destination.
+#[derive(Debug)]
+pub struct Partition {
+    /// Its messages.
+    pub log: Log,
+    /// The subscriptions of the destination, each by its handle.
+    pub parts: Vec<(Handle, Part)>,
+}
+
+impl Partition {
+    /// An empty partition that keeps `retain` bytes of what is settled.
+    #[must_use]
+    pub fn new(address: Address, retain: u64) -> Self {
+        Self {
+            log: Log::new(address, retain),
+            parts: Vec::new(),
+        }
+    }
+
+    /// Adds the part of `subscription`, starting at `from` or where the log begins,
+    /// whichever is later; returns where that is.
+    pub fn subscribe(&mut self, arena: &Arena, subscription: Handle, from: Offset) -> Offset {
+        let from = from.clamp(self.log.first(), self.log.next());
+        self.log.claim(arena, from);
+        self.parts.push((subscription, Part::new(from)));
+        from
+    }
+
+    /// Ends the part of `subscription`.
+    pub fn unsubscribe(&mut self, arena: &mut Arena, subscription: Handle) {
+        if let Some(index) = self
+            .parts
+            .iter()
+            .position(|(handle, _)| *handle == subscription)
+        {
+            let (_, mut part) = self.parts.swap_remove(index);
+            part.end(arena, &mut self.log);
+        }
+    }
+
+    /// How many subscriptions a message has to be settled by.
+    #[inline]
+    #[must_use]
+    pub fn claims(&self) -> u32 {
+        const _: () = assert!(limits::SUBSCRIPTIONS_MAX < u32::MAX);
+        u32::try_from(self.parts.len()).expect("subscriptions are fewer than 2^32")
+    }
+
+    /// Thins out the log where little is left of much; returns whether there is more.
+    pub fn thin_out(&mut self, arena: &mut Arena) -> bool {
+        if !self.log.wants_thinning() {
+            return false;
+        }
+        let passed = self
+            .parts
+            .iter()
+            .map(|(_, part)| part.fresh())
+            .min()
+            .unwrap_or(self.log.next());
+        let parts = &self.parts;
+        self.log.thin_out(arena, passed, |offset| {
+            parts.iter().any(|(_, part)| part.claims(offset))
+        })
+    }
+
+    /// Panics if an invariant is broken.
+    pub fn invariants(&self) {
+        self.log.invariants();
+        for (_, part) in &self.parts {
+            part.invariants();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

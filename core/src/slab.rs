@@ -1,0 +1,170 @@
+//! A table whose entries are named by versioned handles: a handle that outlived
+//! its entry finds nothing.
+
+use crate::id::Handle;
+
+/// Entries of type `T`, at most a fixed number of them.
+#[derive(Debug)]
+pub struct Slab<T> {
+    entries: Vec<Entry<T>>,
+    /// The last entry that became vacant.
+    vacant: Option<u32>,
+    occupied: u32,
+    limit: u32,
+}
+
+#[derive(Debug)]
+struct Entry<T> {
+    generation: u32,
+    state: State<T>,
+}
+
+#[derive(Debug)]
+enum State<T> {
+    Occupied(T),
+    /// The entry that became vacant before this one.
+    Vacant(Option<u32>),
+}
+
+impl<T> Slab<T> {
+    /// An empty table for at most `limit` entries.
+    ///
+    /// # Panics
+    ///
+    /// If a handle cannot name that many.
+    #[must_use]
+    pub fn new(limit: u32) -> Self {
+        assert!(
+            limit <= Handle::SLOTS,
+            "a handle names at most {} entries",
+            Handle::SLOTS
+        );
+        Self {
+            entries: Vec::new(),
+            vacant: None,
+            occupied: 0,
+            limit,
+        }
+    }
+
+    /// Adds an entry; gives it back if the table is full.
+    ///
+    /// # Errors
+    ///
+    /// The entry, if the table is full.
+    pub fn insert(&mut self, value: T) -> Result<Handle, T> {
+        if self.occupied == self.limit {
+            return Err(value);
+        }
+        self.occupied += 1;
+        if let Some(slot) = self.vacant {
+            let entry = &mut self.entries[slot as usize];
+            if let State::Vacant(before) = entry.state {
+                self.vacant = before;
+            }
+            entry.state = State::Occupied(value);
+            return Ok(Handle::new(slot, entry.generation));
+        }
+        let slot = u32::try_from(self.entries.len()).expect("the limit is below 2^20");
+        // Generations start at 1, so that the handle 0 names nothing.
+        self.entries.push(Entry {
+            generation: 1,
+            state: State::Occupied(value),
+        });
+        Ok(Handle::new(slot, 1))
+    }
+
+    /// Takes an entry out.
+    pub fn remove(&mut self, handle: Handle) -> Option<T> {
+        self.get(handle)?;
+        let entry = &mut self.entries[handle.slot()];
+        entry.generation = (entry.generation + 1) % Handle::GENERATIONS;
+        let slot = u32::try_from(handle.slot()).expect("a slot is below 2^20");
+        let state = core::mem::replace(&mut entry.state, State::Vacant(self.vacant));
+        self.vacant = Some(slot);
+        self.occupied -= 1;
+        match state {
+            State::Occupied(value) => Some(value),
+            State::Vacant(_) => None,
+        }
+    }
+
+    /// The entry that the handle names.
+    #[inline]
+    #[must_use]
+    pub fn get(&self, handle: Handle) -> Option<&T> {
+        match self.entries.get(handle.slot()) {
+            Some(Entry {
+                generation,
+                state: State::Occupied(value),
+            }) if *generation == handle.generation() => Some(value),
+            _ => None,
+        }
+    }
+
+    /// The entry that the handle names.
+    #[inline]
+    pub fn get_mut(&mut self, handle: Handle) -> Option<&mut T> {
+        match self.entries.get_mut(handle.slot()) {
+            Some(Entry {
+                generation,
+                state: State::Occupied(value),
+            }) if *generation == handle.generation() => Some(value),
+            _ => None,
+        }
+    }
+
+    /// All entries with their handles.
+    pub fn iter(&self) -> impl Iterator<Item = (Handle, &T)> {
+        self.entries
+            .iter()
+            .zip(0u32..)
+            .filter_map(|(entry, slot)| match &entry.state {
+                State::Occupied(value) => Some((Handle::new(slot, entry.generation), value)),
+                State::Vacant(_) => None,
+            })
+    }
+
+    /// How many entries there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.occupied as usize
+    }
+
+    /// Whether there is no entry.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.occupied == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_stale_handle_finds_nothing_though_its_slot_is_taken_again() {
+        let mut slab = Slab::new(4);
+        let first = slab.insert('a').unwrap();
+        assert_eq!(slab.remove(first), Some('a'));
+        let second = slab.insert('b').unwrap();
+        assert_eq!(first.slot(), second.slot());
+        assert_eq!(slab.get(first), None);
+        assert_eq!(slab.remove(first), None);
+        assert_eq!(slab.get(second), Some(&'b'));
+        assert_eq!(slab.get(Handle(0)), None);
+    }
+
+    #[test]
+    fn a_full_table_gives_the_value_back_and_takes_it_once_there_is_room() {
+        let mut slab = Slab::new(2);
+        let a = slab.insert(1).unwrap();
+        slab.insert(2).unwrap();
+        assert_eq!(slab.insert(3), Err(3));
+        slab.remove(a);
+        assert!(slab.insert(3).is_ok());
+        assert_eq!(slab.iter().map(|(_, value)| *value).sum::<i32>(), 5);
+        assert_eq!(slab.len(), 2);
+    }
+}

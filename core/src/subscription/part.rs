@@ -1,0 +1,393 @@
+//! One subscription's state in one partition.
+//!
+//! ```text
+//!   settled            unsettled (delivered or returned)        never handed out
+//! ---------------|--------------------------------------------|----------------->
+//!                low                                        fresh
+//! ```
+//!
+//! Below `fresh` only what is unsettled has an entry, sorted by offset, so the
+//! state grows with what consumers hold and not with the backlog. A message
+//! that comes back from a consumer keeps its place: returned entries are handed
+//! out before anything fresh, lowest offset first, each alone.
+//!
+//! Invariants: entries rise by offset and lie below `fresh`; `live` counts the
+//! entries that are not settled and stays within the limit; `returned` counts
+//! those that wait for a consumer.
+
+use std::collections::VecDeque;
+
+use crate::id::{Handle, Offset};
+use crate::limits::UNSETTLED_MAX;
+use crate::memory::Arena;
+use crate::partition::log::{Cursor, Log, Run, RunLimit};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Delivered,
+    Returned,
+    Settled,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    offset: Offset,
+    /// Who holds it; of a returned entry, who held it last.
+    consumer: Handle,
+    /// Which of that consumer's deliveries it was, modulo 2^32.
+    delivery: u32,
+    /// How often it was handed out.
+    count: u16,
+    state: State,
+}
+
+/// A run handed to a consumer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Delivered {
+    /// What to send.
+    pub run: Run,
+    /// How often it was handed out, this time included.
+    pub count: u16,
+}
+
+/// What became of an acknowledgement.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AckOutcome {
+    /// Messages that it settled.
+    pub settled: u64,
+    /// Whether part of it named what was never, or is no longer, with this consumer.
+    pub strange: bool,
+}
+
+/// One subscription's state in one partition.
+#[derive(Debug)]
+pub struct Part {
+    fresh: Cursor,
+    entries: VecDeque<Entry>,
+    live: u32,
+    returned: u32,
+    /// No returned entry lies below.
+    returned_from: Offset,
+}
+
+impl Part {
+    /// A part that starts at `offset`.
+    #[must_use]
+    pub fn new(offset: Offset) -> Self {
+        Self {
+            fresh: Cursor::at(offset),
+            entries: VecDeque::new(),
+            live: 0,
+            returned: 0,
+            returned_from: offset,
+        }
+    }
+
+    /// Hands the next run to `consumer`, whose next delivery is number
+    /// `delivery`; `None` if nothing is ready or too much is unsettled.
+    #[inline]
+    pub fn deliver(
+        &mut self,
+        arena: &Arena,
+        log: &mut Log,
+        consumer: Handle,
+        delivery: u64,
+        limit: RunLimit,
+    ) -> Option<Delivered> {
+        if self.returned > 0 {
+            return self.deliver_returned(arena, log, consumer, delivery);
+        }
+        let room = u64::from(UNSETTLED_MAX.saturating_sub(self.live));
+        if room == 0 {
+            return None;
+        }
+        let limit = RunLimit {
+            messages: limit.messages.min(room),
+            ..limit
+        };
+        let run = log.read(arena, &mut self.fresh, limit)?;
+        let mut number = low_half(delivery);
+        for offset in run.first.0..run.first.0 + u64::from(run.count) {
+            self.entries.push_back(Entry {
+                offset: Offset(offset),
+                consumer,
+                delivery: number,
+                count: 1,
+                state: State::Delivered,
+            });
+            number = number.wrapping_add(1);
+        }
+        self.live += run.count;
+        Some(Delivered { run, count: 1 })
+    }
+
+    /// Settles `count` offsets from `first` on that `consumer` holds. What is
+    /// settled already stays settled: an acknowledgement may be repeated.
+    pub fn acknowledge(
+        &mut self,
+        arena: &mut Arena,
+        log: &mut Log,
+        consumer: Handle,
+        first: Offset,
+        count: u64,
+    ) -> AckOutcome {
+        let end = first.0.saturating_add(count);
+        let mut outcome = AckOutcome {
+            settled: 0,
+            strange: end > self.fresh.offset.0 || count == 0,
+        };
+        let mut index = self.index_of(first);
+        let mut run = SettledRun::default();
+        while let Some(entry) = self.entries.get_mut(index) {
+            if entry.offset.0 >= end {
+                break;
+            }
+            match entry.state {
+                State::Delivered if entry.consumer == consumer => {
+                    entry.state = State::Settled;
+                    run.add(arena, log, entry.offset);
+                    outcome.settled += 1;
+                }
+                State::Delivered | State::Returned => outcome.strange = true,
+                State::Settled => {}
+            }
+            index += 1;
+        }
+        run.end(arena, log);
+        self.forget(outcome.settled);
+        outcome
+    }
+
+    /// Settles everything that `consumer` holds up to and including `last`.
+    pub fn acknowledge_through(
+        &mut self,
+        arena: &mut Arena,
+        log: &mut Log,
+        consumer: Handle,
+        last: Offset,
+    ) -> AckOutcome {
+        let mut outcome = AckOutcome {
+            settled: 0,
+            strange: last >= self.fresh.offset,
+        };
+        let mut run = SettledRun::default();
+        for entry in self
+            .entries
+            .iter_mut()
+            .take_while(|entry| entry.offset <= last)
+        {
+            if entry.state == State::Delivered && entry.consumer == consumer {
+                entry.state = State::Settled;
+                run.add(arena, log, entry.offset);
+                outcome.settled += 1;
+            }
+        }
+        run.end(arena, log);
+        self.forget(outcome.settled);
+        outcome
+    }
+
+    /// `consumer` is gone: what it holds returns to its place. Deliveries from
+    /// number `handed` on never reached the application and do not count.
+    /// Returns how many came back.
+    pub fn consumer_gone(&mut self, consumer: Handle, handed: u64) -> u32 {
+        let handed = low_half(handed);
+        let mut back = 0;
+        for entry in &mut self.entries {
+            if entry.state == State::Delivered && entry.consumer == consumer {
+                entry.state = State::Returned;
+                if back == 0 {
+                    self.returned_from = self.returned_from.min(entry.offset);
+                }
+                // Deliveries in the air are fewer than 2^31, so the sign of the
+                // difference says which number is the earlier one.
+                let reached = handed.wrapping_sub(entry.delivery).cast_signed() > 0;
+                if !reached {
+                    entry.count -= 1;
+                }
+                back += 1;
+            }
+        }
+        self.returned += back;
+        back
+    }
+
+    /// Ends the part: every claim it has on the log is settled.
+    pub fn end(&mut self, arena: &mut Arena, log: &mut Log) {
+        let mut run = SettledRun::default();
+        for entry in self.entries.drain(..) {
+            if entry.state != State::Settled {
+                run.add(arena, log, entry.offset);
+            }
+        }
+        run.end(arena, log);
+        let fresh = self.fresh.offset.max(log.first());
+        let rest = log.next().0.saturating_sub(fresh.0);
+        if rest > 0 {
+            log.settle(arena, fresh, rest);
+        }
+        self.fresh = Cursor::at(log.next());
+        self.live = 0;
+        self.returned = 0;
+    }
+
+    /// Whether a consumer with credit would get something.
+    #[inline]
+    #[must_use]
+    pub fn ready(&self, log: &Log) -> bool {
+        self.returned > 0 || (self.fresh.offset < log.next() && self.live < UNSETTLED_MAX)
+    }
+
+    /// The first offset that was never handed out.
+    #[must_use]
+    pub fn fresh(&self) -> Offset {
+        self.fresh.offset
+    }
+
+    /// Whether `offset` lies below [`Part::fresh`] and is not settled, or above it.
+    #[must_use]
+    pub fn claims(&self, offset: Offset) -> bool {
+        offset >= self.fresh.offset
+            || self
+                .entries
+                .get(self.index_of(offset))
+                .is_some_and(|entry| entry.offset == offset && entry.state != State::Settled)
+    }
+
+    /// Messages that are delivered and not settled, or wait to be delivered again.
+    #[must_use]
+    pub fn unsettled(&self) -> u32 {
+        self.live
+    }
+
+    /// All messages that this part has not settled.
+    #[must_use]
+    pub fn backlog(&self, log: &Log) -> u64 {
+        u64::from(self.live) + log.next().0.saturating_sub(self.fresh.offset.0)
+    }
+
+    /// Panics if an invariant is broken.
+    pub fn invariants(&self) {
+        let mut before = None;
+        let (mut live, mut returned) = (0, 0);
+        for entry in &self.entries {
+            assert!(before < Some(entry.offset), "entries rise by offset");
+            assert!(
+                entry.offset < self.fresh.offset,
+                "entries lie below the fresh ones"
+            );
+            before = Some(entry.offset);
+            live += u32::from(entry.state != State::Settled);
+            assert!(
+                entry.state != State::Returned || entry.offset >= self.returned_from,
+                "no returned entry lies below the mark"
+            );
+            returned += u32::from(entry.state == State::Returned);
+        }
+        assert_eq!(
+            (live, returned),
+            (self.live, self.returned),
+            "entries are counted"
+        );
+        assert!(
+            self.live <= UNSETTLED_MAX,
+            "unsettled messages stay within their limit"
+        );
+    }
+
+    fn deliver_returned(
+        &mut self,
+        arena: &Arena,
+        log: &mut Log,
+        consumer: Handle,
+        delivery: u64,
+    ) -> Option<Delivered> {
+        let from = self.index_of(self.returned_from);
+        let entry = self
+            .entries
+            .range_mut(from..)
+            .find(|entry| entry.state == State::Returned)?;
+        let mut cursor = Cursor::at(entry.offset);
+        let run = log.read(
+            arena,
+            &mut cursor,
+            RunLimit {
+                messages: 1,
+                bytes: 1,
+            },
+        )?;
+        assert_eq!(
+            run.first, entry.offset,
+            "an unsettled message is in the log"
+        );
+        entry.state = State::Delivered;
+        entry.consumer = consumer;
+        entry.delivery = low_half(delivery);
+        entry.count = entry.count.saturating_add(1);
+        self.returned_from = Offset(entry.offset.0 + 1);
+        self.returned -= 1;
+        Some(Delivered {
+            run,
+            count: entry.count,
+        })
+    }
+
+    /// Drops settled entries: from the front at once, from the middle when they
+    /// are the majority, so that each is moved at most once on average.
+    fn forget(&mut self, settled: u64) {
+        self.live -= u32::try_from(settled).expect("entries are fewer than 2^32");
+        while self
+            .entries
+            .front()
+            .is_some_and(|entry| entry.state == State::Settled)
+        {
+            self.entries.pop_front();
+        }
+        if self.entries.len() > 64 && self.entries.len() > 2 * self.live as usize {
+            self.entries.retain(|entry| entry.state != State::Settled);
+        }
+    }
+
+    /// The index of the first entry at or after `offset`.
+    #[inline]
+    fn index_of(&self, offset: Offset) -> usize {
+        match self.entries.front() {
+            Some(front) if front.offset >= offset => 0,
+            _ => self.entries.partition_point(|entry| entry.offset < offset),
+        }
+    }
+}
+
+/// Collects settled offsets into runs for the log.
+#[derive(Default)]
+struct SettledRun {
+    first: u64,
+    count: u64,
+}
+
+impl SettledRun {
+    #[inline]
+    fn add(&mut self, arena: &mut Arena, log: &mut Log, offset: Offset) {
+        if self.count > 0 && offset.0 == self.first + self.count {
+            self.count += 1;
+            return;
+        }
+        self.end(arena, log);
+        *self = Self {
+            first: offset.0,
+            count: 1,
+        };
+    }
+
+    fn end(&mut self, arena: &mut Arena, log: &mut Log) {
+        if self.count > 0 {
+            log.settle(arena, Offset(self.first), self.count);
+        }
+        self.count = 0;
+    }
+}
+
+/// A delivery's number as an entry keeps it.
+fn low_half(number: u64) -> u32 {
+    u32::try_from(number & u64::from(u32::MAX)).expect("the low half fits")
+}
