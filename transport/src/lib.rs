@@ -1,1 +1,13 @@
 //! The ends of Courser that touch the kernel.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`ring`] | the seam between driver and kernel, over io_uring and over epoll |
+//! | [`doorbell`] | waking a thread that sleeps in its ring |
+//! | [`clock`] | one reading of both clocks for one turn |
+//! | [`sys`] | the few system calls that no library offers |
+
+pub mod clock;
+pub mod doorbell;
+pub mod ring;
+pub mod sys;

@@ -1,0 +1,387 @@
+//! The ring over epoll and plain non-blocking sockets: works on every Linux.
+//!
+//! A turn asks epoll once what is ready; the receives themselves happen one by one
+//! as [`Ring::next`] is asked, so that one warm buffer serves them all. Sends happen
+//! at once when they are begun, which is a legal time for them, and report with the
+//! next facts.
+//!
+//! A socket is known to epoll only while something is armed on it: epoll reports
+//! errors of every socket that it knows, asked or not, and would spin on a lost
+//! connection that its driver does not listen to.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, OwnedFd};
+
+use super::pages::Pages;
+use super::{
+    AttachRefused, Buffer, Completion, PIECES_MAX, Received, Ring, RingFault, RingSize, Slot, Wait,
+};
+use crate::doorbell::Doorbell;
+use crate::sys::{self, Errno};
+
+/// How many ready sockets one turn looks at; the others are first in the next.
+const EVENTS_MAX: usize = 256;
+
+/// Marks the doorbell among the ready descriptors; no slot packs to it.
+const DOORBELL: u64 = u64::MAX;
+
+const READABLE: u32 = (libc::EPOLLIN | libc::EPOLLRDHUP).cast_unsigned();
+const WRITABLE: u32 = libc::EPOLLOUT.cast_unsigned();
+const LOST: u32 = (libc::EPOLLERR | libc::EPOLLHUP).cast_unsigned();
+
+/// A [`Ring`] over epoll.
+#[derive(Debug)]
+pub struct EpollRing {
+    set: OwnedFd,
+    doorbell: Doorbell,
+    sockets: Vec<Option<Watched>>,
+    /// Facts that need no further look at a socket.
+    facts: VecDeque<Completion>,
+    events: Box<[libc::epoll_event; EVENTS_MAX]>,
+    /// The ready events of this turn that were not looked at yet.
+    pending: std::ops::Range<usize>,
+    buffers: Buffers,
+}
+
+/// A socket and what is armed on it.
+#[derive(Debug)]
+struct Watched {
+    socket: OwnedFd,
+    generation: u32,
+    receiving: bool,
+    awaiting_room: bool,
+    /// What epoll was last told: the events it watches for, zero if it does not
+    /// know the socket.
+    told: u32,
+}
+
+impl EpollRing {
+    /// A ring of that size, for the calling thread.
+    pub fn new(size: RingSize) -> Result<Self, Errno> {
+        let set = sys::epoll_create()?;
+        let doorbell = Doorbell::new()?;
+        sys::epoll_control(
+            set.as_fd(),
+            libc::EPOLL_CTL_ADD,
+            doorbell.counter(),
+            READABLE,
+            DOORBELL,
+        )?;
+        let mut sockets = Vec::new();
+        sockets.resize_with(size.slots.min(Slot::INDEX_LIMIT) as usize, || None);
+        Ok(Self {
+            set,
+            doorbell,
+            sockets,
+            facts: VecDeque::with_capacity(EVENTS_MAX),
+            events: Box::new([libc::epoll_event { events: 0, u64: 0 }; EVENTS_MAX]),
+            pending: 0..0,
+            buffers: Buffers::new(size)?,
+        })
+    }
+
+    fn watched(&mut self, slot: Slot) -> &mut Watched {
+        self.sockets[slot.position()]
+            .as_mut()
+            .filter(|watched| watched.generation == slot.generation)
+            .expect("operations are begun on attached sockets only")
+    }
+
+    /// Tells epoll what is armed on the slot now, if that changed.
+    fn tell(&mut self, slot: Slot) {
+        let watched = self.sockets[slot.position()]
+            .as_mut()
+            .expect("only the slots of attached sockets change");
+        let wanted = if watched.receiving { READABLE } else { 0 }
+            | if watched.awaiting_room { WRITABLE } else { 0 };
+        let operation = match (watched.told, wanted) {
+            (told, wanted) if told == wanted => return,
+            (0, _) => libc::EPOLL_CTL_ADD,
+            (_, 0) => libc::EPOLL_CTL_DEL,
+            _ => libc::EPOLL_CTL_MOD,
+        };
+        match sys::epoll_control(
+            self.set.as_fd(),
+            operation,
+            watched.socket.as_fd(),
+            wanted,
+            pack(slot),
+        ) {
+            Ok(()) => watched.told = wanted,
+            // The kernel is out of memory or watches for this user. What was armed
+            // ends as if cancelled by the kernel, and the driver closes the link.
+            Err(errno) => {
+                if std::mem::take(&mut watched.receiving) {
+                    self.facts.push_back(Completion::Received {
+                        slot,
+                        received: Received::Failed(errno),
+                        more: false,
+                    });
+                }
+                if std::mem::take(&mut watched.awaiting_room) {
+                    self.facts.push_back(Completion::Writable { slot });
+                }
+            }
+        }
+    }
+
+    /// What one ready socket has to say; `None` if it was a false alarm.
+    fn look(&mut self, slot: Slot, events: u32) -> Option<Completion> {
+        let watched = self.sockets[slot.position()].as_mut()?;
+        if watched.generation != slot.generation {
+            return None;
+        }
+        let room = watched.awaiting_room && events & (WRITABLE | LOST) != 0;
+        let readable = watched.receiving && events & (READABLE | LOST) != 0;
+        if room {
+            watched.awaiting_room = false;
+            self.facts.push_back(Completion::Writable { slot });
+        }
+        let received = if readable { self.receive(slot) } else { None };
+        self.tell(slot);
+        received.or_else(|| self.facts.pop_front())
+    }
+
+    fn receive(&mut self, slot: Slot) -> Option<Completion> {
+        let watched = self.sockets[slot.position()].as_mut()?;
+        let received = match self.buffers.take() {
+            None => Received::Failed(Errno(libc::ENOBUFS)),
+            Some(number) => {
+                match sys::receive(watched.socket.as_fd(), self.buffers.space(number)) {
+                    Ok(length) if length > 0 => Received::Bytes(Buffer {
+                        number,
+                        length: u32::try_from(length).expect("a buffer's size is a u32"),
+                    }),
+                    result => {
+                        self.buffers.put(number);
+                        match result {
+                            Ok(_) => Received::End,
+                            Err(Errno(libc::EAGAIN | libc::EINTR)) => return None,
+                            Err(errno) => Received::Failed(errno),
+                        }
+                    }
+                }
+            }
+        };
+        let more = matches!(received, Received::Bytes(_));
+        watched.receiving = more;
+        Some(Completion::Received {
+            slot,
+            received,
+            more,
+        })
+    }
+}
+
+impl Ring for EpollRing {
+    fn attach(&mut self, slot: Slot, socket: OwnedFd) -> Result<(), AttachRefused> {
+        if let Err(errno) = sys::set_nonblocking(socket.as_fd()) {
+            return Err(AttachRefused { socket, errno });
+        }
+        let place = &mut self.sockets[slot.position()];
+        assert!(place.is_none(), "a slot has one socket at a time");
+        *place = Some(Watched {
+            socket,
+            generation: slot.generation,
+            receiving: false,
+            awaiting_room: false,
+            told: 0,
+        });
+        Ok(())
+    }
+
+    fn arm_receive(&mut self, slot: Slot) {
+        let watched = self.watched(slot);
+        debug_assert!(!watched.receiving, "one receive in flight per slot");
+        watched.receiving = true;
+        self.tell(slot);
+    }
+
+    unsafe fn send(&mut self, slot: Slot, pieces: &[&[u8]]) {
+        let mut vectors = [libc::iovec {
+            iov_base: std::ptr::null_mut(),
+            iov_len: 0,
+        }; PIECES_MAX];
+        for (vector, piece) in vectors.iter_mut().zip(pieces) {
+            vector.iov_base = piece.as_ptr().cast_mut().cast();
+            vector.iov_len = piece.len();
+        }
+        let count = pieces.len().min(PIECES_MAX);
+        let socket = self.watched(slot).socket.as_fd();
+        // SAFETY: the vectors name the pieces, which are borrowed for this call.
+        let result = unsafe { sys::send_vectors(socket, &mut vectors[..count]) };
+        // A send is bounded by the socket's buffer, far below 4 GiB.
+        let result = result.map(|bytes| u32::try_from(bytes).unwrap_or(u32::MAX));
+        self.facts.push_back(Completion::Sent { slot, result });
+    }
+
+    fn arm_writable(&mut self, slot: Slot) {
+        let watched = self.watched(slot);
+        debug_assert!(!watched.awaiting_room, "one wait for room per slot");
+        watched.awaiting_room = true;
+        self.tell(slot);
+    }
+
+    fn cancel(&mut self, slot: Slot) {
+        let watched = self.watched(slot);
+        let receiving = std::mem::take(&mut watched.receiving);
+        let awaiting_room = std::mem::take(&mut watched.awaiting_room);
+        self.tell(slot);
+        if receiving {
+            self.facts.push_back(Completion::Received {
+                slot,
+                received: Received::Failed(Errno(libc::ECANCELED)),
+                more: false,
+            });
+        }
+        if awaiting_room {
+            self.facts.push_back(Completion::Writable { slot });
+        }
+        self.facts.push_back(Completion::Cancelled { slot });
+    }
+
+    fn shutdown(&mut self, slot: Slot) {
+        sys::shutdown(self.watched(slot).socket.as_fd());
+    }
+
+    fn detach(&mut self, slot: Slot) -> OwnedFd {
+        let watched = self.watched(slot);
+        watched.receiving = false;
+        watched.awaiting_room = false;
+        self.tell(slot);
+        self.sockets[slot.position()]
+            .take()
+            .expect("the slot was attached a line ago")
+            .socket
+    }
+
+    fn turn(&mut self, wait: Wait) -> Result<u32, RingFault> {
+        // What the last turn found and nobody asked for comes before new events.
+        if !self.pending.is_empty() {
+            return Ok(0);
+        }
+        let timeout = match wait {
+            Wait::No => Some(std::time::Duration::ZERO),
+            Wait::AtMost(_) if !self.facts.is_empty() => Some(std::time::Duration::ZERO),
+            Wait::AtMost(time) => time,
+        };
+        match sys::epoll_wait(self.set.as_fd(), &mut *self.events, timeout) {
+            Ok(count) => self.pending = 0..count,
+            Err(Errno(libc::EINTR)) => {}
+            Err(errno) => {
+                return Err(RingFault {
+                    operation: "epoll_wait",
+                    errno,
+                });
+            }
+        }
+        Ok(1)
+    }
+
+    fn next(&mut self) -> Option<Completion> {
+        if let Some(fact) = self.facts.pop_front() {
+            return Some(fact);
+        }
+        while self.pending.start < self.pending.end {
+            let event = self.events[self.pending.start];
+            self.pending.start += 1;
+            if event.u64 == DOORBELL {
+                sys::event_clear(self.doorbell.counter());
+                return Some(Completion::Woken);
+            }
+            if let Some(fact) = self.look(unpack(event.u64), event.events) {
+                return Some(fact);
+            }
+        }
+        None
+    }
+
+    fn bytes(&self, buffer: &Buffer) -> &[u8] {
+        self.buffers.bytes(buffer)
+    }
+
+    fn give_back(&mut self, buffer: Buffer) {
+        self.buffers.put(buffer.number);
+    }
+
+    fn doorbell(&self) -> &Doorbell {
+        &self.doorbell
+    }
+
+    fn slots(&self) -> u32 {
+        u32::try_from(self.sockets.len()).unwrap_or(u32::MAX)
+    }
+
+    fn description(&self) -> String {
+        String::from("epoll, non-blocking sockets")
+    }
+}
+
+fn pack(slot: Slot) -> u64 {
+    u64::from(slot.generation) << 32 | u64::from(slot.index)
+}
+
+fn unpack(data: u64) -> Slot {
+    let half = |value: u64| u32::try_from(value & u64::from(u32::MAX)).unwrap_or(0);
+    Slot {
+        index: half(data),
+        generation: half(data >> 32),
+    }
+}
+
+/// Page-aligned receive buffers, the one given back last used first.
+#[derive(Debug)]
+struct Buffers {
+    pages: Pages,
+    size: usize,
+    free: Vec<u16>,
+}
+
+impl Buffers {
+    fn new(size: RingSize) -> Result<Self, Errno> {
+        let count = usize::from(size.buffers.max(1));
+        let bytes = (size.buffer_size.max(1) as usize).next_multiple_of(sys::page_size());
+        let mut pages = Pages::map(count * bytes)?;
+        pages.touch();
+        Ok(Self {
+            pages,
+            size: bytes,
+            free: (0..size.buffers.max(1)).rev().collect(),
+        })
+    }
+
+    fn take(&mut self) -> Option<u16> {
+        self.free.pop()
+    }
+
+    fn put(&mut self, number: u16) {
+        self.free.push(number);
+    }
+
+    /// The whole of a buffer that was taken and not lent yet.
+    fn space(&mut self, number: u16) -> &mut [u8] {
+        let offset = usize::from(number) * self.size;
+        assert!(
+            offset + self.size <= self.pages.length(),
+            "a buffer of this ring"
+        );
+        // SAFETY: the range lies within the mapping (asserted), and the number was
+        // taken from the free list, so no other slice covers it.
+        unsafe {
+            std::slice::from_raw_parts_mut(self.pages.start().as_ptr().add(offset), self.size)
+        }
+    }
+
+    fn bytes(&self, buffer: &Buffer) -> &[u8] {
+        let offset = usize::from(buffer.number) * self.size;
+        assert!(
+            buffer.length() <= self.size && offset + self.size <= self.pages.length(),
+            "a buffer of this ring"
+        );
+        // SAFETY: the range lies within the mapping (asserted); the buffer is on loan,
+        // so nothing writes to it before it is given back, which uses it up.
+        unsafe {
+            std::slice::from_raw_parts(self.pages.start().as_ptr().add(offset), buffer.length())
+        }
+    }
+}

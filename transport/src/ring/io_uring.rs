@@ -1,0 +1,941 @@
+//! The ring over io_uring: many sockets, one system call a turn.
+//!
+//! Cast: the *kernel ring* is the crate's object with its two queues; the *provided
+//! buffers* are memory of ours that the kernel fills with received bytes; a *seat* is
+//! what this file keeps per slot; a *word* is the `user_data` of an operation, by
+//! which its completion finds back:
+//!
+//! ```text
+//!  63      56 55                            24 23                     0
+//! +----------+--------------------------------+------------------------+
+//! |   kind   |           generation           |       slot index       |
+//! +----------+--------------------------------+------------------------+
+//! ```
+//!
+//! Set-up tries the steps of [`LADDER`] from the top and takes the first that the
+//! kernel accepts; below the last one io_uring is refused. All of them have
+//! `SINGLE_ISSUER` and `DEFER_TASKRUN`: the kernel's share of the work is done when
+//! this thread asks for it, inside [`Ring::turn`], and never interrupts it. So a look
+//! at the completion queue alone finds nothing new, and only the thread that made the
+//! ring may enter it.
+//!
+//! Invariants:
+//! - `in_flight` counts the operations whose last completion was not taken; a seat's
+//!   own count is its share, and a slot is detached only at zero.
+//! - A provided buffer is in exactly one place: with the kernel, in a completion not
+//!   yet taken, or on loan as a [`Buffer`].
+//! - Entries that find the submission queue full wait in `deferred`, in order; nothing
+//!   is lost and nothing overtakes.
+//! - Memory that an operation names (a seat's message header, the buffers, the
+//!   counter) outlives the operation's last completion: a drop cancels, drains, and
+//!   frees only then.
+
+use std::collections::VecDeque;
+use std::io;
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::{Duration, Instant};
+
+use io_uring::types::{BufRingEntry, CancelBuilder, Fd, Fixed, SubmitArgs, Timespec};
+use io_uring::{
+    CompletionQueue, EnterFlags, IoUring, Probe, SubmissionQueue, Submitter, cqueue, opcode, squeue,
+};
+
+use super::pages::Pages;
+use super::refusal::{Cause, IoUringRefused};
+use super::{
+    AttachRefused, Buffer, Completion, PIECES_MAX, Received, Ring, RingFault, RingSize, Slot, Wait,
+};
+use crate::doorbell::Doorbell;
+use crate::sys::{self, Errno};
+
+/// Entries that one system call can hand over; more wait for the next.
+const SUBMISSIONS: u32 = 256;
+
+/// Room for completions. A multishot receive can post one per provided buffer, and
+/// everything else at most one per operation; beyond it the kernel keeps them aside.
+const COMPLETIONS: u32 = 4096;
+
+/// The one group of provided buffers.
+const BUFFER_GROUP: u16 = 0;
+
+/// How long a drop waits for the kernel to end what it was told to cancel.
+const DRAIN_TIME: Duration = Duration::from_secs(2);
+
+/// A set of features to ask for at set-up.
+#[derive(Debug, Clone, Copy)]
+struct Step {
+    name: &'static str,
+    /// Submission without an index array between queue and entries (Linux 6.6).
+    no_array: bool,
+    /// A flag in shared memory that says when deferred work waits.
+    taskrun_flag: bool,
+}
+
+/// From the best to the least that the transport builds on.
+const LADDER: [Step; 3] = [
+    Step {
+        name: "single issuer, deferred task work with flag, no submission array",
+        no_array: true,
+        taskrun_flag: true,
+    },
+    Step {
+        name: "single issuer, deferred task work with flag",
+        no_array: false,
+        taskrun_flag: true,
+    },
+    Step {
+        name: "single issuer, deferred task work",
+        no_array: false,
+        taskrun_flag: false,
+    },
+];
+
+/// A [`Ring`] over io_uring. It stays on the thread that made it.
+#[derive(Debug)]
+pub struct IoUringRing {
+    kernel: ManuallyDrop<Kernel>,
+    buffers: ManuallyDrop<ProvidedBuffers>,
+    seats: ManuallyDrop<Box<[Option<Seat>]>>,
+    headers: ManuallyDrop<SendHeaders>,
+    doorbell: ManuallyDrop<Doorbell>,
+    deferred: VecDeque<squeue::Entry>,
+    in_flight: u32,
+    /// Times that the kernel had more completions than room for them.
+    overflows: u64,
+    step: usize,
+    no_iowait: bool,
+}
+
+/// What is kept for an attached socket.
+#[derive(Debug)]
+struct Seat {
+    /// The plain descriptor; the operations use the registered one.
+    socket: OwnedFd,
+    generation: u32,
+    in_flight: u32,
+}
+
+impl IoUringRing {
+    /// A ring of that size, for the calling thread.
+    pub fn new(size: RingSize) -> Result<Self, IoUringRefused> {
+        Self::build(size).map_err(IoUringRefused::observe)
+    }
+
+    fn build(size: RingSize) -> Result<Self, Cause> {
+        let (step, ring) = climb_down()?;
+        let mut kernel = Kernel::new(ring);
+        check_operations(&kernel.submitter)?;
+        // Only saves the kernel a look-up per turn; without it everything works.
+        let registered = kernel.submitter.register_ring_fd();
+        debug_assert!(registered.is_ok(), "6.1 has registered ring descriptors");
+
+        let descriptors = sys::descriptor_limit().soft;
+        let slots = size
+            .slots
+            .min(Slot::INDEX_LIMIT)
+            .min(u32::try_from(descriptors).unwrap_or(u32::MAX));
+        kernel
+            .submitter
+            .register_files_sparse(slots)
+            .map_err(|error| refused("io_uring_register(FILES)", &error))?;
+
+        let buffers = ProvidedBuffers::register(&kernel.submitter, size)?;
+        let headers = SendHeaders::new(slots).map_err(|errno| Cause::Call {
+            call: "mmap",
+            errno,
+        })?;
+        let doorbell = Doorbell::new().map_err(|errno| Cause::Call {
+            call: "eventfd",
+            errno,
+        })?;
+        let mut seats = Vec::new();
+        seats.resize_with(slots as usize, || None);
+        let no_iowait = kernel.no_iowait;
+        let mut ring = Self {
+            kernel: ManuallyDrop::new(kernel),
+            buffers: ManuallyDrop::new(buffers),
+            seats: ManuallyDrop::new(seats.into_boxed_slice()),
+            headers: ManuallyDrop::new(headers),
+            doorbell: ManuallyDrop::new(doorbell),
+            deferred: VecDeque::with_capacity(SUBMISSIONS as usize),
+            in_flight: 0,
+            overflows: 0,
+            step,
+            no_iowait,
+        };
+        ring.arm_doorbell();
+        ring.prove_multishot_receive()?;
+        Ok(ring)
+    }
+
+    /// Times that completions had to wait inside the kernel for room.
+    pub fn overflows(&self) -> u64 {
+        self.overflows
+    }
+
+    /// Multishot receive came with 6.0 and cannot be probed for, only tried.
+    fn prove_multishot_receive(&mut self) -> Result<(), Cause> {
+        let missing = Cause::TooOld {
+            missing: "multishot receive",
+        };
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair()
+            .map_err(|error| refused("socketpair", &error))?;
+        let slot = Slot {
+            index: 0,
+            generation: u32::MAX,
+        };
+        self.attach(slot, ours.into())
+            .map_err(|refused| Cause::Call {
+                call: "io_uring_register(FILES_UPDATE)",
+                errno: refused.errno,
+            })?;
+        self.arm_receive(slot);
+        drop(theirs);
+        let started = Instant::now();
+        let mut proven = false;
+        while self.seats[0]
+            .as_ref()
+            .is_some_and(|seat| seat.in_flight > 0)
+        {
+            if started.elapsed() > DRAIN_TIME {
+                return Err(missing);
+            }
+            let wait = Wait::AtMost(Some(Duration::from_millis(100)));
+            self.turn(wait).map_err(|fault| Cause::Call {
+                call: fault.operation,
+                errno: fault.errno,
+            })?;
+            while let Some(completion) = self.next() {
+                if let Completion::Received { received, .. } = completion {
+                    proven = matches!(received, Received::End);
+                }
+            }
+        }
+        drop(self.detach(slot));
+        if proven { Ok(()) } else { Err(missing) }
+    }
+
+    fn seat(&mut self, slot: Slot) -> &mut Seat {
+        self.seats[slot.position()]
+            .as_mut()
+            .filter(|seat| seat.generation == slot.generation)
+            .expect("operations are begun on attached sockets only")
+    }
+
+    /// Queues an operation of an attached socket.
+    ///
+    /// # Safety
+    /// Memory that the entry names stays valid until its last completion was taken.
+    unsafe fn begin(&mut self, kind: Kind, slot: Slot, entry: squeue::Entry) {
+        self.seat(slot).in_flight += 1;
+        // SAFETY: passed on.
+        unsafe { self.queue(entry.user_data(word(kind, slot))) };
+    }
+
+    /// Queues an operation; the queue being full, it waits its turn.
+    ///
+    /// # Safety
+    /// As for [`Self::begin`].
+    unsafe fn queue(&mut self, entry: squeue::Entry) {
+        self.in_flight += 1;
+        // SAFETY: passed on.
+        if !self.deferred.is_empty() || unsafe { self.kernel.submission.push(&entry) }.is_err() {
+            self.deferred.push_back(entry);
+        }
+    }
+
+    /// Moves what waited into the queue, as far as there is room.
+    fn queue_deferred(&mut self) {
+        while let Some(entry) = self.deferred.front() {
+            // SAFETY: whoever queued it vouched for its memory until it completes.
+            if unsafe { self.kernel.submission.push(entry) }.is_err() {
+                return;
+            }
+            self.deferred.pop_front();
+        }
+    }
+
+    fn arm_doorbell(&mut self) {
+        let counter = Fd(self.doorbell.counter().as_raw_fd());
+        let entry = opcode::PollAdd::new(counter, POLL_IN).multi(true).build();
+        let slot = Slot {
+            index: 0,
+            generation: 0,
+        };
+        // SAFETY: the entry names no memory; the counter lives as long as the ring.
+        unsafe { self.queue(entry.user_data(word(Kind::Doorbell, slot))) };
+    }
+
+    /// One system call: hands over what is queued, runs deferred work, and with
+    /// `wait` sleeps until a completion is there.
+    fn enter(&mut self, wait: Wait) -> Result<(), RingFault> {
+        self.kernel.submission.sync();
+        let to_submit = u32::try_from(self.kernel.submission.len()).unwrap_or(SUBMISSIONS);
+        let result = match wait {
+            // SAFETY: no argument is passed, and the numbers are the queue's own.
+            Wait::No => unsafe {
+                self.kernel.submitter.enter::<libc::sigset_t>(
+                    to_submit,
+                    0,
+                    EnterFlags::GETEVENTS.bits(),
+                    None,
+                )
+            },
+            Wait::AtMost(limit) => {
+                let mut flags = EnterFlags::GETEVENTS | EnterFlags::EXT_ARG;
+                if self.no_iowait {
+                    flags |= EnterFlags::NO_IOWAIT;
+                }
+                let limit = limit.map(Timespec::from);
+                let mut arguments = SubmitArgs::new();
+                if let Some(limit) = &limit {
+                    arguments = arguments.timespec(limit);
+                }
+                // SAFETY: the argument is the structure that EXT_ARG announces, and
+                // it and the time in it are locals that outlive the call.
+                unsafe {
+                    self.kernel
+                        .submitter
+                        .enter(to_submit, 1, flags.bits(), Some(&arguments))
+                }
+            }
+        };
+        self.kernel.submission.sync();
+        match result.map_err(|error| Errno::of(&error)) {
+            Ok(_) => Ok(()),
+            // A signal or the end of the waiting time; or the kernel is short of
+            // memory or of room for completions. What was not taken is still
+            // queued and is handed over by the next turn.
+            Err(Errno(libc::EINTR | libc::ETIME | libc::EAGAIN | libc::EBUSY | libc::ENOMEM)) => {
+                Ok(())
+            }
+            Err(errno) => Err(RingFault {
+                operation: "io_uring_enter",
+                errno,
+            }),
+        }
+    }
+
+    /// Takes one completion off the queue, with the books kept. `None` for one that
+    /// concerns only the ring itself.
+    fn account(&mut self, entry: &cqueue::Entry) -> Option<Completion> {
+        let (flags, result) = (entry.flags(), entry.result());
+        let more = cqueue::more(flags);
+        let (kind, slot) = unpack(entry.user_data())?;
+        if !more {
+            self.in_flight -= 1;
+        }
+        if kind == Kind::Doorbell {
+            if !more {
+                self.arm_doorbell();
+            }
+            return (result >= 0).then_some(Completion::Woken);
+        }
+        if !more && let Some(seat) = self.seats[slot.position()].as_mut() {
+            debug_assert_eq!(
+                seat.generation, slot.generation,
+                "a slot is kept until its last completion"
+            );
+            seat.in_flight -= 1;
+        }
+        Some(match kind {
+            Kind::Receive => Completion::Received {
+                slot,
+                received: self.received(flags, result),
+                more,
+            },
+            Kind::Send => Completion::Sent {
+                slot,
+                result: outcome(result),
+            },
+            Kind::Writable => Completion::Writable { slot },
+            Kind::Cancel => Completion::Cancelled { slot },
+            Kind::Doorbell => unreachable!("answered above"),
+        })
+    }
+
+    /// A receive that failed or ended may still have taken a buffer, when the data
+    /// lost a race against a cancellation; that buffer goes straight back.
+    fn received(&mut self, flags: u32, result: i32) -> Received {
+        let buffer = cqueue::buffer_select(flags).map(|number| Buffer {
+            number,
+            length: u32::try_from(result).unwrap_or(0),
+        });
+        match (outcome(result), buffer) {
+            (Ok(length), Some(buffer)) if length > 0 => Received::Bytes(buffer),
+            (result, buffer) => {
+                if let Some(buffer) = buffer {
+                    self.give_back(buffer);
+                }
+                match result {
+                    Ok(0) => Received::End,
+                    Ok(_) => Received::Failed(Errno(libc::EIO)),
+                    Err(errno) => Received::Failed(errno),
+                }
+            }
+        }
+    }
+}
+
+impl Ring for IoUringRing {
+    fn attach(&mut self, slot: Slot, socket: OwnedFd) -> Result<(), AttachRefused> {
+        assert!(
+            self.seats[slot.position()].is_none(),
+            "a slot has one socket at a time"
+        );
+        if let Err(error) = self
+            .kernel
+            .submitter
+            .register_files_update(slot.index, &[socket.as_raw_fd()])
+        {
+            return Err(AttachRefused {
+                socket,
+                errno: Errno::of(&error),
+            });
+        }
+        self.seats[slot.position()] = Some(Seat {
+            socket,
+            generation: slot.generation,
+            in_flight: 0,
+        });
+        Ok(())
+    }
+
+    fn arm_receive(&mut self, slot: Slot) {
+        let entry = opcode::RecvMulti::new(Fixed(slot.index), BUFFER_GROUP).build();
+        // SAFETY: the kernel writes into provided buffers only, which outlive it.
+        unsafe { self.begin(Kind::Receive, slot, entry) };
+    }
+
+    unsafe fn send(&mut self, slot: Slot, pieces: &[&[u8]]) {
+        let socket = Fixed(slot.index);
+        let entry = match pieces {
+            [piece] => {
+                let length = u32::try_from(piece.len()).unwrap_or(u32::MAX);
+                opcode::Send::new(socket, piece.as_ptr(), length)
+                    .flags(sys::SEND_FLAGS)
+                    .build()
+            }
+            pieces => {
+                let header = self.headers.fill(slot, pieces);
+                opcode::SendMsg::new(socket, header.as_ptr())
+                    .flags(sys::SEND_FLAGS.cast_unsigned())
+                    .build()
+            }
+        };
+        // SAFETY: the caller vouches for the pieces; the header is the slot's own and
+        // stays as it is until the next send, which begins after this one's end.
+        unsafe { self.begin(Kind::Send, slot, entry) };
+    }
+
+    fn arm_writable(&mut self, slot: Slot) {
+        let entry = opcode::PollAdd::new(Fixed(slot.index), POLL_OUT).build();
+        // SAFETY: the entry names no memory.
+        unsafe { self.begin(Kind::Writable, slot, entry) };
+    }
+
+    fn cancel(&mut self, slot: Slot) {
+        let everything = CancelBuilder::fd(Fixed(slot.index)).all();
+        let entry = opcode::AsyncCancel2::new(everything).build();
+        // SAFETY: the entry names no memory.
+        unsafe { self.begin(Kind::Cancel, slot, entry) };
+    }
+
+    fn shutdown(&mut self, slot: Slot) {
+        sys::shutdown(self.seat(slot).socket.as_fd());
+    }
+
+    fn detach(&mut self, slot: Slot) -> OwnedFd {
+        assert_eq!(
+            self.seat(slot).in_flight,
+            0,
+            "a slot is detached after its last completion"
+        );
+        let removed = self
+            .kernel
+            .submitter
+            .register_files_update(slot.index, &[-1]);
+        debug_assert!(removed.is_ok(), "emptying a place cannot fail");
+        self.seats[slot.position()]
+            .take()
+            .expect("the slot was attached a line ago")
+            .socket
+    }
+
+    fn turn(&mut self, wait: Wait) -> Result<u32, RingFault> {
+        self.buffers.publish();
+        self.queue_deferred();
+        self.kernel.completion.sync();
+        // Completions that are here already, or operations that found no room, are
+        // not slept on.
+        let wait = match wait {
+            Wait::AtMost(_) if self.kernel.completion.is_empty() && self.deferred.is_empty() => {
+                wait
+            }
+            _ => Wait::No,
+        };
+        self.enter(wait)?;
+        let mut calls = 1;
+        // A burst larger than the queue goes in several calls of the same turn; each
+        // must have made room, or the rest waits for the next turn.
+        while !self.deferred.is_empty() && !self.kernel.submission.is_full() {
+            self.queue_deferred();
+            self.enter(Wait::No)?;
+            calls += 1;
+        }
+        if self.kernel.submission.cq_overflow() {
+            self.overflows += 1;
+        }
+        self.kernel.completion.sync();
+        Ok(calls)
+    }
+
+    fn next(&mut self) -> Option<Completion> {
+        while let Some(entry) = self.kernel.completion.next() {
+            let fact = self.account(&entry);
+            if fact.is_some() {
+                return fact;
+            }
+        }
+        None
+    }
+
+    fn bytes(&self, buffer: &Buffer) -> &[u8] {
+        self.buffers.bytes(buffer)
+    }
+
+    fn give_back(&mut self, buffer: Buffer) {
+        self.buffers.give_back(buffer.number);
+    }
+
+    fn doorbell(&self) -> &Doorbell {
+        &self.doorbell
+    }
+
+    fn slots(&self) -> u32 {
+        u32::try_from(self.seats.len()).unwrap_or(u32::MAX)
+    }
+
+    fn description(&self) -> String {
+        format!(
+            "io_uring on Linux {}, step {} of {}: {}{}",
+            sys::kernel_release(),
+            self.step + 1,
+            LADDER.len(),
+            LADDER[self.step].name,
+            if self.no_iowait {
+                ", waits not counted as I/O"
+            } else {
+                ""
+            }
+        )
+    }
+}
+
+impl Drop for IoUringRing {
+    /// Cancels everything, waits for the last completion of each operation, and then
+    /// frees. If the kernel does not end an operation in time, the memory it may
+    /// still write to is left allocated for good: a leak is better than a stranger's
+    /// bytes overwritten.
+    fn drop(&mut self) {
+        let started = Instant::now();
+        // What was queued and never handed over would not be found by a cancellation.
+        let mut fault = self.turn(Wait::No).is_err();
+        let mut told = false;
+        while self.in_flight > 0 && !fault && started.elapsed() < DRAIN_TIME {
+            if !told {
+                let entry = opcode::AsyncCancel2::new(CancelBuilder::any().all()).build();
+                let slot = Slot {
+                    index: 0,
+                    generation: 0,
+                };
+                // SAFETY: the entry names no memory.
+                unsafe { self.queue(entry.user_data(word(Kind::Cancel, slot))) };
+                told = true;
+            }
+            fault = self
+                .turn(Wait::AtMost(Some(Duration::from_millis(10))))
+                .is_err();
+            for entry in self.kernel.completion.by_ref() {
+                if !cqueue::more(entry.flags()) {
+                    self.in_flight -= 1;
+                }
+            }
+        }
+        let drained = self.in_flight == 0;
+        debug_assert!(drained || fault, "a cancelled operation ends");
+        // The thread's registration is a reference of its own: left behind, it would
+        // keep the ring and every socket in it open until the thread ends.
+        let unregistered = self.kernel.submitter.unregister_ring_fd();
+        debug_assert!(unregistered.is_ok(), "it was registered when it was made");
+        // SAFETY: each is taken once, here, and the ring is not used again. The kernel
+        // ring goes first: after it nothing can begin or complete.
+        unsafe {
+            ManuallyDrop::drop(&mut self.kernel);
+            ManuallyDrop::drop(&mut self.seats);
+            ManuallyDrop::drop(&mut self.doorbell);
+            if drained {
+                ManuallyDrop::drop(&mut self.buffers);
+                ManuallyDrop::drop(&mut self.headers);
+            }
+        }
+    }
+}
+
+// --- set-up ----------------------------------------------------------------------------
+
+/// Sets up the kernel ring on the highest step of the ladder that the kernel knows.
+fn climb_down() -> Result<(usize, IoUring), Cause> {
+    for (position, step) in LADDER.iter().enumerate() {
+        let mut builder = IoUring::builder();
+        builder
+            .dontfork()
+            .setup_cqsize(COMPLETIONS)
+            .setup_clamp()
+            .setup_submit_all()
+            .setup_single_issuer()
+            .setup_defer_taskrun();
+        if step.taskrun_flag {
+            builder.setup_taskrun_flag();
+        }
+        if step.no_array {
+            builder.setup_no_sqarray();
+        }
+        match builder.build(SUBMISSIONS) {
+            Ok(ring) => return Ok((position, ring)),
+            // The kernel does not know a flag of this step.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+            Err(error) => return Err(refused("io_uring_setup", &error)),
+        }
+    }
+    Err(Cause::TooOld {
+        missing: "single issuer with deferred task work (IORING_SETUP_DEFER_TASKRUN)",
+    })
+}
+
+/// What a refused call of the set-up means. Out of memory with little to lock is the
+/// limit on locked memory: kernels charge rings to it.
+fn refused(call: &'static str, error: &io::Error) -> Cause {
+    let errno = Errno::of(error);
+    let limit = sys::locked_memory_limit();
+    if errno == Errno(libc::ENOMEM) && limit.soft != u64::MAX {
+        // The entries of both queues; their headers and the ring of buffers are small
+        // beside them.
+        let needed = u64::from(SUBMISSIONS) * 64 + u64::from(COMPLETIONS) * 16;
+        return Cause::LockedMemory { needed, limit };
+    }
+    Cause::Call { call, errno }
+}
+
+/// Refuses a kernel that lacks an operation, before the first use finds out.
+fn check_operations(submitter: &Submitter<'_>) -> Result<(), Cause> {
+    let mut probe = Probe::new();
+    submitter
+        .register_probe(&mut probe)
+        .map_err(|error| refused("io_uring_register(PROBE)", &error))?;
+    let needed = [
+        (opcode::RecvMulti::CODE, "receive operation"),
+        (opcode::Send::CODE, "send operation"),
+        (opcode::SendMsg::CODE, "send-message operation"),
+        (opcode::PollAdd::CODE, "poll operation"),
+        (opcode::AsyncCancel2::CODE, "cancel operation"),
+    ];
+    match needed.iter().find(|(code, _)| !probe.is_supported(*code)) {
+        Some((_, missing)) => Err(Cause::TooOld { missing }),
+        None => Ok(()),
+    }
+}
+
+// --- the crate's ring, with its parts kept apart ------------------------------------------
+
+/// The kernel ring and its three parts, split once: a registered ring descriptor is
+/// remembered by the submitter, and the queues cache their positions.
+struct Kernel {
+    submitter: Submitter<'static>,
+    submission: SubmissionQueue<'static>,
+    completion: CompletionQueue<'static>,
+    /// Whether a sleep can be kept out of the I/O waiting time (Linux 6.15).
+    no_iowait: bool,
+    /// What the parts borrow from. Declared last, because they write their positions
+    /// back when they are dropped.
+    _ring: OwnedRing,
+}
+
+/// A ring that stays where it is, for its parts to point into.
+struct OwnedRing(NonNull<IoUring>);
+
+impl Kernel {
+    fn new(ring: IoUring) -> Self {
+        let no_iowait = ring.params().is_feature_no_iowait();
+        let ring = NonNull::from(Box::leak(Box::new(ring)));
+        // SAFETY: the box was leaked, so the ring stays where it is until `OwnedRing`
+        // frees it, after the parts; nothing else refers to it in the meantime.
+        let (submitter, submission, completion) = unsafe { &mut *ring.as_ptr() }.split();
+        Self {
+            submitter,
+            submission,
+            completion,
+            no_iowait,
+            _ring: OwnedRing(ring),
+        }
+    }
+}
+
+impl Drop for OwnedRing {
+    fn drop(&mut self) {
+        // SAFETY: leaked by `Kernel::new`, freed once, and the parts that pointed into
+        // it are gone.
+        drop(unsafe { Box::from_raw(self.0.as_ptr()) });
+    }
+}
+
+impl std::fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Kernel")
+            .field("queued", &self.submission.len())
+            .finish_non_exhaustive()
+    }
+}
+
+// --- received bytes --------------------------------------------------------------------------
+
+/// Buffers that the kernel takes in turn when bytes arrive, and the ring through which
+/// it is given them back. We write entries and the tail; the kernel reads both.
+#[derive(Debug)]
+struct ProvidedBuffers {
+    entries: Pages,
+    memory: Pages,
+    count: u16,
+    size: u32,
+    /// The tail as far as entries are written; published once per turn.
+    tail: u16,
+}
+
+impl ProvidedBuffers {
+    fn register(submitter: &Submitter<'_>, size: RingSize) -> Result<Self, Cause> {
+        const COUNT_MAX: u16 = 1 << 15;
+        let count = size
+            .buffers
+            .clamp(1, COUNT_MAX)
+            .checked_next_power_of_two()
+            .unwrap_or(COUNT_MAX);
+        let bytes = (size.buffer_size.max(1) as usize).next_multiple_of(sys::page_size());
+        let mapped = |length| {
+            Pages::map(length).map_err(|errno| Cause::Call {
+                call: "mmap",
+                errno,
+            })
+        };
+        let entries = mapped(usize::from(count) * size_of::<BufRingEntry>())?;
+        let mut memory = mapped(usize::from(count) * bytes)?;
+        memory.touch();
+        let address = entries.start().as_ptr() as u64;
+        // SAFETY: the mapping holds `count` entries and is kept until the ring is gone.
+        unsafe { submitter.register_buf_ring_with_flags(address, count, BUFFER_GROUP, 0) }
+            .map_err(|error| match error.raw_os_error() {
+                Some(libc::EINVAL) => Cause::TooOld {
+                    missing: "ring of provided buffers",
+                },
+                _ => refused("io_uring_register(PBUF_RING)", &error),
+            })?;
+        let mut buffers = Self {
+            entries,
+            memory,
+            count,
+            size: u32::try_from(bytes).unwrap_or(u32::MAX),
+            tail: 0,
+        };
+        (0..count).for_each(|number| buffers.give_back(number));
+        buffers.publish();
+        Ok(buffers)
+    }
+
+    fn start_of(&self, number: u16) -> NonNull<u8> {
+        assert!(number < self.count, "a buffer of this ring");
+        // SAFETY: the number is below the count (asserted) that the mapping was made for.
+        unsafe {
+            self.memory
+                .start()
+                .add(usize::from(number) * self.size as usize)
+        }
+    }
+
+    fn bytes(&self, buffer: &Buffer) -> &[u8] {
+        assert!(buffer.length <= self.size, "a buffer of this ring");
+        // SAFETY: the range lies within one buffer (asserted here and in `start_of`);
+        // it is on loan, so the kernel does not write to it before it is given back,
+        // which uses the loan up.
+        unsafe {
+            std::slice::from_raw_parts(self.start_of(buffer.number).as_ptr(), buffer.length())
+        }
+    }
+
+    /// Writes the entry that offers a buffer; the kernel sees it when published.
+    fn give_back(&mut self, number: u16) {
+        let address = self.start_of(number).as_ptr() as u64;
+        let place = usize::from(self.tail & (self.count - 1));
+        // SAFETY: the place is below the count of entries that the mapping was made
+        // for. The kernel does not read it before the tail passes it. The reference is
+        // to this entry alone; of entry zero, whose last field is the ring's tail, the
+        // setters leave that field alone.
+        let entry = unsafe {
+            self.entries
+                .start()
+                .cast::<BufRingEntry>()
+                .add(place)
+                .as_mut()
+        };
+        entry.set_addr(address);
+        entry.set_len(self.size);
+        entry.set_bid(number);
+        self.tail = self.tail.wrapping_add(1);
+    }
+
+    /// Shows the kernel every entry written so far.
+    fn publish(&mut self) {
+        let base = self.entries.start().cast::<BufRingEntry>();
+        // SAFETY: the mapping begins with entry zero, which holds the tail; it is
+        // aligned, lives as long as `self`, and is only ever accessed atomically.
+        let tail = unsafe { AtomicU16::from_ptr(BufRingEntry::tail(base.as_ptr()).cast_mut()) };
+        // Release: the entries before the tail that lets the kernel read them.
+        tail.store(self.tail, Ordering::Release);
+    }
+}
+
+// --- bytes to be sent ----------------------------------------------------------------------
+
+/// A message header and its vectors for every slot: one send is in flight per slot, so
+/// each has its own, and nothing is allocated to send. Untouched pages cost nothing.
+#[derive(Debug)]
+struct SendHeaders {
+    memory: Pages,
+    count: u32,
+}
+
+#[repr(C)]
+struct SendHeader {
+    header: libc::msghdr,
+    vectors: [libc::iovec; PIECES_MAX],
+}
+
+impl SendHeaders {
+    fn new(count: u32) -> Result<Self, Errno> {
+        Ok(Self {
+            memory: Pages::map(count as usize * size_of::<SendHeader>())?,
+            count,
+        })
+    }
+
+    /// Describes the pieces in the slot's header, and says where that is.
+    fn fill(&mut self, slot: Slot, pieces: &[&[u8]]) -> NonNull<libc::msghdr> {
+        assert!(slot.index < self.count, "a slot of this ring");
+        // SAFETY: the index is below the count that the mapping was made for; zeros,
+        // which it starts as, are a valid header; the kernel reads it only while a send
+        // of this slot is in flight, and none is.
+        let entry = unsafe {
+            self.memory
+                .start()
+                .cast::<SendHeader>()
+                .add(slot.position())
+                .as_mut()
+        };
+        for (vector, piece) in entry.vectors.iter_mut().zip(pieces) {
+            vector.iov_base = piece.as_ptr().cast_mut().cast();
+            vector.iov_len = piece.len();
+        }
+        entry.header.msg_iov = entry.vectors.as_mut_ptr();
+        entry.header.msg_iovlen = pieces.len().min(PIECES_MAX);
+        NonNull::from(&mut entry.header)
+    }
+}
+
+// --- words -------------------------------------------------------------------------------------
+
+#[allow(clippy::cast_sign_loss)] // flags in a signed type
+const POLL_IN: u32 = libc::POLLIN as u32;
+#[allow(clippy::cast_sign_loss)] // flags in a signed type
+const POLL_OUT: u32 = libc::POLLOUT as u32;
+
+/// Which operation a completion belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+enum Kind {
+    Receive = 1,
+    Send = 2,
+    Writable = 3,
+    Cancel = 4,
+    Doorbell = 5,
+}
+
+const SLOT_BITS: u32 = Slot::INDEX_LIMIT.trailing_zeros();
+const GENERATION_BITS: u32 = 32;
+const _: () = assert!(SLOT_BITS + GENERATION_BITS + 8 == 64, "the word is full");
+
+fn word(kind: Kind, slot: Slot) -> u64 {
+    debug_assert!(slot.index < Slot::INDEX_LIMIT);
+    (kind as u64) << (SLOT_BITS + GENERATION_BITS)
+        | u64::from(slot.generation) << SLOT_BITS
+        | u64::from(slot.index)
+}
+
+/// `None` for a word that this ring never wrote.
+fn unpack(word: u64) -> Option<(Kind, Slot)> {
+    let kind = match word >> (SLOT_BITS + GENERATION_BITS) {
+        1 => Kind::Receive,
+        2 => Kind::Send,
+        3 => Kind::Writable,
+        4 => Kind::Cancel,
+        5 => Kind::Doorbell,
+        _ => return None,
+    };
+    let low = |value: u64, bits: u32| u32::try_from(value & ((1 << bits) - 1)).unwrap_or(0);
+    Some((
+        kind,
+        Slot {
+            index: low(word, SLOT_BITS),
+            generation: low(word >> SLOT_BITS, GENERATION_BITS),
+        },
+    ))
+}
+
+fn outcome(result: i32) -> Result<u32, Errno> {
+    u32::try_from(result).map_err(|_| Errno(-result))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn a_word_leads_back_to_its_operation() {
+        let slot = Slot {
+            index: Slot::INDEX_LIMIT - 1,
+            generation: u32::MAX,
+        };
+        for kind in [
+            Kind::Receive,
+            Kind::Send,
+            Kind::Writable,
+            Kind::Cancel,
+            Kind::Doorbell,
+        ] {
+            assert_eq!(unpack(word(kind, slot)), Some((kind, slot)));
+        }
+        assert_eq!(unpack(0), None);
+    }
+
+    #[test]
+    fn the_ladder_goes_down() {
+        let wishes = |step: &Step| u8::from(step.no_array) + u8::from(step.taskrun_flag);
+        assert!(
+            LADDER
+                .windows(2)
+                .all(|pair| wishes(&pair[0]) > wishes(&pair[1]))
+        );
+    }
+}

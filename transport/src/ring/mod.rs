@@ -1,0 +1,245 @@
+//! The one seam between the driver and the kernel: what a shard asks of its sockets,
+//! and the facts that come back.
+//!
+//! Cast: a *socket* sits in a *slot*; a [`Slot`] is an index and a generation, so that
+//! a fact about a former tenant is recognised. *Operations* are begun on a slot
+//! (receive, send, wait until writable, cancel) and each ends in a last
+//! [`Completion`]. A [`Buffer`] is lent with received bytes and given back.
+//!
+//! ```text
+//!        driver (connection.rs)                    ring (io_uring, epoll, simulated)
+//!   attach, arm_receive, send, cancel  ------->   begins operations, no answer yet
+//!   turn(wait)                         ------->   submits once, lets the kernel work
+//!   next() until None                  <-------   facts, in any order
+//! ```
+//!
+//! Laws, equal for every ring, so that the driver handles them once:
+//! 1. A result may be any legal one: a send may be short or take nothing
+//!    (`EAGAIN`), a receive may end at any time (`more` false), be refused for want
+//!    of buffers (`ENOBUFS`) or be cancelled (`ECANCELED`); a cancel may come too
+//!    late, and the operation then succeeds.
+//! 2. Between begin and last completion an operation counts as in flight. A slot has
+//!    at most one receive, one send and one wait for room in flight, each begun only
+//!    after the last one's end.
+//! 3. A slot is detached only when nothing is in flight on it.
+//! 4. Bytes to be sent stay where they are until the send's completion is taken.
+//! 5. Only the thread that made a ring uses it.
+//!
+//! What a ring does not do: decide. It neither re-arms nor retries nor closes.
+
+pub mod epoll;
+pub mod io_uring;
+mod pages;
+mod refusal;
+#[cfg(test)]
+mod tests;
+
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+pub use refusal::{Cause, IoUringRefused, Seen};
+
+use crate::doorbell::Doorbell;
+use crate::sys::Errno;
+
+/// The most pieces that one send takes.
+pub const PIECES_MAX: usize = 64;
+
+/// One tenancy of a place for a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Slot {
+    /// Which place: below the ring's number of slots, and below
+    /// [`Slot::INDEX_LIMIT`].
+    pub index: u32,
+    /// Which tenant of it. Wraps.
+    pub generation: u32,
+}
+
+impl Slot {
+    /// One more than the largest index: it shares a word with kind and generation.
+    pub const INDEX_LIMIT: u32 = 1 << 24;
+
+    /// The same place for its next tenant.
+    #[must_use]
+    pub fn next_tenant(self) -> Self {
+        Self {
+            index: self.index,
+            generation: self.generation.wrapping_add(1),
+        }
+    }
+
+    /// The place as an index into a table.
+    pub(crate) fn position(self) -> usize {
+        self.index as usize
+    }
+}
+
+/// Received bytes on loan from a ring; see [`Ring::bytes`] and [`Ring::give_back`].
+///
+/// Deliberately neither `Clone` nor `Copy`: while it exists nobody else writes the
+/// bytes, and giving it back uses it up.
+#[derive(Debug)]
+#[must_use = "a buffer that is not given back is lost to its ring"]
+pub struct Buffer {
+    number: u16,
+    length: u32,
+}
+
+impl Buffer {
+    /// How many bytes were received into it; at least one.
+    pub fn length(&self) -> usize {
+        self.length as usize
+    }
+}
+
+/// What a receive brought.
+#[derive(Debug)]
+pub enum Received {
+    /// Bytes, in the order of the stream.
+    Bytes(Buffer),
+    /// The peer sends no more.
+    End,
+    /// Nothing: `ENOBUFS` if no buffer was free, `ECANCELED` if it was cancelled,
+    /// otherwise the connection is lost.
+    Failed(Errno),
+}
+
+/// A fact from the kernel about one operation.
+#[derive(Debug)]
+pub enum Completion {
+    /// Of a receive. Without `more` the receive is over and may be armed again.
+    Received {
+        /// The socket.
+        slot: Slot,
+        /// What came.
+        received: Received,
+        /// Whether the receive goes on.
+        more: bool,
+    },
+    /// A send is over: so many bytes were taken (fewer than given is legal).
+    Sent {
+        /// The socket.
+        slot: Slot,
+        /// Bytes taken, at least one, or why none were.
+        result: Result<u32, Errno>,
+    },
+    /// A wait for room to send is over, for whatever reason; a send tells more.
+    Writable {
+        /// The socket.
+        slot: Slot,
+    },
+    /// A cancellation was carried out. The operations it ended report for
+    /// themselves, before or after this.
+    Cancelled {
+        /// The socket.
+        slot: Slot,
+    },
+    /// The doorbell was rung.
+    Woken,
+}
+
+/// How a turn treats the time until the next completion.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wait {
+    /// Do not wait; let the kernel run what is due.
+    No,
+    /// Sleep until a completion or the doorbell, at most so long (`None`: without
+    /// end).
+    AtMost(Option<Duration>),
+}
+
+/// A turn that the kernel refused in a way that no later turn can mend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the kernel refused {operation} with {errno}; the shard cannot go on")]
+pub struct RingFault {
+    /// The system call.
+    pub operation: &'static str,
+    /// Its answer.
+    pub errno: Errno,
+}
+
+/// A socket that could not be attached, with its owner back in hand.
+#[derive(Debug, thiserror::Error)]
+#[error("a socket cannot be attached: {errno}")]
+pub struct AttachRefused {
+    /// The socket, unchanged.
+    pub socket: OwnedFd,
+    /// Why.
+    pub errno: Errno,
+}
+
+/// How large a ring is. Everything in it is allocated when it is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RingSize {
+    /// Sockets at the same time.
+    pub slots: u32,
+    /// Receive buffers that the kernel can fill within one turn; rounded up to a
+    /// power of two, at most 32,768.
+    pub buffers: u16,
+    /// Bytes of one receive buffer; rounded up to whole pages.
+    pub buffer_size: u32,
+}
+
+impl Default for RingSize {
+    /// 4 MiB of buffers of 16 KiB: a piece stays in a second-level cache while it is
+    /// worked on, and 256 connections can be heard in one turn.
+    fn default() -> Self {
+        Self {
+            slots: 10_000,
+            buffers: 256,
+            buffer_size: 16 * 1024,
+        }
+    }
+}
+
+/// What a shard asks of its sockets. See the laws of [this module](self).
+pub trait Ring {
+    /// Takes a connected socket into a free slot. One system call.
+    fn attach(&mut self, slot: Slot, socket: OwnedFd) -> Result<(), AttachRefused>;
+
+    /// Begins to receive: completions follow until one says that there is no more.
+    fn arm_receive(&mut self, slot: Slot);
+
+    /// Begins to send the pieces (1 to [`PIECES_MAX`], in order). Never waits for
+    /// room: takes what fits now.
+    ///
+    /// # Safety
+    /// The bytes stay readable and unchanged until the completion of this send has
+    /// been taken from [`Ring::next`], or the ring has been dropped.
+    unsafe fn send(&mut self, slot: Slot, pieces: &[&[u8]]);
+
+    /// Begins to wait until there is room to send, or the connection is lost.
+    fn arm_writable(&mut self, slot: Slot);
+
+    /// Begins to end everything in flight on the slot.
+    fn cancel(&mut self, slot: Slot);
+
+    /// Ends both directions of the stream now, so that the peer sees it. No
+    /// completion of its own. One system call.
+    fn shutdown(&mut self, slot: Slot);
+
+    /// Gives the socket of a slot back. One system call.
+    fn detach(&mut self, slot: Slot) -> OwnedFd;
+
+    /// Hands the kernel everything begun since the last turn, in one system call, and
+    /// collects completions. Answers how many system calls it made.
+    fn turn(&mut self, wait: Wait) -> Result<u32, RingFault>;
+
+    /// The next fact of this turn.
+    fn next(&mut self) -> Option<Completion>;
+
+    /// The bytes in a buffer of this ring.
+    fn bytes(&self, buffer: &Buffer) -> &[u8];
+
+    /// Ends the loan. The kernel may fill the buffer from the next turn on.
+    fn give_back(&mut self, buffer: Buffer);
+
+    /// The bell that ends a sleep of this ring.
+    fn doorbell(&self) -> &Doorbell;
+
+    /// How many sockets fit.
+    fn slots(&self) -> u32;
+
+    /// What it is and which features it runs with, for the start's report.
+    fn description(&self) -> String;
+}
