@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)]
 
 use courser_core::ring::{ClaimError, Reader, Sleep, Wake, Writer, ring, ring_from};
+use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread;
 
 /// Two records of one word fill it, and a fragment has at most one word.
@@ -144,36 +145,55 @@ fn nothing_is_read_before_it_is_published() {
     });
 }
 
-/// Reads until `count` have come, sleeping whenever nothing is there. A lost
-/// wake-up leaves every thread blocked, which loom reports as a deadlock.
-fn read_sleeping(reader: &mut Reader, count: usize, writer_thread: Option<&thread::Thread>) {
-    let mut seen = Vec::new();
-    while seen.len() < count {
-        let taken = read(reader, &mut seen);
-        if let Some(writer_thread) = writer_thread
-            && taken > 0
-            && reader.wake_writer() == Wake::Needed
-        {
-            writer_thread.unpark();
-        }
-        if taken == 0 && reader.try_sleep() == Sleep::Granted {
-            thread::park();
-            reader.awake();
+/// An eventfd as far as the ring is concerned: it remembers that it was rung,
+/// and waiting uses that up. (loom's `unpark` is no model of it: it also lets a
+/// `join` go on.)
+#[derive(Clone)]
+struct Doorbell(Arc<(Mutex<bool>, Condvar)>);
+
+impl Doorbell {
+    fn new() -> Doorbell {
+        Doorbell(Arc::new((Mutex::new(false), Condvar::new())))
+    }
+
+    fn ring(&self, wake: Wake) {
+        if wake == Wake::Needed {
+            *self.0.0.lock().unwrap() = true;
+            self.0.1.notify_one();
         }
     }
-    assert_eq!(seen, (1..=count as u64).collect::<Vec<_>>());
+
+    /// Sleeps. If the wake-up is lost, so is everybody: loom reports a deadlock.
+    fn wait(&self) {
+        let mut rung = self.0.0.lock().unwrap();
+        while !*rung {
+            rung = self.0.1.wait(rung).unwrap();
+        }
+        *rung = false;
+    }
 }
 
 #[test]
 fn a_sleeping_reader_misses_no_wake_up() {
     loom::model(|| {
         let (mut writer, mut reader) = ring(64).unwrap();
-        let reading = thread::spawn(move || read_sleeping(&mut reader, 2, None));
+        let doorbell = Doorbell::new();
+        let reading = thread::spawn({
+            let doorbell = doorbell.clone();
+            move || {
+                let mut seen = Vec::new();
+                while seen.len() < 2 {
+                    if read(&mut reader, &mut seen) == 0 && reader.try_sleep() == Sleep::Granted {
+                        doorbell.wait();
+                        reader.awake();
+                    }
+                }
+                assert_eq!(seen, [1, 2]);
+            }
+        });
         for value in 1..=2 {
             push(&mut writer, value).unwrap();
-            if writer.publish() == Wake::Needed {
-                reading.thread().unpark();
-            }
+            doorbell.ring(writer.publish());
         }
         reading.join().unwrap();
     });
@@ -183,19 +203,66 @@ fn a_sleeping_reader_misses_no_wake_up() {
 fn a_sleeping_writer_misses_no_wake_up() {
     loom::model(|| {
         let (mut writer, mut reader) = ring(TINY).unwrap();
-        let writer_thread = thread::current();
-        let reading =
-            thread::spawn(move || read_sleeping(&mut reader, 3, Some(&writer_thread)));
+        for value in 1..=2 {
+            push(&mut writer, value).unwrap();
+        }
+        let _ = writer.publish();
+        let doorbell = Doorbell::new();
+        let writing = thread::spawn({
+            let doorbell = doorbell.clone();
+            move || {
+                while push(&mut writer, 3).is_err() {
+                    if writer.try_sleep(8).unwrap() == Sleep::Granted {
+                        doorbell.wait();
+                        writer.awake();
+                    }
+                }
+                writer
+            }
+        });
+        let mut seen = Vec::new();
+        // One at a time, so that the first space given back suffices.
+        let mut batch = reader.batch().unwrap();
+        let first = batch.next_fragment().unwrap().unwrap();
+        seen.push(u64::from_le_bytes(first.try_into().unwrap()));
+        drop(batch);
+        doorbell.ring(reader.wake_writer());
+        read(&mut reader, &mut seen);
+        doorbell.ring(reader.wake_writer());
+        drop(writing.join().unwrap());
+        read(&mut reader, &mut seen);
+        assert_eq!(seen, [1, 2, 3]);
+    });
+}
+
+#[test]
+fn both_ends_may_sleep_and_neither_is_lost() {
+    loom::model(|| {
+        let (mut writer, mut reader) = ring(TINY).unwrap();
+        let (filled, emptied) = (Doorbell::new(), Doorbell::new());
+        let reading = thread::spawn({
+            let (filled, emptied) = (filled.clone(), emptied.clone());
+            move || {
+                let mut seen = Vec::new();
+                while seen.len() < 3 {
+                    if read(&mut reader, &mut seen) > 0 {
+                        emptied.ring(reader.wake_writer());
+                    } else if reader.try_sleep() == Sleep::Granted {
+                        filled.wait();
+                        reader.awake();
+                    }
+                }
+                assert_eq!(seen, [1, 2, 3]);
+            }
+        });
         for value in 1..=3 {
             while push(&mut writer, value).is_err() {
                 if writer.try_sleep(8).unwrap() == Sleep::Granted {
-                    thread::park();
+                    emptied.wait();
                     writer.awake();
                 }
             }
-            if writer.publish() == Wake::Needed {
-                reading.thread().unpark();
-            }
+            filled.ring(writer.publish());
         }
         reading.join().unwrap();
     });
@@ -205,20 +272,22 @@ fn a_sleeping_writer_misses_no_wake_up() {
 fn a_sleeping_reader_learns_that_the_writer_left() {
     loom::model(|| {
         let (mut writer, mut reader) = ring(TINY).unwrap();
-        let reading = thread::spawn(move || {
-            let mut seen = Vec::new();
-            while !reader.is_closed() {
-                if read(&mut reader, &mut seen) == 0 && reader.try_sleep() == Sleep::Granted {
-                    thread::park();
-                    reader.awake();
+        let doorbell = Doorbell::new();
+        let reading = thread::spawn({
+            let doorbell = doorbell.clone();
+            move || {
+                let mut seen = Vec::new();
+                while !reader.is_closed() {
+                    if read(&mut reader, &mut seen) == 0 && reader.try_sleep() == Sleep::Granted {
+                        doorbell.wait();
+                        reader.awake();
+                    }
                 }
+                assert_eq!(seen, [1], "what was committed before the close is read");
             }
-            assert_eq!(seen, [1], "what was committed before the close is read");
         });
         push(&mut writer, 1).unwrap();
-        if writer.close() == Wake::Needed {
-            reading.thread().unpark();
-        }
+        doorbell.ring(writer.close());
         reading.join().unwrap();
     });
 }
@@ -227,20 +296,22 @@ fn a_sleeping_reader_learns_that_the_writer_left() {
 fn a_sleeping_writer_learns_that_the_reader_left() {
     loom::model(|| {
         let (mut writer, reader) = ring(TINY).unwrap();
-        let writing = thread::spawn(move || {
-            push(&mut writer, 1).unwrap();
-            push(&mut writer, 2).unwrap();
-            let _ = writer.publish();
-            while !writer.is_closed() {
-                if writer.try_sleep(8).unwrap() == Sleep::Granted {
-                    thread::park();
-                    writer.awake();
+        let doorbell = Doorbell::new();
+        let writing = thread::spawn({
+            let doorbell = doorbell.clone();
+            move || {
+                push(&mut writer, 1).unwrap();
+                push(&mut writer, 2).unwrap();
+                let _ = writer.publish();
+                while !writer.is_closed() {
+                    if writer.try_sleep(8).unwrap() == Sleep::Granted {
+                        doorbell.wait();
+                        writer.awake();
+                    }
                 }
             }
         });
-        if reader.close() == Wake::Needed {
-            writing.thread().unpark();
-        }
+        doorbell.ring(reader.close());
         writing.join().unwrap();
     });
 }

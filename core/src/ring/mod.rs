@@ -109,10 +109,7 @@ pub fn ring_from(capacity: u32, position: u64) -> Result<(Writer, Reader), Capac
     let position = position & !u64::from(WORD - 1);
     let region = Region::allocate(capacity, position);
     let second = region.second_view();
-    Ok((
-        Writer::new(region, position),
-        Reader::new(second, position),
-    ))
+    Ok((Writer::new(region, position), Reader::new(second, position)))
 }
 
 /// A ring cannot have this capacity.

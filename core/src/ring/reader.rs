@@ -147,7 +147,11 @@ impl Reader {
     fn consume(&mut self, position: u64) {
         if position != self.consumed {
             self.consumed = position;
-            self.region.header().reader.position.store(position, CONSUME);
+            self.region
+                .header()
+                .reader
+                .position
+                .store(position, CONSUME);
         }
     }
 

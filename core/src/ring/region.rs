@@ -24,10 +24,10 @@ use std::ptr::NonNull;
 
 use crossbeam_utils::CachePadded;
 
-#[cfg(loom)]
-use crate::sync::{ConstPtr, MutPtr, UnsafeCell};
 use super::wake::WakeWord;
 use crate::sync::{Arc, AtomicU32, AtomicU64};
+#[cfg(loom)]
+use crate::sync::{ConstPtr, MutPtr, UnsafeCell};
 
 /// Bytes from the start of the region to its record area: one page, so that
 /// the record area is page-aligned too.
@@ -272,7 +272,10 @@ impl Drop for Allocation {
 #[cfg(loom)]
 impl Allocation {
     fn reading(&self, offset: u32, len: u32) -> Vec<ConstPtr<()>> {
-        self.range(offset, len).iter().map(UnsafeCell::get).collect()
+        self.range(offset, len)
+            .iter()
+            .map(UnsafeCell::get)
+            .collect()
     }
 
     fn writing(&self, offset: u32, len: u32) -> Vec<MutPtr<()>> {

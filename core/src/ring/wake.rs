@@ -23,7 +23,8 @@
 //!
 //! The doorbell must remember a ring that comes before the sleep (eventfd,
 //! MSG_RING and thread parking do): p3 may fall between s3 and the sleep. A ring
-//! for nothing is possible (s1, p1, p3, s3) and harmless.
+//! for nothing is possible (s1, p1, p3, s3) and harmless: a sleeper that wakes
+//! for nothing looks and sleeps again.
 
 use crate::sync::{AtomicU32, Ordering, fence};
 
@@ -34,10 +35,10 @@ const ASLEEP: u32 = 1;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "a peer that sleeps stays asleep until its doorbell is rung"]
 pub enum Wake {
-    /// The peer announced sleep. Ring its doorbell once; until it sleeps again
-    /// later calls answer `Unneeded`.
+    /// The peer announced sleep. Ring its doorbell: later calls answer
+    /// `Unneeded` until it sleeps again.
     Needed,
-    /// The peer is awake, or was rung already.
+    /// The peer is awake, or about to be.
     Unneeded,
 }
 
@@ -88,13 +89,15 @@ impl WakeWord {
         }
     }
 
-    /// Swapped, so that of all publishes during one sleep one rings.
+    /// Cleared, so that of all publishes during one sleep one rings.
+    ///
+    /// A plain store may fall on an announcement newer than the one that was
+    /// loaded, and wipe it out. That sleeper wakes all the same: the ring that
+    /// follows the store cannot have been used up before that announcement, or
+    /// the store would come before it.
     #[cold]
     fn take(&self) -> Wake {
-        if self.0.swap(AWAKE, Ordering::Relaxed) == AWAKE {
-            Wake::Unneeded
-        } else {
-            Wake::Needed
-        }
+        self.0.store(AWAKE, Ordering::Relaxed);
+        Wake::Needed
     }
 }

@@ -60,7 +60,10 @@ impl Writer {
         if len > self.fragment_size_max as usize {
             return Err(self.oversize(len));
         }
-        #[expect(clippy::cast_possible_truncation, reason = "a fragment's size is a u32")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "a fragment's size is a u32"
+        )]
         let len = len as u32;
         let size = record_size(len);
         let offset = self.region.offset(self.committed);
