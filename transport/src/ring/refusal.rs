@@ -57,7 +57,7 @@ pub struct Seen {
     /// `kernel.io_uring_disabled`: 0 free, 1 for a group only, 2 for nobody.
     /// `None` before Linux 6.6, which cannot disable it.
     pub disabled: Option<u8>,
-    /// The `Seccomp:` mode of this process: 0 none, 1 strict, 2 filter.
+    /// The `Seccomp:` mode of the calling thread: 0 none, 1 strict, 2 filter.
     pub seccomp: Option<u8>,
     /// Which container runtime, if one is recognised.
     pub container: Option<String>,
@@ -142,7 +142,7 @@ impl Seen {
                 .ok()
                 .and_then(|text| text.trim().parse().ok())
         };
-        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
         Self {
             kernel: sys::kernel_release(),
             disabled: number_in("/proc/sys/kernel/io_uring_disabled"),
@@ -170,7 +170,7 @@ impl fmt::Display for Seen {
     }
 }
 
-/// The mode in the `Seccomp:` line of `/proc/self/status`.
+/// The mode in the `Seccomp:` line of `/proc/thread-self/status`.
 fn seccomp_mode(status: &str) -> Option<u8> {
     status
         .lines()

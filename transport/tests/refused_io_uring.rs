@@ -1,0 +1,206 @@
+//! Where io_uring is forbidden or starved, one message names the cause and the fix,
+//! and epoll works.
+
+#![allow(clippy::unwrap_used)]
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::Command;
+use std::time::Duration;
+
+use courser_transport::ring::epoll::EpollRing;
+use courser_transport::ring::io_uring::IoUringRing;
+use courser_transport::ring::{Cause, Completion, Received, Ring, RingSize, Slot, Wait};
+use courser_transport::sys::Errno;
+
+const SIZE: RingSize = RingSize {
+    slots: 8,
+    buffers: 4,
+    buffer_size: 4096,
+};
+
+/// From here on the calling thread, and it alone, gets `errno` from every attempt to
+/// set up io_uring, as in a container whose profile does not allow it.
+fn forbid_io_uring(errno: u16) {
+    let number = u32::try_from(libc::SYS_io_uring_setup).unwrap();
+    let statement = |code: u32, jt: u8, jf: u8, k: u32| libc::sock_filter {
+        code: u16::try_from(code).unwrap(),
+        jt,
+        jf,
+        k,
+    };
+    let mut program = [
+        // The number of the system call is the first word of what a filter sees.
+        statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
+        statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, number),
+        statement(
+            libc::BPF_RET | libc::BPF_K,
+            0,
+            0,
+            libc::SECCOMP_RET_ERRNO | u32::from(errno),
+        ),
+        statement(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let filter = libc::sock_fprog {
+        len: u16::try_from(program.len()).unwrap(),
+        filter: program.as_mut_ptr(),
+    };
+    // SAFETY: the filter and its program are locals, copied by the kernel in the call.
+    unsafe {
+        assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+        assert_eq!(
+            libc::prctl(
+                libc::PR_SET_SECCOMP,
+                libc::SECCOMP_MODE_FILTER,
+                &raw const filter
+            ),
+            0
+        );
+    }
+}
+
+fn epoll_works() {
+    let mut ring = EpollRing::new(SIZE).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut theirs = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    theirs
+        .set_read_timeout(Some(Duration::from_secs(20)))
+        .unwrap();
+    let (ours, _) = listener.accept().unwrap();
+    let slot = Slot {
+        index: 0,
+        generation: 0,
+    };
+    ring.attach(slot, ours.into()).unwrap();
+    ring.arm_receive(slot);
+    theirs.write_all(b"ping").unwrap();
+    ring.turn(Wait::AtMost(Some(Duration::from_secs(20))))
+        .unwrap();
+    let Some(Completion::Received {
+        received: Received::Bytes(buffer),
+        ..
+    }) = ring.next()
+    else {
+        panic!("the bytes arrive");
+    };
+    assert_eq!(ring.bytes(&buffer), b"ping");
+    ring.give_back(buffer);
+    // SAFETY: the bytes are static.
+    unsafe { ring.send(slot, &[b"pong"]) };
+    let mut answer = [0; 4];
+    theirs.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"pong");
+}
+
+#[test]
+fn under_a_filter_the_message_names_cause_and_fix_and_epoll_works() {
+    std::thread::spawn(|| {
+        forbid_io_uring(u16::try_from(libc::EPERM).unwrap());
+        let refused = IoUringRing::new(SIZE).expect_err("the filter forbids it");
+        assert_eq!(
+            refused.cause,
+            Cause::Call {
+                call: "io_uring_setup",
+                errno: Errno(libc::EPERM)
+            }
+        );
+        let message = refused.to_string();
+        assert!(
+            message.starts_with("io_uring is not available: io_uring_setup → EPERM\n"),
+            "{message}"
+        );
+        assert!(message.contains("seccomp filter active (Seccomp: 2)"), "{message}");
+        assert!(
+            message.contains(
+                "fix    allow io_uring_setup, io_uring_enter and io_uring_register in the seccomp profile"
+            ),
+            "{message}"
+        );
+        assert!(message.contains("or     transport = \"epoll\""), "{message}");
+        assert_eq!(refused.code(), "C1001");
+        epoll_works();
+    })
+    .join()
+    .unwrap();
+}
+
+#[test]
+fn a_filter_that_pretends_an_old_kernel_is_seen_through() {
+    std::thread::spawn(|| {
+        forbid_io_uring(u16::try_from(libc::ENOSYS).unwrap());
+        let refused = IoUringRing::new(SIZE).expect_err("the filter forbids it");
+        let message = refused.to_string();
+        assert!(message.starts_with("io_uring is not available: io_uring_setup → ENOSYS\n"));
+        assert!(message.contains("seccomp profile"), "{message}");
+    })
+    .join()
+    .unwrap();
+}
+
+#[test]
+fn with_little_locked_memory_the_message_names_the_limit() {
+    // The limit is the whole process's, so it is set in a process of its own.
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--ignored", "--exact", "--nocapture"])
+        .arg("child_with_little_locked_memory")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    let complained = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}{complained}");
+    assert!(said.contains("1 passed"), "{said}{complained}");
+    if complained.contains("SKIPPED") {
+        eprintln!("{complained}");
+    }
+}
+
+#[test]
+#[ignore = "run by with_little_locked_memory_the_message_names_the_limit in a process of its own"]
+fn child_with_little_locked_memory() {
+    give_up_locking_memory();
+    match IoUringRing::new(SIZE) {
+        Ok(_) => eprintln!("SKIPPED: this kernel does not charge rings to RLIMIT_MEMLOCK"),
+        Err(refused) if matches!(refused.cause, Cause::Call { .. }) => {
+            eprintln!("SKIPPED: {refused}");
+        }
+        Err(refused) => {
+            assert_eq!(refused.code(), "C1002");
+            let message = refused.to_string();
+            assert!(message.starts_with("cannot lock "), "{message}");
+            assert!(
+                message.contains("RLIMIT_MEMLOCK soft=4 KiB hard=4 KiB"),
+                "{message}"
+            );
+            assert!(message.contains("fix    LimitMEMLOCK=64M"), "{message}");
+        }
+    }
+    epoll_works();
+}
+
+/// Drops the capability that lifts the limit, and the limit to one page.
+fn give_up_locking_memory() {
+    #[repr(C)]
+    struct Header {
+        version: u32,
+        pid: i32,
+    }
+    const VERSION_3: u32 = 0x2008_0522;
+    let header = Header {
+        version: VERSION_3,
+        pid: 0,
+    };
+    // Effective, permitted and inheritable capabilities, in two halves: none.
+    let none = [0_u32; 6];
+    let limit = libc::rlimit {
+        rlim_cur: 4096,
+        rlim_max: 4096,
+    };
+    // SAFETY: all three are locals laid out as the kernel reads them.
+    unsafe {
+        assert_eq!(libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit), 0);
+        assert_eq!(
+            libc::syscall(libc::SYS_capset, &raw const header, none.as_ptr()),
+            0
+        );
+    }
+}
