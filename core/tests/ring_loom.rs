@@ -2,7 +2,7 @@
 //! preemption bound, over the code that ships. `scripts/loom` runs them, and
 //! demands that they fail when an ordering is weakened.
 #![cfg(loom)]
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::let_underscore_must_use)]
 
 use courser_core::ring::{ClaimError, Reader, Sleep, Wake, Writer, ring, ring_from};
 use loom::sync::{Arc, Condvar, Mutex};

@@ -84,12 +84,12 @@ pub const CAPACITY_MAX: u32 = 1 << 30;
 /// both ends have gone.
 ///
 /// ```
-/// use courser_core::ring::ring;
+/// use courser_core::ring::{Wake, ring};
 ///
 /// let (mut writer, mut reader) = ring(4096).expect("a power of two");
 /// writer.push(b"one").expect("an empty ring has space");
 /// writer.push(b"two").expect("it still has");
-/// let _ = writer.publish();
+/// assert_eq!(writer.publish(), Wake::Unneeded, "nobody sleeps");
 ///
 /// let mut seen = Vec::new();
 /// reader.read(|fragment| seen.push(fragment.to_vec())).expect("the writer is sound");
@@ -181,6 +181,14 @@ impl fmt::Display for Corrupt {
 }
 
 impl Error for Corrupt {}
+
+/// The ends move between threads; their docs have the tests that they are
+/// neither shared nor cloned.
+const _: () = {
+    const fn sent<T: Send>() {}
+    sent::<Writer>();
+    sent::<Reader>();
+};
 
 /// Mark of a record with a fragment. Neither mark is zero, so memory that
 /// nobody wrote is no record.

@@ -27,9 +27,9 @@ const CONSUME: Ordering = if cfg!(planted = "ring_relaxed_consume") {
 /// cloned::<courser_core::ring::Reader>();
 /// ```
 pub struct Reader {
-    region: Region,
+    pub(super) region: Region,
     /// What the header's position of the reader says: the next record.
-    consumed: u64,
+    pub(super) consumed: u64,
     /// The writer's position as last seen, checked; at least `consumed`.
     published: u64,
     fragment_size_max: u32,

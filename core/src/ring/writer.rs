@@ -29,14 +29,14 @@ const PUBLISH: Ordering = if cfg!(planted = "ring_relaxed_publish") {
 /// cloned::<courser_core::ring::Writer>();
 /// ```
 pub struct Writer {
-    region: Region,
+    pub(super) region: Region,
     /// End of the committed records; the next claim begins here.
-    committed: u64,
+    pub(super) committed: u64,
     /// What the header's position of the writer says; at most `committed`.
-    published: u64,
+    pub(super) published: u64,
     /// The reader's position as last seen, plus the capacity: the first byte
     /// that may not be written.
-    limit: u64,
+    pub(super) limit: u64,
     fragment_size_max: u32,
 }
 
