@@ -2,6 +2,11 @@
 //! order, whatever the sizes of fragments and batches.
 #![cfg(not(loom))]
 #![allow(clippy::unwrap_used)]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "two threads and a deadline are the point of this test"
+)]
 
 use std::thread;
 use std::time::{Duration, Instant};

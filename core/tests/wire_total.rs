@@ -75,7 +75,7 @@ fn visit(frame: &Frame<'_>) -> usize {
                 MESSAGE_HEADER_SIZE + message.properties.len() + message.body.len(),
                 message.header.length.get() as usize
             );
-            let _ = message.header.reserved();
+            std::hint::black_box(message.header.reserved());
             if property::check(message.properties).is_ok() {
                 let bytes: usize = property::iter(message.properties)
                     .map(|(name, value)| 4 + name.len() + value.len())
