@@ -1,1 +1,45 @@
 //! Floors, load generators and reports.
+//!
+//! A latency on a shared machine says nothing by itself. What this library
+//! claims are ratios against a *floor*: the least that any program could take
+//! for the same bytes over the same sockets on the same cores, measured in the
+//! same run.
+//!
+//! ```text
+//!   client core                              broker core
+//!   +-----------------------+   TCP, 1:1     +--------------------------+
+//!   | RoundTripClient       | -- frame ----> | one echo of many kinds   |
+//!   | plain socket, spins   | <-- reply ---- | spin, epoll, io_uring, ..|
+//!   +-----------------------+                +--------------------------+
+//!        slices alternate A B B A between the things compared
+//! ```
+//!
+//! | noun | where |
+//! |---|---|
+//! | the floors: round trip, relay, stream, ring, gaps | [`floor`] |
+//! | percentiles that refuse to be printed when they mean nothing | [`histogram`] |
+//! | ratios of paired slices, and the noise below which they say nothing | [`compare`] |
+//! | cores: which there are, which we may use, where a thread runs | [`pin`] |
+//! | the machine as a report has to describe it | [`machine`] |
+//! | results, tables, JSON | [`report`], [`table`], [`units`] |
+//!
+//! Invariants: two things are compared only within one run, on the same two
+//! cores, in alternating slices; a server that is not being measured does not
+//! spin; a quantile with fewer than a hundred samples beyond it is not a number.
+
+pub mod compare;
+pub mod error;
+pub mod floor;
+pub mod histogram;
+pub mod machine;
+pub mod page_buffer;
+pub mod pin;
+pub mod progress;
+pub mod report;
+pub mod table;
+pub mod units;
+
+mod sys;
+
+pub use error::BenchError;
+pub use report::Report;
