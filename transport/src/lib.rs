@@ -11,6 +11,8 @@
 
 pub mod affinity;
 pub mod clock;
+#[cfg(test)]
+mod connection;
 pub mod doorbell;
 pub mod idle;
 pub mod ring;

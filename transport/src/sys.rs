@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::io;
+use std::net::Shutdown;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
@@ -257,12 +258,17 @@ pub(crate) fn set_nonblocking(descriptor: BorrowedFd<'_>) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Ends both directions, so that the peer sees the end now and not when the last
+/// Ends a direction or both, so that the peer sees the end now and not when the last
 /// reference inside the kernel goes. A socket that is not connected any more is
 /// what was wanted.
-pub(crate) fn shutdown(socket: BorrowedFd<'_>) {
+pub(crate) fn shutdown(socket: BorrowedFd<'_>, which: Shutdown) {
+    let which = match which {
+        Shutdown::Read => libc::SHUT_RD,
+        Shutdown::Write => libc::SHUT_WR,
+        Shutdown::Both => libc::SHUT_RDWR,
+    };
     // SAFETY: takes integers only. Its refusals (not connected) need no answer.
-    unsafe { libc::shutdown(socket.as_raw_fd(), libc::SHUT_RDWR) };
+    unsafe { libc::shutdown(socket.as_raw_fd(), which) };
 }
 
 /// Receives into `buffer` what has already arrived; zero is the peer's end.

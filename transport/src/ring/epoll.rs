@@ -10,6 +10,7 @@
 //! connection that its driver does not listen to.
 
 use std::collections::VecDeque;
+use std::net::Shutdown;
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::pages::Pages;
@@ -174,7 +175,9 @@ impl EpollRing {
 }
 
 impl Ring for EpollRing {
-    fn attach(&mut self, slot: Slot, socket: OwnedFd) -> Result<(), AttachRefused> {
+    type Socket = OwnedFd;
+
+    fn attach(&mut self, slot: Slot, socket: OwnedFd) -> Result<(), AttachRefused<OwnedFd>> {
         if let Err(errno) = sys::set_nonblocking(socket.as_fd()) {
             return Err(AttachRefused { socket, errno });
         }
@@ -240,8 +243,8 @@ impl Ring for EpollRing {
         self.facts.push_back(Completion::Cancelled { slot });
     }
 
-    fn shutdown(&mut self, slot: Slot) {
-        sys::shutdown(self.watched(slot).socket.as_fd());
+    fn shutdown(&mut self, slot: Slot, which: Shutdown) {
+        sys::shutdown(self.watched(slot).socket.as_fd(), which);
     }
 
     fn detach(&mut self, slot: Slot) -> OwnedFd {

@@ -33,6 +33,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::mem::ManuallyDrop;
+use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -381,7 +382,9 @@ impl IoUringRing {
 }
 
 impl Ring for IoUringRing {
-    fn attach(&mut self, slot: Slot, socket: OwnedFd) -> Result<(), AttachRefused> {
+    type Socket = OwnedFd;
+
+    fn attach(&mut self, slot: Slot, socket: OwnedFd) -> Result<(), AttachRefused<OwnedFd>> {
         assert!(
             self.seats[slot.position()].is_none(),
             "a slot has one socket at a time"
@@ -444,8 +447,8 @@ impl Ring for IoUringRing {
         unsafe { self.begin(Kind::Cancel, slot, entry) };
     }
 
-    fn shutdown(&mut self, slot: Slot) {
-        sys::shutdown(self.seat(slot).socket.as_fd());
+    fn shutdown(&mut self, slot: Slot, which: Shutdown) {
+        sys::shutdown(self.seat(slot).socket.as_fd(), which);
     }
 
     fn detach(&mut self, slot: Slot) -> OwnedFd {

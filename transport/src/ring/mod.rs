@@ -29,12 +29,16 @@
 
 pub mod epoll;
 pub mod io_uring;
+#[cfg(test)]
+pub(crate) mod outgoing;
 mod pages;
 mod refusal;
+#[cfg(any(test, feature = "simulated"))]
+pub mod simulated;
 #[cfg(test)]
 mod tests;
 
-use std::os::fd::OwnedFd;
+use std::net::Shutdown;
 use std::time::Duration;
 
 pub use refusal::{Cause, IoUringRefused, Seen};
@@ -158,12 +162,12 @@ pub struct RingFault {
     pub errno: Errno,
 }
 
-/// A socket that could not be attached, with its owner back in hand.
+/// A socket that could not be attached, back in its owner's hands.
 #[derive(Debug, thiserror::Error)]
 #[error("a socket cannot be attached: {errno}")]
-pub struct AttachRefused {
+pub struct AttachRefused<S> {
     /// The socket, unchanged.
-    pub socket: OwnedFd,
+    pub socket: S,
     /// Why.
     pub errno: Errno,
 }
@@ -194,8 +198,15 @@ impl Default for RingSize {
 
 /// What a shard asks of its sockets. See the laws of [this module](self).
 pub trait Ring {
+    /// A connected stream: a descriptor, or an end of a simulated one.
+    type Socket;
+
     /// Takes a connected socket into a free slot. One system call.
-    fn attach(&mut self, slot: Slot, socket: OwnedFd) -> Result<(), AttachRefused>;
+    fn attach(
+        &mut self,
+        slot: Slot,
+        socket: Self::Socket,
+    ) -> Result<(), AttachRefused<Self::Socket>>;
 
     /// Begins to receive: completions follow until one says that there is no more.
     fn arm_receive(&mut self, slot: Slot);
@@ -214,12 +225,12 @@ pub trait Ring {
     /// Begins to end everything in flight on the slot.
     fn cancel(&mut self, slot: Slot);
 
-    /// Ends both directions of the stream now, so that the peer sees it. No
+    /// Ends our direction of the stream, or both, now, so that the peer sees it. No
     /// completion of its own. One system call.
-    fn shutdown(&mut self, slot: Slot);
+    fn shutdown(&mut self, slot: Slot, which: Shutdown);
 
     /// Gives the socket of a slot back. One system call.
-    fn detach(&mut self, slot: Slot) -> OwnedFd;
+    fn detach(&mut self, slot: Slot) -> Self::Socket;
 
     /// Hands the kernel everything begun since the last turn, in one system call, and
     /// collects completions. Answers how many system calls it made.

@@ -61,7 +61,10 @@ fn pattern(length: usize) -> Vec<u8> {
 }
 
 /// Turns the ring and shows every completion to `seen`, until it is satisfied.
-fn until<R: Ring>(ring: &mut R, mut seen: impl FnMut(&mut R, Completion) -> bool) {
+fn until<R: Ring<Socket = OwnedFd>>(
+    ring: &mut R,
+    mut seen: impl FnMut(&mut R, Completion) -> bool,
+) {
     let started = Instant::now();
     loop {
         ring.turn(Wait::AtMost(Some(Duration::from_millis(50))))
@@ -82,7 +85,7 @@ fn until<R: Ring>(ring: &mut R, mut seen: impl FnMut(&mut R, Completion) -> bool
 
 /// Sends everything the way a driver does: after a short send the rest, after a
 /// refusal a wait for room.
-fn send_all<R: Ring>(ring: &mut R, slot: Slot, bytes: &[u8]) {
+fn send_all<R: Ring<Socket = OwnedFd>>(ring: &mut R, slot: Slot, bytes: &[u8]) {
     let mut position = 0;
     let begin = |ring: &mut R, position: usize| {
         let rest = &bytes[position..];
@@ -120,7 +123,7 @@ fn send_all<R: Ring>(ring: &mut R, slot: Slot, bytes: &[u8]) {
 
 /// Cancels, waits for the last completion of `in_flight` operations and the
 /// cancellation itself, and detaches.
-fn close<R: Ring>(ring: &mut R, slot: Slot, in_flight: usize) -> OwnedFd {
+fn close<R: Ring<Socket = OwnedFd>>(ring: &mut R, slot: Slot, in_flight: usize) -> OwnedFd {
     ring.cancel(slot);
     let mut left = in_flight + 1;
     until(ring, |ring, completion| {
@@ -139,7 +142,7 @@ fn close<R: Ring>(ring: &mut R, slot: Slot, in_flight: usize) -> OwnedFd {
     ring.detach(slot)
 }
 
-fn received_bytes_come_in_order_however_they_were_split<R: Ring>(mut ring: R) {
+fn received_bytes_come_in_order_however_they_were_split<R: Ring<Socket = OwnedFd>>(mut ring: R) {
     let (ours, mut theirs) = tcp_pair();
     ring.attach(slot(0), ours).unwrap();
     ring.arm_receive(slot(0));
@@ -192,7 +195,7 @@ fn received_bytes_come_in_order_however_they_were_split<R: Ring>(mut ring: R) {
     drop(writer.join().unwrap());
 }
 
-fn a_short_send_goes_on_where_it_stopped<R: Ring>(mut ring: R) {
+fn a_short_send_goes_on_where_it_stopped<R: Ring<Socket = OwnedFd>>(mut ring: R) {
     let (ours, mut theirs) = tcp_pair();
     ring.attach(slot(3), ours).unwrap();
     // More than the buffers of both sockets hold, so that sends must be refused.
@@ -207,7 +210,7 @@ fn a_short_send_goes_on_where_it_stopped<R: Ring>(mut ring: R) {
     assert!(reader.join().unwrap() == bytes, "bytes differ");
 }
 
-fn a_full_socket_refuses_and_reports_room_later<R: Ring>(mut ring: R) {
+fn a_full_socket_refuses_and_reports_room_later<R: Ring<Socket = OwnedFd>>(mut ring: R) {
     let (ours, mut theirs) = tcp_pair();
     ring.attach(slot(0), ours).unwrap();
     let bytes = pattern(1 << 20);
@@ -240,7 +243,7 @@ fn a_full_socket_refuses_and_reports_room_later<R: Ring>(mut ring: R) {
     );
 }
 
-fn the_most_pieces_leave_in_one_send_and_in_order<R: Ring>(mut ring: R) {
+fn the_most_pieces_leave_in_one_send_and_in_order<R: Ring<Socket = OwnedFd>>(mut ring: R) {
     let (ours, mut theirs) = tcp_pair();
     ring.attach(slot(0), ours).unwrap();
     let bytes = pattern(PIECES_MAX * 10);
@@ -259,7 +262,7 @@ fn the_most_pieces_leave_in_one_send_and_in_order<R: Ring>(mut ring: R) {
     assert_eq!(got, bytes);
 }
 
-fn a_reset_peer_ends_the_receive<R: Ring>(mut ring: R) {
+fn a_reset_peer_ends_the_receive<R: Ring<Socket = OwnedFd>>(mut ring: R) {
     let (ours, theirs) = tcp_pair();
     ring.attach(slot(0), ours).unwrap();
     // Bytes that the peer never reads turn its close into a reset.
@@ -295,7 +298,7 @@ fn a_reset_peer_ends_the_receive<R: Ring>(mut ring: R) {
     });
 }
 
-fn a_half_closed_peer_can_still_be_sent_to<R: Ring>(mut ring: R) {
+fn a_half_closed_peer_can_still_be_sent_to<R: Ring<Socket = OwnedFd>>(mut ring: R) {
     let (ours, mut theirs) = tcp_pair();
     ring.attach(slot(0), ours).unwrap();
     ring.arm_receive(slot(0));
@@ -328,7 +331,7 @@ fn a_half_closed_peer_can_still_be_sent_to<R: Ring>(mut ring: R) {
     assert_eq!(&answer, b"an answer");
 }
 
-fn a_receive_without_buffers_is_refused_and_recovers<R: Ring>(mut ring: R) {
+fn a_receive_without_buffers_is_refused_and_recovers<R: Ring<Socket = OwnedFd>>(mut ring: R) {
     let (ours, mut theirs) = tcp_pair();
     ring.attach(slot(0), ours).unwrap();
     ring.arm_receive(slot(0));
@@ -378,7 +381,7 @@ fn a_receive_without_buffers_is_refused_and_recovers<R: Ring>(mut ring: R) {
     assert!(got == sent, "bytes differ");
 }
 
-fn a_slot_is_reused_by_the_next_tenant_only<R: Ring>(mut ring: R) {
+fn a_slot_is_reused_by_the_next_tenant_only<R: Ring<Socket = OwnedFd>>(mut ring: R) {
     let mut tenant = slot(5);
     for round in 0..20_u8 {
         let (ours, mut theirs) = tcp_pair();
@@ -405,7 +408,7 @@ fn a_slot_is_reused_by_the_next_tenant_only<R: Ring>(mut ring: R) {
     }
 }
 
-fn a_cancelled_slot_reports_every_operation_and_can_go<R: Ring>(mut ring: R) {
+fn a_cancelled_slot_reports_every_operation_and_can_go<R: Ring<Socket = OwnedFd>>(mut ring: R) {
     let (ours, mut theirs) = tcp_pair();
     ring.attach(slot(0), ours).unwrap();
     ring.arm_receive(slot(0));
@@ -436,17 +439,17 @@ fn a_cancelled_slot_reports_every_operation_and_can_go<R: Ring>(mut ring: R) {
     assert_eq!(&got, b"still here");
 }
 
-fn a_shut_down_socket_shows_its_peer_the_end<R: Ring>(mut ring: R) {
+fn a_shut_down_socket_shows_its_peer_the_end<R: Ring<Socket = OwnedFd>>(mut ring: R) {
     let (ours, mut theirs) = tcp_pair();
     ring.attach(slot(0), ours).unwrap();
     ring.arm_receive(slot(0));
     ring.turn(Wait::No).unwrap();
-    ring.shutdown(slot(0));
+    ring.shutdown(slot(0), Shutdown::Both);
     assert_eq!(theirs.read(&mut [0]).unwrap(), 0);
     drop(close(&mut ring, slot(0), 1));
 }
 
-fn a_bell_wakes_a_sleeper<R: Ring>(mut ring: R) {
+fn a_bell_wakes_a_sleeper<R: Ring<Socket = OwnedFd>>(mut ring: R) {
     for _ in 0..3 {
         let bell = ring.doorbell().clone();
         bell.announce_sleep();
@@ -467,7 +470,7 @@ fn a_bell_wakes_a_sleeper<R: Ring>(mut ring: R) {
     assert!(ring.next().is_none(), "a bell rings once");
 }
 
-fn a_sleep_ends_with_its_time<R: Ring>(mut ring: R) {
+fn a_sleep_ends_with_its_time<R: Ring<Socket = OwnedFd>>(mut ring: R) {
     let time = Duration::from_millis(20);
     let started = Instant::now();
     ring.turn(Wait::AtMost(Some(time))).unwrap();
@@ -476,7 +479,7 @@ fn a_sleep_ends_with_its_time<R: Ring>(mut ring: R) {
     assert!(ring.next().is_none());
 }
 
-fn bytes_for_a_sleeper_end_its_sleep<R: Ring>(mut ring: R) {
+fn bytes_for_a_sleeper_end_its_sleep<R: Ring<Socket = OwnedFd>>(mut ring: R) {
     let (ours, mut theirs) = tcp_pair();
     ring.attach(slot(0), ours).unwrap();
     ring.arm_receive(slot(0));
@@ -499,7 +502,7 @@ fn bytes_for_a_sleeper_end_its_sleep<R: Ring>(mut ring: R) {
     drop(writer.join().unwrap());
 }
 
-fn a_burst_beyond_the_queue_loses_nothing<R: Ring>(mut ring: R) {
+fn a_burst_beyond_the_queue_loses_nothing<R: Ring<Socket = OwnedFd>>(mut ring: R) {
     const SOCKETS: u32 = 300;
     let mut peers: Vec<TcpStream> = (0..SOCKETS)
         .map(|index| {
@@ -547,7 +550,7 @@ fn a_burst_beyond_the_queue_loses_nothing<R: Ring>(mut ring: R) {
     });
 }
 
-fn a_ring_dropped_in_flight_lets_go_of_everything<R: Ring>(mut ring: R) {
+fn a_ring_dropped_in_flight_lets_go_of_everything<R: Ring<Socket = OwnedFd>>(mut ring: R) {
     let (ours, mut theirs) = tcp_pair();
     let (idle, mut silent) = tcp_pair();
     ring.attach(slot(0), ours).unwrap();

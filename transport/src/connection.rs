@@ -1,0 +1,466 @@
+//! The driver's own logic: what a shard's sockets go through between the ring's facts
+//! and the shard's.
+//!
+//! Cast: a [`Connections`] owns the ring and one *connection* per occupied slot. Below,
+//! the ring may answer anything legal (short, refused, cancelled, out of buffers,
+//! ended early). Above, its owner sees three plain events: bytes came, bytes were
+//! taken, the connection is over. Arming, resuming, cancelling, closing and the
+//! generations of slots happen here, once, for every ring.
+//!
+//! ```text
+//!            open                    close                 nothing left to send,
+//!  (vacant) ------> Open -----------------------> Leaving   or time is up
+//!     ^              |                               |
+//!     |              | peer gone, or connection lost |
+//!     |              v                               v
+//!     +----------- Closing <-------------------------+
+//!     last completion of every operation: the slot is free, `Ended` is told
+//! ```
+//!
+//! *Leaving* says goodbye properly: what is left is sent, our direction is closed, and
+//! what the peer still sends is read and dropped until it closes too. A socket closed
+//! with bytes unread answers with a reset, and a reset can overtake the refusal that
+//! tells the peer why.
+//!
+//! Invariants:
+//! - at most one receive, one send and one wait for room are in flight per slot;
+//! - a slot is vacated only when nothing is in flight on it, and its next tenant has
+//!   the next generation;
+//! - the owner's bytes of a send stay put until the owner saw `Sent` or `Ended`, and
+//!   `Ended` is the last event of a connection.
+
+use std::collections::VecDeque;
+use std::net::Shutdown;
+use std::time::Duration;
+
+use courser_core::time::Monotonic;
+
+use crate::ring::{Buffer, Completion, Received, Ring, RingFault, Slot, Wait};
+use crate::sys::Errno;
+
+/// How long a leaving connection may take over its goodbye.
+const GOODBYE_TIME: Duration = Duration::from_secs(1);
+
+/// What happened on a connection, for its owner.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// Bytes came; read them with [`Connections::bytes`] and give the buffer back.
+    Received { slot: Slot, buffer: Buffer },
+    /// So many bytes of the last send were taken. More may be sent, or is asked for by
+    /// [`Connections::next_ready`] when there is room.
+    Sent { slot: Slot, bytes: u32 },
+    /// The connection is over and its slot free. Nothing more is told about it.
+    Ended { slot: Slot },
+}
+
+/// Counts of what the sockets of a shard went through.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Tally {
+    /// Bytes received.
+    pub(crate) bytes_in: u64,
+    /// Bytes that the kernel took.
+    pub(crate) bytes_out: u64,
+    /// Sends that took less than was given, or nothing.
+    pub(crate) short_sends: u64,
+    /// Receives refused for want of a buffer.
+    pub(crate) out_of_buffers: u64,
+}
+
+/// The sockets of one shard.
+#[derive(Debug)]
+pub(crate) struct Connections<R: Ring> {
+    ring: R,
+    places: Vec<Place>,
+    /// Vacant slots, last freed first used.
+    vacant: Vec<u32>,
+    /// Connections that may send and whose owner has something, or said so.
+    ready: VecDeque<Slot>,
+    /// Ends that were not told yet.
+    ended: VecDeque<Slot>,
+    /// Leaving connections by the end of their time, which is the same for all, so
+    /// that the first is always the earliest.
+    leaving: VecDeque<(Monotonic, Slot)>,
+    tally: Tally,
+}
+
+/// One slot and its tenant.
+#[derive(Debug)]
+struct Place {
+    generation: u32,
+    phase: Phase,
+    receiving: bool,
+    sending: bool,
+    awaiting_room: bool,
+    cancelling: bool,
+    /// Bytes that were given with the send in flight.
+    given: u32,
+    /// The owner has something to send beyond the send in flight.
+    wanted: bool,
+    /// The slot is in the list of ready ones.
+    queued: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Vacant,
+    Open,
+    /// Being closed by us; `flushed` once our direction is closed.
+    Leaving {
+        flushed: bool,
+    },
+    Closing,
+}
+
+impl Place {
+    fn is_quiet(&self) -> bool {
+        !(self.receiving || self.sending || self.awaiting_room || self.cancelling)
+    }
+}
+
+impl<R: Ring> Connections<R> {
+    /// No connection yet, room for as many as the ring has slots.
+    pub(crate) fn new(ring: R) -> Self {
+        let slots = ring.slots();
+        let mut places = Vec::new();
+        places.resize_with(slots as usize, || Place {
+            generation: 0,
+            phase: Phase::Vacant,
+            receiving: false,
+            sending: false,
+            awaiting_room: false,
+            cancelling: false,
+            given: 0,
+            wanted: false,
+            queued: false,
+        });
+        Self {
+            ring,
+            places,
+            vacant: (0..slots).rev().collect(),
+            ready: VecDeque::with_capacity(slots as usize),
+            ended: VecDeque::with_capacity(slots as usize),
+            leaving: VecDeque::new(),
+            tally: Tally::default(),
+        }
+    }
+
+    /// Takes a connected socket and begins to receive. The socket comes back if no
+    /// slot is vacant or the kernel cannot take it.
+    pub(crate) fn open(&mut self, socket: R::Socket) -> Result<Slot, R::Socket> {
+        let Some(index) = self.vacant.pop() else {
+            return Err(socket);
+        };
+        let place = &mut self.places[index as usize];
+        let slot = Slot {
+            index,
+            generation: place.generation,
+        };
+        if let Err(refused) = self.ring.attach(slot, socket) {
+            self.vacant.push(index);
+            return Err(refused.socket);
+        }
+        place.phase = Phase::Open;
+        place.receiving = true;
+        self.ring.arm_receive(slot);
+        Ok(slot)
+    }
+
+    /// The owner has something to send; it will be asked for it when the socket can
+    /// take it.
+    pub(crate) fn want(&mut self, slot: Slot) {
+        let Some(place) = self.place(slot) else {
+            return;
+        };
+        place.wanted = true;
+        self.queue_if_ready(slot);
+    }
+
+    /// The next connection whose owner should give what it has to send. The answer is
+    /// [`Self::begun`] or [`Self::nothing`].
+    pub(crate) fn next_ready(&mut self) -> Option<Slot> {
+        while let Some(slot) = self.ready.pop_front() {
+            let place = &mut self.places[slot.position()];
+            if place.generation != slot.generation {
+                continue;
+            }
+            place.queued = false;
+            let may_send = matches!(place.phase, Phase::Open | Phase::Leaving { flushed: false });
+            if may_send && place.wanted && !place.sending && !place.awaiting_room {
+                place.wanted = false;
+                return Some(slot);
+            }
+        }
+        None
+    }
+
+    /// The ring, to begin the send that [`Self::next_ready`] asked for.
+    pub(crate) fn ring_mut(&mut self) -> &mut R {
+        &mut self.ring
+    }
+
+    /// A send of so many bytes was begun. `more` if the owner has pieces beyond those
+    /// that one send takes.
+    pub(crate) fn begun(&mut self, slot: Slot, bytes: u32, more: bool) {
+        if let Some(place) = self.place(slot) {
+            debug_assert!(!place.sending, "one send in flight per slot");
+            place.sending = true;
+            place.given = bytes;
+            place.wanted |= more;
+        }
+    }
+
+    /// The owner had nothing to send after all.
+    pub(crate) fn nothing(&mut self, slot: Slot) {
+        if let Some(place) = self.place(slot)
+            && place.phase == (Phase::Leaving { flushed: false })
+        {
+            place.phase = Phase::Leaving { flushed: true };
+            self.ring.shutdown(slot, Shutdown::Write);
+        }
+    }
+
+    /// The owner is done with the connection, once what it still has is sent.
+    pub(crate) fn leave(&mut self, now: Monotonic, slot: Slot) {
+        let Some(place) = self.place(slot) else {
+            return;
+        };
+        if place.phase != Phase::Open {
+            return;
+        }
+        place.phase = Phase::Leaving { flushed: false };
+        place.wanted = true;
+        self.leaving.push_back((now.after(GOODBYE_TIME), slot));
+        self.queue_if_ready(slot);
+    }
+
+    /// The owner is done with the connection, whatever waits to be sent.
+    pub(crate) fn abandon(&mut self, slot: Slot) {
+        if self.place(slot).is_some() {
+            self.close(slot);
+        }
+    }
+
+    /// Ends leaving connections whose time is up.
+    pub(crate) fn expire(&mut self, now: Monotonic) {
+        while let Some(&(deadline, slot)) = self.leaving.front() {
+            let over = self
+                .place(slot)
+                .is_none_or(|place| !matches!(place.phase, Phase::Leaving { .. }));
+            if !over && deadline > now {
+                return;
+            }
+            self.leaving.pop_front();
+            if !over {
+                self.close(slot);
+            }
+        }
+    }
+
+    /// When [`Self::expire`] has something to do next.
+    pub(crate) fn next_expiry(&self) -> Option<Monotonic> {
+        self.leaving.front().map(|&(deadline, _)| deadline)
+    }
+
+    /// Hands the kernel what was begun and collects its facts. Answers the number of
+    /// system calls.
+    pub(crate) fn turn(&mut self, wait: Wait) -> Result<u32, RingFault> {
+        let wait = if self.ended.is_empty() {
+            wait
+        } else {
+            Wait::No
+        };
+        self.ring.turn(wait)
+    }
+
+    /// The next event of this turn.
+    pub(crate) fn next(&mut self) -> Option<Event> {
+        loop {
+            if let Some(slot) = self.ended.pop_front() {
+                return Some(Event::Ended { slot });
+            }
+            let completion = self.ring.next()?;
+            if let Some(event) = self.react(completion) {
+                return Some(event);
+            }
+        }
+    }
+
+    /// The bytes of a [`Event::Received`].
+    pub(crate) fn bytes(&self, buffer: &Buffer) -> &[u8] {
+        self.ring.bytes(buffer)
+    }
+
+    /// Ends the loan of a [`Event::Received`].
+    pub(crate) fn give_back(&mut self, buffer: Buffer) {
+        self.ring.give_back(buffer);
+    }
+
+    /// The ring, to ring its bell or describe it.
+    pub(crate) fn ring(&self) -> &R {
+        &self.ring
+    }
+
+    /// How many slots are occupied, in whatever phase.
+    pub(crate) fn occupied(&self) -> usize {
+        self.places.len() - self.vacant.len()
+    }
+
+    /// What the sockets went through so far.
+    pub(crate) fn tally(&self) -> Tally {
+        self.tally
+    }
+
+    fn place(&mut self, slot: Slot) -> Option<&mut Place> {
+        let place = self.places.get_mut(slot.position())?;
+        (place.generation == slot.generation && place.phase != Phase::Vacant).then_some(place)
+    }
+
+    fn queue_if_ready(&mut self, slot: Slot) {
+        let place = &mut self.places[slot.position()];
+        if place.wanted && !place.queued && !place.sending && !place.awaiting_room {
+            place.queued = true;
+            self.ready.push_back(slot);
+        }
+    }
+
+    /// Turns one fact of the ring into at most one event.
+    fn react(&mut self, completion: Completion) -> Option<Event> {
+        match completion {
+            Completion::Woken => None,
+            Completion::Received {
+                slot,
+                received,
+                more,
+            } => self.received(slot, received, more),
+            Completion::Sent { slot, result } => self.sent(slot, result),
+            Completion::Writable { slot } => {
+                let place = self.place(slot)?;
+                place.awaiting_room = false;
+                // What became of the connection, the next send finds out.
+                place.wanted = true;
+                self.queue_if_ready(slot);
+                self.vacate_if_quiet(slot);
+                None
+            }
+            Completion::Cancelled { slot } => {
+                self.place(slot)?.cancelling = false;
+                self.vacate_if_quiet(slot);
+                None
+            }
+        }
+    }
+
+    fn received(&mut self, slot: Slot, received: Received, more: bool) -> Option<Event> {
+        let Some(place) = self.place(slot) else {
+            debug_assert!(false, "a slot is kept until its last completion");
+            if let Received::Bytes(buffer) = received {
+                self.ring.give_back(buffer);
+            }
+            return None;
+        };
+        place.receiving = more;
+        let phase = place.phase;
+        let event = match received {
+            Received::Bytes(buffer) => {
+                self.tally.bytes_in += buffer.length() as u64;
+                if phase == Phase::Open {
+                    Some(Event::Received { slot, buffer })
+                } else {
+                    // Read so that it does not turn our end into a reset.
+                    self.ring.give_back(buffer);
+                    None
+                }
+            }
+            // Back into the kernel's hands as soon as buffers are.
+            Received::Failed(Errno(libc::ENOBUFS)) => {
+                self.tally.out_of_buffers += 1;
+                None
+            }
+            // Not ours, or we would be closing: the kernel may end a receive for
+            // reasons of its own.
+            Received::Failed(Errno(libc::ECANCELED | libc::EINTR | libc::EAGAIN)) => None,
+            Received::End | Received::Failed(_) => {
+                self.close(slot);
+                return None;
+            }
+        };
+        if !more {
+            if phase == Phase::Closing {
+                self.vacate_if_quiet(slot);
+            } else {
+                self.places[slot.position()].receiving = true;
+                self.ring.arm_receive(slot);
+            }
+        }
+        event
+    }
+
+    fn sent(&mut self, slot: Slot, result: Result<u32, Errno>) -> Option<Event> {
+        let place = self.place(slot)?;
+        place.sending = false;
+        let given = std::mem::take(&mut place.given);
+        if place.phase == Phase::Closing {
+            self.vacate_if_quiet(slot);
+            return None;
+        }
+        let taken = match result {
+            Ok(taken) => taken,
+            Err(Errno(libc::EAGAIN | libc::EINTR | libc::ENOBUFS | libc::ECANCELED)) => 0,
+            Err(_) => {
+                self.close(slot);
+                return None;
+            }
+        };
+        if taken < given {
+            // The kernel took what it had room for; asking at once would find none.
+            self.tally.short_sends += 1;
+            let place = &mut self.places[slot.position()];
+            place.wanted = true;
+            place.awaiting_room = true;
+            self.ring.arm_writable(slot);
+        } else {
+            let place = &mut self.places[slot.position()];
+            // A goodbye ends with the question for more that is answered by `nothing`.
+            place.wanted |= place.phase != Phase::Open;
+            self.queue_if_ready(slot);
+        }
+        self.tally.bytes_out += u64::from(taken);
+        (taken > 0).then_some(Event::Sent { slot, bytes: taken })
+    }
+
+    /// Begins to end the connection.
+    fn close(&mut self, slot: Slot) {
+        let place = &mut self.places[slot.position()];
+        if place.phase == Phase::Closing {
+            self.vacate_if_quiet(slot);
+            return;
+        }
+        place.phase = Phase::Closing;
+        let quiet = place.is_quiet();
+        place.cancelling = !quiet;
+        self.ring.shutdown(slot, Shutdown::Both);
+        if quiet {
+            self.vacate_if_quiet(slot);
+        } else {
+            self.ring.cancel(slot);
+        }
+    }
+
+    /// The end of a closing connection, when its last operation has ended.
+    fn vacate_if_quiet(&mut self, slot: Slot) {
+        let place = &mut self.places[slot.position()];
+        if place.phase != Phase::Closing || !place.is_quiet() {
+            return;
+        }
+        drop(self.ring.detach(slot));
+        place.phase = Phase::Vacant;
+        place.generation = slot.next_tenant().generation;
+        place.wanted = false;
+        place.queued = false;
+        self.vacant.push(slot.index);
+        self.ended.push_back(slot);
+    }
+}
+
+#[cfg(test)]
+mod tests;
