@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use crate::compare::{Noise, PairedRatio, Verdict};
+use crate::compare::{Noise, PairedRatio, Verdict, note_below_one};
 use crate::error::BenchError;
 use crate::floor::gaps::Gaps;
 use crate::floor::ring::RingFloor;
@@ -40,6 +40,26 @@ pub struct Report {
 }
 
 impl Report {
+    /// Adds a note for every result that seems better than its floor: such a
+    /// ratio is not to be used before somebody has explained it.
+    pub fn note_results_beyond_the_floor(&mut self) {
+        for result in &self.results {
+            // A rate above the floor's is a time per message below it.
+            let times = [result.floor.ratio_p50, result.floor.ratio.map(f64::recip)];
+            for ratio in times.into_iter().flatten() {
+                let kind = result.kind.as_deref().unwrap_or_default();
+                let what = format!(
+                    "{} {kind} {} ({})",
+                    result.workload,
+                    units::bytes(u64::from(result.payload_bytes)),
+                    result.mode
+                );
+                self.notes
+                    .extend(note_below_one(&what, ratio, self.header.noise.as_ref()));
+            }
+        }
+    }
+
     /// The report as JSON, indented.
     ///
     /// # Errors
@@ -407,7 +427,7 @@ impl fmt::Display for Report {
         if !header.plan.is_empty() {
             writeln!(formatter, "plan      {}", header.plan)?;
         }
-        writeln!(formatter, "durability {}", header.durability)?;
+        writeln!(formatter, "acks      {}", header.durability)?;
         write!(formatter, "{}", self.conditions)?;
         if let Some(noise) = &header.noise {
             writeln!(
@@ -479,7 +499,7 @@ fn latency_table(results: &[Measurement]) -> Table {
         ("p99.9", Right),
         ("max", Right),
         ("x floor p50", Right),
-        ("p99", Right),
+        ("x floor p99", Right),
     ]);
     for result in results {
         let Some(latency) = &result.latency else {
@@ -658,6 +678,40 @@ mod tests {
             let json = serde_json::to_string(&result).unwrap();
             assert_eq!(serde_json::from_str::<Measurement>(&json).unwrap(), result);
         }
+    }
+
+    #[test]
+    fn a_result_better_than_its_floor_gets_a_note_and_a_worse_one_does_not() {
+        let cores = Cores {
+            client: 0,
+            broker: 1,
+        };
+        let rate = |messages| Rate {
+            messages,
+            bytes: messages,
+            elapsed: Duration::from_secs(1),
+        };
+        let latency = |latency_ns| {
+            Measurement::latency("ack", 64, Mode::Poll, percentiles(300, latency_ns))
+                .with_floor_latency("spin", &percentiles(300, 10_000))
+        };
+        let throughput = |messages| {
+            Measurement::rate("stream", 64, Mode::Poll, rate(messages))
+                .with_floor_rate("spin", &rate(1_000))
+        };
+        let notes = |results| {
+            let mut report = Report {
+                header: RunHeader::now(cores),
+                results,
+                conditions: Conditions::default(),
+                checks: Vec::new(),
+                notes: Vec::new(),
+            };
+            report.note_results_beyond_the_floor();
+            report.notes.len()
+        };
+        assert_eq!(notes(vec![latency(13_000), throughput(600)]), 0);
+        assert_eq!(notes(vec![latency(7_000), throughput(1_500)]), 2);
     }
 
     #[test]

@@ -247,6 +247,15 @@ fn a_stream_counts_what_was_read_and_not_what_was_written() {
 }
 
 #[test]
+fn calibration_leaves_a_stream_that_runs() {
+    on_the_client_core(|cores| {
+        let mut stream = StreamFloor::calibrate(cores, 176, 64 * 1024, SLICE / 5).unwrap();
+        assert!(stream.slice(SLICE).unwrap().messages > 0);
+        assert!(StreamKind::ALL.contains(&stream.kind()));
+    });
+}
+
+#[test]
 fn a_frame_larger_than_a_chunk_is_streamed_one_at_a_time() {
     on_the_client_core(|cores| {
         let mut stream = StreamFloor::start(

@@ -184,6 +184,7 @@ fn run(options: &FloorOptions, cores: Cores) -> Result<Report, BenchError> {
         summarise(payload, &lanes, &mut report);
     }
     note_moved_cores(&ring_before, &ring_after, &mut report.notes);
+    note_busy_cores(&report.conditions.gaps, &mut report.notes);
     for lane in lanes {
         lane.end()?;
     }
@@ -576,5 +577,21 @@ fn note_moved_cores(before: &RingFloor, after: &RingFloor, notes: &mut Vec<Strin
             units::nanoseconds(before.round_trip_p50_ns),
             units::nanoseconds(after.round_trip_p50_ns),
         ));
+    }
+}
+
+/// Says so if the cores were not ours: then the tails, and sometimes more, are
+/// somebody else's.
+fn note_busy_cores(gaps: &[Gaps], notes: &mut Vec<String>) {
+    const LOST_SHARE_MAX: f64 = 0.02;
+    for gaps in gaps {
+        if gaps.lost_share() > LOST_SHARE_MAX {
+            notes.push(format!(
+                "cpu {} was away for {} of the time it was watched: other programs or the host use \
+                 it, so tails and rates of this run are noise",
+                gaps.cpu,
+                units::percent(gaps.lost_share())
+            ));
+        }
     }
 }

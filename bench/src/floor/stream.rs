@@ -20,6 +20,7 @@ use super::server::{Served, Server, Site};
 use super::socket::{Found, PIECE_BYTES, read_piece};
 use crate::error::BenchError;
 use crate::page_buffer::PageBuffer;
+use crate::pin::Cores;
 use crate::units;
 
 /// What is sent in one write unless asked otherwise.
@@ -160,6 +161,36 @@ impl StreamFloor {
         floor.wait_until_received()?;
         floor.server.pause()?;
         Ok(floor)
+    }
+
+    /// Starts the kind of receiver that is fastest for these frames on these
+    /// cores: both take four short slices in alternation, and the higher rate
+    /// wins. The calling thread is pinned to `cores.client`.
+    ///
+    /// # Errors
+    /// As [`Self::start`] and [`Self::slice`].
+    pub fn calibrate(
+        cores: Cores,
+        frame_bytes: usize,
+        chunk_bytes: usize,
+        slice: Duration,
+    ) -> Result<Self, BenchError> {
+        crate::pin::pin_current_thread(cores.client)?;
+        let start = |kind| Self::start(kind, cores.broker, frame_bytes, chunk_bytes);
+        let mut spin = start(StreamKind::Spin)?;
+        let mut blocking = start(StreamKind::Blocking)?;
+        let (mut spun, mut blocked) = (Rate::default(), Rate::default());
+        for _ in 0..2 {
+            spun.add(&spin.slice(slice)?);
+            blocked.add(&blocking.slice(slice)?);
+            blocked.add(&blocking.slice(slice)?);
+            spun.add(&spin.slice(slice)?);
+        }
+        Ok(if spun.msgs_per_s() >= blocked.msgs_per_s() {
+            spin
+        } else {
+            blocking
+        })
     }
 
     /// Wakes the receiver, sends chunks for `duration`, waits until all of them
