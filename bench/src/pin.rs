@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 
@@ -23,15 +24,22 @@ impl CpuSet {
     /// The CPUs that this process may run on: its cpuset and its affinity
     /// together, which is what the kernel answers for its main thread.
     ///
+    /// Asked once and kept, because from then on the main thread may be pinned
+    /// here, and a pin is not a limit.
+    ///
     /// # Errors
     /// Only if the kernel refuses to say.
     pub fn of_this_process() -> Result<Self, BenchError> {
+        static ALLOWED: OnceLock<CpuSet> = OnceLock::new();
+        if let Some(allowed) = ALLOWED.get() {
+            return Ok(allowed.clone());
+        }
         let cpus = sys::process_affinity().map_err(|source| BenchError::File {
             doing: "read the cpus of this process from",
             path: "/proc/self/status".into(),
             source,
         })?;
-        Ok(Self { cpus })
+        Ok(ALLOWED.get_or_init(|| Self { cpus }).clone())
     }
 
     /// Reads the kernel's list format. What is not a number or a range is
