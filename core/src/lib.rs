@@ -16,6 +16,11 @@
 //! | 3 | `partition` `subscription` `catalog` `auth` |
 //! | 4 | `shard` `door` `client` |
 
+pub mod auth;
+pub mod catalog;
+pub mod client;
+pub mod counters;
+pub mod door;
 pub mod error;
 pub mod frame;
 pub mod id;
@@ -25,6 +30,7 @@ pub mod name;
 pub mod partition;
 pub mod ring;
 pub mod routing;
+pub mod shard;
 pub mod slab;
 pub mod subscription;
 mod sync;

@@ -11,6 +11,8 @@ pub struct Slab<T> {
     vacant: Option<u32>,
     occupied: u32,
     limit: u32,
+    /// The slot of the first entry, so that two tables can share out the handles.
+    first: u32,
 }
 
 #[derive(Debug)]
@@ -34,9 +36,20 @@ impl<T> Slab<T> {
     /// If a handle cannot name that many.
     #[must_use]
     pub fn new(limit: u32) -> Self {
+        Self::starting_at(0, limit)
+    }
+
+    /// An empty table for at most `limit` entries, whose slots begin with `first`.
+    ///
+    /// # Panics
+    ///
+    /// If a handle cannot name that many.
+    #[must_use]
+    pub fn starting_at(first: u32, limit: u32) -> Self {
+        let end = first.checked_add(limit);
         assert!(
-            limit <= Handle::SLOTS,
-            "a handle names at most {} entries",
+            end.is_some_and(|end| end <= Handle::SLOTS),
+            "slots end at {}",
             Handle::SLOTS
         );
         Self {
@@ -44,6 +57,7 @@ impl<T> Slab<T> {
             vacant: None,
             occupied: 0,
             limit,
+            first,
         }
     }
 
@@ -63,7 +77,7 @@ impl<T> Slab<T> {
                 self.vacant = before;
             }
             entry.state = State::Occupied(value);
-            return Ok(Handle::new(slot, entry.generation));
+            return Ok(Handle::new(self.first + slot, entry.generation));
         }
         let slot = u32::try_from(self.entries.len()).expect("the limit is below 2^20");
         // Generations start at 1, so that the handle 0 names nothing.
@@ -71,15 +85,16 @@ impl<T> Slab<T> {
             generation: 1,
             state: State::Occupied(value),
         });
-        Ok(Handle::new(slot, 1))
+        Ok(Handle::new(self.first + slot, 1))
     }
 
     /// Takes an entry out.
     pub fn remove(&mut self, handle: Handle) -> Option<T> {
         self.get(handle)?;
-        let entry = &mut self.entries[handle.slot()];
+        let index = self.index(handle);
+        let entry = &mut self.entries[index];
         entry.generation = (entry.generation + 1) % Handle::GENERATIONS;
-        let slot = u32::try_from(handle.slot()).expect("a slot is below 2^20");
+        let slot = u32::try_from(index).expect("a slot is below 2^20");
         let state = core::mem::replace(&mut entry.state, State::Vacant(self.vacant));
         self.vacant = Some(slot);
         self.occupied -= 1;
@@ -93,7 +108,7 @@ impl<T> Slab<T> {
     #[inline]
     #[must_use]
     pub fn get(&self, handle: Handle) -> Option<&T> {
-        match self.entries.get(handle.slot()) {
+        match self.entries.get(self.index(handle)) {
             Some(Entry {
                 generation,
                 state: State::Occupied(value),
@@ -105,7 +120,8 @@ impl<T> Slab<T> {
     /// The entry that the handle names.
     #[inline]
     pub fn get_mut(&mut self, handle: Handle) -> Option<&mut T> {
-        match self.entries.get_mut(handle.slot()) {
+        let index = self.index(handle);
+        match self.entries.get_mut(index) {
             Some(Entry {
                 generation,
                 state: State::Occupied(value),
@@ -118,7 +134,7 @@ impl<T> Slab<T> {
     pub fn iter(&self) -> impl Iterator<Item = (Handle, &T)> {
         self.entries
             .iter()
-            .zip(0u32..)
+            .zip(self.first..)
             .filter_map(|(entry, slot)| match &entry.state {
                 State::Occupied(value) => Some((Handle::new(slot, entry.generation), value)),
                 State::Vacant(_) => None,
@@ -129,6 +145,11 @@ impl<T> Slab<T> {
     #[must_use]
     pub fn len(&self) -> usize {
         self.occupied as usize
+    }
+
+    #[inline]
+    fn index(&self, handle: Handle) -> usize {
+        handle.slot().wrapping_sub(self.first as usize)
     }
 
     /// Whether there is no entry.
@@ -154,6 +175,20 @@ mod tests {
         assert_eq!(slab.remove(first), None);
         assert_eq!(slab.get(second), Some(&'b'));
         assert_eq!(slab.get(Handle(0)), None);
+    }
+
+    #[test]
+    fn two_tables_that_share_out_the_slots_never_know_each_others_handles() {
+        let (mut low, mut high) = (Slab::new(2), Slab::starting_at(2, 2));
+        let handles = [low.insert(0).unwrap(), low.insert(0).unwrap()];
+        let others = [high.insert(1).unwrap(), high.insert(1).unwrap()];
+        assert!(handles.iter().all(|handle| high.get(*handle).is_none()));
+        assert!(others.iter().all(|handle| low.get(*handle).is_none()));
+        assert_eq!(
+            high.iter().map(|(handle, _)| handle).collect::<Vec<_>>(),
+            others
+        );
+        assert_eq!(high.remove(others[0]), Some(1));
     }
 
     #[test]

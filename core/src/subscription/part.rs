@@ -212,6 +212,21 @@ impl Part {
         back
     }
 
+    /// A run was handed out and could not be sent: everything that `consumer` was
+    /// delivered from number `delivery` on returns to its place, uncounted.
+    pub fn take_back(&mut self, consumer: Handle, delivery: u64) {
+        let first = low_half(delivery);
+        for entry in self.entries.iter_mut().rev() {
+            let later = entry.delivery.wrapping_sub(first).cast_signed() >= 0;
+            if entry.state == State::Delivered && entry.consumer == consumer && later {
+                entry.state = State::Returned;
+                entry.count -= 1;
+                self.returned += 1;
+                self.returned_from = self.returned_from.min(entry.offset);
+            }
+        }
+    }
+
     /// Ends the part: every claim it has on the log is settled.
     pub fn end(&mut self, arena: &mut Arena, log: &mut Log) {
         let mut run = SettledRun::default();
@@ -221,11 +236,7 @@ impl Part {
             }
         }
         run.end(arena, log);
-        let fresh = self.fresh.offset.max(log.first());
-        let rest = log.next().0.saturating_sub(fresh.0);
-        if rest > 0 {
-            log.settle(arena, fresh, rest);
-        }
+        log.unclaim(arena, self.fresh.offset);
         self.fresh = Cursor::at(log.next());
         self.live = 0;
         self.returned = 0;
@@ -235,7 +246,7 @@ impl Part {
     #[inline]
     #[must_use]
     pub fn ready(&self, log: &Log) -> bool {
-        self.returned > 0 || (self.fresh.offset < log.next() && self.live < UNSETTLED_MAX)
+        self.returned > 0 || (self.live < UNSETTLED_MAX && log.reaches(self.fresh.offset))
     }
 
     /// The first offset that was never handed out.
@@ -260,10 +271,10 @@ impl Part {
         self.live
     }
 
-    /// All messages that this part has not settled.
+    /// All messages that this part has not settled. Looks at every segment.
     #[must_use]
-    pub fn backlog(&self, log: &Log) -> u64 {
-        u64::from(self.live) + log.next().0.saturating_sub(self.fresh.offset.0)
+    pub fn backlog(&self, arena: &Arena, log: &Log) -> u64 {
+        u64::from(self.live) + log.count_from(arena, self.fresh.offset)
     }
 
     /// Panics if an invariant is broken.

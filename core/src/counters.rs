@@ -1,0 +1,123 @@
+//! Counters of one shard: plain numbers that their one owner adds to.
+
+macro_rules! counters {
+    ($( $(#[$doc:meta])* $name:ident = $text:literal, )*) => {
+        /// What is counted. The order is that of the answer on the wire; new ones
+        /// are added at the end.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(usize)]
+        pub enum Counter {
+            $( $(#[$doc])* $name, )*
+        }
+
+        impl Counter {
+            /// Every counter, in order.
+            pub const ALL: &'static [Self] = &[$(Self::$name),*];
+
+            /// The counter's name in listings.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $( Self::$name => $text, )*
+                }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Messages received and accepted.
+    MessagesStored = "messages_stored",
+    /// Frame bytes of them.
+    BytesStored = "bytes_stored",
+    /// Sends that were refused in their place.
+    SendsRefused = "sends_refused",
+    /// Outcomes written to producers.
+    Completions = "completions",
+    /// Frames that carried them.
+    CompletionFrames = "completion_frames",
+    /// Messages handed to consumers, repetitions included.
+    MessagesDelivered = "messages_delivered",
+    /// Of these, messages handed out again.
+    MessagesRedelivered = "messages_redelivered",
+    /// Messages settled by consumers.
+    MessagesSettled = "messages_settled",
+    /// Messages that came back from consumers that went.
+    MessagesReturned = "messages_returned",
+    /// Batches that producers announced.
+    Batches = "batches",
+    /// The most messages of one such batch.
+    BatchMessagesMax = "batch_messages_max",
+    /// The most frame bytes of one such batch.
+    BatchBytesMax = "batch_bytes_max",
+    /// Links that were opened.
+    LinksOpened = "links_opened",
+    /// Links that have ended.
+    LinksClosed = "links_closed",
+    /// Of these, links that the broker ended for a fault of the peer.
+    LinksFaulted = "links_faulted",
+    /// Requests that were refused.
+    RequestsRefused = "requests_refused",
+    /// Acknowledgements that named what was not with that consumer.
+    AcksStrange = "acks_strange",
+    /// Segments of logs that were thinned out or joined.
+    Thinnings = "thinnings",
+    /// Turns of the shard's loop.
+    Turns = "turns",
+    /// Turns in which there was something to do.
+    TurnsWithWork = "turns_with_work",
+    /// System calls that submit to and reap from the kernel.
+    Enters = "enters",
+    /// Receives that the kernel completed.
+    Receives = "receives",
+    /// Sends that were given to the kernel.
+    Sends = "sends",
+    /// Bytes received.
+    BytesReceived = "bytes_received",
+    /// Bytes sent.
+    BytesSent = "bytes_sent",
+    /// Times the shard's thread went to sleep.
+    Sleeps = "sleeps",
+}
+
+/// The counters of one shard.
+#[derive(Clone, Debug)]
+pub struct Counters([u64; Counter::ALL.len()]);
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self([0; Counter::ALL.len()])
+    }
+}
+
+impl Counters {
+    /// Adds to a counter.
+    #[inline]
+    pub fn add(&mut self, counter: Counter, more: u64) {
+        self.0[counter as usize] = self.0[counter as usize].wrapping_add(more);
+    }
+
+    /// Raises a counter that keeps a maximum.
+    #[inline]
+    pub fn raise(&mut self, counter: Counter, to: u64) {
+        self.0[counter as usize] = self.0[counter as usize].max(to);
+    }
+
+    /// Sets a counter that its owner keeps elsewhere.
+    #[inline]
+    pub fn set(&mut self, counter: Counter, to: u64) {
+        self.0[counter as usize] = to;
+    }
+
+    /// What a counter stands at.
+    #[must_use]
+    pub fn read(&self, counter: Counter) -> u64 {
+        self.0[counter as usize]
+    }
+
+    /// All counters in the order of [`Counter::ALL`].
+    #[must_use]
+    pub fn all(&self) -> &[u64] {
+        &self.0
+    }
+}

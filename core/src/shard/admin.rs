@@ -1,0 +1,133 @@
+//! What an administrator may ask a shard.
+
+use super::{Fault, Shard};
+use crate::auth::{self, Operation, Target};
+use crate::error::Refusal;
+use crate::frame::control::{Stats, StatsRow};
+use crate::frame::padded;
+use crate::id::{Handle, RequestId};
+use crate::limits;
+use crate::memory::CHUNK;
+use crate::time::Now;
+use zerocopy::IntoBytes;
+
+/// An answer that takes more than one frame.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Report {
+    link: Handle,
+    request: RequestId,
+    /// The next destination.
+    next: usize,
+}
+
+/// Bytes of rows in one frame: a few fit the room that answers have on a link.
+const ROWS_SIZE_MAX: usize = limits::CONTROL_SIZE_MAX as usize / 4;
+
+impl Shard {
+    /// Answers with the counters; the destinations follow in the frames of the
+    /// next turns.
+    pub(super) fn stats(
+        &mut self,
+        now: Now,
+        link: Handle,
+        request: RequestId,
+    ) -> Result<Result<(), Refusal>, Fault> {
+        let principal = self.principal(link);
+        if let Err(refusal) = auth::authorize(principal, Operation::Observe, Target::Broker) {
+            return Ok(Err(refusal));
+        }
+        if self.reports.iter().any(|report| report.link == link) {
+            return Ok(Err(Refusal::ResourceAllocation));
+        }
+        let counters = self.counters.all();
+        let mut tail = Vec::with_capacity(counters.len() * 8);
+        for counter in counters {
+            tail.extend_from_slice(&counter.to_le_bytes());
+        }
+        let fields = Stats {
+            counters: u32::try_from(counters.len()).unwrap_or(u32::MAX).into(),
+            remaining: u32::try_from(self.locals.len()).unwrap_or(u32::MAX).into(),
+            ..Stats::default()
+        };
+        self.answer(now, link, request.0, &fields, &[&tail])?;
+        if !self.locals.is_empty() {
+            self.reports.push_back(Report {
+                link,
+                request,
+                next: 0,
+            });
+        }
+        Ok(Ok(()))
+    }
+
+    /// Continues one answer by a frame.
+    pub(super) fn report(&mut self, now: Now) {
+        let Some(mut report) = self.reports.pop_front() else {
+            return;
+        };
+        let Some(link) = self.links.get(report.link) else {
+            return;
+        };
+        if !link.egress.has_room_for_delivery(ROWS_SIZE_MAX) {
+            self.reports.push_back(report);
+            return;
+        }
+        let mut tail = Vec::with_capacity(ROWS_SIZE_MAX);
+        let mut rows = 0u32;
+        while report.next < self.locals.len() {
+            let entry = &self.catalog.entries()[report.next];
+            let name = entry.destination.name.as_bytes();
+            if tail.len() + size_of::<StatsRow>() + padded(name.len()) > ROWS_SIZE_MAX {
+                break;
+            }
+            tail.extend_from_slice(self.row(report.next).as_bytes());
+            tail.extend_from_slice(name);
+            tail.resize(padded(tail.len()), 0);
+            rows += 1;
+            report.next += 1;
+        }
+        let remaining = self.locals.len() - report.next;
+        let fields = Stats {
+            rows: rows.into(),
+            remaining: u32::try_from(remaining).unwrap_or(u32::MAX).into(),
+            ..Stats::default()
+        };
+        if let Err(fault) = self.answer(now, report.link, report.request.0, &fields, &[&tail]) {
+            self.fault(now, report.link, &fault);
+        } else if remaining > 0 {
+            self.reports.push_back(report);
+        }
+    }
+
+    fn row(&self, index: usize) -> StatsRow {
+        let entry = &self.catalog.entries()[index];
+        let local = &self.locals[index];
+        let unsettled = local
+            .partitions
+            .iter()
+            .flat_map(|partition| {
+                let log = &partition.log;
+                partition
+                    .parts
+                    .iter()
+                    .map(|(_, part)| part.backlog(&self.arena, log))
+            })
+            .sum::<u64>();
+        StatsRow {
+            destination: entry.destination.kind as u8,
+            name_length: u16::try_from(entry.destination.name.len())
+                .unwrap_or(0)
+                .into(),
+            partitions: entry.shape.partitions.into(),
+            stored: local.stored.into(),
+            unsettled: unsettled.into(),
+            bytes: ((local.chunks() * CHUNK) as u64).into(),
+            producers: local.producers.into(),
+            consumers: local.consumers.into(),
+            subscriptions: u32::try_from(local.subscriptions.len())
+                .unwrap_or(u32::MAX)
+                .into(),
+            ..StatsRow::default()
+        }
+    }
+}

@@ -1,0 +1,545 @@
+//! Consumers: from a ready partition to a run on a link, and back to settled.
+//!
+//! A consumer's credit is a position in messages, which is never passed, and one
+//! in frame bytes, which the last message may reach beyond, so that every window
+//! admits one whole message. Partitions that have something ready stand in a
+//! list; a partition leaves it when it has nothing ready or nobody can take more,
+//! and comes back with the fact that changes this: an append, a grant, a return,
+//! room on a link.
+
+use super::egress::Pin;
+use super::{Fault, LinkState, Shard};
+use crate::auth::{self, Operation, Target};
+use crate::catalog::Wanted;
+use crate::counters::Counter;
+use crate::error::Refusal;
+use crate::frame::CONTROL_HEADER_SIZE;
+use crate::frame::control::{AckRun, Acknowledge, Acknowledged, Allow, ConsumerOpened, Delivery};
+use crate::id::{DestinationNumber, Handle, Offset, PartitionIndex, RequestId};
+use crate::limits;
+use crate::memory::CHUNK;
+use crate::name::Destination;
+use crate::partition::log::RunLimit;
+use crate::time::Now;
+use zerocopy::FromBytes;
+
+/// A run for one of several consumers has at most this many messages, so that
+/// they share what there is.
+const SHARED_RUN_MESSAGES: u64 = 16;
+/// Runs handed out in one turn: bounds how long it takes.
+const RUNS_PER_TURN: usize = 256;
+
+/// Where a new subscription starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Start {
+    Earliest,
+    Latest,
+    At(Offset),
+}
+
+#[derive(Debug)]
+pub(super) struct Subscription {
+    destination: DestinationNumber,
+    /// `None`: the queue's own, or one that ends with its consumer.
+    name: Option<Box<str>>,
+    /// Ends with its last consumer.
+    fleeting: bool,
+    /// Has several consumers at once.
+    shared: bool,
+    consumers: Vec<Handle>,
+    /// Whose turn it is.
+    turn: usize,
+}
+
+#[derive(Debug)]
+pub(super) struct Consumer {
+    pub(super) link: Handle,
+    pub(super) session: Handle,
+    destination: DestinationNumber,
+    subscription: Handle,
+    granted_messages: u64,
+    granted_bytes: u64,
+    delivered_messages: u64,
+    delivered_bytes: u64,
+    /// What the application was given, as far as the client told.
+    handed: u64,
+}
+
+impl Consumer {
+    fn may_take(&self) -> bool {
+        self.delivered_messages < self.granted_messages && self.delivered_bytes < self.granted_bytes
+    }
+
+    pub(super) fn invariants(&self) {
+        assert!(
+            self.delivered_messages <= self.granted_messages,
+            "deliveries stay within the grant"
+        );
+        assert!(
+            self.handed <= self.delivered_messages,
+            "only what was delivered is handed out"
+        );
+    }
+}
+
+/// What a consumer is opened with.
+pub(super) struct OpenConsumer<'a> {
+    pub(super) session: Handle,
+    pub(super) destination: &'a Destination,
+    pub(super) subscription: &'a str,
+    pub(super) start: Start,
+    pub(super) messages: u64,
+    pub(super) bytes: u64,
+}
+
+impl Shard {
+    pub(super) fn open_consumer(
+        &mut self,
+        now: Now,
+        link: Handle,
+        request: RequestId,
+        open: &OpenConsumer<'_>,
+    ) -> Result<Result<(), Refusal>, Fault> {
+        let opened = self
+            .resolve(
+                link,
+                open.destination,
+                Wanted::default(),
+                Operation::Consume,
+            )
+            .and_then(|destination| {
+                let subscription = self.subscription_for(destination, open)?;
+                Ok((destination, subscription))
+            });
+        let (destination, subscription) = match opened {
+            Ok(opened) => opened,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        let consumer = Consumer {
+            link,
+            session: open.session,
+            destination,
+            subscription,
+            granted_messages: open.messages,
+            granted_bytes: open.bytes,
+            delivered_messages: 0,
+            delivered_bytes: 0,
+            handed: 0,
+        };
+        let Ok(handle) = self.consumers.insert(consumer) else {
+            self.end_if_fleeting(subscription);
+            return Ok(Err(Refusal::ResourceAllocation));
+        };
+        if let Some(subscription) = self.subscriptions.get_mut(subscription) {
+            subscription.consumers.push(handle);
+        }
+        if let Some(entry) = self.links.get_mut(link) {
+            entry.consumers.push(handle);
+        }
+        let local = self.local_mut(destination);
+        local.consumers += 1;
+        let mut starts: Vec<u8> = Vec::with_capacity(local.partitions.len() * 8);
+        for partition in &local.partitions {
+            let part = partition
+                .parts
+                .iter()
+                .find(|(part, _)| *part == subscription);
+            let fresh = part.map_or(Offset(0), |(_, part)| part.fresh());
+            starts.extend_from_slice(&fresh.0.to_le_bytes());
+        }
+        let fields = ConsumerOpened {
+            handle: handle.0.into(),
+            partitions: u32::try_from(local.partitions.len())
+                .unwrap_or(u32::MAX)
+                .into(),
+        };
+        self.answer(now, link, request.0, &fields, &[&starts])?;
+        self.queue_destination(destination);
+        Ok(Ok(()))
+    }
+
+    /// A subscription of `destination` with a part in each partition.
+    pub(super) fn subscribe(
+        &mut self,
+        destination: DestinationNumber,
+        name: Option<&str>,
+        start: Start,
+    ) -> Result<Handle, Refusal> {
+        let shared =
+            self.catalog.entry(destination).destination.kind == crate::name::DestinationKind::Queue;
+        let subscription = Subscription {
+            destination,
+            name: name.map(Into::into),
+            fleeting: !shared && name.is_none(),
+            shared,
+            consumers: Vec::new(),
+            turn: 0,
+        };
+        let handle = self
+            .subscriptions
+            .insert(subscription)
+            .map_err(|_| Refusal::ResourceAllocation)?;
+        let local = &mut self.locals[destination.0 as usize];
+        local.subscriptions.push(handle);
+        for partition in &mut local.partitions {
+            let from = match start {
+                Start::Earliest => Offset(0),
+                Start::Latest => partition.log.next(),
+                Start::At(offset) => offset,
+            };
+            partition.subscribe(&self.arena, handle, from);
+        }
+        Ok(handle)
+    }
+
+    fn subscription_for(
+        &mut self,
+        destination: DestinationNumber,
+        open: &OpenConsumer<'_>,
+    ) -> Result<Handle, Refusal> {
+        let name = Some(open.subscription).filter(|name| !name.is_empty());
+        let found = self.locals[destination.0 as usize]
+            .subscriptions
+            .iter()
+            .find(|handle| {
+                self.subscriptions
+                    .get(**handle)
+                    .is_some_and(|subscription| {
+                        subscription.shared
+                            || (name.is_some() && subscription.name.as_deref() == name)
+                    })
+            });
+        let Some(handle) = found.copied() else {
+            return self.subscribe(destination, name, open.start);
+        };
+        match self.subscriptions.get(handle) {
+            Some(subscription) if !subscription.shared && !subscription.consumers.is_empty() => {
+                Err(Refusal::Exclusive)
+            }
+            _ => Ok(handle),
+        }
+    }
+
+    /// A consumer ends. With `clean` what its application never saw returns
+    /// uncounted; otherwise nobody knows, and all of it counts as handed out.
+    pub(super) fn remove_consumer(&mut self, _now: Now, handle: Handle, clean: bool) {
+        let Some(consumer) = self.consumers.remove(handle) else {
+            return;
+        };
+        let handed = if clean {
+            consumer.handed
+        } else {
+            consumer.delivered_messages
+        };
+        let local = &mut self.locals[consumer.destination.0 as usize];
+        local.consumers -= 1;
+        for partition in &mut local.partitions {
+            for (part, state) in &mut partition.parts {
+                if *part == consumer.subscription {
+                    let back = state.consumer_gone(handle, handed);
+                    self.counters.add(Counter::MessagesReturned, back.into());
+                }
+            }
+        }
+        if let Some(link) = self.links.get_mut(consumer.link) {
+            link.consumers.retain(|other| *other != handle);
+        }
+        if let Some(subscription) = self.subscriptions.get_mut(consumer.subscription) {
+            subscription.consumers.retain(|other| *other != handle);
+        }
+        self.end_if_fleeting(consumer.subscription);
+        self.queue_destination(consumer.destination);
+    }
+
+    fn end_if_fleeting(&mut self, handle: Handle) {
+        let ends = self
+            .subscriptions
+            .get(handle)
+            .is_some_and(|subscription| subscription.fleeting && subscription.consumers.is_empty());
+        if !ends {
+            return;
+        }
+        if let Some(subscription) = self.subscriptions.remove(handle) {
+            let local = &mut self.locals[subscription.destination.0 as usize];
+            local.subscriptions.retain(|other| *other != handle);
+            for partition in &mut local.partitions {
+                partition.unsubscribe(&mut self.arena, handle);
+            }
+        }
+    }
+
+    /// A consumer raises what may be delivered to it, and says what it handed out.
+    pub(super) fn allow(
+        &mut self,
+        link: Handle,
+        handle: Handle,
+        allow: &Allow,
+    ) -> Result<(), Fault> {
+        let consumer = self.consumer_on(link, handle)?;
+        if allow.handed.get() > consumer.delivered_messages {
+            return Err(Fault::new(
+                Refusal::IllegalArgument,
+                "a consumer handed out more than it was delivered",
+            ));
+        }
+        consumer.granted_messages = consumer.granted_messages.max(allow.messages.get());
+        consumer.granted_bytes = consumer.granted_bytes.max(allow.bytes.get());
+        consumer.handed = consumer.handed.max(allow.handed.get());
+        self.queue_destination_of(handle);
+        Ok(())
+    }
+
+    pub(super) fn acknowledge(
+        &mut self,
+        now: Now,
+        link: Handle,
+        handle: Handle,
+        fields: &Acknowledge,
+        tail: &[u8],
+    ) -> Result<(), Fault> {
+        const THROUGH: u32 = 1;
+        let principal = self.principal(link);
+        let consumer = self.consumer_on(link, handle)?;
+        let (destination, subscription) = (consumer.destination, consumer.subscription);
+        let mut refusal = auth::authorize(
+            principal,
+            Operation::Acknowledge,
+            Target::Destination(destination),
+        )
+        .err();
+        let index = fields.partition.get() as usize;
+        let local = &mut self.locals[destination.0 as usize];
+        let partition = local
+            .partitions
+            .get_mut(index)
+            .filter(|_| refusal.is_none())
+            .and_then(|partition| {
+                let log = &mut partition.log;
+                let part = partition
+                    .parts
+                    .iter_mut()
+                    .find(|(part, _)| *part == subscription);
+                part.map(|(_, part)| (log, part))
+            });
+        let Some((log, part)) = partition else {
+            let refusal = refusal.unwrap_or(Refusal::InvalidAck);
+            return self.confirm(now, link, handle, fields, Some(refusal));
+        };
+        let was_full = part.unsettled() >= limits::UNSETTLED_MAX;
+        let mut settled = 0;
+        for run in tail.chunks_exact(size_of::<AckRun>()) {
+            let Ok(run) = AckRun::ref_from_bytes(run) else {
+                break;
+            };
+            let (first, count) = (Offset(run.first.get()), run.count.get());
+            let outcome = if fields.options.get() & THROUGH != 0 {
+                let last = Offset(first.0.saturating_add(count.saturating_sub(1)));
+                part.acknowledge_through(&mut self.arena, log, handle, last)
+            } else {
+                part.acknowledge(&mut self.arena, log, handle, first, count)
+            };
+            settled += outcome.settled;
+            if outcome.strange {
+                self.counters.add(Counter::AcksStrange, 1);
+                refusal = Some(Refusal::InvalidAck);
+            }
+        }
+        let wants_thinning = log.wants_thinning();
+        let ready = was_full && part.ready(log);
+        self.counters.add(Counter::MessagesSettled, settled);
+        let partition = PartitionIndex(fields.partition.get());
+        if wants_thinning && !self.thinning.contains(&(destination, partition)) {
+            self.thinning.push_back((destination, partition));
+        }
+        if ready {
+            self.queue(destination, partition);
+        }
+        self.confirm(now, link, handle, fields, refusal)
+    }
+
+    fn confirm(
+        &mut self,
+        now: Now,
+        link: Handle,
+        handle: Handle,
+        fields: &Acknowledge,
+        refusal: Option<Refusal>,
+    ) -> Result<(), Fault> {
+        if fields.confirm.get() == 0 {
+            return Ok(());
+        }
+        let confirmed = Acknowledged {
+            confirm: fields.confirm,
+            refusal: refusal.map_or(0, Refusal::code).into(),
+            ..Acknowledged::default()
+        };
+        self.answer(now, link, handle.0, &confirmed, &[])
+    }
+
+    /// Hands out what is ready to whoever has credit and room.
+    pub(super) fn dispatch(&mut self, now: Now) {
+        let mut budget = RUNS_PER_TURN;
+        while let Some((destination, index)) = self.ready.pop_front() {
+            self.locals[destination.0 as usize].queued[index.0 as usize] = false;
+            let parts = self.locals[destination.0 as usize].partitions[index.0 as usize]
+                .parts
+                .len();
+            for part in 0..parts {
+                while budget > 0 && self.deliver_next(now, destination, index, part) {
+                    budget -= 1;
+                }
+            }
+            if budget == 0 {
+                self.queue(destination, index);
+                return;
+            }
+        }
+    }
+
+    /// Hands out one run of one part; `false` if nothing is ready or nobody can
+    /// take it.
+    fn deliver_next(
+        &mut self,
+        now: Now,
+        destination: DestinationNumber,
+        index: PartitionIndex,
+        part: usize,
+    ) -> bool {
+        let partition = &mut self.locals[destination.0 as usize].partitions[index.0 as usize];
+        let log = &mut partition.log;
+        let (subscription, part) = &mut partition.parts[part];
+        if !part.ready(log) {
+            return false;
+        }
+        let Some(subscription) = self.subscriptions.get_mut(*subscription) else {
+            return false;
+        };
+        let several = subscription.consumers.len() > 1;
+        for _ in 0..subscription.consumers.len() {
+            let turn = subscription.turn % subscription.consumers.len();
+            subscription.turn = turn + 1;
+            let handle = subscription.consumers[turn];
+            let Some(consumer) = self.consumers.get_mut(handle).filter(|it| it.may_take()) else {
+                continue;
+            };
+            let Some(link) = self.links.get_mut(consumer.link) else {
+                continue;
+            };
+            if link.state == LinkState::Ending {
+                continue;
+            }
+            const HEADER: usize = CONTROL_HEADER_SIZE + size_of::<Delivery>();
+            if !link
+                .egress
+                .has_room_for_delivery(HEADER + limits::EGRESS_COPY_MAX as usize)
+            {
+                link.starved = true;
+                continue;
+            }
+            let target = Target::Destination(destination);
+            if auth::authorize(link.principal, Operation::Receive, target).is_err() {
+                continue;
+            }
+            let room = consumer.granted_messages - consumer.delivered_messages;
+            let limit = RunLimit {
+                messages: if several {
+                    room.min(SHARED_RUN_MESSAGES)
+                } else {
+                    room
+                },
+                bytes: (consumer.granted_bytes - consumer.delivered_bytes)
+                    .min(limits::EGRESS_SIZE.into()),
+            };
+            let number = consumer.delivered_messages;
+            let Some(delivered) = part.deliver(&self.arena, log, handle, number, limit) else {
+                return false;
+            };
+            let run = delivered.run;
+            let header = Delivery {
+                partition: index.0.into(),
+                count: run.count.into(),
+                offset: run.first.0.into(),
+                delivery_count: u32::from(delivered.count).into(),
+                ..Delivery::default()
+            };
+            if link.egress.bytes() == 0 {
+                link.progress = now.monotonic;
+            }
+            let egress = &mut link.egress;
+            let written = egress
+                .control(&mut self.arena, handle.0, &header, &[])
+                .and_then(|()| {
+                    if run.bytes < limits::EGRESS_COPY_MAX as usize {
+                        return egress.copy(&mut self.arena, (run.chunk, run.start), run.bytes);
+                    }
+                    let pin = Pin {
+                        destination,
+                        partition: index,
+                        offset: run.first,
+                    };
+                    let (mut chunk, mut start, mut left) = (run.chunk, run.start, run.bytes);
+                    while left > 0 {
+                        let length = left.min(CHUNK - start);
+                        log.pin(run.first);
+                        egress.lend((chunk, start), length, pin);
+                        (chunk, start, left) = (self.arena.next(chunk), 0, left - length);
+                    }
+                    Ok(())
+                });
+            if written.is_err() {
+                // No chunk was free for the block: what was taken goes back to its
+                // place, uncounted, and is tried again when something has left.
+                part.take_back(handle, number);
+                link.starved = true;
+                return false;
+            }
+            consumer.delivered_messages += u64::from(run.count);
+            consumer.delivered_bytes += run.bytes as u64;
+            self.counters
+                .add(Counter::MessagesDelivered, run.count.into());
+            if delivered.count > 1 {
+                self.counters
+                    .add(Counter::MessagesRedelivered, run.count.into());
+            }
+            let link = consumer.link;
+            self.mark_dirty(link);
+            return true;
+        }
+        false
+    }
+
+    /// Puts a partition into the list of those that may have something ready.
+    #[inline]
+    pub(super) fn queue(&mut self, destination: DestinationNumber, partition: PartitionIndex) {
+        let local = &mut self.locals[destination.0 as usize];
+        if local.consumers > 0 && !local.queued[partition.0 as usize] {
+            local.queued[partition.0 as usize] = true;
+            self.ready.push_back((destination, partition));
+        }
+    }
+
+    fn queue_destination(&mut self, destination: DestinationNumber) {
+        let partitions = self.locals[destination.0 as usize].partitions.len();
+        for partition in 0..u32::try_from(partitions).unwrap_or(u32::MAX) {
+            self.queue(destination, PartitionIndex(partition));
+        }
+    }
+
+    pub(super) fn queue_destination_of(&mut self, consumer: Handle) {
+        if let Some(consumer) = self.consumers.get(consumer) {
+            self.queue_destination(consumer.destination);
+        }
+    }
+
+    fn consumer_on(&mut self, link: Handle, handle: Handle) -> Result<&mut Consumer, Fault> {
+        self.consumers
+            .get_mut(handle)
+            .filter(|consumer| consumer.link == link)
+            .ok_or_else(|| {
+                Fault::new(
+                    Refusal::NotOpen,
+                    format!("no consumer {handle} is open on this link"),
+                )
+            })
+    }
+}

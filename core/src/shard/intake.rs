@@ -1,0 +1,245 @@
+//! From bytes to frames: whatever the split.
+//!
+//! Frames that lie whole in what was received are taken from there. The rest of
+//! a small one is carried over in a buffer of the link; a message beyond that
+//! size is assembled in chunks of the arena, which its producer's credit has
+//! reserved, and becomes part of the log whole.
+
+use super::{Fault, LinkState, Shard};
+use crate::counters::Counter;
+use crate::error::Refusal;
+use crate::frame::decode::{self, DecodeError, Frame, Step};
+use crate::frame::{Kind, MESSAGE_HEADER_SIZE, MessageHeader, PREFIX_SIZE, checksum};
+use crate::id::Handle;
+use crate::limits;
+use crate::memory::{Arena, CHUNK, ChunkId};
+use crate::time::Now;
+use zerocopy::FromBytes;
+
+/// The largest frame that is carried over in a link's own buffer.
+const CARRY_MAX: usize = limits::CONTROL_SIZE_MAX as usize;
+
+/// What a link has received of a frame.
+#[derive(Debug, Default)]
+pub(super) struct Intake {
+    /// The beginning of a frame; with an assembly, empty.
+    carry: Vec<u8>,
+    assembly: Option<Assembly>,
+}
+
+/// A message that is too large for the carry.
+#[derive(Debug)]
+struct Assembly {
+    head: ChunkId,
+    tail: ChunkId,
+    filled: usize,
+    size: usize,
+}
+
+impl Intake {
+    pub(super) fn clear(&mut self, arena: &mut Arena) {
+        self.carry.clear();
+        if let Some(assembly) = self.assembly.take() {
+            arena.give_chain(assembly.head);
+        }
+    }
+}
+
+impl From<DecodeError> for Fault {
+    fn from(error: DecodeError) -> Self {
+        Self::new(error.refusal(), error.to_string())
+    }
+}
+
+impl Shard {
+    /// Bytes came in on a link.
+    pub fn received(&mut self, now: Now, link: Handle, bytes: &[u8]) {
+        self.counters
+            .add(Counter::BytesReceived, bytes.len() as u64);
+        if let Err(fault) = self.take_in(now, link, bytes) {
+            self.fault(now, link, &fault);
+        }
+    }
+
+    fn take_in(&mut self, now: Now, link: Handle, mut bytes: &[u8]) -> Result<(), Fault> {
+        while !bytes.is_empty() {
+            let Some(entry) = self.links.get_mut(link) else {
+                return Ok(());
+            };
+            if entry.state == LinkState::Ending {
+                return Ok(());
+            }
+            if entry.intake.assembly.is_some() {
+                bytes = self.assemble(now, link, bytes)?;
+                continue;
+            }
+            if !entry.intake.carry.is_empty() {
+                bytes = self.complete_carry(now, link, bytes)?;
+                continue;
+            }
+            match decode::decode(bytes)? {
+                Step::Frame(frame, size) => {
+                    self.frame(now, link, &frame)?;
+                    bytes = &bytes[size..];
+                }
+                Step::Incomplete(_) => {
+                    entry.frame_since = Some(now.monotonic);
+                    self.watch(link);
+                    bytes = self.complete_carry(now, link, bytes)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds to the carry until it holds a frame, or the header of a large message.
+    /// Returns the bytes behind it.
+    fn complete_carry<'a>(
+        &mut self,
+        now: Now,
+        link: Handle,
+        mut bytes: &'a [u8],
+    ) -> Result<&'a [u8], Fault> {
+        let Some(entry) = self.links.get_mut(link) else {
+            return Ok(&[]);
+        };
+        // Out of its link, so that a frame in it can be handled.
+        let mut carry = core::mem::take(&mut entry.intake.carry);
+        let result = loop {
+            let wanted = match decode::peek(&carry) {
+                Err(error) => break Err(error.into()),
+                Ok(None) => PREFIX_SIZE,
+                Ok(Some(peek)) if peek.size <= CARRY_MAX => peek.size,
+                // Of the other kinds none is as long.
+                Ok(Some(_)) => MESSAGE_HEADER_SIZE,
+            };
+            let missing = wanted.saturating_sub(carry.len()).min(bytes.len());
+            carry.extend_from_slice(&bytes[..missing]);
+            bytes = &bytes[missing..];
+            if carry.len() < wanted {
+                if let Some(entry) = self.links.get_mut(link) {
+                    entry.intake.carry = carry;
+                }
+                return Ok(bytes);
+            }
+            match decode::peek(&carry) {
+                Ok(Some(peek)) if peek.size > CARRY_MAX && carry.len() == MESSAGE_HEADER_SIZE => {
+                    break self.begin_assembly(link, &carry, peek.size);
+                }
+                Ok(Some(peek)) if carry.len() == peek.size => {
+                    break match decode::decode(&carry) {
+                        Ok(Step::Frame(frame, _)) => {
+                            if let Some(entry) = self.links.get_mut(link) {
+                                entry.frame_since = None;
+                            }
+                            self.frame(now, link, &frame)
+                        }
+                        Ok(Step::Incomplete(_)) => Ok(()),
+                        Err(error) => Err(error.into()),
+                    };
+                }
+                _ => {}
+            }
+        };
+        carry.clear();
+        if let Some(entry) = self.links.get_mut(link) {
+            entry.intake.carry = carry;
+        }
+        result.map(|()| bytes)
+    }
+
+    /// A large message has begun. Its producer's credit must cover it before it
+    /// may occupy anything.
+    fn begin_assembly(&mut self, link: Handle, header: &[u8], size: usize) -> Result<(), Fault> {
+        let (parsed, _) =
+            MessageHeader::ref_from_prefix(header).map_err(|_| Fault::from(Refusal::Malformed))?;
+        self.covered(link, Handle(parsed.handle.get()), size)?;
+        let head = self.arena.take().ok_or(Fault::from(Refusal::OutOfMemory))?;
+        self.arena.bytes_mut(head)[..header.len()].copy_from_slice(header);
+        if let Some(entry) = self.links.get_mut(link) {
+            entry.intake.assembly = Some(Assembly {
+                head,
+                tail: head,
+                filled: header.len(),
+                size,
+            });
+        }
+        Ok(())
+    }
+
+    fn assemble<'a>(&mut self, now: Now, link: Handle, bytes: &'a [u8]) -> Result<&'a [u8], Fault> {
+        let Some(entry) = self.links.get_mut(link) else {
+            return Ok(&[]);
+        };
+        let Some(assembly) = &mut entry.intake.assembly else {
+            return Ok(bytes);
+        };
+        let mut rest = bytes;
+        while assembly.filled < assembly.size && !rest.is_empty() {
+            let at = assembly.filled % CHUNK;
+            if at == 0 && assembly.filled > 0 {
+                let next = self.arena.take().ok_or(Fault::from(Refusal::OutOfMemory))?;
+                self.arena.chain(assembly.tail, next);
+                assembly.tail = next;
+            }
+            let count = rest
+                .len()
+                .min(CHUNK - at)
+                .min(assembly.size - assembly.filled);
+            self.arena.bytes_mut(assembly.tail)[at..at + count].copy_from_slice(&rest[..count]);
+            assembly.filled += count;
+            rest = &rest[count..];
+        }
+        if assembly.filled < assembly.size {
+            return Ok(rest);
+        }
+        let (head, size) = (assembly.head, assembly.size);
+        entry.intake.assembly = None;
+        entry.frame_since = None;
+        let header = match self.verify_chain(head, size) {
+            Ok(header) => header,
+            Err(error) => {
+                self.arena.give_chain(head);
+                return Err(error.into());
+            }
+        };
+        self.large_message(now, link, &header, head, size)?;
+        Ok(rest)
+    }
+
+    /// Checks a message that lies in a chain of chunks; returns its header.
+    fn verify_chain(&self, head: ChunkId, size: usize) -> Result<MessageHeader, DecodeError> {
+        let first = self.arena.bytes(head);
+        let length = MessageHeader::ref_from_prefix(first)
+            .map_or(0, |(header, _)| header.length.get() as usize);
+        let mut sum = checksum::message(&first[..length.min(CHUNK)]);
+        let mut padding_clean = first[length.min(CHUNK)..size.min(CHUNK)]
+            .iter()
+            .all(|b| *b == 0);
+        let (mut chunk, mut at) = (self.arena.next(head), CHUNK);
+        while chunk.is_some() && at < size {
+            let bytes = self.arena.bytes(chunk);
+            let (end, padded_end) = (length.saturating_sub(at).min(CHUNK), (size - at).min(CHUNK));
+            sum = checksum::extend(sum, &bytes[..end]);
+            padding_clean &= bytes[end..padded_end].iter().all(|byte| *byte == 0);
+            at += CHUNK;
+            chunk = self.arena.next(chunk);
+        }
+        if !padding_clean {
+            return Err(DecodeError::DirtyPadding);
+        }
+        let (header, _) = MessageHeader::read_from_prefix(first)
+            .map_err(|_| DecodeError::TooShort { length: 0 })?;
+        decode::verify(&header, sum)?;
+        Ok(header)
+    }
+
+    fn frame(&mut self, now: Now, link: Handle, frame: &Frame<'_>) -> Result<(), Fault> {
+        match frame {
+            Frame::Message(message) => self.message(now, link, message),
+            Frame::Control { subject, control } => self.control(now, link, *subject, control),
+        }
+    }
+}
+
+const _: () = assert!(Kind::Message as u8 == 0x80);

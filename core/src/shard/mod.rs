@@ -1,0 +1,687 @@
+//! A shard: partitions, and the links of the clients that use them.
+//!
+//! ```text
+//!  received ─> intake ─> session (requests)      ─> egress ─> Output::Send ─> pieces ─> sent
+//!                   └──> producer (messages) ─> partition ─> completions ─┘
+//!                   └──> consumer (credit, acks) ─> deliveries ───────────┘
+//! ```
+//!
+//! A deterministic machine with one owner. Facts come in as methods and are only
+//! noted: partitions are appended to, acknowledgements settled. Once per turn
+//! [`Shard::turn`] acts: completions leave, credit is renewed, ready partitions
+//! hand out runs; then [`Shard::output`] says which links have something to send.
+//! What a link is to send stays where it lies until [`Shard::sent`] takes it
+//! away or [`Shard::closed`] ends the link.
+//!
+//! What it does not do: read clocks, touch sockets, allocate per message.
+
+mod admin;
+mod consumer;
+mod egress;
+mod intake;
+mod producer;
+mod session;
+
+use std::collections::VecDeque;
+
+pub use egress::{PIECES_MAX, Pieces};
+
+use crate::auth::Principal;
+use crate::catalog::Catalog;
+use crate::counters::{Counter, Counters};
+use crate::error::Refusal;
+use crate::frame::control::{Farewell, Welcome};
+use crate::frame::{self, VERSION};
+use crate::id::{DestinationNumber, Handle, Installation, PartitionIndex, ProducerId, ShardIndex};
+use crate::limits;
+use crate::memory::{Arena, CHUNK};
+use crate::partition::Partition;
+use crate::slab::Slab;
+use crate::time::{Monotonic, Now};
+use consumer::{Consumer, Subscription};
+use egress::{Egress, Pin};
+use intake::Intake;
+use producer::Producer;
+use session::Session;
+
+/// What a shard is made with. Randomness comes in here.
+#[derive(Clone, Debug)]
+pub struct ShardConfig {
+    /// Whose data this is.
+    pub installation: Installation,
+    /// Which shard this is.
+    pub shard: ShardIndex,
+    /// The memory bound, in bytes, at least [`limits::MEMORY_MIN`].
+    pub memory: u64,
+    /// Keeps strangers from choosing names that collide.
+    pub hash_seed: u64,
+}
+
+/// How the memory bound is divided, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryPlan {
+    /// The bound.
+    pub bound: u64,
+    /// Tables, buffers of the transport, code and stacks.
+    pub fixed: u64,
+    /// Chunks for messages.
+    pub arena: u64,
+    /// Of the arena: what producers may have on their way.
+    pub ingress: u64,
+    /// Of the arena: what may wait for links.
+    pub egress: u64,
+    /// Of the arena: the most one destination may hold.
+    pub destination: u64,
+}
+
+impl MemoryPlan {
+    /// Divides `bound` bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::IllegalArgument`] below [`limits::MEMORY_MIN`].
+    pub fn new(bound: u64) -> Result<Self, Refusal> {
+        if bound < limits::MEMORY_MIN {
+            return Err(Refusal::IllegalArgument);
+        }
+        let fixed = (bound / 8).max(16 * u64::from(limits::MIB));
+        let arena = (bound - fixed) / CHUNK as u64 * CHUNK as u64;
+        Ok(Self {
+            bound,
+            fixed,
+            arena,
+            ingress: arena / 4,
+            egress: arena / 16,
+            destination: arena / 4,
+        })
+    }
+}
+
+/// A link that the door lets in.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Attached {
+    /// Whom it acts for.
+    pub principal: Principal,
+    /// What the client calls itself.
+    pub name: String,
+    /// Bytes that came behind the hello.
+    pub leftover: Vec<u8>,
+}
+
+/// What a shard would have done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// The link has [`Shard::pieces`] to send.
+    Send(Handle),
+    /// End the link, after all its pieces are sent if `flush` says so; the answer
+    /// is [`Shard::closed`].
+    Close {
+        /// The link.
+        link: Handle,
+        /// Whether to send what waits first.
+        flush: bool,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum LinkState {
+    Open,
+    /// Nothing more is read; it closes once its egress is empty.
+    Ending,
+}
+
+#[derive(Debug)]
+struct Link {
+    state: LinkState,
+    principal: Principal,
+    name: String,
+    intake: Intake,
+    egress: Egress,
+    sessions: Vec<Handle>,
+    producers: Vec<Handle>,
+    consumers: Vec<Handle>,
+    /// Has something new to send this turn.
+    dirty: bool,
+    /// Deliveries stopped for want of room.
+    starved: bool,
+    /// Stands in the list of links with a time limit.
+    watched: bool,
+    /// When the frame that is being received began.
+    frame_since: Option<Monotonic>,
+    /// When the peer last took a byte, or was last given the first.
+    progress: Monotonic,
+}
+
+/// A destination's local half.
+#[derive(Debug)]
+struct Local {
+    partitions: Vec<Partition>,
+    /// Each partition, whether it stands in the list of ready ones.
+    queued: Vec<bool>,
+    subscriptions: Vec<Handle>,
+    producers: u32,
+    consumers: u32,
+    stored: u64,
+}
+
+impl Local {
+    fn chunks(&self) -> usize {
+        self.partitions
+            .iter()
+            .map(|partition| partition.log.chunks())
+            .sum()
+    }
+}
+
+/// Why a link ends: what its peer did, or a limit.
+#[derive(Debug)]
+struct Fault {
+    refusal: Refusal,
+    text: String,
+}
+
+impl Fault {
+    fn new(refusal: Refusal, text: impl Into<String>) -> Self {
+        Self {
+            refusal,
+            text: text.into(),
+        }
+    }
+}
+
+impl From<Refusal> for Fault {
+    fn from(refusal: Refusal) -> Self {
+        Self {
+            refusal,
+            text: String::new(),
+        }
+    }
+}
+
+/// The machine.
+#[derive(Debug)]
+pub struct Shard {
+    config: ShardConfig,
+    plan: MemoryPlan,
+    arena: Arena,
+    catalog: Catalog,
+    locals: Vec<Local>,
+    /// Partitions of all destinations: each may hold a chunk.
+    partitions: usize,
+    links: Slab<Link>,
+    sessions: Slab<Session>,
+    producers: Slab<Producer>,
+    consumers: Slab<Consumer>,
+    subscriptions: Slab<Subscription>,
+    next_producer: ProducerId,
+    /// Frame bytes granted to producers and not received yet.
+    reserved: u64,
+    /// Producers with completions to send.
+    completing: Vec<Handle>,
+    /// Producers that wait for credit.
+    waiting: VecDeque<Handle>,
+    /// Partitions that have something for a consumer.
+    ready: VecDeque<(DestinationNumber, PartitionIndex)>,
+    /// Partitions whose log is to be thinned out.
+    thinning: VecDeque<(DestinationNumber, PartitionIndex)>,
+    /// Links that have something new to send.
+    dirty: Vec<Handle>,
+    /// Links with a frame or bytes that have a time limit.
+    watched: Vec<Handle>,
+    /// Answers to the question for counters that are not complete.
+    reports: VecDeque<admin::Report>,
+    outputs: VecDeque<Output>,
+    next_tick: Monotonic,
+    stopping: bool,
+    counters: Counters,
+}
+
+/// How often time limits of links are looked at.
+const TICK: core::time::Duration = core::time::Duration::from_millis(250);
+
+impl Shard {
+    /// An empty shard.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::IllegalArgument`] if the memory bound is too small.
+    pub fn new(config: ShardConfig) -> Result<Self, Refusal> {
+        let plan = MemoryPlan::new(config.memory)?;
+        let chunks =
+            u32::try_from(plan.arena / CHUNK as u64).map_err(|_| Refusal::IllegalArgument)?;
+        // Half of all handles each, so that a handle is a producer's or a consumer's.
+        let handles = Handle::SLOTS / 2;
+        Ok(Self {
+            plan,
+            arena: Arena::new(chunks),
+            catalog: Catalog::new(config.hash_seed),
+            locals: Vec::new(),
+            partitions: 0,
+            links: Slab::new(limits::LINKS_MAX),
+            sessions: Slab::new(handles),
+            producers: Slab::new(handles),
+            consumers: Slab::starting_at(handles, handles),
+            subscriptions: Slab::new(limits::SUBSCRIPTIONS_MAX + limits::DESTINATIONS_MAX),
+            next_producer: ProducerId(1),
+            reserved: 0,
+            completing: Vec::new(),
+            waiting: VecDeque::new(),
+            ready: VecDeque::new(),
+            thinning: VecDeque::new(),
+            dirty: Vec::new(),
+            watched: Vec::new(),
+            reports: VecDeque::new(),
+            outputs: VecDeque::new(),
+            next_tick: Monotonic(0),
+            stopping: false,
+            counters: Counters::default(),
+            config,
+        })
+    }
+
+    /// The door lets a link in. Its welcome waits to be sent.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::TooManyLinks`] or [`Refusal::Stopping`].
+    pub fn attached(&mut self, now: Now, attached: Attached) -> Result<Handle, Refusal> {
+        if self.stopping {
+            return Err(Refusal::Stopping);
+        }
+        let link = Link {
+            state: LinkState::Open,
+            principal: attached.principal,
+            name: attached.name,
+            intake: Intake::default(),
+            egress: Egress::new(),
+            sessions: Vec::new(),
+            producers: Vec::new(),
+            consumers: Vec::new(),
+            dirty: false,
+            starved: false,
+            watched: false,
+            frame_since: None,
+            progress: now.monotonic,
+        };
+        let link = self.links.insert(link).map_err(|_| Refusal::TooManyLinks)?;
+        self.counters.add(Counter::LinksOpened, 1);
+        let welcome = Welcome {
+            version: VERSION,
+            shard: self.config.shard.0.into(),
+            frame_size_max: limits::FRAME_SIZE_MAX.into(),
+            installation: self.config.installation.0.into(),
+            ..Welcome::default()
+        };
+        if let Err(fault) = self.answer(now, link, 0, &welcome, &[]) {
+            self.fault(now, link, &fault);
+        }
+        self.received(now, link, &attached.leftover);
+        Ok(link)
+    }
+
+    /// The kernel took `bytes` of the link's pieces; fewer than were given is legal.
+    pub fn sent(&mut self, now: Now, link: Handle, bytes: usize) {
+        let Some(entry) = self.links.get_mut(link) else {
+            return;
+        };
+        if bytes > 0 {
+            entry.progress = now.monotonic;
+        }
+        let locals = &mut self.locals;
+        entry.egress.sent(&mut self.arena, bytes, |arena, pin| {
+            unpin(locals, arena, pin)
+        });
+        self.counters.add(Counter::BytesSent, bytes as u64);
+        if entry.egress.bytes() > 0 {
+            self.watch(link);
+        } else if entry.starved {
+            entry.starved = false;
+            let consumers = core::mem::take(&mut entry.consumers);
+            for consumer in &consumers {
+                self.queue_destination_of(*consumer);
+            }
+            if let Some(entry) = self.links.get_mut(link) {
+                entry.consumers = consumers;
+            }
+        }
+    }
+
+    /// The link is gone: its last fact. Its deliveries return to their places.
+    pub fn closed(&mut self, now: Now, link: Handle) {
+        self.leave(now, link, false);
+        if let Some(mut entry) = self.links.remove(link) {
+            let locals = &mut self.locals;
+            entry
+                .egress
+                .clear(&mut self.arena, |arena, pin| unpin(locals, arena, pin));
+            entry.intake.clear(&mut self.arena);
+            self.counters.add(Counter::LinksClosed, 1);
+        }
+    }
+
+    /// Time has passed: ends links whose peers take too long.
+    pub fn expire(&mut self, now: Now) {
+        if now.monotonic < self.next_tick || self.watched.is_empty() {
+            return;
+        }
+        self.next_tick = now.monotonic.after(TICK);
+        let mut watched = core::mem::take(&mut self.watched);
+        watched.retain(|link| self.still_watched(now, *link));
+        watched.append(&mut self.watched);
+        self.watched = watched;
+    }
+
+    /// Acts on what came in since the last turn.
+    pub fn turn(&mut self, now: Now) {
+        self.send_completions(now);
+        self.serve_waiting(now);
+        self.dispatch(now);
+        self.thin_out();
+        self.report(now);
+        for index in 0..self.dirty.len() {
+            let link = self.dirty[index];
+            if let Some(entry) = self.links.get_mut(link) {
+                entry.dirty = false;
+                if entry.egress.bytes() > 0 {
+                    self.outputs.push_back(Output::Send(link));
+                }
+            }
+        }
+        self.dirty.clear();
+    }
+
+    /// What is to be done, until `None`.
+    pub fn output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// What the link is to send next, at most [`PIECES_MAX`] slices. They stay
+    /// where they are until [`Shard::sent`] or [`Shard::closed`] for this link.
+    pub fn pieces<'a>(&'a self, link: Handle, pieces: &mut Pieces<'a>) {
+        if let Some(link) = self.links.get(link) {
+            link.egress.pieces(&self.arena, pieces);
+        }
+    }
+
+    /// When [`Shard::expire`] has to be called next, if at all.
+    #[must_use]
+    pub fn next_expiry(&self) -> Option<Monotonic> {
+        (!self.watched.is_empty()).then_some(self.next_tick)
+    }
+
+    /// Whether there is work that the next [`Shard::turn`] would do without any
+    /// new fact: the caller should not sleep.
+    #[must_use]
+    pub fn has_work(&self) -> bool {
+        !self.completing.is_empty()
+            || !self.ready.is_empty()
+            || !self.thinning.is_empty()
+            || !self.dirty.is_empty()
+            || !self.reports.is_empty()
+            || !self.outputs.is_empty()
+    }
+
+    /// The broker stops: every link is told, and ends once what waits for it has
+    /// left.
+    pub fn stop(&mut self, now: Now) {
+        self.stopping = true;
+        self.send_completions(now);
+        let links: Vec<Handle> = self.links.iter().map(|(handle, _)| handle).collect();
+        for link in links {
+            self.farewell(now, link, Refusal::Stopping, "");
+        }
+    }
+
+    /// Whether no link is left.
+    #[must_use]
+    pub fn is_drained(&self) -> bool {
+        self.links.is_empty()
+    }
+
+    /// Open links.
+    #[must_use]
+    pub fn links(&self) -> usize {
+        self.links.len()
+    }
+
+    /// What the client on the link calls itself.
+    #[must_use]
+    pub fn link_name(&self, link: Handle) -> Option<&str> {
+        self.links.get(link).map(|link| link.name.as_str())
+    }
+
+    /// The counters, for the driver to add its own to.
+    pub fn counters_mut(&mut self) -> &mut Counters {
+        &mut self.counters
+    }
+
+    /// The counters.
+    #[must_use]
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// How the memory is divided.
+    #[must_use]
+    pub fn memory(&self) -> MemoryPlan {
+        self.plan
+    }
+
+    /// The arena's memory, for a thread that has it faulted in ahead of need.
+    #[must_use]
+    pub fn region(&self) -> (usize, usize) {
+        self.arena.region()
+    }
+
+    /// Chunks of the arena that are not lent.
+    #[must_use]
+    pub fn chunks_free(&self) -> usize {
+        self.arena.free()
+    }
+
+    /// Panics if an invariant is broken.
+    pub fn invariants(&self) {
+        for local in &self.locals {
+            for partition in &local.partitions {
+                partition.invariants();
+            }
+        }
+        let outstanding: u64 = self
+            .producers
+            .iter()
+            .map(|(_, producer)| producer.outstanding_bytes())
+            .sum();
+        assert_eq!(outstanding, self.reserved, "every granted byte is reserved");
+        assert!(
+            self.reserved <= self.plan.ingress,
+            "grants stay within the ingress pool"
+        );
+        for (_, link) in self.links.iter() {
+            assert!(
+                link.egress.bytes()
+                    <= (limits::EGRESS_SIZE + limits::FRAME_SIZE_MAX) as usize + CHUNK,
+                "a link's egress stays within its limit"
+            );
+        }
+        for (_, consumer) in self.consumers.iter() {
+            consumer.invariants();
+        }
+    }
+
+    /// Writes a control frame to a link; a link that has no room for answers has
+    /// not read for long.
+    fn answer<F: frame::control::Fields>(
+        &mut self,
+        now: Now,
+        link: Handle,
+        subject: u32,
+        fields: &F,
+        tail: &[&[u8]],
+    ) -> Result<(), Fault> {
+        let Some(entry) = self.links.get_mut(link) else {
+            return Ok(());
+        };
+        if entry.egress.bytes() == 0 {
+            entry.progress = now.monotonic;
+        }
+        entry
+            .egress
+            .control(&mut self.arena, subject, fields, tail)
+            .map_err(|_| Fault::new(Refusal::Stalled, "answers wait and are not read"))?;
+        self.mark_dirty(link);
+        Ok(())
+    }
+
+    fn principal(&self, link: Handle) -> Principal {
+        self.links
+            .get(link)
+            .map(|link| link.principal)
+            .unwrap_or_default()
+    }
+
+    fn mark_dirty(&mut self, link: Handle) {
+        if let Some(entry) = self.links.get_mut(link)
+            && !entry.dirty
+        {
+            entry.dirty = true;
+            self.dirty.push(link);
+        }
+    }
+
+    /// Ends a link for something its peer did.
+    fn fault(&mut self, now: Now, link: Handle, fault: &Fault) {
+        self.counters.add(Counter::LinksFaulted, 1);
+        self.farewell(now, link, fault.refusal, &fault.text);
+    }
+
+    /// Says why, then ends the link. What it holds is released at once.
+    fn farewell(&mut self, now: Now, link: Handle, refusal: Refusal, text: &str) {
+        if self
+            .links
+            .get(link)
+            .is_none_or(|link| link.state == LinkState::Ending)
+        {
+            return;
+        }
+        let farewell = Farewell {
+            refusal: refusal.code().into(),
+            version_min: VERSION,
+            version_max: VERSION,
+            text_length: u32::try_from(text.len()).unwrap_or(0).into(),
+        };
+        let text = if text.len() > u16::MAX.into() {
+            ""
+        } else {
+            text
+        };
+        let told = self
+            .answer(now, link, 0, &farewell, &[text.as_bytes()])
+            .is_ok();
+        self.end(now, link, told);
+    }
+
+    /// Ends a link; with `flush` after what waits for it has left.
+    fn end(&mut self, now: Now, link: Handle, flush: bool) {
+        let Some(entry) = self.links.get_mut(link) else {
+            return;
+        };
+        if entry.state == LinkState::Ending {
+            return;
+        }
+        entry.state = LinkState::Ending;
+        entry.frame_since = None;
+        entry.intake.clear(&mut self.arena);
+        self.leave(now, link, false);
+        if flush {
+            self.watch(link);
+            self.outputs.push_back(Output::Send(link));
+        }
+        self.outputs.push_back(Output::Close { link, flush });
+    }
+
+    /// Everything that the link had open ends. `clean`: the client said so, and
+    /// reported what its application was handed.
+    fn leave(&mut self, now: Now, link: Handle, clean: bool) {
+        let Some(entry) = self.links.get_mut(link) else {
+            return;
+        };
+        let (sessions, producers, consumers) = (
+            core::mem::take(&mut entry.sessions),
+            core::mem::take(&mut entry.producers),
+            core::mem::take(&mut entry.consumers),
+        );
+        for producer in producers {
+            self.remove_producer(producer);
+        }
+        for consumer in consumers {
+            self.remove_consumer(now, consumer, clean);
+        }
+        for session in sessions {
+            self.sessions.remove(session);
+        }
+    }
+
+    /// Has the link's time limits looked at from now on.
+    fn watch(&mut self, link: Handle) {
+        if let Some(entry) = self.links.get_mut(link)
+            && !entry.watched
+        {
+            entry.watched = true;
+            self.watched.push(link);
+        }
+    }
+
+    /// Ends the link if it took too long; says whether it is to be looked at again.
+    fn still_watched(&mut self, now: Now, link: Handle) -> bool {
+        let Some(entry) = self.links.get_mut(link) else {
+            return false;
+        };
+        let waited = |since: Monotonic| now.monotonic.since(since);
+        if entry.egress.bytes() > 0 && waited(entry.progress) >= limits::STALL_TIMEOUT {
+            let ending = entry.state == LinkState::Ending;
+            self.counters.add(Counter::LinksFaulted, 1);
+            if ending {
+                self.outputs.push_back(Output::Close { link, flush: false });
+            } else {
+                self.end(now, link, false);
+            }
+            return false;
+        }
+        if entry
+            .frame_since
+            .is_some_and(|since| waited(since) >= limits::FRAME_TIMEOUT)
+        {
+            entry.frame_since = None;
+            let fault = Fault::new(Refusal::FrameTimeout, "");
+            self.fault(now, link, &fault);
+            return true;
+        }
+        entry.watched = entry.egress.bytes() > 0 || entry.frame_since.is_some();
+        entry.watched
+    }
+
+    fn local_mut(&mut self, destination: DestinationNumber) -> &mut Local {
+        &mut self.locals[destination.0 as usize]
+    }
+
+    /// Thins out logs in which little is left of much: a bounded part each turn.
+    fn thin_out(&mut self) {
+        if let Some((destination, index)) = self.thinning.pop_front() {
+            let partition = &mut self.locals[destination.0 as usize].partitions[index.0 as usize];
+            self.counters.add(Counter::Thinnings, 1);
+            if partition.thin_out(&mut self.arena) {
+                self.thinning.push_back((destination, index));
+            }
+        }
+    }
+}
+
+fn unpin(locals: &mut [Local], arena: &mut Arena, pin: Pin) {
+    let local = &mut locals[pin.destination.0 as usize];
+    local.partitions[pin.partition.0 as usize]
+        .log
+        .unpin(arena, pin.offset);
+}
+
+#[cfg(test)]
+mod tests;

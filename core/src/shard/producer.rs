@@ -1,0 +1,767 @@
+//! Producers: from a message to its place in a log, and back to its completion.
+//!
+//! Credit is a reservation: a position in frame bytes and one in messages, never
+//! taken back. What is granted and not received yet is covered by the ingress
+//! pool, so a frame within credit always finds a place. A grant begins small and
+//! doubles with use; a destination that is full, or a pool that is empty, means
+//! no new grant, and the producer waits its turn.
+//!
+//! A partition of this shard answers at once, so outcomes come into being in the
+//! order of the sends, and the window towards the producer is this list of runs.
+
+use std::collections::VecDeque;
+
+use zerocopy::IntoBytes;
+
+use super::{Fault, LinkState, Shard};
+use crate::auth::{self, Operation, Target};
+use crate::catalog::{Resolved, Wanted};
+use crate::counters::Counter;
+use crate::error::Refusal;
+use crate::frame::control::{Batch, Closed, CompletionRun, Completions, Credit, ProducerOpened};
+use crate::frame::decode::Message;
+use crate::frame::{CONTROL_HEADER_SIZE, MESSAGE_HEADER_SIZE, MessageHeader, property};
+use crate::id::{DestinationNumber, Epoch, Handle, Offset, PartitionIndex, ProducerId, RequestId};
+use crate::limits;
+use crate::memory::{CHUNK, ChunkId};
+use crate::name::Destination;
+use crate::time::Now;
+
+/// The most runs of one frame of completions.
+const RUNS_PER_FRAME: usize = 256;
+/// What of the ingress pool one producer's grant may grow to.
+const SHARE_OF_POOL: u64 = 32;
+/// Producers that are looked at in a turn because memory came free.
+const WAITING_PER_TURN: usize = 64;
+/// What reserved bytes may take up in chunks: a frame may leave almost half of
+/// its chunk unused.
+const RESERVE_FACTOR: u64 = 2;
+
+#[derive(Debug)]
+pub(super) struct Producer {
+    pub(super) link: Handle,
+    pub(super) session: Handle,
+    pub(super) destination: DestinationNumber,
+    id: ProducerId,
+    epoch: Epoch,
+    /// The last send that was received.
+    sequence: u64,
+    /// Of each partition, the last send that was received.
+    partition_sequences: Vec<u64>,
+    granted_bytes: u64,
+    granted_messages: u64,
+    received_bytes: u64,
+    received_messages: u64,
+    /// Sends whose outcome was written to the link.
+    completed_messages: u64,
+    /// Bytes that a new grant covers.
+    window: u64,
+    /// A frame of this size waits at the client.
+    wanted: u64,
+    /// Outcomes that were not written yet.
+    runs: VecDeque<CompletionRun>,
+    completing: bool,
+    waiting: bool,
+    /// Answered once all outcomes are written.
+    closing: Option<RequestId>,
+    /// What is left of an announced batch: messages, bytes.
+    batch: Option<(u32, u32)>,
+    #[cfg(any(
+        planted = "drop_completion",
+        planted = "swap_completions",
+        planted = "duplicate_completion"
+    ))]
+    planted: u64,
+    #[cfg(planted = "swap_completions")]
+    held: Option<CompletionRun>,
+}
+
+impl Producer {
+    pub(super) fn outstanding_bytes(&self) -> u64 {
+        self.granted_bytes - self.received_bytes
+    }
+
+    fn outstanding_messages(&self) -> u64 {
+        self.granted_messages - self.received_messages
+    }
+
+    /// Adds outcomes behind those that wait; consecutive ones share a run.
+    #[inline]
+    fn complete(&mut self, run: CompletionRun) {
+        #[cfg(any(
+            planted = "drop_completion",
+            planted = "swap_completions",
+            planted = "duplicate_completion"
+        ))]
+        {
+            self.planted += 1;
+            if self.planted.is_multiple_of(10) {
+                #[cfg(planted = "drop_completion")]
+                return;
+                #[cfg(planted = "duplicate_completion")]
+                self.runs.push_back(run);
+                #[cfg(planted = "swap_completions")]
+                {
+                    self.held = Some(run);
+                    return;
+                }
+            }
+        }
+        match self.runs.back_mut() {
+            Some(last)
+                if last.sequence.get() + u64::from(last.count.get()) == run.sequence.get()
+                    && last.offset.get() + u64::from(last.count.get()) == run.offset.get()
+                    && last.partition == run.partition
+                    && last.refusal == run.refusal
+                    && last.append_time == run.append_time =>
+            {
+                last.count.set(last.count.get() + 1);
+            }
+            _ => self.runs.push_back(run),
+        }
+        #[cfg(planted = "swap_completions")]
+        if let Some(held) = self.held.take() {
+            self.runs.push_back(held);
+        }
+    }
+}
+
+/// What a producer is opened with.
+pub(super) struct OpenProducer<'a> {
+    pub(super) session: Handle,
+    pub(super) destination: &'a Destination,
+    pub(super) wanted: Wanted,
+}
+
+impl Shard {
+    pub(super) fn open_producer(
+        &mut self,
+        now: Now,
+        link: Handle,
+        request: RequestId,
+        open: &OpenProducer<'_>,
+    ) -> Result<Result<(), Refusal>, Fault> {
+        let destination =
+            match self.resolve(link, open.destination, open.wanted, Operation::Produce) {
+                Ok(destination) => destination,
+                Err(refusal) => return Ok(Err(refusal)),
+            };
+        let partitions = self.locals[destination.0 as usize].partitions.len();
+        let id = self.next_producer;
+        let producer = Producer {
+            link,
+            session: open.session,
+            destination,
+            id,
+            epoch: Epoch(1),
+            sequence: 0,
+            partition_sequences: vec![0; partitions],
+            granted_bytes: 0,
+            granted_messages: 0,
+            received_bytes: 0,
+            received_messages: 0,
+            completed_messages: 0,
+            window: u64::from(limits::CREDIT_INITIAL),
+            wanted: 0,
+            runs: VecDeque::new(),
+            completing: false,
+            waiting: false,
+            closing: None,
+            batch: None,
+            #[cfg(any(
+                planted = "drop_completion",
+                planted = "swap_completions",
+                planted = "duplicate_completion"
+            ))]
+            planted: 0,
+            #[cfg(planted = "swap_completions")]
+            held: None,
+        };
+        let Ok(handle) = self.producers.insert(producer) else {
+            return Ok(Err(Refusal::ResourceAllocation));
+        };
+        self.next_producer = ProducerId(id.0 + 1);
+        self.local_mut(destination).producers += 1;
+        if let Some(entry) = self.links.get_mut(link) {
+            entry.producers.push(handle);
+        }
+        self.grant(handle);
+        let Some(producer) = self.producers.get(handle) else {
+            return Ok(Ok(()));
+        };
+        let opened = ProducerOpened {
+            handle: handle.0.into(),
+            epoch: producer.epoch.0.into(),
+            producer: id.0.into(),
+            partitions: u32::try_from(partitions).unwrap_or(u32::MAX).into(),
+            window: limits::IN_FLIGHT_MESSAGES_MAX.into(),
+            bytes: producer.granted_bytes.into(),
+            messages: producer.granted_messages.into(),
+        };
+        self.answer(now, link, request.0, &opened, &[])?;
+        Ok(Ok(()))
+    }
+
+    /// A client asks for the producer's end: answered behind its completions.
+    pub(super) fn close_producer(&mut self, handle: Handle, request: RequestId) {
+        if let Some(producer) = self.producers.get_mut(handle) {
+            producer.closing = Some(request);
+        }
+        self.mark_completing(handle);
+    }
+
+    pub(super) fn remove_producer(&mut self, handle: Handle) {
+        if let Some(producer) = self.producers.remove(handle) {
+            self.reserved -= producer.outstanding_bytes();
+            self.local_mut(producer.destination).producers -= 1;
+            if let Some(link) = self.links.get_mut(producer.link) {
+                link.producers.retain(|other| *other != handle);
+            }
+        }
+    }
+
+    /// The producer that `handle` names on `link`, if its credit covers a frame of
+    /// `size` bytes.
+    pub(super) fn covered(
+        &mut self,
+        link: Handle,
+        handle: Handle,
+        size: usize,
+    ) -> Result<&mut Producer, Fault> {
+        let producer = self
+            .producers
+            .get_mut(handle)
+            .filter(|producer| producer.link == link && producer.closing.is_none())
+            .ok_or_else(|| not_open(handle))?;
+        if producer.outstanding_bytes() < size as u64 || producer.outstanding_messages() == 0 {
+            return Err(beyond_credit(producer, size));
+        }
+        Ok(producer)
+    }
+
+    /// A whole message that lies in one piece.
+    #[inline]
+    pub(super) fn message(
+        &mut self,
+        now: Now,
+        link: Handle,
+        message: &Message<'_>,
+    ) -> Result<(), Fault> {
+        let size = message.bytes.len();
+        let admitted = self.admit(link, message.header, size, || {
+            property::check(message.properties).is_ok()
+        })?;
+        let stored = admitted.refusal.map_or_else(
+            || {
+                let partition = self.partition_mut(admitted.destination, admitted.partition);
+                let claims = partition.claims();
+                let (arena, log) = self.arena_and_log(admitted.destination, admitted.partition);
+                if size <= CHUNK {
+                    log.append(arena, message.bytes, claims, now.wall)
+                        .map_err(|_| Refusal::OutOfMemory)
+                } else {
+                    copy_to_chain(arena, message.bytes)
+                        .ok_or(Refusal::OutOfMemory)
+                        .map(|head| log.adopt(arena, head, size, claims, now.wall))
+                }
+            },
+            Err,
+        );
+        self.settle_send(now, &admitted, stored, size);
+        Ok(())
+    }
+
+    /// A whole message that lies in a chain of chunks.
+    pub(super) fn large_message(
+        &mut self,
+        now: Now,
+        link: Handle,
+        header: &MessageHeader,
+        head: ChunkId,
+        size: usize,
+    ) -> Result<(), Fault> {
+        let properties = header.property_length.get() as usize;
+        let well_formed = self
+            .arena
+            .bytes(head)
+            .get(MESSAGE_HEADER_SIZE..MESSAGE_HEADER_SIZE + properties)
+            .is_some_and(|properties| property::check(properties).is_ok());
+        let admitted = match self.admit(link, header, size, || well_formed) {
+            Ok(admitted) => admitted,
+            Err(fault) => {
+                self.arena.give_chain(head);
+                return Err(fault);
+            }
+        };
+        let stored = match admitted.refusal {
+            Some(refusal) => {
+                self.arena.give_chain(head);
+                Err(refusal)
+            }
+            None => {
+                let claims = self
+                    .partition_mut(admitted.destination, admitted.partition)
+                    .claims();
+                let (arena, log) = self.arena_and_log(admitted.destination, admitted.partition);
+                Ok(log.adopt(arena, head, size, claims, now.wall))
+            }
+        };
+        self.settle_send(now, &admitted, stored, size);
+        Ok(())
+    }
+
+    /// Announces a batch: counted, and held to what it says.
+    pub(super) fn batch(
+        &mut self,
+        link: Handle,
+        handle: Handle,
+        batch: &Batch,
+    ) -> Result<(), Fault> {
+        let producer = self
+            .producers
+            .get_mut(handle)
+            .filter(|producer| producer.link == link)
+            .ok_or_else(|| not_open(handle))?;
+        let (messages, bytes) = (batch.messages.get(), batch.bytes.get());
+        if messages == 0 || producer.batch.is_some() {
+            return Err(Fault::new(
+                Refusal::Unexpected,
+                "a batch began within another, or empty",
+            ));
+        }
+        producer.batch = Some((messages, bytes));
+        self.counters.add(Counter::Batches, 1);
+        self.counters
+            .raise(Counter::BatchMessagesMax, messages.into());
+        self.counters.raise(Counter::BatchBytesMax, bytes.into());
+        Ok(())
+    }
+
+    /// A client has a frame that its credit does not cover.
+    pub(super) fn want_credit(
+        &mut self,
+        link: Handle,
+        handle: Handle,
+        bytes: u64,
+    ) -> Result<(), Fault> {
+        if bytes > u64::from(limits::FRAME_SIZE_MAX) + 8 {
+            return Err(Fault::new(
+                Refusal::FrameTooLarge,
+                "credit was asked for a frame beyond the limit",
+            ));
+        }
+        let producer = self
+            .producers
+            .get_mut(handle)
+            .filter(|producer| producer.link == link)
+            .ok_or_else(|| not_open(handle))?;
+        producer.wanted = bytes;
+        self.wait(handle);
+        Ok(())
+    }
+
+    /// Checks everything about a send that does not end the link, and counts it.
+    #[inline]
+    fn admit(
+        &mut self,
+        link: Handle,
+        header: &MessageHeader,
+        size: usize,
+        properties_well_formed: impl FnOnce() -> bool,
+    ) -> Result<Admitted, Fault> {
+        let handle = Handle(header.handle.get());
+        let partition = header.partition.get();
+        let principal = self.principal(link);
+        let producer = self.covered(link, handle, size)?;
+        let sequence = header.sequence.get();
+        let known = header.producer.get() == producer.id.0
+            && header.epoch.get() == producer.epoch.0
+            && sequence > producer.sequence;
+        let Some(last) = producer
+            .partition_sequences
+            .get_mut(partition as usize)
+            .filter(|_| known)
+        else {
+            return Err(foreign(producer, header));
+        };
+        if let Some((messages, bytes)) = &mut producer.batch {
+            *messages -= 1;
+            match bytes.checked_sub(u32::try_from(size).unwrap_or(u32::MAX)) {
+                Some(rest) if (rest == 0) == (*messages == 0) => *bytes = rest,
+                _ => {
+                    return Err(Fault::new(
+                        Refusal::Unexpected,
+                        "a batch is not what it announced",
+                    ));
+                }
+            }
+            if *messages == 0 {
+                producer.batch = None;
+            }
+        }
+        let partition_sequence = header.partition_sequence.get();
+        let target = Target::Destination(producer.destination);
+        let refusal = if partition_sequence != *last + 1 {
+            Some(if partition_sequence <= *last {
+                Refusal::AlreadyStored
+            } else {
+                Refusal::OutOfOrder
+            })
+        } else {
+            *last += 1;
+            if header.reserved().is_some() {
+                Some(Refusal::Unsupported)
+            } else if header.property_length.get() != 0 && !properties_well_formed() {
+                Some(Refusal::InvalidProperties)
+            } else {
+                auth::authorize(principal, Operation::Send, target).err()
+            }
+        };
+        producer.sequence = sequence;
+        producer.received_bytes += size as u64;
+        producer.received_messages += 1;
+        let destination = producer.destination;
+        self.reserved -= size as u64;
+        Ok(Admitted {
+            handle,
+            destination,
+            partition: PartitionIndex(partition),
+            sequence,
+            refusal,
+        })
+    }
+
+    /// Notes the outcome of a send: it leaves in this turn.
+    #[inline]
+    fn settle_send(
+        &mut self,
+        now: Now,
+        admitted: &Admitted,
+        stored: Result<Offset, Refusal>,
+        size: usize,
+    ) {
+        let (offset, refusal) = match stored {
+            Ok(offset) => {
+                self.counters.add(Counter::MessagesStored, 1);
+                self.counters.add(Counter::BytesStored, size as u64);
+                self.local_mut(admitted.destination).stored += 1;
+                self.queue(admitted.destination, admitted.partition);
+                (offset.0, 0)
+            }
+            Err(refusal) => {
+                self.counters.add(Counter::SendsRefused, 1);
+                (0, refusal.code())
+            }
+        };
+        if let Some(producer) = self.producers.get_mut(admitted.handle) {
+            producer.complete(CompletionRun {
+                sequence: admitted.sequence.into(),
+                offset: offset.into(),
+                append_time: now.wall.0.into(),
+                count: 1.into(),
+                partition: admitted.partition.0.into(),
+                refusal: refusal.into(),
+                ..CompletionRun::default()
+            });
+            if !producer.completing {
+                producer.completing = true;
+                self.completing.push(admitted.handle);
+            }
+        }
+    }
+
+    /// Writes the outcomes of this turn, and credit where it runs low.
+    pub(super) fn send_completions(&mut self, now: Now) {
+        let mut completing = core::mem::take(&mut self.completing);
+        completing.retain(|handle| self.send_completions_of(now, *handle));
+        completing.append(&mut self.completing);
+        self.completing = completing;
+    }
+
+    /// Returns whether something had no room and has to be tried again.
+    fn send_completions_of(&mut self, now: Now, handle: Handle) -> bool {
+        let Some(producer) = self.producers.get_mut(handle) else {
+            return false;
+        };
+        let Some(link) = self.links.get_mut(producer.link) else {
+            return false;
+        };
+        if link.state == LinkState::Ending {
+            return false;
+        }
+        if link.egress.bytes() == 0 {
+            link.progress = now.monotonic;
+        }
+        let fixed = CONTROL_HEADER_SIZE + size_of::<Completions>();
+        while !producer.runs.is_empty() {
+            let room = link.egress.room().saturating_sub(fixed) / size_of::<CompletionRun>();
+            let (runs, _) = producer.runs.as_slices();
+            let runs = &runs[..runs.len().min(RUNS_PER_FRAME).min(room)];
+            let fields = Completions {
+                runs: u32::try_from(runs.len()).unwrap_or(0).into(),
+                ..Completions::default()
+            };
+            let written = !runs.is_empty()
+                && link
+                    .egress
+                    .control(&mut self.arena, handle.0, &fields, &[runs.as_bytes()])
+                    .is_ok();
+            if !written {
+                return true;
+            }
+            let count = runs.len();
+            let messages: u64 = runs.iter().map(|run| u64::from(run.count.get())).sum();
+            producer.runs.drain(..count);
+            producer.completed_messages += messages;
+            self.counters.add(Counter::Completions, messages);
+            self.counters.add(Counter::CompletionFrames, 1);
+        }
+        producer.completing = false;
+        let (link, closing) = (producer.link, producer.closing);
+        let low = producer.outstanding_bytes() * 2 < producer.window
+            || producer.outstanding_messages() * 2 < u64::from(limits::IN_FLIGHT_MESSAGES_MAX);
+        self.mark_dirty(link);
+        if let Some(request) = closing {
+            self.remove_producer(handle);
+            let closed = Closed {
+                handle: handle.0.into(),
+                ..Closed::default()
+            };
+            if let Err(fault) = self.answer(now, link, request.0, &closed, &[]) {
+                self.fault(now, link, &fault);
+            }
+        } else if low {
+            self.renew(now, handle);
+        }
+        false
+    }
+
+    /// Grants what there is, tells the client, and has the producer wait for more
+    /// if that was not enough.
+    fn renew(&mut self, now: Now, handle: Handle) {
+        let before = match self.producers.get(handle) {
+            Some(producer) => (producer.granted_bytes, producer.granted_messages),
+            None => return,
+        };
+        self.grant(handle);
+        let Some(producer) = self.producers.get_mut(handle) else {
+            return;
+        };
+        let enough = producer.outstanding_bytes() >= producer.wanted.max(producer.window / 2);
+        if enough {
+            producer.wanted = 0;
+        }
+        let link = producer.link;
+        let credit = Credit {
+            bytes: producer.granted_bytes.into(),
+            messages: producer.granted_messages.into(),
+        };
+        if before != (producer.granted_bytes, producer.granted_messages)
+            && let Err(fault) = self.answer(now, link, handle.0, &credit, &[])
+        {
+            self.fault(now, link, &fault);
+        }
+        if !enough {
+            self.wait(handle);
+        }
+    }
+
+    /// Raises a producer's grant as far as its window, its destination and the
+    /// pool allow.
+    fn grant(&mut self, handle: Handle) {
+        let Some(producer) = self.producers.get(handle) else {
+            return;
+        };
+        let destination = producer.destination;
+        let full = self.is_full(destination);
+        let room = self.ingress_room();
+        let pool = self.plan.ingress;
+        let calm = self.reserved < pool / 2;
+        let Some(producer) = self.producers.get_mut(handle) else {
+            return;
+        };
+        // Doubles with use: the last grant is at least half used up.
+        if calm && producer.received_bytes > 0 && producer.outstanding_bytes() * 2 < producer.window
+        {
+            let most = u64::from(limits::IN_FLIGHT_BYTES_MAX).min(pool / SHARE_OF_POOL);
+            producer.window = (producer.window * 2).min(most.max(producer.window));
+        }
+        producer.granted_messages = producer
+            .granted_messages
+            .max(producer.completed_messages + u64::from(limits::IN_FLIGHT_MESSAGES_MAX));
+        if full {
+            return;
+        }
+        let wish = producer.received_bytes + producer.window.max(producer.wanted);
+        let more = wish.saturating_sub(producer.granted_bytes).min(room);
+        producer.granted_bytes += more;
+        self.reserved += more;
+    }
+
+    /// Gives those that wait for credit another look.
+    pub(super) fn serve_waiting(&mut self, now: Now) {
+        for _ in 0..self.waiting.len().min(WAITING_PER_TURN) {
+            let Some(handle) = self.waiting.pop_front() else {
+                break;
+            };
+            if let Some(producer) = self.producers.get_mut(handle) {
+                producer.waiting = false;
+                self.renew(now, handle);
+            }
+        }
+    }
+
+    fn wait(&mut self, handle: Handle) {
+        if let Some(producer) = self.producers.get_mut(handle)
+            && !producer.waiting
+        {
+            producer.waiting = true;
+            self.waiting.push_back(handle);
+        }
+    }
+
+    fn mark_completing(&mut self, handle: Handle) {
+        if let Some(producer) = self.producers.get_mut(handle)
+            && !producer.completing
+        {
+            producer.completing = true;
+            self.completing.push(handle);
+        }
+    }
+
+    /// Whether a destination holds all the memory that it may.
+    fn is_full(&self, destination: DestinationNumber) -> bool {
+        let local = &self.locals[destination.0 as usize];
+        (local.chunks() * CHUNK) as u64 >= self.plan.destination
+    }
+
+    /// Frame bytes that may still be granted: the rest of the pool, and no more
+    /// than finds a place beside what egress and the partitions may need.
+    fn ingress_room(&self) -> u64 {
+        let free = (self.arena.free() * CHUNK) as u64;
+        let kept = self.plan.egress + (self.partitions * CHUNK) as u64;
+        let placeable = (free.saturating_sub(kept) / RESERVE_FACTOR).saturating_sub(self.reserved);
+        (self.plan.ingress - self.reserved).min(placeable)
+    }
+
+    /// Finds or creates a destination for somebody on `link`.
+    pub(super) fn resolve(
+        &mut self,
+        link: Handle,
+        destination: &Destination,
+        wanted: Wanted,
+        operation: Operation,
+    ) -> Result<DestinationNumber, Refusal> {
+        let principal = self.principal(link);
+        if self.catalog.find(destination).is_none() {
+            auth::authorize(principal, Operation::Create, Target::Name)?;
+            let partitions = wanted.partitions.unwrap_or(1) as usize;
+            let chunks = self.arena.chunks() as usize;
+            if self.partitions + partitions > chunks / 4 {
+                return Err(Refusal::ResourceAllocation);
+            }
+            if wanted
+                .retain
+                .is_some_and(|retain| retain > self.plan.destination / 2)
+            {
+                return Err(Refusal::IllegalArgument);
+            }
+        }
+        let number = match self.catalog.resolve(destination, wanted)? {
+            Resolved::Found(number) => number,
+            Resolved::Created(number) => {
+                self.create_local(number)?;
+                number
+            }
+        };
+        auth::authorize(principal, operation, Target::Destination(number))?;
+        Ok(number)
+    }
+
+    fn arena_and_log(
+        &mut self,
+        destination: DestinationNumber,
+        partition: PartitionIndex,
+    ) -> (&mut crate::memory::Arena, &mut crate::partition::log::Log) {
+        let local = &mut self.locals[destination.0 as usize];
+        (
+            &mut self.arena,
+            &mut local.partitions[partition.0 as usize].log,
+        )
+    }
+
+    fn partition_mut(
+        &mut self,
+        destination: DestinationNumber,
+        partition: PartitionIndex,
+    ) -> &mut crate::partition::Partition {
+        &mut self.locals[destination.0 as usize].partitions[partition.0 as usize]
+    }
+}
+
+/// A send that passed the checks that would end its link.
+struct Admitted {
+    handle: Handle,
+    destination: DestinationNumber,
+    partition: PartitionIndex,
+    sequence: u64,
+    /// Why it is refused in its place, if it is.
+    refusal: Option<Refusal>,
+}
+
+fn copy_to_chain(arena: &mut crate::memory::Arena, bytes: &[u8]) -> Option<ChunkId> {
+    if arena.free() < bytes.len().div_ceil(CHUNK) {
+        return None;
+    }
+    let mut head = ChunkId::NONE;
+    let mut tail = ChunkId::NONE;
+    for part in bytes.chunks(CHUNK) {
+        let chunk = arena.take()?;
+        arena.bytes_mut(chunk)[..part.len()].copy_from_slice(part);
+        if tail.is_some() {
+            arena.chain(tail, chunk);
+        } else {
+            head = chunk;
+        }
+        tail = chunk;
+    }
+    Some(head)
+}
+
+#[cold]
+fn not_open(handle: Handle) -> Fault {
+    Fault::new(
+        Refusal::NotOpen,
+        format!("no producer {handle} is open on this link"),
+    )
+}
+
+#[cold]
+fn beyond_credit(producer: &Producer, size: usize) -> Fault {
+    Fault::new(
+        Refusal::CreditExceeded,
+        format!(
+            "producer {} sent {size} bytes with credit for {} bytes and {} messages",
+            producer.id,
+            producer.outstanding_bytes(),
+            producer.outstanding_messages()
+        ),
+    )
+}
+
+#[cold]
+fn foreign(producer: &Producer, header: &MessageHeader) -> Fault {
+    Fault::new(
+        Refusal::Unexpected,
+        format!(
+            "producer {} epoch {} after send {} got a message of producer {} epoch {} send {} to partition {}",
+            producer.id,
+            producer.epoch,
+            producer.sequence,
+            header.producer,
+            header.epoch,
+            header.sequence,
+            header.partition
+        ),
+    )
+}

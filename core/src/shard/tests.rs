@@ -1,0 +1,387 @@
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+use crate::frame::control::Fields;
+use crate::frame::control::{
+    AckRun, Acknowledge, Allow, CompletionRun, Control, OpenConsumer, OpenProducer, OpenSession,
+};
+use crate::frame::decode::{self, Frame, Step};
+use crate::frame::encode::{self, Envelope};
+use crate::id::{Epoch, PartitionSequence, ProducerId, Sequence};
+use crate::time::Wall;
+use zerocopy::{FromBytes, IntoBytes};
+
+/// A client by hand: writes frames, reads answers.
+struct Peer {
+    link: Handle,
+    out: Vec<u8>,
+    session: u32,
+}
+
+struct Opened {
+    handle: Handle,
+    producer: u64,
+    sequence: u64,
+}
+
+fn shard() -> Shard {
+    Shard::new(ShardConfig {
+        installation: Installation(7),
+        shard: ShardIndex(0),
+        memory: limits::MEMORY_MIN,
+        hash_seed: 1,
+    })
+    .unwrap()
+}
+
+fn now() -> Now {
+    Now {
+        monotonic: Monotonic(1),
+        wall: Wall(1_000),
+    }
+}
+
+/// All that a link has to send, taken.
+fn take(shard: &mut Shard, link: Handle) -> Vec<u8> {
+    shard.turn(now());
+    let mut all = Vec::new();
+    loop {
+        while shard.output().is_some() {}
+        let mut pieces = Pieces::new();
+        shard.pieces(link, &mut pieces);
+        let bytes = pieces.slices().concat();
+        if bytes.is_empty() {
+            break;
+        }
+        shard.sent(now(), link, bytes.len());
+        all.extend_from_slice(&bytes);
+        shard.turn(now());
+    }
+    shard.invariants();
+    all
+}
+
+fn frames(mut bytes: &[u8]) -> Vec<(Frame<'_>, usize)> {
+    let mut frames = Vec::new();
+    while !bytes.is_empty() {
+        let Step::Frame(frame, size) = decode::decode(bytes).unwrap() else {
+            panic!("cut off")
+        };
+        frames.push((frame, size));
+        bytes = &bytes[size..];
+    }
+    frames
+}
+
+impl Peer {
+    fn new(shard: &mut Shard) -> Self {
+        let link = shard.attached(now(), Attached::default()).unwrap();
+        let mut peer = Self {
+            link,
+            out: Vec::new(),
+            session: 0,
+        };
+        peer.control(1, &OpenSession::default(), &[]);
+        let answers = peer.exchange(shard);
+        let opened = frames(&answers)
+            .into_iter()
+            .find_map(|(frame, _)| match frame {
+                Frame::Control {
+                    control: Control::SessionOpened(fields, _),
+                    ..
+                } => Some(fields.session.get()),
+                _ => None,
+            });
+        peer.session = opened.unwrap();
+        peer
+    }
+
+    fn control<F: Fields>(&mut self, subject: u32, fields: &F, tail: &[&[u8]]) {
+        let mut bytes = vec![0; limits::CONTROL_SIZE_MAX as usize];
+        let size = encode::control(subject, fields, tail, &mut bytes);
+        self.out.extend_from_slice(&bytes[..size]);
+    }
+
+    fn exchange(&mut self, shard: &mut Shard) -> Vec<u8> {
+        shard.received(now(), self.link, &std::mem::take(&mut self.out));
+        take(shard, self.link)
+    }
+
+    fn producer(&mut self, shard: &mut Shard, name: &str, partitions: u32) -> Opened {
+        let fields = OpenProducer {
+            session: self.session.into(),
+            destination_length: u16::try_from(name.len()).unwrap().into(),
+            partitions: partitions.into(),
+            ..OpenProducer::default()
+        };
+        self.control(2, &fields, &[name.as_bytes()]);
+        let answers = self.exchange(shard);
+        match frames(&answers)[..] {
+            [
+                (
+                    Frame::Control {
+                        control: Control::ProducerOpened(fields, _),
+                        ..
+                    },
+                    _,
+                ),
+            ] => Opened {
+                handle: Handle(fields.handle.get()),
+                producer: fields.producer.get(),
+                sequence: 0,
+            },
+            ref other => panic!("{other:?}"),
+        }
+    }
+
+    fn consumer(&mut self, shard: &mut Shard, name: &str, messages: u64) -> (Handle, Vec<u8>) {
+        let fields = OpenConsumer {
+            session: self.session.into(),
+            destination_length: u16::try_from(name.len()).unwrap().into(),
+            messages: messages.into(),
+            bytes: (1 << 20).into(),
+            ..OpenConsumer::default()
+        };
+        self.control(3, &fields, &[name.as_bytes()]);
+        let answers = self.exchange(shard);
+        let first = frames(&answers);
+        match first[0] {
+            (
+                Frame::Control {
+                    control: Control::ConsumerOpened(fields, _),
+                    ..
+                },
+                size,
+            ) => (Handle(fields.handle.get()), answers[size..].to_vec()),
+            ref other => panic!("{other:?}"),
+        }
+    }
+
+    fn message(&mut self, producer: &mut Opened, body: &[u8]) {
+        producer.sequence += 1;
+        let envelope = Envelope {
+            handle: producer.handle,
+            producer: ProducerId(producer.producer),
+            epoch: Epoch(1),
+            sequence: Sequence(producer.sequence),
+            partition_sequence: PartitionSequence(producer.sequence),
+            ..Envelope::default()
+        };
+        let mut bytes = vec![0; encode::message_size(0, body.len())];
+        encode::message(&envelope, &[], body, &mut bytes);
+        self.out.extend_from_slice(&bytes);
+    }
+}
+
+fn completions(bytes: &[u8]) -> Vec<CompletionRun> {
+    frames(bytes)
+        .into_iter()
+        .filter_map(|(frame, _)| match frame {
+            Frame::Control {
+                control: Control::Completions(_, tail),
+                ..
+            } => Some(
+                tail.chunks(40)
+                    .map(|run| CompletionRun::read_from_bytes(run).unwrap())
+                    .collect(),
+            ),
+            _ => None,
+        })
+        .collect::<Vec<Vec<_>>>()
+        .concat()
+}
+
+fn bodies(bytes: &[u8]) -> Vec<(u32, u64, Vec<u8>)> {
+    let mut count = 0;
+    let mut all = Vec::new();
+    for (frame, _) in frames(bytes) {
+        match frame {
+            Frame::Control {
+                control: Control::Delivery(fields, _),
+                ..
+            } => {
+                count = fields.delivery_count.get();
+            }
+            Frame::Message(message) => {
+                all.push((count, message.header.offset.get(), message.body.to_vec()));
+            }
+            Frame::Control { .. } => {}
+        }
+    }
+    all
+}
+
+#[test]
+fn a_message_is_stored_completed_delivered_and_settled() {
+    let mut shard = shard();
+    let mut peer = Peer::new(&mut shard);
+    let mut producer = peer.producer(&mut shard, "/default/q", 0);
+    peer.message(&mut producer, b"hello");
+    let answers = peer.exchange(&mut shard);
+    let runs = completions(&answers);
+    assert_eq!(runs.len(), 1);
+    assert_eq!(
+        (
+            runs[0].sequence.get(),
+            runs[0].offset.get(),
+            runs[0].refusal.get()
+        ),
+        (1, 0, 0)
+    );
+    let (consumer, delivered) = peer.consumer(&mut shard, "/default/q", 10);
+    assert_eq!(bodies(&delivered), [(1, 0, b"hello".to_vec())]);
+    let run = AckRun {
+        first: 0.into(),
+        count: 1.into(),
+    };
+    let ack = Acknowledge {
+        runs: 1.into(),
+        ..Acknowledge::default()
+    };
+    peer.control(consumer.0, &ack, &[run.as_bytes()]);
+    peer.exchange(&mut shard);
+    assert_eq!(shard.counters().read(Counter::MessagesSettled), 1);
+    shard.closed(now(), peer.link);
+    let mut other = Peer::new(&mut shard);
+    let (_, delivered) = other.consumer(&mut shard, "/default/q", 10);
+    assert!(bodies(&delivered).is_empty());
+}
+
+#[test]
+fn frames_arrive_whatever_the_split_and_large_ones_too() {
+    for step in [1, 7, 4096, 70_000] {
+        let mut shard = shard();
+        let mut peer = Peer::new(&mut shard);
+        let mut producer = peer.producer(&mut shard, "/default/q", 0);
+        let sizes = [0usize, 1, 100, 15_000];
+        for size in sizes {
+            peer.message(&mut producer, &vec![5; size]);
+        }
+        let bytes = std::mem::take(&mut peer.out);
+        let mut answers = Vec::new();
+        for part in bytes.chunks(step) {
+            shard.received(now(), peer.link, part);
+            answers.extend_from_slice(&take(&mut shard, peer.link));
+        }
+        let stored: u32 = completions(&answers)
+            .iter()
+            .map(|run| run.count.get())
+            .sum();
+        assert_eq!(stored as usize, sizes.len(), "in steps of {step}");
+        let large = 300_000;
+        peer.control(
+            producer.handle.0,
+            &crate::frame::control::WantCredit {
+                bytes: (large as u64 + 200).into(),
+            },
+            &[],
+        );
+        peer.exchange(&mut shard);
+        peer.message(&mut producer, &vec![9; large]);
+        let bytes = std::mem::take(&mut peer.out);
+        let mut answers = Vec::new();
+        for part in bytes.chunks(step.max(100)) {
+            shard.received(now(), peer.link, part);
+            answers.extend_from_slice(&take(&mut shard, peer.link));
+        }
+        assert_eq!(completions(&answers).len(), 1, "in steps of {step}");
+        let (_, delivered) = peer.consumer(&mut shard, "/default/q", 10);
+        let bodies = bodies(&delivered);
+        assert_eq!(bodies.len(), 5);
+        assert!(bodies[4].2.len() == large && bodies[4].2.iter().all(|byte| *byte == 9));
+    }
+}
+
+#[test]
+fn what_a_vanished_consumer_held_comes_back_first_in_order_and_counted() {
+    let mut shard = shard();
+    let mut peer = Peer::new(&mut shard);
+    let mut producer = peer.producer(&mut shard, "/default/q", 0);
+    for index in 0..20u8 {
+        peer.message(&mut producer, &[index]);
+    }
+    peer.exchange(&mut shard);
+    let mut first = Peer::new(&mut shard);
+    let (_, delivered) = first.consumer(&mut shard, "/default/q", 10);
+    assert_eq!(bodies(&delivered).len(), 10);
+    shard.closed(now(), first.link);
+    let mut second = Peer::new(&mut shard);
+    let (_, delivered) = second.consumer(&mut shard, "/default/q", 20);
+    let all = bodies(&delivered);
+    let counts: Vec<u32> = all.iter().map(|(count, ..)| *count).collect();
+    let offsets: Vec<u64> = all.iter().map(|(_, offset, _)| *offset).collect();
+    assert_eq!(offsets, (0..20).collect::<Vec<_>>());
+    assert_eq!(counts, [[2; 10], [1; 10]].concat());
+}
+
+#[test]
+fn a_send_beyond_credit_ends_the_link_and_nobody_else_notices() {
+    let mut shard = shard();
+    let mut other = Peer::new(&mut shard);
+    let mut innocent = other.producer(&mut shard, "/default/q", 0);
+    let mut peer = Peer::new(&mut shard);
+    let mut producer = peer.producer(&mut shard, "/default/q", 0);
+    peer.message(&mut producer, &vec![0; limits::CREDIT_INITIAL as usize]);
+    shard.received(now(), peer.link, &std::mem::take(&mut peer.out));
+    shard.turn(now());
+    let outputs: Vec<Output> = std::iter::from_fn(|| shard.output()).collect();
+    assert!(
+        outputs.contains(&Output::Close {
+            link: peer.link,
+            flush: true
+        }),
+        "{outputs:?}"
+    );
+    let mut pieces = Pieces::new();
+    shard.pieces(peer.link, &mut pieces);
+    let bytes = pieces.slices().concat();
+    let Frame::Control {
+        control: Control::Farewell(fields, _),
+        ..
+    } = frames(&bytes)[0].0
+    else {
+        panic!("no farewell")
+    };
+    assert_eq!(fields.refusal.get(), Refusal::CreditExceeded.code());
+    shard.closed(now(), peer.link);
+    other.message(&mut innocent, b"still here");
+    assert_eq!(completions(&other.exchange(&mut shard)).len(), 1);
+}
+
+#[test]
+fn a_consumer_gets_no_more_than_its_grant() {
+    let mut shard = shard();
+    let mut peer = Peer::new(&mut shard);
+    let mut producer = peer.producer(&mut shard, "/default/q", 0);
+    for _ in 0..50 {
+        peer.message(&mut producer, b"x");
+    }
+    peer.exchange(&mut shard);
+    let (consumer, delivered) = peer.consumer(&mut shard, "/default/q", 3);
+    assert_eq!(bodies(&delivered).len(), 3);
+    let allow = Allow {
+        messages: 5.into(),
+        bytes: (1 << 20).into(),
+        handed: 3.into(),
+    };
+    peer.control(consumer.0, &allow, &[]);
+    assert_eq!(bodies(&peer.exchange(&mut shard)).len(), 2);
+}
+
+#[test]
+fn memory_comes_back_when_links_go() {
+    let mut shard = shard();
+    let free = shard.chunks_free();
+    for _ in 0..10 {
+        let mut peer = Peer::new(&mut shard);
+        let mut producer = peer.producer(&mut shard, "/default/q", 0);
+        peer.consumer(&mut shard, "/default/q", 3);
+        peer.message(&mut producer, &[1; 9000]);
+        peer.out.truncate(peer.out.len() - 1);
+        peer.exchange(&mut shard);
+        shard.closed(now(), peer.link);
+        shard.invariants();
+    }
+    assert!(shard.chunks_free() + 1 >= free);
+    assert_eq!(shard.links(), 0);
+}
