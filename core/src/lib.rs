@@ -19,6 +19,7 @@
 pub mod auth;
 pub mod catalog;
 pub mod client;
+pub mod completion;
 pub mod counters;
 pub mod door;
 pub mod error;
