@@ -233,7 +233,7 @@ impl Log {
     }
 
     /// Takes `count` claims off messages from `first` on: one subscription has
-    /// settled them. They all lie in the log.
+    /// settled them. They all lie in the log, without a hole between them.
     #[inline]
     pub fn settle(&mut self, arena: &mut Arena, first: Offset, count: u64) {
         let mut at = first.0;
@@ -258,23 +258,25 @@ impl Log {
 
     /// Adds a claim to every message from `from` on: a subscription starts there.
     pub fn claim(&mut self, arena: &Arena, from: Offset) {
-        for index in 0..self.segments.len() {
-            let segment = &self.segments[index];
-            if segment.records == 0 || segment.last < from {
-                continue;
+        for segment in &mut self.segments {
+            segment.claims += records_from(arena, segment, from);
+        }
+    }
+
+    /// Takes a claim off every message from `from` on: a subscription that has
+    /// handed out nothing from there ends. Unlike [`Log::settle`] it minds the
+    /// holes that thinning and settled segments leave before a slow reader.
+    pub fn unclaim(&mut self, arena: &mut Arena, from: Offset) {
+        for segment in &mut self.segments {
+            segment.claims -= records_from(arena, segment, from);
+        }
+        // From the back: what is released moves only what was looked at already.
+        for index in (0..self.segments.len()).rev() {
+            match self.segments.get(index) {
+                Some(segment) if segment.claims == 0 => self.release(arena, index),
+                Some(segment) if segment.thin() => self.thinning = true,
+                _ => {}
             }
-            let before = if segment.first >= from {
-                0
-            } else {
-                u32::try_from(
-                    records(arena, segment)
-                        .take_while(|(_, header)| header.offset.get() < from.0)
-                        .count(),
-                )
-                .expect("a segment has fewer than 2^32 records")
-            };
-            let segment = &mut self.segments[index];
-            segment.claims += segment.records - before;
         }
     }
 
@@ -408,6 +410,27 @@ impl Log {
             .map_or(self.next, |segment| segment.first)
     }
 
+    /// Whether a message is kept at `offset` or behind it.
+    #[inline]
+    #[must_use]
+    pub fn reaches(&self, offset: Offset) -> bool {
+        // Only the last segment can be without a record.
+        self.segments
+            .iter()
+            .rev()
+            .take(2)
+            .any(|segment| segment.records > 0 && segment.last >= offset)
+    }
+
+    /// How many messages are kept from `from` on. Looks at every segment.
+    #[must_use]
+    pub fn count_from(&self, arena: &Arena, from: Offset) -> u64 {
+        self.segments
+            .iter()
+            .map(|segment| u64::from(records_from(arena, segment, from)))
+            .sum()
+    }
+
     /// Chunks of the arena that the log holds.
     #[inline]
     #[must_use]
@@ -453,6 +476,30 @@ impl Log {
             .map(|segment| segment.chunks as usize)
             .sum();
         assert_eq!(chunks, self.chunks, "every chunk is counted");
+    }
+
+    /// Panics if what stands in the chunks is not what the segments say, or the
+    /// claims are not `claims` of each offset in sum. Walks every message.
+    pub(super) fn audit(&self, arena: &Arena, claims: impl Fn(Offset) -> usize) {
+        for segment in &self.segments {
+            let (mut count, mut claimed, mut end, mut before) = (0, 0, 0, None);
+            for (byte, header) in records(arena, segment) {
+                let offset = Offset(header.offset.get());
+                assert!(before < Some(offset), "offsets within a segment rise");
+                assert!(segment.holds(offset), "a segment knows its ends");
+                before = Some(offset);
+                count += 1;
+                claimed += claims(offset);
+                end = byte + padded(header.length.get() as usize);
+            }
+            assert_eq!(count, segment.records, "every message is counted");
+            assert_eq!(end, segment.used, "frames fill a segment without a gap");
+            assert_eq!(claimed, segment.claims as usize, "claims are counted");
+            assert!(
+                claimed > 0 || self.retain > 0 || segment.pins > 0 || segment.records == 0,
+                "what nobody needs is not kept"
+            );
+        }
     }
 
     fn open(&mut self, arena: &mut Arena) -> Result<(), ArenaFull> {
@@ -637,6 +684,20 @@ fn header_at(bytes: &[u8], byte: usize) -> Option<&MessageHeader> {
     MessageHeader::ref_from_prefix(bytes.get(byte..)?)
         .ok()
         .map(|(header, _)| header)
+}
+
+/// How many of the segment's messages lie at `from` or behind it.
+fn records_from(arena: &Arena, segment: &Segment, from: Offset) -> u32 {
+    if segment.records == 0 || segment.last < from {
+        return 0;
+    }
+    if segment.first >= from {
+        return segment.records;
+    }
+    let before = records(arena, segment)
+        .take_while(|(_, header)| header.offset.get() < from.0)
+        .count();
+    segment.records - u32::try_from(before).expect("a segment has fewer than 2^32 records")
 }
 
 fn records<'a>(

@@ -83,6 +83,18 @@ impl Partition {
             part.invariants();
         }
     }
+
+    /// Panics if an invariant is broken, those between log and parts included.
+    /// Walks every message that is kept: for tests and simulations.
+    pub fn audit(&self, arena: &Arena) {
+        self.invariants();
+        self.log.audit(arena, |offset| {
+            self.parts
+                .iter()
+                .filter(|(_, part)| part.claims(offset))
+                .count()
+        });
+    }
 }
 
 #[cfg(test)]

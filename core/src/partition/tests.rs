@@ -1,1 +1,774 @@
+//! A partition against a model of a few sets, whatever happens in which order.
 
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+use zerocopy::FromBytes;
+
+use super::log::{Cursor, Run, RunLimit};
+use super::*;
+use crate::frame::encode::{Envelope, message, message_size};
+use crate::frame::{MESSAGE_HEADER_SIZE, MessageHeader, checksum};
+use crate::id::{DestinationNumber, PartitionIndex, ProducerId, Sequence};
+use crate::memory::CHUNK;
+use crate::time::Wall;
+
+const CHUNKS: u32 = 24;
+const SUBSCRIPTIONS: usize = 4;
+const CONSUMERS: usize = 3;
+const ADDRESS: Address = Address {
+    destination: DestinationNumber(77),
+    partition: PartitionIndex(3),
+};
+const EVERYTHING: RunLimit = RunLimit {
+    messages: u64::MAX,
+    bytes: u64::MAX,
+};
+
+/// A frame as its sender encodes it, different for each number.
+fn frame(number: u64, body: usize) -> Vec<u8> {
+    let body: Vec<u8> = (0..body as u64)
+        .map(|byte| (number.wrapping_mul(37) + byte * 11) as u8)
+        .collect();
+    let envelope = Envelope {
+        handle: Handle(9),
+        producer: ProducerId(number % 5),
+        sequence: Sequence(number + 1),
+        ..Envelope::default()
+    };
+    let mut frame = vec![0; message_size(0, body.len())];
+    message(&envelope, &[], &body, &mut frame);
+    frame
+}
+
+/// The frame's bytes in a chain of chunks; `None` if the arena has too few.
+fn chained(arena: &mut Arena, frame: &[u8]) -> Option<crate::memory::ChunkId> {
+    if arena.free() < frame.len().div_ceil(CHUNK) {
+        return None;
+    }
+    let mut chain = None;
+    for piece in frame.chunks(CHUNK) {
+        let chunk = arena.take().unwrap();
+        arena.bytes_mut(chunk)[..piece.len()].copy_from_slice(piece);
+        if let Some((_, last)) = chain {
+            arena.chain(last, chunk);
+        }
+        chain = Some((chain.map_or(chunk, |(head, _)| head), chunk));
+    }
+    chain.map(|(head, _)| head)
+}
+
+/// The run's bytes, gathered along the chain.
+fn gathered(arena: &Arena, run: Run) -> Vec<u8> {
+    let (mut bytes, mut chunk, mut start) = (Vec::new(), run.chunk, run.start);
+    while bytes.len() < run.bytes {
+        let length = (run.bytes - bytes.len()).min(CHUNK - start);
+        bytes.extend_from_slice(&arena.bytes(chunk)[start..start + length]);
+        chunk = arena.next(chunk);
+        start = 0;
+    }
+    bytes
+}
+
+fn append_time(offset: u64) -> Wall {
+    Wall(1_000_000 + offset)
+}
+
+/// Asserts that the run holds what was sent: the sender's bytes untouched and
+/// their checksum right, the broker's half stamped.
+fn assert_intact(arena: &Arena, run: Run, sent: &[Vec<u8>]) {
+    let bytes = gathered(arena, run);
+    let mut at = 0;
+    for offset in run.first.0..run.first.0 + u64::from(run.count) {
+        let sent = &sent[offset as usize];
+        let kept = &bytes[at..at + sent.len()];
+        assert_eq!(kept[..8], sent[..8], "the prefix of {offset}");
+        assert!(kept[32..] == sent[32..], "the sender's half of {offset}");
+        let (header, _) = MessageHeader::ref_from_prefix(kept).unwrap();
+        assert_eq!(header.handle.get(), ADDRESS.destination.0);
+        assert_eq!(header.partition.get(), ADDRESS.partition.0);
+        assert_eq!(header.offset.get(), offset);
+        assert_eq!(header.append_time.get(), append_time(offset).0);
+        let length = header.length.get() as usize;
+        assert_eq!(checksum::message(&kept[..length]), header.checksum.get());
+        at += sent.len();
+    }
+    assert_eq!(at, bytes.len(), "a run is its frames and nothing else");
+}
+
+/// What a subscription may still expect. What is in none of its sets is settled.
+struct Model {
+    handle: Handle,
+    waiting: BTreeSet<u64>,
+    /// Offset to how often it was handed out.
+    returned: BTreeMap<u64, u16>,
+    held: BTreeMap<u64, Held>,
+    /// Where the next fresh run is looked for.
+    fresh: u64,
+    consumers: [Consumer; CONSUMERS],
+}
+
+#[derive(Clone, Copy)]
+struct Held {
+    consumer: usize,
+    delivery: u64,
+    count: u16,
+}
+
+#[derive(Clone, Copy)]
+struct Consumer {
+    handle: Handle,
+    /// The number of its next delivery.
+    next: u64,
+}
+
+impl Model {
+    fn held_by(&self, consumer: usize, range: impl Fn(u64) -> bool) -> Vec<u64> {
+        self.held
+            .iter()
+            .filter(|(offset, held)| held.consumer == consumer && range(**offset))
+            .map(|(offset, _)| *offset)
+            .collect()
+    }
+
+    fn owes(&self, offset: u64) -> bool {
+        self.waiting.contains(&offset)
+            || self.returned.contains_key(&offset)
+            || self.held.contains_key(&offset)
+    }
+}
+
+/// A piece that the kernel still reads.
+struct Pinned {
+    run: Run,
+    bytes: Vec<u8>,
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Append {
+        body: usize,
+        times: usize,
+    },
+    Adopt {
+        body: usize,
+    },
+    Subscribe {
+        from: Start,
+    },
+    Unsubscribe {
+        which: usize,
+    },
+    Deliver {
+        which: usize,
+        consumer: usize,
+        messages: u64,
+        bytes: u64,
+        pin: bool,
+    },
+    Acknowledge {
+        which: usize,
+        consumer: usize,
+        at: Pick,
+        count: u64,
+    },
+    AcknowledgeThrough {
+        which: usize,
+        consumer: usize,
+        at: Pick,
+    },
+    /// Takes all there is and settles it but for every `spare`-th.
+    Drain {
+        which: usize,
+        consumer: usize,
+        spare: usize,
+    },
+    ConsumerGone {
+        which: usize,
+        consumer: usize,
+        unseen: u64,
+    },
+    Unpin {
+        which: usize,
+    },
+    ThinOut,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Start {
+    Earliest,
+    Latest,
+    At(u64),
+}
+
+/// Which offset an acknowledgement names.
+#[derive(Clone, Copy, Debug)]
+enum Pick {
+    /// One that some consumer holds.
+    Held(usize),
+    /// Any, also beyond the end.
+    Any(u64),
+}
+
+fn pick() -> impl Strategy<Value = Pick> {
+    prop_oneof![
+        6 => any::<usize>().prop_map(Pick::Held),
+        1 => (0..400u64).prop_map(Pick::Any),
+    ]
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let append = prop_oneof![
+        4 => (0..100usize, 1..40usize),
+        4 => (500..6000usize, 1..20usize),
+        1 => (20_000..CHUNK - MESSAGE_HEADER_SIZE, 1..3usize),
+    ];
+    let start = prop_oneof![
+        Just(Start::Earliest),
+        Just(Start::Latest),
+        (0..400u64).prop_map(Start::At),
+    ];
+    let (which, consumer) = (0..SUBSCRIPTIONS, 0..CONSUMERS);
+    prop_oneof![
+        12 => append.prop_map(|(body, times)| Step::Append { body, times }),
+        1 => (CHUNK..4 * CHUNK).prop_map(|body| Step::Adopt { body }),
+        1 => start.prop_map(|from| Step::Subscribe { from }),
+        1 => which.clone().prop_map(|which| Step::Unsubscribe { which }),
+        12 => (
+            which.clone(),
+            consumer.clone(),
+            prop_oneof![1..30u64, Just(u64::MAX)],
+            prop_oneof![1..50_000u64, Just(u64::MAX)],
+            prop::bool::weighted(0.1),
+        )
+            .prop_map(|(which, consumer, messages, bytes, pin)| Step::Deliver {
+                which, consumer, messages, bytes, pin,
+            }),
+        10 => (which.clone(), consumer.clone(), pick(), 0..100u64).prop_map(
+            |(which, consumer, at, count)| Step::Acknowledge { which, consumer, at, count }
+        ),
+        4 => (which.clone(), consumer.clone(), pick()).prop_map(
+            |(which, consumer, at)| Step::AcknowledgeThrough { which, consumer, at }
+        ),
+        6 => (which.clone(), consumer.clone(), prop_oneof![2..60usize, Just(usize::MAX)])
+            .prop_map(|(which, consumer, spare)| Step::Drain { which, consumer, spare }),
+        2 => (which, consumer, 0..30u64).prop_map(
+            |(which, consumer, unseen)| Step::ConsumerGone { which, consumer, unseen }
+        ),
+        2 => (0..8usize).prop_map(|which| Step::Unpin { which }),
+        3 => Just(Step::ThinOut),
+    ]
+}
+
+/// The partition beside its model.
+struct World {
+    arena: Arena,
+    partition: Partition,
+    /// Every frame ever appended, by offset.
+    sent: Vec<Vec<u8>>,
+    models: Vec<Model>,
+    pinned: Vec<Pinned>,
+    retain: u64,
+    handles: u32,
+}
+
+impl World {
+    fn new(retain: u64) -> Self {
+        let mut world = Self {
+            arena: Arena::new(CHUNKS),
+            partition: Partition::new(ADDRESS, retain),
+            sent: Vec::new(),
+            models: Vec::new(),
+            pinned: Vec::new(),
+            retain,
+            handles: 0,
+        };
+        world.subscribe(Start::Earliest);
+        world
+    }
+
+    fn handle(&mut self) -> Handle {
+        self.handles += 1;
+        Handle::new(self.handles % 8, self.handles)
+    }
+
+    fn step(&mut self, step: &Step) {
+        match *step {
+            Step::Append { body, times } => {
+                for _ in 0..times {
+                    self.append(body);
+                }
+            }
+            Step::Adopt { body } => self.adopt(body),
+            Step::Subscribe { from } => self.subscribe(from),
+            Step::Unsubscribe { which } => {
+                if which < self.models.len() {
+                    let model = self.models.remove(which);
+                    self.partition.unsubscribe(&mut self.arena, model.handle);
+                }
+            }
+            Step::Deliver {
+                which,
+                consumer,
+                messages,
+                bytes,
+                pin,
+            } => {
+                let run = self.deliver(which, consumer, RunLimit { messages, bytes });
+                if let Some(run) = run.filter(|_| pin) {
+                    self.partition.log.pin(run.first);
+                    let bytes = gathered(&self.arena, run);
+                    self.pinned.push(Pinned { run, bytes });
+                }
+            }
+            Step::Acknowledge {
+                which,
+                consumer,
+                at,
+                count,
+            } => {
+                self.acknowledge(which, consumer, at, count);
+            }
+            Step::AcknowledgeThrough {
+                which,
+                consumer,
+                at,
+            } => {
+                self.acknowledge_through(which, consumer, at);
+            }
+            Step::Drain {
+                which,
+                consumer,
+                spare,
+            } => self.drain(which, consumer, spare),
+            Step::ConsumerGone {
+                which,
+                consumer,
+                unseen,
+            } => {
+                self.consumer_gone(which, consumer, unseen);
+            }
+            Step::Unpin { which } => {
+                if which < self.pinned.len() {
+                    let pinned = self.pinned.remove(which);
+                    self.partition.log.unpin(&mut self.arena, pinned.run.first);
+                }
+            }
+            Step::ThinOut => {
+                self.partition.thin_out(&mut self.arena);
+            }
+        }
+        self.check();
+    }
+
+    fn append(&mut self, body: usize) {
+        let offset = self.sent.len() as u64;
+        let frame = frame(offset, body);
+        let claims = self.partition.claims();
+        let free = self.arena.free();
+        match self
+            .partition
+            .log
+            .append(&mut self.arena, &frame, claims, append_time(offset))
+        {
+            Ok(given) => {
+                assert_eq!(given.0, offset, "offsets are dense");
+                self.appended(frame);
+            }
+            Err(log::ArenaFull) => assert_eq!(free, 0, "only a full arena refuses"),
+        }
+    }
+
+    fn adopt(&mut self, body: usize) {
+        let offset = self.sent.len() as u64;
+        let frame = frame(offset, body);
+        let Some(head) = chained(&mut self.arena, &frame) else {
+            return;
+        };
+        let given = self.partition.log.adopt(
+            &mut self.arena,
+            head,
+            frame.len(),
+            self.partition.claims(),
+            append_time(offset),
+        );
+        assert_eq!(given.0, offset, "offsets are dense");
+        self.appended(frame);
+    }
+
+    fn appended(&mut self, frame: Vec<u8>) {
+        for model in &mut self.models {
+            model.waiting.insert(self.sent.len() as u64);
+        }
+        self.sent.push(frame);
+    }
+
+    fn subscribe(&mut self, from: Start) {
+        if self.models.len() == SUBSCRIPTIONS {
+            return;
+        }
+        let (first, next) = (self.partition.log.first().0, self.sent.len() as u64);
+        let wanted = match from {
+            Start::Earliest => 0,
+            Start::Latest => u64::MAX,
+            Start::At(offset) => offset,
+        };
+        let handle = self.handle();
+        let start = self
+            .partition
+            .subscribe(&self.arena, handle, Offset(wanted))
+            .0;
+        assert_eq!(start, wanted.clamp(first, next));
+        let kept = self.kept();
+        let waiting = kept.range(start..).copied().collect();
+        let consumers = [(); CONSUMERS].map(|()| Consumer {
+            handle: self.handle(),
+            // Close to where the low half of the number wraps.
+            next: u64::from(u32::MAX - 20),
+        });
+        self.models.push(Model {
+            handle,
+            waiting,
+            returned: BTreeMap::new(),
+            held: BTreeMap::new(),
+            fresh: start,
+            consumers,
+        });
+    }
+
+    /// The offsets in the log, whose bytes are intact.
+    fn kept(&mut self) -> BTreeSet<u64> {
+        let mut kept = BTreeSet::new();
+        let mut cursor = Cursor::at(Offset(0));
+        while let Some(run) = self
+            .partition
+            .log
+            .read(&self.arena, &mut cursor, EVERYTHING)
+        {
+            assert_intact(&self.arena, run, &self.sent);
+            kept.extend(run.first.0..run.first.0 + u64::from(run.count));
+        }
+        kept
+    }
+
+    fn deliver(&mut self, which: usize, consumer: usize, limit: RunLimit) -> Option<Run> {
+        let model = self.models.get_mut(which)?;
+        let part = part(&mut self.partition.parts, model.handle);
+        let Consumer { handle, next } = model.consumers[consumer];
+        let log = &mut self.partition.log;
+        let ready = part.ready(log);
+        let delivered = part.deliver(&self.arena, log, handle, next, limit);
+        assert_eq!(
+            ready,
+            delivered.is_some(),
+            "ready says what a delivery finds"
+        );
+        let Some(delivered) = delivered else {
+            assert!(
+                model.returned.is_empty() && model.waiting.is_empty(),
+                "nothing is lost"
+            );
+            return None;
+        };
+        let run = delivered.run;
+        if let Some((offset, count)) = model.returned.pop_first() {
+            assert_eq!(
+                (run.first.0, run.count),
+                (offset, 1),
+                "returned ones come first"
+            );
+            assert_eq!(delivered.count, count + 1);
+        } else {
+            assert_eq!(delivered.count, 1);
+            assert_eq!(Some(run.first.0), model.waiting.first().copied());
+            assert!((1..=limit.messages).contains(&u64::from(run.count)));
+            model.fresh = run.first.0 + u64::from(run.count);
+        }
+        let mut bytes = 0;
+        for offset in run.first.0..run.first.0 + u64::from(run.count) {
+            assert!(
+                bytes < limit.bytes,
+                "a run ends with the frame that reaches its limit"
+            );
+            bytes += self.sent[offset as usize].len() as u64;
+            assert!(delivered.count > 1 || model.waiting.remove(&offset) || model.fresh > offset);
+            let delivery = next + (offset - run.first.0);
+            let count = delivered.count;
+            let held = Held {
+                consumer,
+                delivery,
+                count,
+            };
+            assert!(
+                model.held.insert(offset, held).is_none(),
+                "{offset} is held once"
+            );
+        }
+        assert_eq!(bytes, run.bytes as u64);
+        model.consumers[consumer].next += u64::from(run.count);
+        assert_intact(&self.arena, run, &self.sent);
+        Some(run)
+    }
+
+    fn acknowledge(&mut self, which: usize, consumer: usize, at: Pick, count: u64) {
+        let Some(model) = self.models.get_mut(which) else {
+            return;
+        };
+        let first = picked(model, at);
+        let end = first + count;
+        let mine = model.held_by(consumer, |offset| (first..end).contains(&offset));
+        let others = model.held.range(first..end).count() - mine.len();
+        let strange = count == 0
+            || end > model.fresh
+            || others > 0
+            || model.returned.range(first..end).next().is_some();
+        let outcome = part(&mut self.partition.parts, model.handle).acknowledge(
+            &mut self.arena,
+            &mut self.partition.log,
+            model.consumers[consumer].handle,
+            Offset(first),
+            count,
+        );
+        assert_eq!(
+            (outcome.settled, outcome.strange),
+            (mine.len() as u64, strange)
+        );
+        for offset in mine {
+            model.held.remove(&offset);
+        }
+    }
+
+    fn acknowledge_through(&mut self, which: usize, consumer: usize, at: Pick) {
+        let Some(model) = self.models.get_mut(which) else {
+            return;
+        };
+        let last = picked(model, at);
+        let mine = model.held_by(consumer, |offset| offset <= last);
+        let outcome = part(&mut self.partition.parts, model.handle).acknowledge_through(
+            &mut self.arena,
+            &mut self.partition.log,
+            model.consumers[consumer].handle,
+            Offset(last),
+        );
+        assert_eq!(
+            (outcome.settled, outcome.strange),
+            (mine.len() as u64, last >= model.fresh)
+        );
+        for offset in mine {
+            model.held.remove(&offset);
+        }
+    }
+
+    fn drain(&mut self, which: usize, consumer: usize, spare: usize) {
+        while self.deliver(which, consumer, EVERYTHING).is_some() {}
+        let Some(model) = self.models.get(which) else {
+            return;
+        };
+        for (index, offset) in model.held_by(consumer, |_| true).into_iter().enumerate() {
+            if index % spare != spare - 1 {
+                self.acknowledge(which, consumer, Pick::Any(offset), 1);
+            }
+        }
+    }
+
+    fn consumer_gone(&mut self, which: usize, consumer: usize, unseen: u64) {
+        let successor = self.handle();
+        let Some(model) = self.models.get_mut(which) else {
+            return;
+        };
+        let Consumer { handle, next } = model.consumers[consumer];
+        let handed = next - unseen;
+        let back = part(&mut self.partition.parts, model.handle).consumer_gone(handle, handed);
+        let mine = model.held_by(consumer, |_| true);
+        assert_eq!(back as usize, mine.len());
+        for offset in mine {
+            let held = model.held.remove(&offset).unwrap();
+            let reached = u16::from(held.delivery < handed);
+            model.returned.insert(offset, held.count - 1 + reached);
+        }
+        model.consumers[consumer].handle = successor;
+    }
+
+    fn check(&mut self) {
+        self.partition.audit(&self.arena);
+        assert_eq!(
+            self.arena.free() + self.partition.log.chunks(),
+            CHUNKS as usize,
+            "a chunk is free or in the log"
+        );
+        for pinned in &self.pinned {
+            assert!(
+                gathered(&self.arena, pinned.run) == pinned.bytes,
+                "what the kernel reads stays where it is"
+            );
+        }
+        for model in &self.models {
+            let part = part(&mut self.partition.parts, model.handle);
+            let unsettled = model.held.len() + model.returned.len();
+            assert_eq!(part.unsettled() as usize, unsettled);
+            assert_eq!(
+                part.backlog(&self.arena, &self.partition.log) as usize,
+                unsettled + model.waiting.len()
+            );
+            assert_eq!(
+                part.ready(&self.partition.log),
+                !model.returned.is_empty() || !model.waiting.is_empty()
+            );
+        }
+    }
+
+    /// Everyone takes and settles all there is; then nothing is left to keep.
+    fn finish(mut self) {
+        for pinned in core::mem::take(&mut self.pinned) {
+            self.partition.log.unpin(&mut self.arena, pinned.run.first);
+        }
+        let kept = self.kept();
+        for offset in 0..self.sent.len() as u64 {
+            let owed = self.models.iter().any(|model| model.owes(offset));
+            assert!(!owed || kept.contains(&offset), "{offset} is owed and kept");
+        }
+        for which in 0..self.models.len() {
+            for consumer in 0..CONSUMERS {
+                self.consumer_gone(which, consumer, 0);
+            }
+            while self.deliver(which, 0, EVERYTHING).is_some() {}
+            self.acknowledge_through(which, 0, Pick::Any(self.sent.len() as u64));
+            self.check();
+        }
+        let bytes: u64 = self
+            .kept()
+            .into_iter()
+            .map(|offset| self.sent[offset as usize].len() as u64)
+            .sum();
+        if self.retain == 0 {
+            assert_eq!(bytes, 0, "what is settled is not kept");
+            assert!(self.partition.log.chunks() <= 1, "one open chunk stays");
+        } else {
+            let all: u64 = self.sent.iter().map(|frame| frame.len() as u64).sum();
+            assert!(bytes >= self.retain.min(all), "what is retained is kept");
+        }
+        self.partition.log.clear(&mut self.arena);
+        assert_eq!(self.arena.free(), CHUNKS as usize, "all memory comes back");
+    }
+}
+
+fn part(parts: &mut [(Handle, Part)], subscription: Handle) -> &mut Part {
+    parts
+        .iter_mut()
+        .find(|(handle, _)| *handle == subscription)
+        .map(|(_, part)| part)
+        .unwrap()
+}
+
+fn picked(model: &Model, at: Pick) -> u64 {
+    match at {
+        Pick::Held(index) if !model.held.is_empty() => {
+            *model.held.keys().nth(index % model.held.len()).unwrap()
+        }
+        Pick::Held(index) => index as u64 % 100,
+        Pick::Any(offset) => offset,
+    }
+}
+
+/// Many small messages, of which the first subscription settles all but a few.
+fn settled_but_for_every(spare: usize) -> [Step; 3] {
+    [
+        Step::Append {
+            body: 50,
+            times: 2_000,
+        },
+        Step::Drain {
+            which: 0,
+            consumer: 0,
+            spare,
+        },
+        Step::ThinOut,
+    ]
+}
+
+/// A log that was thinned out has holes. A subscription from earliest that ended
+/// before it had read over them took claims off messages that were not there.
+#[test]
+fn a_subscription_ends_before_it_has_read_over_the_holes_of_a_thinned_log() {
+    let mut world = World::new(0);
+    for step in &settled_but_for_every(100) {
+        world.step(step);
+    }
+    world.step(&Step::Subscribe {
+        from: Start::Earliest,
+    });
+    world.step(&Step::Deliver {
+        which: 1,
+        consumer: 0,
+        messages: 1,
+        bytes: 1,
+        pin: false,
+    });
+    world.step(&Step::Unsubscribe { which: 1 });
+    world.finish();
+}
+
+/// The same where whole segments are gone: the rest of the claims was kept for ever.
+#[test]
+fn a_subscription_ends_before_it_has_read_over_segments_that_are_gone() {
+    let mut world = World::new(0);
+    for step in &settled_but_for_every(1_500) {
+        world.step(step);
+    }
+    world.step(&Step::Append {
+        body: 50,
+        times: 500,
+    });
+    world.step(&Step::Subscribe {
+        from: Start::Earliest,
+    });
+    world.step(&Step::Unsubscribe { which: 1 });
+    world.finish();
+}
+
+/// A subscription behind the last message that is left, but before the next
+/// offset, called itself ready without end and never had anything to hand out.
+#[test]
+fn a_hole_at_the_end_of_the_log_makes_nobody_ready() {
+    let mut world = World::new(0);
+    for step in &settled_but_for_every(1_500) {
+        world.step(step);
+    }
+    world.step(&Step::Subscribe {
+        from: Start::At(1_999),
+    });
+    world.step(&Step::Deliver {
+        which: 1,
+        consumer: 0,
+        messages: 1,
+        bytes: 1,
+        pin: false,
+    });
+    world.step(&Step::Append { body: 50, times: 1 });
+    world.step(&Step::Deliver {
+        which: 1,
+        consumer: 0,
+        messages: 1,
+        bytes: 1,
+        pin: false,
+    });
+    world.finish();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_partition_does_what_its_model_does(
+        retain in prop_oneof![3 => Just(0u64), 1 => 1..10 * CHUNK as u64],
+        steps in prop::collection::vec(step(), 1..400),
+    ) {
+        let mut world = World::new(retain);
+        for step in &steps {
+            world.step(step);
+        }
+        world.finish();
+    }
+}
