@@ -56,10 +56,6 @@ pub(crate) enum Event {
 /// Counts of what the sockets of a shard went through.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Tally {
-    /// Bytes received.
-    pub(crate) bytes_in: u64,
-    /// Bytes that the kernel took.
-    pub(crate) bytes_out: u64,
     /// Sends that took less than was given, or nothing.
     pub(crate) short_sends: u64,
     /// Receives refused for want of a buffer.
@@ -362,7 +358,6 @@ impl<R: Ring> Connections<R> {
         let phase = place.phase;
         let event = match received {
             Received::Bytes(buffer) => {
-                self.tally.bytes_in += buffer.length() as u64;
                 if phase == Phase::Open {
                     Some(Event::Received { slot, buffer })
                 } else {
@@ -424,7 +419,6 @@ impl<R: Ring> Connections<R> {
             place.wanted |= place.phase != Phase::Open;
             self.queue_if_ready(slot);
         }
-        self.tally.bytes_out += u64::from(taken);
         (taken > 0).then_some(Event::Sent { slot, bytes: taken })
     }
 

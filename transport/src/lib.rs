@@ -1,19 +1,35 @@
-//! The ends of Courser that touch the kernel.
+//! The ends of Courser that touch the kernel: threads, sockets, clocks, processors.
+//!
+//! ```text
+//!             door (one sleeping thread)                shard (one pinned thread each)
+//!  accept -> stranger -> hello -> handoff + doorbell -> worker: connections <-> core::shard
+//!                                                                |
+//!                                                       ring: io_uring | epoll | simulated
+//! ```
 //!
 //! | module | what it is |
 //! |---|---|
-//! | [`ring`] | the seam between driver and kernel, over io_uring and over epoll |
-//! | [`doorbell`] | waking a thread that sleeps in its ring |
-//! | [`affinity`] | which processors the shards run on |
-//! | [`idle`] | whether to spin or to sleep when there is nothing to do |
-//! | [`clock`] | one reading of both clocks for one turn |
+//! | [`broker`] | the whole, started and stopped in this process |
+//! | [`door`] | accepting, hellos, handing over; memory ahead of need |
+//! | `worker` | a shard's thread: the one loop |
+//! | `connection` | the driver's own logic, once for every ring |
+//! | [`ring`] | the seam between driver and kernel |
+//! | `handoff`, [`doorbell`] | from the door to a shard, waking it only if it sleeps |
+//! | [`affinity`], [`idle`], [`clock`] | where a shard runs, when it sleeps, what time it is |
+//! | [`stats`] | a shard's counters as others read them |
 //! | [`sys`] | the few system calls that no library offers |
 
 pub mod affinity;
+pub mod broker;
 pub mod clock;
-#[cfg(test)]
 mod connection;
+pub mod door;
 pub mod doorbell;
+mod handoff;
 pub mod idle;
 pub mod ring;
+pub mod stats;
 pub mod sys;
+mod worker;
+
+pub use broker::{Broker, BrokerConfig, StartError, Transport};

@@ -445,6 +445,34 @@ pub(crate) fn clock_ns(clock: libc::clockid_t) -> u64 {
     time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs()
 }
 
+/// Bytes that nobody can guess, from the kernel.
+pub(crate) fn random_bytes<const N: usize>() -> Result<[u8; N], Errno> {
+    let mut bytes = [0; N];
+    let mut filled = 0;
+    while filled < N {
+        let rest = &mut bytes[filled..];
+        // SAFETY: pointer and length are those of an exclusive slice.
+        match checked_count(unsafe { libc::getrandom(rest.as_mut_ptr().cast(), rest.len(), 0) }) {
+            Ok(count) => filled += count,
+            Err(Errno(libc::EINTR)) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(bytes)
+}
+
+/// Has the kernel put memory behind a range of addresses, so that the first use meets
+/// no fault. What is stored there does not change; a range that is not mapped, or a
+/// kernel before 5.14, is refused without harm.
+pub(crate) fn populate(address: usize, length: usize) -> Result<(), Errno> {
+    /// From `linux/mman.h`; the library does not name it on every target.
+    const MADV_POPULATE_WRITE: libc::c_int = 23;
+    let start = std::ptr::without_provenance_mut::<libc::c_void>(address);
+    // SAFETY: populating writes nothing and frees nothing, whatever the range.
+    checked(unsafe { libc::madvise(start, length, MADV_POPULATE_WRITE) })?;
+    Ok(())
+}
+
 /// The size of a memory page, in bytes.
 pub(crate) fn page_size() -> usize {
     // SAFETY: takes an integer and answers one.

@@ -29,7 +29,6 @@
 
 pub mod epoll;
 pub mod io_uring;
-#[cfg(test)]
 pub(crate) mod outgoing;
 mod pages;
 mod refusal;

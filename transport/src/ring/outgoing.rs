@@ -1,6 +1,53 @@
-//! The one place that vouches for the bytes that are sent.
+//! The one place that vouches for the bytes a shard has sent.
+//!
+//! A send names memory that the ring may read after the call, which the borrow
+//! checker cannot follow. What stands in for it is a promise of the shard (a link's
+//! pieces stay put until the shard is told that they were sent, or that the link is
+//! gone) and the order that the driver keeps (it tells the shard only after it took
+//! the send's completion, and drops the ring before the shard).
 
-use super::{Ring, Slot};
+use courser_core::id::Handle;
+use courser_core::shard::{self, Pieces, Shard};
+
+use super::{PIECES_MAX, Ring, Slot};
+
+const _: () = assert!(
+    shard::PIECES_MAX <= PIECES_MAX,
+    "one send takes all the pieces that a shard gives"
+);
+
+/// What a send was given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Given {
+    /// Bytes in all pieces.
+    pub(crate) bytes: u32,
+    /// The shard may have more than one send takes.
+    pub(crate) more: bool,
+}
+
+/// Begins to send what the link has waiting; `None` if it has nothing.
+pub(crate) fn send_pieces<R: Ring>(
+    ring: &mut R,
+    slot: Slot,
+    shard: &Shard,
+    link: Handle,
+) -> Option<Given> {
+    let mut pieces = Pieces::new();
+    shard.pieces(link, &mut pieces);
+    let slices = pieces.slices();
+    if slices.is_empty() {
+        return None;
+    }
+    let bytes: usize = slices.iter().map(|slice| slice.len()).sum();
+    // SAFETY: `Shard::pieces` promises that the slices stay where they are until `sent`
+    // or `closed` for this link, and the worker calls either only after it took this
+    // send's completion from the ring; it drops the ring before the shard.
+    unsafe { ring.send(slot, slices) };
+    Some(Given {
+        bytes: u32::try_from(bytes).unwrap_or(u32::MAX),
+        more: slices.len() == shard::PIECES_MAX,
+    })
+}
 
 /// Begins to send bytes that live for ever.
 #[cfg(test)]

@@ -1,0 +1,580 @@
+//! A broker in this process: a door, a shard, and the threads they run on.
+//!
+//! [`Broker::start`] returns when connections are accepted; [`Broker::stop`] when
+//! everybody was said goodbye to. The binary and the benchmark use the same one.
+
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::abort;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use courser_core::error::Refusal;
+use courser_core::id::{Installation, ShardIndex};
+use courser_core::limits;
+use courser_core::shard::{MemoryPlan, Shard, ShardConfig};
+
+use crate::affinity::{AffinityError, Cores, Placement, Topology};
+use crate::door::{DoorControl, DoorStats, Porter, ShardEntrance};
+use crate::doorbell::Doorbell;
+use crate::handoff::handoff;
+use crate::idle::{Idle, IdleStrategy, SpinRefused};
+use crate::ring::epoll::EpollRing;
+use crate::ring::io_uring::IoUringRing;
+use crate::ring::{IoUringRefused, Ring, RingSize};
+use crate::stats::{Publisher, ShardStats};
+use crate::sys::{self, Errno};
+use crate::worker::{Control, LetIn, Worker};
+
+/// Which ring the shards use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Transport {
+    /// io_uring, or epoll where it is refused.
+    #[default]
+    Auto,
+    /// io_uring, or no start.
+    IoUring,
+    /// epoll.
+    Epoll,
+}
+
+impl std::str::FromStr for Transport {
+    type Err = UnknownTransport;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "io_uring" => Ok(Self::IoUring),
+            "epoll" => Ok(Self::Epoll),
+            _ => Err(UnknownTransport(text.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::IoUring => "io_uring",
+            Self::Epoll => "epoll",
+        })
+    }
+}
+
+/// A word that names no transport.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("transport = \"{0}\" is none of \"auto\", \"io_uring\" and \"epoll\"")]
+pub struct UnknownTransport(pub String);
+
+/// What a broker is started with.
+#[derive(Debug, Clone)]
+pub struct BrokerConfig {
+    /// Where to accept connections; port 0 lets the kernel choose.
+    pub listen: SocketAddr,
+    /// Which ring.
+    pub transport: Transport,
+    /// Which processors.
+    pub cores: Cores,
+    /// What to do without work.
+    pub idle: IdleStrategy,
+    /// Spin even where spinning threads leave no processor to others.
+    pub spin_regardless: bool,
+    /// The memory bound in bytes, at least [`limits::MEMORY_MIN`].
+    pub memory: u64,
+    /// How large each shard's ring is.
+    pub ring: RingSize,
+}
+
+impl Default for BrokerConfig {
+    /// Loopback, port 7420, everything chosen to fit the machine.
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 7420)),
+            transport: Transport::default(),
+            cores: Cores::default(),
+            idle: IdleStrategy::default(),
+            spin_regardless: false,
+            memory: limits::MEMORY_DEFAULT,
+            ring: RingSize {
+                slots: limits::LINKS_MAX,
+                ..RingSize::default()
+            },
+        }
+    }
+}
+
+/// Why a broker did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The address cannot be listened on.
+    #[error(
+        "cannot listen on {address}: {}\n  fix    choose another address, or stop what listens there (ss -ltnp)",
+        Errno::of(source)
+    )]
+    Listen {
+        /// Which one.
+        address: SocketAddr,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The processors are not to be had.
+    #[error(transparent)]
+    Cores(#[from] AffinityError),
+    /// More than one shard was asked for.
+    #[error(
+        "cores=\"{cores}\" asks for {shards} shards: this version runs one\n  fix    name one cpu, such as cores=\"1\""
+    )]
+    SeveralShards {
+        /// What was asked for.
+        cores: Cores,
+        /// How many that is.
+        shards: usize,
+    },
+    /// io_uring was asked for and is refused.
+    #[error(transparent)]
+    IoUring(#[from] IoUringRefused),
+    /// The memory bound is too small.
+    #[error(
+        "a memory bound of {} MiB is below the least of {} MiB",
+        bound / MIB,
+        limits::MEMORY_MIN / MIB
+    )]
+    Memory {
+        /// What was asked for, in bytes.
+        bound: u64,
+    },
+    /// The kernel refused something that every broker needs.
+    #[error("the kernel refused {what}: {errno}")]
+    Kernel {
+        /// What it was.
+        what: &'static str,
+        /// Its answer.
+        errno: Errno,
+    },
+}
+
+const MIB: u64 = 1024 * 1024;
+
+impl StartError {
+    /// The code under which the documentation explains it.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Listen { .. } => "C1301",
+            Self::Cores(error) => error.code(),
+            Self::SeveralShards { .. } => "C1206",
+            Self::IoUring(refused) => refused.code(),
+            Self::Memory { .. } => "C1302",
+            Self::Kernel { .. } => "C1303",
+        }
+    }
+
+    fn kernel(what: &'static str) -> impl Fn(Errno) -> Self {
+        move |errno| Self::Kernel { what, errno }
+    }
+}
+
+/// What a running broker runs with; its `Display` is the start's report.
+#[derive(Debug, Clone)]
+pub struct Setting {
+    /// Where connections are accepted.
+    pub address: SocketAddr,
+    /// Each shard.
+    pub shards: Vec<ShardSetting>,
+    /// What a shard does without work.
+    pub idle: IdleStrategy,
+    /// How long an adaptive shard spins before it sleeps.
+    pub spin_budget: Duration,
+    /// How the memory bound is divided.
+    pub memory: MemoryPlan,
+    /// Whether a strategy was replaced.
+    pub spin_refused: Option<SpinRefused>,
+}
+
+/// What one shard runs with.
+#[derive(Debug, Clone)]
+pub struct ShardSetting {
+    /// Its processor.
+    pub placement: Placement,
+    /// Whether the kernel keeps that processor free of other work.
+    pub isolated: bool,
+    /// Its ring and the features in use.
+    pub ring: String,
+    /// Why it is not io_uring, if that was tried.
+    pub io_uring_refused: Option<IoUringRefused>,
+    /// Its thread, as tools show it.
+    pub thread: i32,
+}
+
+impl Setting {
+    /// What the operator should know, each with its code, as whole messages.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<(&'static str, String)> {
+        let refused = self
+            .shards
+            .first()
+            .and_then(|shard| shard.io_uring_refused.as_ref())
+            .map(|refused| (refused.code(), format!("{refused}\n  now    using epoll")));
+        let spin = self
+            .spin_refused
+            .map(|refused| (SpinRefused::CODE, refused.to_string()));
+        refused.into_iter().chain(spin).collect()
+    }
+}
+
+impl fmt::Display for Setting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "listening  {}", self.address)?;
+        for (index, shard) in self.shards.iter().enumerate() {
+            let isolated = match (shard.placement, shard.isolated) {
+                (Placement::Unpinned, _) => "",
+                (_, true) => " (isolated)",
+                (_, false) => " (not isolated)",
+            };
+            writeln!(
+                f,
+                "shard {index}    {}{isolated}, {}",
+                shard.placement, shard.ring
+            )?;
+        }
+        write!(f, "idle       {}", self.idle)?;
+        if self.idle == IdleStrategy::Adaptive {
+            write!(
+                f,
+                ", spins {} us before it sleeps",
+                self.spin_budget.as_micros()
+            )?;
+        }
+        let memory = &self.memory;
+        write!(
+            f,
+            "\nmemory     {} MiB: {} for messages (of which {} on their way in, {} on their way out), {} for the rest",
+            memory.bound / MIB,
+            memory.arena / MIB,
+            memory.ingress / MIB,
+            memory.egress / MIB,
+            memory.fixed / MIB
+        )
+    }
+}
+
+/// A running broker. Dropped, it stops as [`Broker::stop`] does.
+#[derive(Debug)]
+pub struct Broker {
+    setting: Setting,
+    door: Option<Door>,
+    shards: Vec<ShardThread>,
+    door_stats: Arc<DoorStats>,
+}
+
+#[derive(Debug)]
+struct Door {
+    control: DoorControl,
+    thread: JoinHandle<()>,
+}
+
+#[derive(Debug)]
+struct ShardThread {
+    control: Control,
+    doorbell: Doorbell,
+    stats: ShardStats,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Broker {
+    /// Starts the threads and returns when connections are accepted.
+    pub fn start(config: BrokerConfig) -> Result<Self, StartError> {
+        let topology = Topology::read()?;
+        let placements = one_shard(&config.cores, config.cores.place(&topology)?)?;
+        let (idle, spin_refused) = match config
+            .idle
+            .fitting(placements.len(), topology.usable.count())
+        {
+            Err(refused) if !config.spin_regardless => (IdleStrategy::Adaptive, Some(refused)),
+            Err(_) | Ok(_) => (config.idle, None),
+        };
+        let spin_budget = IdleStrategy::spin_budget(topology.virtual_machine);
+        // Bound before any thread exists, so that a taken port costs nothing; nobody is
+        // answered before the shards are there.
+        let listener = TcpListener::bind(config.listen).map_err(|source| StartError::Listen {
+            address: config.listen,
+            source,
+        })?;
+        let address = listener.local_addr().map_err(|source| StartError::Listen {
+            address: config.listen,
+            source,
+        })?;
+        let random = StartError::kernel("randomness");
+        let installation = Installation(u128::from_le_bytes(sys::random_bytes().map_err(&random)?));
+        let (departures, departed) = mpsc::channel();
+
+        let mut broker = Self {
+            setting: Setting {
+                address,
+                shards: Vec::new(),
+                idle,
+                spin_budget,
+                memory: MemoryPlan::new(config.memory).map_err(|_| StartError::Memory {
+                    bound: config.memory,
+                })?,
+                spin_refused,
+            },
+            door: None,
+            shards: Vec::new(),
+            door_stats: Arc::default(),
+        };
+        let mut entrances = Vec::new();
+        for (index, placement) in placements.into_iter().enumerate() {
+            let plan = ShardPlan {
+                shard: ShardConfig {
+                    installation,
+                    shard: ShardIndex(u16::try_from(index).unwrap_or(u16::MAX)),
+                    memory: config.memory,
+                    hash_seed: u64::from_le_bytes(sys::random_bytes().map_err(&random)?),
+                },
+                placement,
+                isolated: matches!(placement, Placement::Pinned(cpu) if topology.isolated.contains(cpu)),
+                transport: config.transport,
+                ring: config.ring,
+                idle,
+                spin_budget,
+                departures: departures.clone(),
+                control: Control::default(),
+            };
+            let (thread, entrance, setting) = start_shard(index, plan)?;
+            broker.shards.push(thread);
+            broker.setting.shards.push(setting);
+            entrances.push(entrance);
+        }
+
+        let hash_seed = u64::from_le_bytes(sys::random_bytes().map_err(&random)?);
+        let porter = Porter::new(listener, entrances, departed, hash_seed)
+            .map_err(StartError::kernel("the door's epoll set"))?;
+        broker.door_stats = porter.stats();
+        let control = porter.control();
+        let thread = spawn(String::from("courser-door"), move || {
+            if let Err(errno) = porter.run() {
+                fail_stop(&format!("the door cannot go on: {errno}"));
+            }
+        })?;
+        broker.door = Some(Door { control, thread });
+        Ok(broker)
+    }
+
+    /// Where connections are accepted, with the port that the kernel chose.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.setting.address
+    }
+
+    /// What it runs with.
+    #[must_use]
+    pub fn setting(&self) -> &Setting {
+        &self.setting
+    }
+
+    /// The counters of each shard.
+    pub fn stats(&self) -> impl Iterator<Item = &ShardStats> {
+        self.shards.iter().map(|shard| &shard.stats)
+    }
+
+    /// The counters of the door.
+    #[must_use]
+    pub fn door_stats(&self) -> &DoorStats {
+        &self.door_stats
+    }
+
+    /// Stops in order: nobody is let in any more, everybody is told, what waits to be
+    /// sent is sent, at most [`limits::DRAIN_TIMEOUT`] long; then the threads are gone.
+    pub fn stop(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        if let Some(door) = self.door.take() {
+            door.control.stop();
+            join(door.thread);
+        }
+        for shard in &self.shards {
+            shard.control.stop();
+            shard.doorbell.ring();
+        }
+        for shard in &mut self.shards {
+            if let Some(thread) = shard.thread.take() {
+                join(thread);
+            }
+        }
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Until shards forward to each other, a second one would be a second broker.
+fn one_shard(cores: &Cores, mut placements: Vec<Placement>) -> Result<Vec<Placement>, StartError> {
+    match cores {
+        Cores::List(_) if placements.len() > 1 => Err(StartError::SeveralShards {
+            cores: cores.clone(),
+            shards: placements.len(),
+        }),
+        _ => {
+            placements.truncate(1);
+            Ok(placements)
+        }
+    }
+}
+
+/// What a shard's thread needs to begin.
+struct ShardPlan {
+    shard: ShardConfig,
+    placement: Placement,
+    isolated: bool,
+    transport: Transport,
+    ring: RingSize,
+    idle: IdleStrategy,
+    spin_budget: Duration,
+    departures: mpsc::Sender<IpAddr>,
+    control: Control,
+}
+
+/// What a shard's thread says when it is ready.
+struct Ready {
+    doorbell: Doorbell,
+    entrance: ShardEntrance,
+    setting: ShardSetting,
+}
+
+fn start_shard(
+    index: usize,
+    plan: ShardPlan,
+) -> Result<(ShardThread, ShardEntrance, ShardSetting), StartError> {
+    let (report, reported) = mpsc::sync_channel(1);
+    let control = plan.control.clone();
+    let thread = spawn(format!("courser-shard-{index}"), move || {
+        run_shard(plan, &report);
+    })?;
+    match reported.recv() {
+        Ok(Ok(ready)) => Ok((
+            ShardThread {
+                control,
+                doorbell: ready.doorbell,
+                stats: ready.entrance.stats.clone(),
+                thread: Some(thread),
+            },
+            ready.entrance,
+            ready.setting,
+        )),
+        Ok(Err(error)) => {
+            join(thread);
+            Err(error)
+        }
+        // A thread that panics aborts the process, so it never ends without a report.
+        Err(mpsc::RecvError) => unreachable!("a shard reports before it ends"),
+    }
+}
+
+type Report = mpsc::SyncSender<Result<Ready, StartError>>;
+
+/// The shard's thread, from its place to its end. Ring and shard are made here: a ring
+/// belongs to the thread that made it, and memory to the processor that touched it.
+fn run_shard(plan: ShardPlan, report: &Report) {
+    let size = plan.ring;
+    let failed = |error| report.send(Err(error)).expect("the starter waits for it");
+    if let Err(error) = plan.placement.take() {
+        return failed(error.into());
+    }
+    let refused = match plan.transport {
+        Transport::Epoll => None,
+        Transport::IoUring | Transport::Auto => match IoUringRing::new(size) {
+            Ok(ring) => return run_on(ring, None, plan, report),
+            Err(refused) if plan.transport == Transport::IoUring => {
+                return failed(refused.into());
+            }
+            Err(refused) => Some(refused),
+        },
+    };
+    match EpollRing::new(size) {
+        Ok(ring) => run_on(ring, refused, plan, report),
+        Err(errno) => failed(StartError::kernel("an epoll set")(errno)),
+    }
+}
+
+fn run_on<R: Ring<Socket = std::os::fd::OwnedFd>>(
+    ring: R,
+    io_uring_refused: Option<IoUringRefused>,
+    plan: ShardPlan,
+    report: &Report,
+) {
+    let bound = plan.shard.memory;
+    let shard = match Shard::new(plan.shard) {
+        Ok(shard) => shard,
+        Err(Refusal::IllegalArgument) => {
+            let error = StartError::Memory { bound };
+            return report.send(Err(error)).expect("the starter waits for it");
+        }
+        Err(refusal) => unreachable!("a shard refuses a bound only: {refusal}"),
+    };
+    let stats = ShardStats::new(shard.chunks_free());
+    let doorbell = ring.doorbell().clone();
+    let (sender, inbox) = handoff::<LetIn>(doorbell.clone());
+    let ready = Ready {
+        doorbell,
+        entrance: ShardEntrance {
+            sender,
+            stats: stats.clone(),
+            arena: shard.region(),
+        },
+        setting: ShardSetting {
+            placement: plan.placement,
+            isolated: plan.isolated,
+            ring: ring.description(),
+            io_uring_refused,
+            thread: sys::thread_id(),
+        },
+    };
+    report.send(Ok(ready)).expect("the starter waits for it");
+    let worker = Worker::new(
+        ring,
+        shard,
+        inbox,
+        plan.departures,
+        plan.control,
+        Idle::new(plan.idle, plan.spin_budget),
+        Publisher::new(stats),
+    );
+    if let Err(fault) = worker.run() {
+        fail_stop(&fault.to_string());
+    }
+}
+
+/// Starts a thread whose panic ends the process: a broker with a part missing would
+/// keep promises that it can no longer keep.
+fn spawn(name: String, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, StartError> {
+    let failed = StartError::kernel("a thread");
+    thread::Builder::new()
+        .name(name)
+        .spawn(move || {
+            if catch_unwind(AssertUnwindSafe(body)).is_err() {
+                abort();
+            }
+        })
+        .map_err(|error| failed(Errno::of(&error)))
+}
+
+fn join(thread: JoinHandle<()>) {
+    thread
+        .join()
+        .expect("a thread that panics has ended the process");
+}
+
+fn fail_stop(message: &str) -> ! {
+    eprintln!("fatal: {message}");
+    abort();
+}
