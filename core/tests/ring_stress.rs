@@ -5,11 +5,6 @@
 #![allow(
     clippy::disallowed_methods,
     clippy::disallowed_types,
-    reason = "a second thread and a deadline are the point of the test"
-)]
-#![allow(
-    clippy::disallowed_methods,
-    clippy::disallowed_types,
     reason = "two threads and a deadline are the point of this test"
 )]
 
