@@ -93,7 +93,8 @@ impl<T> Slab<T> {
         self.get(handle)?;
         let index = self.index(handle);
         let entry = &mut self.entries[index];
-        entry.generation = (entry.generation + 1) % Handle::GENERATIONS;
+        // From the last one back to 1: with 0 the handle 0 would name the entry.
+        entry.generation = entry.generation % (Handle::GENERATIONS - 1) + 1;
         let slot = u32::try_from(index).expect("a slot is below 2^20");
         let state = core::mem::replace(&mut entry.state, State::Vacant(self.vacant));
         self.vacant = Some(slot);
@@ -175,6 +176,22 @@ mod tests {
         assert_eq!(slab.remove(first), None);
         assert_eq!(slab.get(second), Some(&'b'));
         assert_eq!(slab.get(Handle(0)), None);
+    }
+
+    /// A generation of 0 came round after 4,095 tenants of the first slot, and
+    /// then the handle 0, which stands for none, named an entry.
+    #[test]
+    fn no_tenant_of_a_slot_however_late_is_named_by_the_handle_zero() {
+        let mut slab = Slab::new(1);
+        let mut before = Handle(0);
+        for tenant in 0..3 * Handle::GENERATIONS {
+            let handle = slab.insert(tenant).unwrap();
+            assert_ne!(handle.generation(), 0);
+            assert_eq!(slab.get(Handle(0)), None);
+            assert_eq!(slab.get(before), None);
+            assert_eq!(slab.remove(handle), Some(tenant));
+            before = handle;
+        }
     }
 
     #[test]
