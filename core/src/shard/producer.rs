@@ -516,33 +516,49 @@ impl Shard {
             self.counters.add(Counter::Completions, messages);
             self.counters.add(Counter::CompletionFrames, 1);
         }
-        producer.completing = false;
-        let (link, closing) = (producer.link, producer.closing);
-        let low = producer.outstanding_bytes() * 2 < producer.window
-            || producer.outstanding_messages() * 2 < u64::from(limits::IN_FLIGHT_MESSAGES_MAX);
-        self.mark_dirty(link);
-        if let Some(request) = closing {
-            self.remove_producer(handle);
+        let request = producer.closing;
+        if let Some(request) = request {
             let closed = Closed {
                 handle: handle.0.into(),
                 ..Closed::default()
             };
-            if let Err(fault) = self.answer(now, link, request.0, &closed, &[]) {
-                self.fault(now, link, &fault);
+            if link
+                .egress
+                .control(&mut self.arena, request.0, &closed, &[])
+                .is_err()
+            {
+                return true;
             }
+        }
+        producer.completing = false;
+        let link = producer.link;
+        let low = producer.outstanding_bytes() * 2 < producer.window
+            || producer.outstanding_messages() * 2 < u64::from(limits::IN_FLIGHT_MESSAGES_MAX);
+        self.mark_dirty(link);
+        if request.is_some() {
+            self.remove_producer(handle);
         } else if low {
             self.renew(now, handle);
         }
         false
     }
 
-    /// Grants what there is, tells the client, and has the producer wait for more
-    /// if that was not enough.
+    /// Grants what there is and tells the client; has the producer wait if that
+    /// was not enough, or if there is no room to tell it.
     fn renew(&mut self, now: Now, handle: Handle) {
-        let before = match self.producers.get(handle) {
-            Some(producer) => (producer.granted_bytes, producer.granted_messages),
-            None => return,
+        const CREDIT_SIZE: usize = CONTROL_HEADER_SIZE + size_of::<Credit>();
+        let Some(producer) = self.producers.get(handle) else {
+            return;
         };
+        let (link, before) = (
+            producer.link,
+            (producer.granted_bytes, producer.granted_messages),
+        );
+        let room = self.links.get(link).map_or(0, |link| link.egress.room());
+        if room < CREDIT_SIZE {
+            self.wait(handle);
+            return;
+        }
         self.grant(handle);
         let Some(producer) = self.producers.get_mut(handle) else {
             return;
@@ -551,7 +567,6 @@ impl Shard {
         if enough {
             producer.wanted = 0;
         }
-        let link = producer.link;
         let credit = Credit {
             bytes: producer.granted_bytes.into(),
             messages: producer.granted_messages.into(),

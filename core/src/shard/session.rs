@@ -81,6 +81,8 @@ impl Shard {
                 Ok(())
             }
             Control::Goodbye(..) => {
+                // Outcomes of this turn still belong to who is leaving.
+                self.send_completions(now);
                 self.leave(now, link, true);
                 self.end(now, link, true);
                 Ok(())
