@@ -1,0 +1,921 @@
+//! The rules of `docs/wire.md`, section 5, held against the broker by a client
+//! that knows nothing but the page: it writes frames into a door and a shard and
+//! reads what comes back. The numbers in the tests' comments are the rules'.
+#![allow(clippy::unwrap_used)]
+
+mod vectors;
+
+use courser_core::door::{Address, Door, DoorLimits, Output};
+use courser_core::error::Refusal;
+use courser_core::frame::control::{
+    AckRun, Acknowledge, Acknowledged, Allow, AskStats, Batch, Close, CloseSession, CompletionRun,
+    Control, Credit, Delivery, Farewell, Fields, Goodbye, Lookup, OpenConsumer, OpenProducer,
+    OpenSession, Ping, ProducerOpened, WantCredit,
+};
+use courser_core::frame::decode::{Frame, Step, decode};
+use courser_core::frame::encode::{self, Envelope};
+use courser_core::frame::{Kind, MessageHeader, checksum, flags};
+use courser_core::id::{
+    Epoch, Handle, Installation, PartitionIndex, PartitionSequence, ProducerId, Sequence,
+    ShardIndex,
+};
+use courser_core::limits;
+use courser_core::shard::{self, Pieces, Shard, ShardConfig};
+use courser_core::time::{Monotonic, Now, Wall};
+use zerocopy::{FromBytes, IntoBytes};
+
+/// A frame as it was received, on its own.
+#[derive(Debug, Clone)]
+struct Received(Vec<u8>);
+
+impl Received {
+    fn frame(&self) -> Frame<'_> {
+        match decode(&self.0) {
+            Ok(Step::Frame(frame, _)) => frame,
+            other => panic!("a received frame is whole: {other:?}"),
+        }
+    }
+
+    fn control(&self) -> (u32, Control<'_>) {
+        match self.frame() {
+            Frame::Control { subject, control } => (subject, control),
+            Frame::Message(_) => panic!("a control frame was expected"),
+        }
+    }
+
+    fn kind(&self) -> Kind {
+        Kind::from_code(self.0[4]).unwrap()
+    }
+}
+
+/// A broker of one shard, and its door.
+struct Broker {
+    door: Door,
+    shard: Shard,
+    now: Now,
+}
+
+/// One connection to it.
+struct Client {
+    link: Handle,
+    out: Vec<u8>,
+    /// Whether the broker has asked for the connection's end.
+    ended: bool,
+}
+
+#[derive(Clone, Copy)]
+struct Producer {
+    handle: u32,
+    producer: u64,
+    epoch: u32,
+    sequence: u64,
+    credit_bytes: u64,
+}
+
+fn vector(name: &str) -> Vec<u8> {
+    vectors::all()
+        .into_iter()
+        .find(|vector| vector.name == name)
+        .unwrap()
+        .bytes
+}
+
+impl Broker {
+    fn new() -> Self {
+        let config = ShardConfig {
+            installation: Installation(5),
+            shard: ShardIndex(0),
+            memory: limits::MEMORY_MIN,
+            hash_seed: 1,
+        };
+        Self {
+            door: Door::new(DoorLimits::default(), 1),
+            shard: Shard::new(config).unwrap(),
+            now: Now {
+                monotonic: Monotonic(1),
+                wall: Wall(77),
+            },
+        }
+    }
+
+    /// Connects, writes `bytes`, and hands over if that is a hello.
+    fn greeted(&mut self, bytes: &[u8]) -> Result<Client, Received> {
+        let stranger = self.door.accepted(self.now, Address([1; 16])).unwrap();
+        self.door.received(stranger, bytes);
+        match self.door.output() {
+            Some(Output::HandOver { attached, .. }) => Ok(Client {
+                link: self.shard.attached(self.now, attached).unwrap(),
+                out: Vec::new(),
+                ended: false,
+            }),
+            Some(Output::Farewell { bytes, .. }) => Err(Received(bytes)),
+            None => panic!("the hello was not complete"),
+        }
+    }
+
+    /// A client with a session, which is returned with it.
+    fn client(&mut self) -> (Client, u32) {
+        let mut client = self.greeted(&vector("hello")).unwrap();
+        client.say(1, &OpenSession::default(), &[]);
+        let answers = client.exchange(self);
+        let [_, opened] = &answers[..] else {
+            panic!("{answers:?}")
+        };
+        let (1, Control::SessionOpened(fields, _)) = opened.control() else {
+            panic!("{opened:?}")
+        };
+        let session = fields.session.get();
+        (client, session)
+    }
+}
+
+impl Client {
+    fn say<F: Fields>(&mut self, subject: u32, fields: &F, tail: &[&[u8]]) {
+        let size = encode::control_size::<F>(tail.iter().map(|part| part.len()).sum());
+        let at = self.out.len();
+        self.out.resize(at + size, 0);
+        encode::control(subject, fields, tail, &mut self.out[at..]);
+    }
+
+    fn send(&mut self, producer: &mut Producer, partition: u32, in_partition: u64, body: &[u8]) {
+        producer.sequence += 1;
+        let message = message(producer, partition, in_partition, body);
+        self.out.extend_from_slice(&message);
+    }
+
+    /// Writes what was said, has the broker take a turn, reads everything.
+    fn exchange(&mut self, broker: &mut Broker) -> Vec<Received> {
+        let out = std::mem::take(&mut self.out);
+        broker.shard.received(broker.now, self.link, &out);
+        let mut bytes = Vec::new();
+        for _ in 0..10_000 {
+            broker.shard.turn(broker.now);
+            while let Some(output) = broker.shard.output() {
+                if let shard::Output::Close { link, .. } = output {
+                    self.ended |= link == self.link;
+                }
+            }
+            let mut pieces = Pieces::new();
+            broker.shard.pieces(self.link, &mut pieces);
+            let written = pieces.slices().concat();
+            if written.is_empty() && !broker.shard.has_work() {
+                break;
+            }
+            broker.shard.sent(broker.now, self.link, written.len());
+            bytes.extend(written);
+        }
+        broker.shard.invariants();
+        let mut frames = Vec::new();
+        let mut rest = &bytes[..];
+        while !rest.is_empty() {
+            let Ok(Step::Frame(_, size)) = decode(rest) else {
+                panic!("the broker writes whole frames")
+            };
+            frames.push(Received(rest[..size].to_vec()));
+            rest = &rest[size..];
+        }
+        frames
+    }
+
+    fn open_producer(
+        &mut self,
+        broker: &mut Broker,
+        session: u32,
+        name: &str,
+        partitions: u32,
+    ) -> Producer {
+        let fields = OpenProducer {
+            session: session.into(),
+            destination: 1,
+            destination_length: u16::try_from(name.len()).unwrap().into(),
+            partitions: partitions.into(),
+            ..OpenProducer::default()
+        };
+        self.say(2, &fields, &[name.as_bytes()]);
+        let answers = self.exchange(broker);
+        let [opened] = &answers[..] else {
+            panic!("{answers:?}")
+        };
+        let (2, Control::ProducerOpened(fields, _)) = opened.control() else {
+            panic!("{opened:?}")
+        };
+        let ProducerOpened {
+            handle,
+            epoch,
+            producer,
+            bytes,
+            ..
+        } = *fields;
+        Producer {
+            handle: handle.get(),
+            producer: producer.get(),
+            epoch: epoch.get(),
+            sequence: 0,
+            credit_bytes: bytes.get(),
+        }
+    }
+
+    fn ask_for_consumer(&mut self, session: u32, name: &str, messages: u64, bytes: u64) {
+        let fields = OpenConsumer {
+            session: session.into(),
+            destination: 1,
+            destination_length: u16::try_from(name.len()).unwrap().into(),
+            subscription_length: 1.into(),
+            messages: messages.into(),
+            bytes: bytes.into(),
+            ..OpenConsumer::default()
+        };
+        self.say(3, &fields, &[name.as_bytes(), b"s"]);
+    }
+
+    /// Opens a consumer of a named subscription and returns it with what came.
+    fn open_consumer(
+        &mut self,
+        broker: &mut Broker,
+        session: u32,
+        name: &str,
+        messages: u64,
+        bytes: u64,
+    ) -> (u32, Vec<Received>) {
+        self.ask_for_consumer(session, name, messages, bytes);
+        let mut answers = self.exchange(broker);
+        let opened = answers.remove(0);
+        let (3, Control::ConsumerOpened(fields, _)) = opened.control() else {
+            panic!("{opened:?}")
+        };
+        (fields.handle.get(), answers)
+    }
+}
+
+fn message(producer: &Producer, partition: u32, in_partition: u64, body: &[u8]) -> Vec<u8> {
+    let envelope = Envelope {
+        handle: Handle(producer.handle),
+        partition: PartitionIndex(partition),
+        producer: ProducerId(producer.producer),
+        epoch: Epoch(producer.epoch),
+        sequence: Sequence(producer.sequence),
+        partition_sequence: PartitionSequence(in_partition),
+        ..Envelope::default()
+    };
+    let mut bytes = vec![0; encode::message_size(0, body.len())];
+    encode::message(&envelope, &[], body, &mut bytes);
+    bytes
+}
+
+/// Changes a message's header and seals it again.
+fn changed(mut bytes: Vec<u8>, change: impl FnOnce(&mut MessageHeader)) -> Vec<u8> {
+    let (header, _) = MessageHeader::mut_from_prefix(&mut bytes).unwrap();
+    change(header);
+    let length = header.length.get() as usize;
+    let sum = checksum::message(&bytes[..length]);
+    bytes[32..36].copy_from_slice(&sum.to_le_bytes());
+    bytes
+}
+
+/// Every outcome in `frames`, one by one: sequence, offset, refusal.
+fn outcomes(frames: &[Received]) -> Vec<(u64, u64, u16)> {
+    let mut outcomes = Vec::new();
+    for frame in frames {
+        if frame.kind() != Kind::Completions {
+            continue;
+        }
+        let (_, Control::Completions(_, tail)) = frame.control() else {
+            unreachable!()
+        };
+        for run in <[CompletionRun]>::ref_from_bytes(tail).unwrap() {
+            for index in 0..u64::from(run.count.get()) {
+                let offset = run.offset.get() + index;
+                outcomes.push((run.sequence.get() + index, offset, run.refusal.get()));
+            }
+        }
+    }
+    outcomes
+}
+
+/// Every message in `frames`: partition, offset, delivery count, body; each
+/// checked against its delivery.
+fn deliveries(frames: &[Received], consumer: u32) -> Vec<(u32, u64, u32, Vec<u8>)> {
+    let mut found = Vec::new();
+    let mut frames = frames.iter();
+    while let Some(frame) = frames.next() {
+        if frame.kind() != Kind::Delivery {
+            assert_ne!(frame.kind(), Kind::Message, "a message without a delivery");
+            continue;
+        }
+        let (subject, Control::Delivery(delivery, _)) = frame.control() else {
+            unreachable!()
+        };
+        assert_eq!(subject, consumer);
+        let Delivery {
+            partition,
+            count,
+            offset,
+            delivery_count,
+            ..
+        } = *delivery;
+        assert!(count.get() > 0 && (delivery_count.get() == 1 || count.get() == 1));
+        for index in 0..u64::from(count.get()) {
+            // 22: nothing stands between a delivery and its messages.
+            let frame = frames.next().unwrap();
+            let Frame::Message(message) = frame.frame() else {
+                panic!("{frame:?}")
+            };
+            // 5: what no checksum covers agrees with what one covers.
+            assert_eq!(message.header.partition, partition);
+            assert_eq!(message.header.offset.get(), offset.get() + index);
+            found.push((
+                partition.get(),
+                offset.get() + index,
+                delivery_count.get(),
+                message.body.to_vec(),
+            ));
+        }
+    }
+    found
+}
+
+fn credit(frames: &[Received]) -> Option<Credit> {
+    frames.iter().rev().find_map(|frame| match frame.frame() {
+        Frame::Control {
+            control: Control::Credit(fields, _),
+            ..
+        } => Some(*fields),
+        _ => None,
+    })
+}
+
+fn farewell(frames: &[Received]) -> Refusal {
+    let last = frames.last().unwrap();
+    let (0, Control::Farewell(Farewell { refusal, .. }, _)) = last.control() else {
+        panic!("{last:?}")
+    };
+    Refusal::from_code(refusal.get()).unwrap()
+}
+
+#[test]
+fn a_hello_and_the_first_requests_may_come_in_one_piece() {
+    // 8, 9, 11
+    let mut broker = Broker::new();
+    let mut bytes = vector("hello");
+    bytes.extend(vector("open-session"));
+    bytes.extend(vector("ping"));
+    let mut client = broker.greeted(&bytes).unwrap();
+    let kinds: Vec<(Kind, u32)> = client
+        .exchange(&mut broker)
+        .iter()
+        .map(|frame| (frame.kind(), frame.control().0))
+        .collect();
+    assert_eq!(
+        kinds,
+        [
+            (Kind::Welcome, 0),
+            (Kind::SessionOpened, 7),
+            (Kind::Pong, 7)
+        ]
+    );
+}
+
+#[test]
+fn a_version_that_nobody_here_speaks_is_answered_with_what_is_spoken() {
+    // 7
+    let mut broker = Broker::new();
+    let Err(answer) = broker.greeted(&vector("hello-of-a-later-version")) else {
+        panic!("version 7 to 9 is not spoken")
+    };
+    assert_eq!(answer.0, vector("farewell"));
+}
+
+#[test]
+fn anything_but_a_hello_is_not_let_in() {
+    // 6
+    for vector in vectors::all() {
+        let first = broker_answer_to(&vector.bytes);
+        assert_eq!(first.is_ok(), vector.name == "hello", "{}", vector.name);
+    }
+}
+
+fn broker_answer_to(bytes: &[u8]) -> Result<Client, Received> {
+    Broker::new().greeted(bytes)
+}
+
+#[test]
+fn a_refused_request_leaves_the_link_open() {
+    // 11, 30
+    let mut broker = Broker::new();
+    let (mut client, session) = broker.client();
+    let unknown = Lookup {
+        session: (session + 1).into(),
+        destination: 1,
+        ..Lookup::default()
+    };
+    client.say(10, &unknown, &[b"/md/eu"]);
+    let lookup = Lookup {
+        session: session.into(),
+        destination: 1,
+        ..Lookup::default()
+    };
+    client.say(11, &lookup, &[b"no name"]);
+    client.say(12, &lookup, &[b"/md/eu"]);
+    let close = Close {
+        handle: 4.into(),
+        ..Close::default()
+    };
+    client.say(13, &close, &[]);
+    client.say(14, &Ping { token: 3.into() }, &[]);
+    let answers = client.exchange(&mut broker);
+    let said: Vec<(u32, Option<u16>)> = answers
+        .iter()
+        .map(|answer| match answer.control() {
+            (request, Control::Refused(fields, _)) => (request, Some(fields.refusal.get())),
+            (request, _) => (request, None),
+        })
+        .collect();
+    let not_open = Some(Refusal::NotOpen.code());
+    let invalid = Some(Refusal::InvalidName.code());
+    assert_eq!(
+        said,
+        [
+            (10, not_open),
+            (11, invalid),
+            (12, None),
+            (13, not_open),
+            (14, None)
+        ]
+    );
+    assert!(!client.ended);
+}
+
+#[test]
+fn outcomes_come_in_the_order_of_the_sends_and_a_refusal_has_its_place() {
+    // 16, 17, 18
+    let mut broker = Broker::new();
+    let (mut client, session) = broker.client();
+    let mut producer = client.open_producer(&mut broker, session, "/md/eu", 2);
+    client.send(&mut producer, 0, 1, b"a");
+    client.send(&mut producer, 1, 1, b"b");
+    producer.sequence += 1;
+    let reserved = changed(message(&producer, 0, 2, b"c"), |header| {
+        header.flags = flags::FLUSHED.into();
+    });
+    client.out.extend(reserved);
+    // The refused send counts in its partition; a number of the producer may be left out.
+    producer.sequence += 5;
+    client.send(&mut producer, 0, 3, b"d");
+    client.send(&mut producer, 0, 3, b"again");
+    client.send(&mut producer, 0, 5, b"ahead");
+    client.send(&mut producer, 1, 2, b"e");
+    let answers = client.exchange(&mut broker);
+    let refused = |refusal: Refusal| refusal.code();
+    assert_eq!(
+        outcomes(&answers),
+        [
+            (1, 0, 0),
+            (2, 0, 0),
+            (3, 0, refused(Refusal::Unsupported)),
+            (9, 1, 0),
+            (10, 0, refused(Refusal::AlreadyStored)),
+            (11, 0, refused(Refusal::OutOfOrder)),
+            (12, 1, 0),
+        ]
+    );
+    assert!(!client.ended);
+}
+
+#[test]
+fn credit_holds_to_the_byte_and_beyond_it_the_link_ends() {
+    // 13, 14
+    let full = |producer: &Producer, less: usize| {
+        vec![7; usize::try_from(producer.credit_bytes).unwrap() - 112 - less]
+    };
+    let mut broker = Broker::new();
+    let (mut client, session) = broker.client();
+    let mut producer = client.open_producer(&mut broker, session, "/md/eu", 1);
+    // Padding costs: seven bytes less than the credit take all of it.
+    let body = full(&producer, 7);
+    client.send(&mut producer, 0, 1, &body);
+    assert_eq!(outcomes(&client.exchange(&mut broker)), [(1, 0, 0)]);
+
+    let (mut client, session) = broker.client();
+    let mut producer = client.open_producer(&mut broker, session, "/md/eu", 1);
+    let body = full(&producer, 0);
+    client.send(&mut producer, 0, 1, &[&body[..], b"x"].concat());
+    assert_eq!(
+        farewell(&client.exchange(&mut broker)),
+        Refusal::CreditExceeded
+    );
+    assert!(client.ended);
+}
+
+#[test]
+fn who_asks_is_granted_the_largest_frame_and_the_position_is_absolute() {
+    // 13, 15
+    let mut broker = Broker::new();
+    let (mut client, session) = broker.client();
+    let mut producer = client.open_producer(&mut broker, session, "/md/eu", 1);
+    client.send(&mut producer, 0, 1, b"small");
+    client.exchange(&mut broker);
+    let body = vec![9; limits::BODY_SIZE_MAX as usize];
+    let size = encode::message_size(0, body.len()) as u64;
+    client.say(producer.handle, &WantCredit { bytes: size.into() }, &[]);
+    let granted = credit(&client.exchange(&mut broker)).unwrap();
+    let sent = encode::message_size(0, 5) as u64;
+    assert!(granted.bytes.get() >= sent + size, "{granted:?}");
+    client.send(&mut producer, 0, 2, &body);
+    assert_eq!(outcomes(&client.exchange(&mut broker)), [(2, 1, 0)]);
+}
+
+#[test]
+fn a_batch_is_what_it_announced() {
+    // 19
+    let mut broker = Broker::new();
+    for (messages, bytes, ends) in [
+        (2, 240, false),
+        (2, 232, true),
+        (3, 240, true),
+        (0, 0, true),
+    ] {
+        let (mut client, session) = broker.client();
+        let mut producer = client.open_producer(&mut broker, session, "/md/eu", 1);
+        let batch = Batch {
+            messages: u32::into(messages),
+            bytes: u32::into(bytes),
+        };
+        client.say(producer.handle, &batch, &[]);
+        client.send(&mut producer, 0, 1, b"a");
+        client.send(&mut producer, 0, 2, b"b");
+        client.exchange(&mut broker);
+        assert_eq!(client.ended, ends, "{messages} messages, {bytes} bytes");
+    }
+}
+
+#[test]
+fn a_consumer_gets_what_the_sender_sealed_up_to_its_grant() {
+    // 4, 5, 21, 22, 23
+    let mut broker = Broker::new();
+    let (mut client, session) = broker.client();
+    let mut producer = client.open_producer(&mut broker, session, "/md/eu", 1);
+    let (consumer, _) = client.open_consumer(&mut broker, session, "/md/eu", 2, 1);
+    let sent: Vec<Vec<u8>> = (1..=4u64)
+        .map(|in_partition| {
+            let before = client.out.len();
+            client.send(&mut producer, 0, in_partition, b"hello");
+            client.out[before..].to_vec()
+        })
+        .collect();
+    let answers = client.exchange(&mut broker);
+    // One byte of credit admits one whole message, and no second.
+    let got = deliveries(&answers, consumer);
+    assert_eq!(got, [(0, 0, 1, b"hello".to_vec())]);
+    let frame = &answers
+        .iter()
+        .find(|frame| frame.kind() == Kind::Message)
+        .unwrap()
+        .0;
+    let differing: Vec<usize> = (0..frame.len())
+        .filter(|at| frame[*at] != sent[0][*at])
+        .collect();
+    assert!(
+        differing.iter().all(|at| (8..32).contains(at)),
+        "{differing:?}"
+    );
+
+    // Exactly what was delivered is not more than was delivered.
+    let allow = |messages: u64, bytes: u64| Allow {
+        messages: messages.into(),
+        bytes: bytes.into(),
+        handed: 1.into(),
+    };
+    client.say(consumer, &allow(2, 120), &[]);
+    assert_eq!(deliveries(&client.exchange(&mut broker), consumer), []);
+    client.say(consumer, &allow(2, 1 << 20), &[]);
+    let got = deliveries(&client.exchange(&mut broker), consumer);
+    assert_eq!(
+        got,
+        [(0, 1, 1, b"hello".to_vec())],
+        "messages are never passed"
+    );
+    // A grant is never taken back.
+    client.say(consumer, &allow(1, 1), &[]);
+    client.say(consumer, &allow(9, 1), &[]);
+    let got = deliveries(&client.exchange(&mut broker), consumer);
+    assert_eq!(got.iter().map(|one| one.1).collect::<Vec<_>>(), [2, 3]);
+}
+
+#[test]
+fn acknowledging_again_changes_nothing_and_too_much_settles_the_rest() {
+    // 24, 30
+    let mut broker = Broker::new();
+    let (mut client, session) = broker.client();
+    let mut producer = client.open_producer(&mut broker, session, "/md/eu", 1);
+    let (consumer, _) = client.open_consumer(&mut broker, session, "/md/eu", 100, 1 << 20);
+    for in_partition in 1..=4 {
+        client.send(&mut producer, 0, in_partition, b"x");
+    }
+    assert_eq!(deliveries(&client.exchange(&mut broker), consumer).len(), 4);
+    let mut settle = |client: &mut Client, confirm: u32, first: u64, count: u64| {
+        let run = AckRun {
+            first: first.into(),
+            count: count.into(),
+        };
+        let fields = Acknowledge {
+            runs: 1.into(),
+            confirm: confirm.into(),
+            ..Acknowledge::default()
+        };
+        client.say(consumer, &fields, &[run.as_bytes()]);
+        let answers = client.exchange(&mut broker);
+        let [answer] = &answers[..] else {
+            panic!("{answers:?}")
+        };
+        let (
+            subject,
+            Control::Acknowledged(
+                Acknowledged {
+                    confirm: echoed,
+                    refusal,
+                    ..
+                },
+                _,
+            ),
+        ) = answer.control()
+        else {
+            panic!("{answer:?}")
+        };
+        assert_eq!((subject, echoed.get()), (consumer, confirm));
+        refusal.get()
+    };
+    assert_eq!(settle(&mut client, 1, 0, 2), 0);
+    assert_eq!(settle(&mut client, 2, 0, 2), 0);
+    assert_eq!(settle(&mut client, 3, 1, 2), 0);
+    assert_eq!(settle(&mut client, 4, 2, 9), Refusal::InvalidAck.code());
+    // Everything is settled: nothing returns when the consumer goes.
+    let close = Close {
+        handle: consumer.into(),
+        ..Close::default()
+    };
+    client.say(20, &close, &[]);
+    client.exchange(&mut broker);
+    let (consumer, mut answers) =
+        client.open_consumer(&mut broker, session, "/md/eu", 100, 1 << 20);
+    answers.extend(client.exchange(&mut broker));
+    assert_eq!(deliveries(&answers, consumer), []);
+}
+
+#[test]
+fn what_returns_comes_first_and_counts_only_if_it_was_handed_on() {
+    // 23, 25
+    for broken in [false, true] {
+        let mut broker = Broker::new();
+        let (mut client, session) = broker.client();
+        let mut producer = client.open_producer(&mut broker, session, "/md/eu", 1);
+        let (consumer, _) = client.open_consumer(&mut broker, session, "/md/eu", 3, 1 << 20);
+        for in_partition in 1..=4 {
+            client.send(&mut producer, 0, in_partition, b"x");
+        }
+        assert_eq!(deliveries(&client.exchange(&mut broker), consumer).len(), 3);
+        let handed = Allow {
+            messages: 3.into(),
+            bytes: 1.into(),
+            handed: 1.into(),
+        };
+        client.say(consumer, &handed, &[]);
+        client.exchange(&mut broker);
+        if broken {
+            broker.shard.closed(broker.now, client.link);
+        } else {
+            client.say(0, &Goodbye::default(), &[]);
+            client.exchange(&mut broker);
+        }
+        let (mut other, session) = broker.client();
+        let (consumer, mut answers) =
+            other.open_consumer(&mut broker, session, "/md/eu", 100, 1 << 20);
+        answers.extend(other.exchange(&mut broker));
+        let got: Vec<(u64, u32)> = deliveries(&answers, consumer)
+            .iter()
+            .map(|(_, offset, count, _)| (*offset, *count))
+            .collect();
+        let expected = if broken {
+            [(0, 2), (1, 2), (2, 2), (3, 1)]
+        } else {
+            [(0, 2), (1, 1), (2, 1), (3, 1)]
+        };
+        assert_eq!(got, expected, "broken: {broken}");
+    }
+}
+
+#[test]
+fn a_close_is_answered_behind_the_outcomes_and_a_second_consumer_has_to_wait() {
+    // 11, 28; section 4, OpenConsumer
+    let mut broker = Broker::new();
+    let (mut client, session) = broker.client();
+    let mut producer = client.open_producer(&mut broker, session, "/md/eu", 1);
+    let (consumer, _) = client.open_consumer(&mut broker, session, "/md/eu", 1, 1);
+    client.ask_for_consumer(session, "/md/eu", 1, 1);
+    let answers = client.exchange(&mut broker);
+    let (3, Control::Refused(fields, _)) = answers[0].control() else {
+        panic!("{answers:?}")
+    };
+    assert_eq!(fields.refusal.get(), Refusal::Exclusive.code());
+    assert_ne!(consumer, producer.handle, "handles on a link are different");
+
+    client.send(&mut producer, 0, 1, b"x");
+    let close = Close {
+        handle: producer.handle.into(),
+        ..Close::default()
+    };
+    client.say(30, &close, &[]);
+    let kinds: Vec<Kind> = client
+        .exchange(&mut broker)
+        .iter()
+        .map(Received::kind)
+        .filter(|kind| matches!(kind, Kind::Completions | Kind::Closed))
+        .collect();
+    assert_eq!(kinds, [Kind::Completions, Kind::Closed]);
+    // What comes behind the close belongs to nobody.
+    client.send(&mut producer, 0, 2, b"y");
+    assert_eq!(farewell(&client.exchange(&mut broker)), Refusal::NotOpen);
+}
+
+#[test]
+fn ending_a_session_or_the_link_loses_no_outcome() {
+    // 17, 28
+    for goodbye in [false, true] {
+        let mut broker = Broker::new();
+        let (mut client, session) = broker.client();
+        let mut producer = client.open_producer(&mut broker, session, "/md/eu", 1);
+        client.send(&mut producer, 0, 1, b"x");
+        if goodbye {
+            client.say(0, &Goodbye::default(), &[]);
+        } else {
+            let close = CloseSession {
+                session: session.into(),
+                ..CloseSession::default()
+            };
+            client.say(9, &close, &[]);
+        }
+        let answers = client.exchange(&mut broker);
+        assert_eq!(outcomes(&answers), [(1, 0, 0)], "goodbye: {goodbye}");
+        assert_eq!(client.ended, goodbye);
+    }
+}
+
+#[test]
+fn what_breaks_the_rules_ends_the_link_with_its_reason() {
+    // 29
+    type Break = fn(&mut Client, &mut Producer, u32);
+    let cases: [(&str, Break, Refusal); 13] = [
+        (
+            "a broker's frame",
+            |c, _, _| c.out.extend(vector("pong")),
+            Refusal::Unexpected,
+        ),
+        (
+            "a second hello",
+            |c, _, _| c.out.extend(vector("hello")),
+            Refusal::Unexpected,
+        ),
+        (
+            "a flipped bit",
+            |c, _, _| {
+                let mut ping = vector("ping");
+                ping[20] ^= 1;
+                c.out.extend(ping);
+            },
+            Refusal::ChecksumMismatch,
+        ),
+        (
+            "padding",
+            |c, p, _| {
+                c.send(p, 0, 1, b"hello");
+                *c.out.last_mut().unwrap() = 1;
+            },
+            Refusal::Malformed,
+        ),
+        (
+            "another version",
+            |c, _, _| {
+                let mut ping = vector("ping");
+                ping[5] = 2;
+                c.out.extend(ping);
+            },
+            Refusal::VersionUnsupported,
+        ),
+        (
+            "a length",
+            |c, _, _| {
+                let mut ping = vector("ping");
+                ping[..4].copy_from_slice(&u32::MAX.to_le_bytes());
+                c.out.extend(ping);
+            },
+            Refusal::FrameTooLarge,
+        ),
+        (
+            "an unknown handle",
+            |c, p, _| {
+                p.handle += 1;
+                c.send(p, 0, 1, b"x");
+            },
+            Refusal::NotOpen,
+        ),
+        (
+            "another producer",
+            |c, p, _| {
+                p.producer += 1;
+                c.send(p, 0, 1, b"x");
+            },
+            Refusal::Unexpected,
+        ),
+        (
+            "another epoch",
+            |c, p, _| {
+                p.epoch += 1;
+                c.send(p, 0, 1, b"x");
+            },
+            Refusal::Unexpected,
+        ),
+        (
+            "a sequence that stands",
+            |c, p, _| {
+                c.send(p, 0, 1, b"x");
+                p.sequence -= 1;
+                c.send(p, 0, 2, b"x");
+            },
+            Refusal::Unexpected,
+        ),
+        (
+            "no such partition",
+            |c, p, _| c.send(p, 1, 1, b"x"),
+            Refusal::Unexpected,
+        ),
+        (
+            "handed on too much",
+            |c, _, consumer| {
+                let allow = Allow {
+                    handed: 1.into(),
+                    ..Allow::default()
+                };
+                c.say(consumer, &allow, &[]);
+            },
+            Refusal::IllegalArgument,
+        ),
+        (
+            "credit for too much",
+            |c, p, _| {
+                let want = WantCredit {
+                    bytes: (u64::from(limits::FRAME_SIZE_MAX) + 16).into(),
+                };
+                c.say(p.handle, &want, &[]);
+            },
+            Refusal::FrameTooLarge,
+        ),
+    ];
+    for (what, break_it, expected) in cases {
+        let mut broker = Broker::new();
+        let (mut client, session) = broker.client();
+        let mut producer = client.open_producer(&mut broker, session, "/md/eu", 1);
+        let (consumer, _) = client.open_consumer(&mut broker, session, "/md/eu", 0, 0);
+        break_it(&mut client, &mut producer, consumer);
+        client.say(99, &Ping::default(), &[]);
+        let answers = client.exchange(&mut broker);
+        assert_eq!(farewell(&answers), expected, "{what}");
+        assert!(client.ended, "{what}");
+        assert!(
+            answers.iter().all(|frame| frame.kind() != Kind::Pong),
+            "{what}"
+        );
+    }
+}
+
+#[test]
+fn the_broker_that_stops_says_so() {
+    // 31
+    let mut broker = Broker::new();
+    let (mut client, _) = broker.client();
+    broker.shard.stop(broker.now);
+    assert_eq!(farewell(&client.exchange(&mut broker)), Refusal::Stopping);
+    assert!(client.ended);
+}
+
+#[test]
+fn stats_come_in_frames_that_say_what_is_still_to_come() {
+    // Section 4, Stats
+    let mut broker = Broker::new();
+    let (mut client, session) = broker.client();
+    for index in 0..100 {
+        client.open_producer(&mut broker, session, &format!("/md/{index:0100}"), 1);
+    }
+    client.say(50, &AskStats::default(), &[]);
+    let answers = client.exchange(&mut broker);
+    assert!(answers.len() > 1);
+    let (mut seen, mut remaining) = (0, 100);
+    for (index, answer) in answers.iter().enumerate() {
+        let (50, Control::Stats(fields, _)) = answer.control() else {
+            panic!("{answer:?}")
+        };
+        assert_eq!(fields.counters.get() > 0, index == 0);
+        seen += fields.rows.get();
+        remaining -= fields.rows.get();
+        assert_eq!(fields.remaining.get(), remaining);
+    }
+    assert_eq!((seen, remaining), (100, 0));
+}
