@@ -1,0 +1,563 @@
+//! A consumer on a link: what the broker delivered ahead, what the application
+//! was handed, and what it settled.
+//!
+//! ```text
+//!   received ---> | prefetch ............... | ---> handed ---> settled
+//!                 credit: handed + window          acks, as runs, in the next round
+//! ```
+//!
+//! The prefetch is a value of its own: an application's thread may exchange a
+//! full one for an empty one and then take its messages without this machine.
+//!
+//! Invariants:
+//! - `handed <= received <= granted`, in messages; in bytes the last message
+//!   may reach beyond the grant.
+//! - A grant is raised in steps of a quarter of the window, so that it travels
+//!   with acknowledgements and not alone for each message.
+
+use std::collections::VecDeque;
+
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::queue::ByteQueue;
+use super::{AckError, ProtocolFault};
+use crate::frame::control::{AckRun, Acknowledge, Allow, Delivery};
+use crate::frame::property::{self, Properties};
+use crate::frame::{MessageHeader, Prefix, decode, flags, padded};
+use crate::id::{
+    Epoch, Handle, Installation, MessageId, Offset, PartitionIndex, Position, ProducerId, Sequence,
+};
+use crate::limits;
+use crate::name::Destination;
+use crate::time::Wall;
+
+use super::outbound::Outbound;
+
+/// Where a new subscription starts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Start {
+    /// With the first message that is kept.
+    #[default]
+    Earliest,
+    /// With the next message that is stored.
+    Latest,
+    /// With this offset of every partition.
+    Offset(Offset),
+}
+
+/// What an application asks a consumer for.
+#[derive(Clone, Debug)]
+pub struct ConsumerRequest {
+    /// Where the messages come from.
+    pub destination: Destination,
+    /// The subscription; empty on a queue, or for one that ends with its consumer.
+    pub subscription: Box<str>,
+    /// The consumer's name, for who looks at the broker.
+    pub name: Box<str>,
+    /// Where a new subscription starts.
+    pub start: Start,
+    /// The prefetch in messages, at least 1.
+    pub messages_max: u32,
+    /// The prefetch in frame bytes, at least 1; the last message may reach beyond.
+    pub bytes_max: u32,
+}
+
+impl ConsumerRequest {
+    /// A consumer with every default.
+    #[must_use]
+    pub fn new(destination: Destination) -> Self {
+        Self {
+            destination,
+            subscription: "".into(),
+            name: "".into(),
+            start: Start::Earliest,
+            messages_max: limits::PREFETCH_MESSAGES,
+            bytes_max: limits::PREFETCH_BYTES,
+        }
+    }
+}
+
+/// A message as it lies in the prefetch.
+#[derive(Clone, Copy, Debug)]
+pub struct Received<'a> {
+    header: &'a MessageHeader,
+    properties: &'a [u8],
+    body: &'a [u8],
+    delivery_count: u32,
+    installation: Installation,
+}
+
+impl<'a> Received<'a> {
+    /// Its place, which is what acknowledgements name.
+    #[inline]
+    #[must_use]
+    pub fn position(&self) -> Position {
+        Position {
+            partition: PartitionIndex(self.header.partition.get()),
+            offset: Offset(self.header.offset.get()),
+        }
+    }
+
+    /// Who it is, equal over retries and redeliveries.
+    #[must_use]
+    pub fn id(&self) -> MessageId {
+        MessageId {
+            installation: self.installation,
+            producer: ProducerId(self.header.producer.get()),
+            epoch: Epoch(self.header.epoch.get()),
+            sequence: Sequence(self.header.sequence.get()),
+        }
+    }
+
+    /// How often it was handed out, this time included.
+    #[must_use]
+    pub fn delivery_count(&self) -> u32 {
+        self.delivery_count
+    }
+
+    /// The sender's clock, 0 for none.
+    #[must_use]
+    pub fn timestamp(&self) -> Wall {
+        Wall(self.header.timestamp.get())
+    }
+
+    /// The broker's clock at the append.
+    #[must_use]
+    pub fn append_time(&self) -> Wall {
+        Wall(self.header.append_time.get())
+    }
+
+    /// The hash of its key, if it has one.
+    #[must_use]
+    pub fn key_hash(&self) -> Option<u64> {
+        (self.header.flags.get() & flags::KEYED != 0).then(|| self.header.key_hash.get())
+    }
+
+    /// Its properties, in their order.
+    #[must_use]
+    pub fn properties(&self) -> Properties<'a> {
+        property::iter(self.properties)
+    }
+
+    /// Its properties as a block.
+    #[must_use]
+    pub fn property_block(&self) -> &'a [u8] {
+        self.properties
+    }
+
+    /// Its body.
+    #[inline]
+    #[must_use]
+    pub fn body(&self) -> &'a [u8] {
+        self.body
+    }
+}
+
+/// Messages with the same delivery count that came together.
+struct Run {
+    delivery_count: u32,
+    left: u32,
+}
+
+/// Messages that were delivered and not handed out yet.
+#[derive(Default)]
+pub struct Prefetch {
+    frames: ByteQueue,
+    runs: VecDeque<Run>,
+    /// Where the message ends that was handed out last; it is kept until the next.
+    taken: u64,
+    delivery_count: u32,
+    /// Handed out since the machine was told.
+    handed_messages: u64,
+    handed_bytes: u64,
+    installation: Installation,
+}
+
+impl Prefetch {
+    /// Hands out the next message, which stays readable until the next call.
+    #[inline]
+    pub fn next_message(&mut self) -> Option<Received<'_>> {
+        self.advance();
+        self.current()
+    }
+
+    /// Lets go of the message handed out last, and counts the next as handed out.
+    #[inline]
+    fn advance(&mut self) {
+        self.frames.release(self.taken);
+        let Some(run) = self.runs.front_mut() else {
+            return;
+        };
+        self.delivery_count = run.delivery_count;
+        run.left -= 1;
+        if run.left == 0 {
+            self.runs.pop_front();
+        }
+        let (prefix, _) = Prefix::ref_from_prefix(self.frames.bytes())
+            .expect("every run has its messages in the queue");
+        let size = padded(prefix.length.get() as usize) as u64;
+        self.taken = self.frames.front() + size;
+        self.handed_messages += 1;
+        self.handed_bytes += size;
+    }
+
+    /// The message handed out last.
+    #[inline]
+    fn current(&self) -> Option<Received<'_>> {
+        if self.taken == self.frames.front() {
+            return None;
+        }
+        let (header, rest) = MessageHeader::ref_from_prefix(self.frames.bytes())
+            .expect("a message that was handed out is a whole frame");
+        let (properties, rest) = rest.split_at(header.property_length.get() as usize);
+        Some(Received {
+            header,
+            properties,
+            body: &rest[..header.body_length() as usize],
+            delivery_count: self.delivery_count,
+            installation: self.installation,
+        })
+    }
+
+    /// Whether a message waits.
+    #[inline]
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.runs.is_empty()
+    }
+
+    /// Messages handed out since the machine was told.
+    #[inline]
+    #[must_use]
+    pub fn handed(&self) -> u64 {
+        self.handed_messages
+    }
+}
+
+/// What was settled in one partition since the last round.
+#[derive(Default)]
+struct Settled {
+    /// Everything up to here, this offset included.
+    through: Option<u64>,
+    runs: Vec<AckRun>,
+}
+
+/// As many runs as a partition gathers before they become a frame.
+const RUNS_MAX: usize = 256;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    Open,
+    CloseAsked,
+    Ended,
+}
+
+/// See the module.
+pub(super) struct Consumer {
+    pub(super) phase: Phase,
+    handle: Handle,
+    prefetch: Prefetch,
+    messages_max: u64,
+    bytes_max: u64,
+    granted_messages: u64,
+    granted_bytes: u64,
+    received_messages: u64,
+    received_bytes: u64,
+    handed_messages: u64,
+    handed_bytes: u64,
+    handed_reported: u64,
+    settled: Vec<Settled>,
+    /// Partitions with something settled.
+    dirty: Vec<u32>,
+    /// The last confirmation asked for, and the last received.
+    confirm_asked: u32,
+    confirms_open: u32,
+    /// Whether it stands in the list of consumers with something to say.
+    pub(super) listed: bool,
+}
+
+impl Consumer {
+    pub(super) fn new(
+        request: &ConsumerRequest,
+        handle: Handle,
+        partitions: u32,
+        installation: Installation,
+    ) -> Self {
+        let mut settled = Vec::new();
+        settled.resize_with(partitions as usize, Settled::default);
+        // The last message may reach beyond the window.
+        let limit = request.bytes_max as usize + limits::FRAME_SIZE_MAX as usize;
+        Self {
+            phase: Phase::Open,
+            handle,
+            prefetch: Prefetch {
+                frames: ByteQueue::with_limit(limit),
+                installation,
+                ..Prefetch::default()
+            },
+            messages_max: u64::from(request.messages_max.max(1)),
+            bytes_max: u64::from(request.bytes_max.max(1)),
+            granted_messages: u64::from(request.messages_max.max(1)),
+            granted_bytes: u64::from(request.bytes_max.max(1)),
+            received_messages: 0,
+            received_bytes: 0,
+            handed_messages: 0,
+            handed_bytes: 0,
+            handed_reported: 0,
+            settled,
+            dirty: Vec::new(),
+            confirm_asked: 0,
+            confirms_open: 0,
+            listed: false,
+        }
+    }
+
+    /// The head of a run of messages: it has to fit the grant.
+    pub(super) fn announced(&mut self, delivery: &Delivery) -> Result<(), ProtocolFault> {
+        if delivery.partition.get() as usize >= self.settled.len() {
+            return Err(ProtocolFault::NoSuchPartition {
+                partition: PartitionIndex(delivery.partition.get()),
+            });
+        }
+        let count = u64::from(delivery.count.get());
+        if count > self.granted_messages - self.received_messages {
+            return Err(ProtocolFault::CreditExceeded {
+                handle: self.handle,
+            });
+        }
+        Ok(())
+    }
+
+    /// One message of the run.
+    #[inline]
+    pub(super) fn delivered(
+        &mut self,
+        message: &decode::Message<'_>,
+        delivery_count: u32,
+    ) -> Result<(), ProtocolFault> {
+        let exceeded = ProtocolFault::CreditExceeded {
+            handle: self.handle,
+        };
+        if self.received_bytes >= self.granted_bytes
+            || self.received_messages >= self.granted_messages
+        {
+            return Err(exceeded);
+        }
+        self.received_messages += 1;
+        self.received_bytes += message.bytes.len() as u64;
+        if self.phase != Phase::Open {
+            // Delivered before the broker heard that nobody wants it.
+            return Ok(());
+        }
+        if !self.prefetch.frames.push(message.bytes) {
+            return Err(exceeded);
+        }
+        match self.prefetch.runs.back_mut() {
+            Some(run) if run.delivery_count == delivery_count => run.left += 1,
+            _ => self.prefetch.runs.push_back(Run {
+                delivery_count,
+                left: 1,
+            }),
+        }
+        Ok(())
+    }
+
+    /// Moves on to the next message, and counts it as handed out.
+    #[inline]
+    pub(super) fn advance(&mut self) {
+        self.prefetch.advance();
+        self.count_handed();
+    }
+
+    /// The message handed out last.
+    #[inline]
+    pub(super) fn current(&self) -> Option<Received<'_>> {
+        self.prefetch.current()
+    }
+
+    /// Counts what was handed out of `prefetch`, and gives it what is here if it
+    /// has nothing left.
+    pub(super) fn exchange(&mut self, prefetch: &mut Prefetch) {
+        self.handed_messages += core::mem::take(&mut prefetch.handed_messages);
+        self.handed_bytes += core::mem::take(&mut prefetch.handed_bytes);
+        if prefetch.is_empty() && !self.prefetch.is_empty() {
+            prefetch.frames.release(prefetch.taken);
+            prefetch.frames.set_limit(self.prefetch.frames.limit());
+            prefetch.installation = self.prefetch.installation;
+            core::mem::swap(prefetch, &mut self.prefetch);
+            self.handed_messages += core::mem::take(&mut prefetch.handed_messages);
+            self.handed_bytes += core::mem::take(&mut prefetch.handed_bytes);
+        }
+    }
+
+    /// Moves what was handed out of the own prefetch into the count.
+    #[inline]
+    fn count_handed(&mut self) {
+        self.handed_messages += core::mem::take(&mut self.prefetch.handed_messages);
+        self.handed_bytes += core::mem::take(&mut self.prefetch.handed_bytes);
+    }
+
+    /// Notes that a message is settled.
+    #[inline]
+    pub(super) fn settle(&mut self, position: Position) -> Result<(), AckError> {
+        let index = position.partition.0;
+        let settled = self.entry(index)?;
+        let offset = position.offset.0;
+        if settled.runs.is_empty() && settled.through.is_none() {
+            self.dirty.push(index);
+        }
+        let runs = &mut self.settled[index as usize].runs;
+        match runs.last_mut() {
+            Some(run) if run.first.get() + run.count.get() == offset => {
+                run.count.set(run.count.get() + 1);
+            }
+            _ => runs.push(AckRun {
+                first: offset.into(),
+                count: 1.into(),
+            }),
+        }
+        Ok(())
+    }
+
+    /// Notes that a message and all before it in its partition are settled.
+    pub(super) fn settle_through(&mut self, position: Position) -> Result<(), AckError> {
+        let index = position.partition.0;
+        let settled = self.entry(index)?;
+        let is_dirty = !settled.runs.is_empty() || settled.through.is_some();
+        settled.through = settled.through.max(Some(position.offset.0));
+        if !is_dirty {
+            self.dirty.push(index);
+        }
+        Ok(())
+    }
+
+    fn entry(&mut self, index: u32) -> Result<&mut Settled, AckError> {
+        if self.phase != Phase::Open {
+            return Err(AckError::Closed);
+        }
+        let partitions = u32::try_from(self.settled.len()).unwrap_or(u32::MAX);
+        self.settled
+            .get_mut(index as usize)
+            .ok_or(AckError::NoSuchPartition {
+                partition: PartitionIndex(index),
+                partitions,
+            })
+    }
+
+    /// Whether so many runs gathered in the partition that they should become a frame.
+    #[inline]
+    pub(super) fn has_many(&self, partition: PartitionIndex) -> bool {
+        self.settled
+            .get(partition.0 as usize)
+            .is_some_and(|settled| settled.runs.len() >= RUNS_MAX)
+    }
+
+    /// Whether the grant is a quarter of the window behind.
+    #[inline]
+    pub(super) fn owes_credit(&self) -> bool {
+        let messages = self.handed_messages + self.messages_max - self.granted_messages;
+        let bytes = (self.handed_bytes + self.bytes_max).saturating_sub(self.granted_bytes);
+        messages >= (self.messages_max / 4).max(1) || bytes >= (self.bytes_max / 4).max(1)
+    }
+
+    /// Whether there is something to say in the next round.
+    #[inline]
+    pub(super) fn has_news(&self) -> bool {
+        self.phase == Phase::Open && (!self.dirty.is_empty() || self.owes_credit())
+    }
+
+    /// Queues acknowledgements and the grant. With `confirm`, the last
+    /// acknowledgement asks to be confirmed: its token. Nothing is lost if the
+    /// backlog is full, only later.
+    pub(super) fn speak(&mut self, outbound: &mut Outbound, confirm: bool) -> Option<u32> {
+        let mut asked = None;
+        while let Some(index) = self.dirty.last().copied() {
+            let is_last = self.dirty.len() == 1;
+            let settled = &mut self.settled[index as usize];
+            let token = if confirm && is_last {
+                self.confirm_asked.wrapping_add(1).max(1)
+            } else {
+                0
+            };
+            if let Some(through) = settled.through {
+                let run = AckRun {
+                    first: through.into(),
+                    count: 1.into(),
+                };
+                let fields = Acknowledge {
+                    partition: index.into(),
+                    runs: 1.into(),
+                    options: 1.into(),
+                    confirm: if settled.runs.is_empty() { token } else { 0 }.into(),
+                };
+                if !outbound.control(self.handle.0, &fields, &[run.as_bytes()]) {
+                    return asked;
+                }
+                settled.through = None;
+            }
+            if !settled.runs.is_empty() {
+                let count = u32::try_from(settled.runs.len()).unwrap_or(u32::MAX);
+                let fields = Acknowledge {
+                    partition: index.into(),
+                    runs: count.into(),
+                    options: 0.into(),
+                    confirm: token.into(),
+                };
+                if !outbound.control(self.handle.0, &fields, &[settled.runs.as_bytes()]) {
+                    return asked;
+                }
+                settled.runs.clear();
+            }
+            if token != 0 {
+                self.confirm_asked = token;
+                self.confirms_open += 1;
+                asked = Some(token);
+            }
+            self.dirty.pop();
+        }
+        if self.owes_credit() {
+            self.grant(outbound);
+        }
+        asked
+    }
+
+    /// Tells the broker what was handed out, and grants as much anew.
+    pub(super) fn grant(&mut self, outbound: &mut Outbound) {
+        let messages = self
+            .granted_messages
+            .max(self.handed_messages + self.messages_max);
+        let bytes = self.granted_bytes.max(self.handed_bytes + self.bytes_max);
+        let fields = Allow {
+            messages: messages.into(),
+            bytes: bytes.into(),
+            handed: self.handed_messages.into(),
+        };
+        if outbound.control(self.handle.0, &fields, &[]) {
+            self.granted_messages = messages;
+            self.granted_bytes = bytes;
+            self.handed_reported = self.handed_messages;
+        }
+    }
+
+    /// Whether the broker does not know yet what was handed out last.
+    pub(super) fn owes_report(&self) -> bool {
+        self.handed_reported < self.handed_messages
+    }
+
+    /// The broker confirmed an acknowledgement.
+    pub(super) fn confirmed(&mut self, token: u32) -> Result<(), ProtocolFault> {
+        if self.confirms_open == 0 {
+            return Err(ProtocolFault::UnaskedConfirmation { confirm: token });
+        }
+        self.confirms_open -= 1;
+        Ok(())
+    }
+
+    pub(super) fn handle(&self) -> Handle {
+        self.handle
+    }
+
+    pub(super) fn has_message(&self) -> bool {
+        !self.prefetch.is_empty()
+    }
+}

@@ -1,0 +1,199 @@
+//! What a link tells its application, beside messages and completions.
+
+use super::error::LinkEnd;
+use crate::error::Refusal;
+use crate::frame::control::{Stats, StatsRow};
+use crate::id::{Epoch, Handle, Installation, Offset, ProducerId, RequestId, ShardIndex};
+use crate::name::{Destination, DestinationKind};
+use crate::time::Monotonic;
+
+use zerocopy::FromBytes;
+use zerocopy::little_endian::U64;
+
+/// An answer to a request, or the end of the link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The session is open: requests leave from here on.
+    Opened {
+        /// Whose data the broker holds.
+        installation: Installation,
+        /// The shard that the link belongs to.
+        shard: ShardIndex,
+    },
+    /// A producer is open.
+    ProducerOpened {
+        /// The request.
+        request: RequestId,
+        /// Names the producer here.
+        producer: ProducerKey,
+        /// Who it is at the broker.
+        id: ProducerId,
+        /// Its incarnation.
+        epoch: Epoch,
+        /// Partitions of its destination.
+        partitions: u32,
+    },
+    /// A consumer is open.
+    ConsumerOpened {
+        /// The request.
+        request: RequestId,
+        /// Names the consumer here.
+        consumer: ConsumerKey,
+        /// For each partition the offset it starts at.
+        starts: Box<[Offset]>,
+    },
+    /// A producer is closed; outcomes of its sends may still be taken.
+    ProducerClosed {
+        /// The request.
+        request: RequestId,
+        /// Which producer.
+        producer: ProducerKey,
+    },
+    /// A consumer is closed.
+    ConsumerClosed {
+        /// The request.
+        request: RequestId,
+        /// Which consumer.
+        consumer: ConsumerKey,
+    },
+    /// Who owns a destination.
+    Located {
+        /// The request.
+        request: RequestId,
+        /// Who owns it.
+        location: Location,
+    },
+    /// The broker's counters.
+    Stats {
+        /// The request.
+        request: RequestId,
+        /// What they say.
+        report: StatsReport,
+    },
+    /// The answer to a ping.
+    Pong {
+        /// The request.
+        request: RequestId,
+        /// When it was asked for.
+        asked: Monotonic,
+    },
+    /// A request was refused.
+    Refused {
+        /// The request.
+        request: RequestId,
+        /// Why, if this version knows the reason.
+        refusal: Option<Refusal>,
+        /// The reason's code.
+        code: u16,
+        /// Details.
+        text: Box<str>,
+    },
+    /// A destination is owned by another broker: the request ends here.
+    Redirected {
+        /// The request.
+        request: RequestId,
+        /// Where to go.
+        address: Box<str>,
+    },
+    /// An acknowledgement that asked for it is settled.
+    Acknowledged {
+        /// Whose.
+        consumer: ConsumerKey,
+        /// The token that was returned when it was asked for.
+        confirm: u32,
+        /// Why it was refused, or nothing.
+        refusal: Option<u16>,
+    },
+    /// The link has ended: the last event. Requests without an answer have none.
+    Ended(LinkEnd),
+}
+
+/// Names a producer on a link; a stale one names nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ProducerKey(pub(super) Handle);
+
+/// Names a consumer on a link; a stale one names nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ConsumerKey(pub(super) Handle);
+
+/// Who owns a destination.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Location {
+    /// The broker at the other end of this link.
+    Here {
+        /// Whether it exists already.
+        exists: bool,
+        /// The shard to ask for.
+        shard: ShardIndex,
+        /// Its partitions, 0 if it does not exist.
+        partitions: u32,
+    },
+    /// Another broker.
+    Elsewhere {
+        /// Where to go.
+        address: Box<str>,
+    },
+    /// Nobody.
+    Nowhere,
+}
+
+/// The broker's counters as they came.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StatsReport {
+    /// In the order of the broker's table of counters.
+    pub counters: Vec<u64>,
+    /// One for each destination.
+    pub destinations: Vec<DestinationStats>,
+}
+
+/// One destination in a [`StatsReport`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DestinationStats {
+    /// Which one.
+    pub destination: Destination,
+    /// Partitions.
+    pub partitions: u32,
+    /// Messages ever stored.
+    pub stored: u64,
+    /// Messages that some subscription has not settled.
+    pub unsettled: u64,
+    /// Bytes of memory held.
+    pub bytes: u64,
+    /// Attached producers.
+    pub producers: u32,
+    /// Attached consumers.
+    pub consumers: u32,
+    /// Subscriptions.
+    pub subscriptions: u32,
+}
+
+impl StatsReport {
+    /// Adds what one frame of the answer says; `None` if its tail is malformed.
+    pub(super) fn add(&mut self, fields: &Stats, tail: &[u8]) -> Option<()> {
+        let counters = fields.counters.get() as usize;
+        let (counters, mut rest) = tail.split_at_checked(counters.checked_mul(8)?)?;
+        let counters = <[U64]>::ref_from_bytes(counters).ok()?;
+        self.counters
+            .extend(counters.iter().map(|counter| counter.get()));
+        for _ in 0..fields.rows.get() {
+            let (row, tail) = StatsRow::ref_from_prefix(rest).ok()?;
+            let name_length = usize::from(row.name_length.get());
+            let (name, _) = tail.split_at_checked(name_length)?;
+            // The last name may lack its padding, which is the frame's own.
+            rest = tail.get(name_length.next_multiple_of(8)..).unwrap_or(&[]);
+            let kind = DestinationKind::from_code(row.destination)?;
+            let name = core::str::from_utf8(name).ok()?;
+            self.destinations.push(DestinationStats {
+                destination: Destination::new(kind, name).ok()?,
+                partitions: row.partitions.get(),
+                stored: row.stored.get(),
+                unsettled: row.unsettled.get(),
+                bytes: row.bytes.get(),
+                producers: row.producers.get(),
+                consumers: row.consumers.get(),
+                subscriptions: row.subscriptions.get(),
+            });
+        }
+        rest.is_empty().then_some(())
+    }
+}

@@ -1,0 +1,1428 @@
+//! The client's end of a link, without I/O, clock or thread.
+//!
+//! ```text
+//!   application                        Client                          driver
+//!   open, send, ack  ---> requests, producers, consumers --- pieces ---> write
+//!                                                        <-- sent ------
+//!   events, completions, messages  <---  frames  <------- received ----- read
+//!                                                        <-- expire ---- clock
+//! ```
+//!
+//! The cast: [`Client`] is one link to one broker with one session on it;
+//! `producer` keeps frames until they are answered and outcomes until they are
+//! taken; `consumer` keeps what was delivered ahead and what was settled;
+//! `request` pairs answers with questions; `outbound` decides what leaves next.
+//!
+//! Facts are `connected`, `received` (any split), `sent` (any part of what was
+//! offered), `closed` and `expire`. Wishes are `pieces`, `next_deadline` and
+//! `wants_close`. A client lives for one connection: once [`Client::end`] says
+//! something it only hands out what it still has.
+//!
+//! Invariants:
+//! - Nothing that a broker says makes it panic, or grow beyond what its own
+//!   grants and requests allow; what breaks the protocol ends the link with a
+//!   [`ProtocolFault`].
+//! - Each accepted send has exactly one completion, and a producer's
+//!   completions come in the order of its sends.
+//! - A message costs no allocation once queues have grown to their use.
+
+mod consumer;
+mod error;
+mod event;
+mod outbound;
+mod producer;
+mod queue;
+mod request;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+
+use foldhash::fast::FixedState;
+use hashbrown::HashMap;
+use zerocopy::FromBytes;
+use zerocopy::little_endian::U64;
+
+use crate::error::Refusal;
+use crate::frame::control::{self, CompletionRun, Control};
+use crate::frame::decode::{self, Frame, Step};
+use crate::frame::{Kind, MAGIC, VERSION};
+use crate::id::{
+    Epoch, Handle, Installation, MessageId, Offset, PartitionIndex, Position, ProducerId,
+    RequestId, Sequence, ShardIndex,
+};
+use crate::limits;
+use crate::name::Destination;
+use crate::slab::Slab;
+use crate::time::{Monotonic, Now};
+
+pub use consumer::{ConsumerRequest, Prefetch, Received, Start};
+pub use error::{AckError, Cause, LinkEnd, ProtocolFault, RequestError, SendError};
+pub use event::{ConsumerKey, DestinationStats, Event, Location, ProducerKey, StatsReport};
+pub use outbound::{PIECES_MAX, Pieces};
+pub use producer::{
+    BatchLimits, Completion, Durability, Failure, Outgoing, ProducerRequest, Route, Stored,
+};
+
+use consumer::Consumer;
+use outbound::Outbound;
+use producer::Producer;
+use queue::ByteQueue;
+use request::{Pending, Requests};
+
+/// What a client says of itself, and how long it waits.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The client's name, for who looks at the broker; at most 255 bytes.
+    pub name: Box<str>,
+    /// The shard it would like to be on.
+    pub shard: Option<ShardIndex>,
+    /// How long the broker may take until the session is open.
+    pub hello_timeout: core::time::Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            name: "".into(),
+            shard: None,
+            hello_timeout: limits::SEND_TIMEOUT,
+        }
+    }
+}
+
+/// Counts of what the application never sees otherwise.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Answers to sends that had failed by then.
+    pub late_completions: u64,
+    /// Frames received.
+    pub frames_received: u64,
+    /// Bytes received.
+    pub bytes_received: u64,
+    /// Bytes that have left.
+    pub bytes_sent: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Not connected yet.
+    Idle,
+    /// Waits for the welcome.
+    Greeting,
+    /// Waits for the session.
+    OpeningSession,
+    /// Requests leave.
+    Open,
+    /// Says goodbye once every frame has left.
+    Leaving,
+    /// Goodbye is queued; ends once it has left.
+    Left,
+    /// Nothing goes on.
+    Ended,
+}
+
+/// Who a broker's handle belongs to.
+#[derive(Clone, Copy, Debug)]
+enum Owner {
+    Producer(ProducerKey),
+    Consumer(ConsumerKey),
+}
+
+/// The messages that a delivery announced and that are still to come.
+#[derive(Clone, Copy, Debug)]
+struct Announced {
+    consumer: ConsumerKey,
+    partition: PartitionIndex,
+    delivery_count: u32,
+    left: u32,
+    /// The lowest offset of the next message, and whether it is exactly this one.
+    next: u64,
+    is_first: bool,
+}
+
+/// See the module.
+pub struct Client {
+    config: Config,
+    phase: Phase,
+    end: Option<LinkEnd>,
+    installation: Installation,
+    shard: ShardIndex,
+    session: u32,
+    frame_size_max: u32,
+    hello_deadline: Monotonic,
+
+    outbound: Outbound,
+    /// A frame whose end has not arrived.
+    carry: ByteQueue,
+    /// How many bytes of it bring the next step.
+    carry_needed: usize,
+    announced: Option<Announced>,
+
+    requests: Requests,
+    events: VecDeque<Event>,
+    producers: Slab<Producer>,
+    consumers: Slab<Consumer>,
+    handles: HashMap<u32, Owner, FixedState>,
+    /// Producers with outcomes to take, each once.
+    completed: VecDeque<ProducerKey>,
+    /// Consumers with acknowledgements or credit to send, each once.
+    news: VecDeque<ConsumerKey>,
+    /// No deadline of a send is earlier.
+    earliest: Monotonic,
+    late_of_the_gone: u64,
+    counters: Counters,
+}
+
+impl Client {
+    /// A client that is not connected.
+    #[must_use]
+    pub fn new(config: Config) -> Self {
+        Self {
+            config,
+            phase: Phase::Idle,
+            end: None,
+            installation: Installation::default(),
+            shard: ShardIndex::default(),
+            session: 0,
+            frame_size_max: limits::FRAME_SIZE_MAX,
+            hello_deadline: Monotonic::NEVER,
+            outbound: Outbound::new(),
+            carry: ByteQueue::with_limit(limits::FRAME_SIZE_MAX as usize + 8),
+            carry_needed: 0,
+            announced: None,
+            requests: Requests::default(),
+            events: VecDeque::new(),
+            producers: Slab::new(limits::HANDLES_PER_LINK_MAX),
+            consumers: Slab::new(limits::HANDLES_PER_LINK_MAX),
+            handles: HashMap::default(),
+            completed: VecDeque::new(),
+            news: VecDeque::new(),
+            earliest: Monotonic::NEVER,
+            late_of_the_gone: 0,
+            counters: Counters::default(),
+        }
+    }
+
+    // Facts.
+
+    /// A connection stands; the hello is the first thing to leave.
+    pub fn connected(&mut self, now: Monotonic) {
+        if self.phase != Phase::Idle {
+            return;
+        }
+        self.phase = Phase::Greeting;
+        self.hello_deadline = now.after(self.config.hello_timeout);
+        let name = core::mem::take(&mut self.config.name);
+        let name = truncated(&name, limits::NAME_SIZE_MAX as usize);
+        let hello = control::Hello {
+            magic: MAGIC,
+            version_min: VERSION,
+            version_max: VERSION,
+            shard: self.config.shard.map_or(u16::MAX, |shard| shard.0).into(),
+            name_length: u16::try_from(name.len()).unwrap_or(0).into(),
+            ..control::Hello::default()
+        };
+        self.say(0, &hello, &[name.as_bytes()]);
+    }
+
+    /// Bytes came from the broker, split anywhere.
+    pub fn received(&mut self, mut bytes: &[u8]) {
+        if matches!(self.phase, Phase::Idle | Phase::Ended) {
+            return;
+        }
+        self.counters.bytes_received += bytes.len() as u64;
+        while !bytes.is_empty() && self.phase != Phase::Ended {
+            if self.carry.is_empty() {
+                match decode::decode(bytes) {
+                    Ok(Step::Frame(frame, size)) => {
+                        self.frame(&frame);
+                        bytes = &bytes[size..];
+                    }
+                    Ok(Step::Incomplete(needed)) => {
+                        self.carry_needed = needed;
+                        self.carry(bytes);
+                        return;
+                    }
+                    Err(error) => self.fault(error.into()),
+                }
+            } else {
+                let missing = self.carry_needed - self.carry.len();
+                let (taken, rest) = bytes.split_at(missing.min(bytes.len()));
+                self.carry(taken);
+                bytes = rest;
+                if self.carry.len() < self.carry_needed {
+                    return;
+                }
+                let mut carry = core::mem::take(&mut self.carry);
+                match decode::decode(carry.bytes()) {
+                    Ok(Step::Frame(frame, _)) => {
+                        self.frame(&frame);
+                        carry.clear();
+                    }
+                    Ok(Step::Incomplete(needed)) => self.carry_needed = needed,
+                    Err(error) => self.fault(error.into()),
+                }
+                self.carry = carry;
+            }
+        }
+    }
+
+    /// The first `bytes` of what [`Client::pieces`] offered last have left.
+    #[inline]
+    pub fn sent(&mut self, bytes: usize) {
+        self.counters.bytes_sent += bytes as u64;
+        self.outbound.sent(bytes, &mut self.producers);
+        if matches!(self.phase, Phase::Leaving | Phase::Left) && self.outbound.is_empty() {
+            match self.phase {
+                Phase::Left => self.finish(LinkEnd::Left),
+                _ => self.leave_if_empty(),
+            }
+        }
+    }
+
+    /// The connection is gone.
+    pub fn closed(&mut self) {
+        let end = match self.phase {
+            Phase::Left => LinkEnd::Left,
+            _ => LinkEnd::Lost,
+        };
+        self.finish(end);
+    }
+
+    /// Time has passed.
+    pub fn expire(&mut self, now: Monotonic) {
+        if matches!(self.phase, Phase::Greeting | Phase::OpeningSession)
+            && self.hello_deadline <= now
+        {
+            self.finish(LinkEnd::HelloTimedOut);
+        }
+        if self.earliest > now {
+            return;
+        }
+        self.outbound.take_back(&mut self.producers);
+        self.earliest = Monotonic::NEVER;
+        let mut closing = Vec::new();
+        for handle in handles_of(&self.producers) {
+            let Some(producer) = self.producers.get_mut(handle) else {
+                continue;
+            };
+            if producer.earliest_deadline() <= now {
+                producer.expire(now);
+                if producer.phase == producer::Phase::Closing {
+                    closing.push(ProducerKey(handle));
+                }
+                if producer.join_line() {
+                    self.outbound.ready(handle);
+                }
+                if producer.has_completion() && !producer.announced {
+                    producer.announced = true;
+                    self.completed.push_back(ProducerKey(handle));
+                }
+            }
+            self.earliest = self.earliest.min(producer.earliest_deadline());
+        }
+        for key in closing {
+            self.close_if_answered(key);
+        }
+    }
+
+    // Wishes.
+
+    /// What to write next, in order; ends a round, so acknowledgements and
+    /// credit of what happened since the last one are in it.
+    #[inline]
+    pub fn pieces(&mut self) -> Pieces<'_> {
+        if self.phase != Phase::Ended {
+            self.speak();
+            self.outbound.plan(&mut self.producers);
+        }
+        self.outbound.pieces(&self.producers)
+    }
+
+    /// Whether [`Client::pieces`] would offer something.
+    #[inline]
+    #[must_use]
+    pub fn has_pieces(&self) -> bool {
+        self.phase != Phase::Ended && !(self.outbound.is_empty() && self.news.is_empty())
+    }
+
+    /// When [`Client::expire`] is due: never late, sometimes early.
+    #[inline]
+    #[must_use]
+    pub fn next_deadline(&self) -> Monotonic {
+        match self.phase {
+            Phase::Greeting | Phase::OpeningSession => self.earliest.min(self.hello_deadline),
+            _ => self.earliest,
+        }
+    }
+
+    /// Whether the connection is of no more use.
+    #[must_use]
+    pub fn wants_close(&self) -> bool {
+        self.phase == Phase::Ended
+    }
+
+    /// Why the link ended, if it has.
+    #[must_use]
+    pub fn end(&self) -> Option<&LinkEnd> {
+        self.end.as_ref()
+    }
+
+    // The application's side: requests and their answers.
+
+    /// The next event.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// Asks for a producer: looks its destination up, then opens it.
+    ///
+    /// # Errors
+    ///
+    /// If the request cannot be taken.
+    pub fn open_producer(&mut self, request: ProducerRequest) -> Result<RequestId, RequestError> {
+        check_name(&request.name)?;
+        self.check_room(self.producers.len())?;
+        self.request(Pending::LookupForProducer(Box::new(request)))
+    }
+
+    /// Asks for a consumer.
+    ///
+    /// # Errors
+    ///
+    /// If the request cannot be taken.
+    pub fn open_consumer(&mut self, request: ConsumerRequest) -> Result<RequestId, RequestError> {
+        check_name(&request.name)?;
+        check_name(&request.subscription)?;
+        self.check_room(self.consumers.len())?;
+        self.request(Pending::OpenConsumer(Box::new(request)))
+    }
+
+    /// Asks who owns a destination.
+    ///
+    /// # Errors
+    ///
+    /// If the request cannot be taken.
+    pub fn lookup(&mut self, destination: Destination) -> Result<RequestId, RequestError> {
+        self.request(Pending::Lookup(destination))
+    }
+
+    /// Asks for the broker's counters.
+    ///
+    /// # Errors
+    ///
+    /// If the request cannot be taken.
+    pub fn ask_stats(&mut self) -> Result<RequestId, RequestError> {
+        self.request(Pending::Stats(Box::default()))
+    }
+
+    /// Asks for a pong.
+    ///
+    /// # Errors
+    ///
+    /// If the request cannot be taken.
+    pub fn ping(&mut self, now: Monotonic) -> Result<RequestId, RequestError> {
+        self.request(Pending::Ping { asked: now })
+    }
+
+    /// Closes a producer: it takes no further sends, and the broker is asked
+    /// once every send so far is answered.
+    ///
+    /// # Errors
+    ///
+    /// If it is closed already, or the request cannot be taken.
+    pub fn close_producer(&mut self, key: ProducerKey) -> Result<RequestId, RequestError> {
+        match self.producers.get_mut(key.0) {
+            Some(producer) if producer.phase == producer::Phase::Open => {
+                producer.phase = producer::Phase::Closing;
+            }
+            _ => return Err(RequestError::Closed),
+        }
+        let request = self.requests.add(Pending::CloseProducer(key));
+        self.close_if_answered(key);
+        Ok(request)
+    }
+
+    /// Closes a consumer: what it was not handed goes back to the subscription.
+    ///
+    /// # Errors
+    ///
+    /// If it is closed already, or the request cannot be taken.
+    pub fn close_consumer(&mut self, key: ConsumerKey) -> Result<RequestId, RequestError> {
+        let Some(consumer) = self.consumers.get_mut(key.0) else {
+            return Err(RequestError::Closed);
+        };
+        if consumer.phase != consumer::Phase::Open {
+            return Err(RequestError::Closed);
+        }
+        consumer.speak(&mut self.outbound, false);
+        if consumer.owes_report() {
+            consumer.grant(&mut self.outbound);
+        }
+        consumer.phase = consumer::Phase::CloseAsked;
+        let handle = consumer.handle();
+        let request = self.requests.add(Pending::CloseConsumer(key));
+        self.ask_close(request, handle);
+        Ok(request)
+    }
+
+    /// Says goodbye once every frame so far has left, then wants the connection
+    /// closed. Who wants to know the outcomes waits for them first.
+    pub fn goodbye(&mut self) {
+        match self.phase {
+            Phase::Open => {
+                self.phase = Phase::Leaving;
+                self.leave_if_empty();
+            }
+            Phase::Idle | Phase::Greeting | Phase::OpeningSession => self.finish(LinkEnd::Left),
+            Phase::Leaving | Phase::Left | Phase::Ended => {}
+        }
+    }
+
+    // The application's side: producers.
+
+    /// Takes a message: it leaves with the next pieces that credit allows.
+    ///
+    /// One copy, of properties and body; no allocation once the queue has grown.
+    ///
+    /// # Errors
+    ///
+    /// If it is not taken; it is then nowhere.
+    #[inline]
+    pub fn send(
+        &mut self,
+        now: Now,
+        key: ProducerKey,
+        message: &Outgoing<'_>,
+    ) -> Result<Sequence, SendError> {
+        let producer = self.producers.get_mut(key.0).ok_or(SendError::Closed)?;
+        let sequence = producer.send(now, message, self.frame_size_max)?;
+        if producer.join_line() {
+            self.outbound.ready(key.0);
+        }
+        self.earliest = self.earliest.min(message.deadline);
+        Ok(sequence)
+    }
+
+    /// The outcome of the producer's next send in order, if it is there.
+    #[inline]
+    pub fn poll_completion(&mut self, key: ProducerKey) -> Option<Completion> {
+        let producer = self.producers.get_mut(key.0)?;
+        producer.pop()
+    }
+
+    /// A producer that has outcomes to take; each is named once until it is
+    /// asked for here again.
+    #[inline]
+    pub fn next_completed(&mut self) -> Option<ProducerKey> {
+        while let Some(key) = self.completed.pop_front() {
+            if let Some(producer) = self.producers.get_mut(key.0) {
+                producer.announced = false;
+                if producer.has_completion() {
+                    return Some(key);
+                }
+            }
+        }
+        None
+    }
+
+    /// Sends of the producer whose outcome was not taken.
+    #[must_use]
+    pub fn outstanding(&self, key: ProducerKey) -> u64 {
+        self.producers.get(key.0).map_or(0, Producer::outstanding)
+    }
+
+    /// The id of a producer's message.
+    #[must_use]
+    pub fn message_id(&self, key: ProducerKey, sequence: Sequence) -> Option<MessageId> {
+        let producer = self.producers.get(key.0)?;
+        Some(producer.message_id(self.installation, sequence))
+    }
+
+    /// Forgets a producer that is closed, with all outcomes not taken. One that
+    /// is open is not forgotten: false.
+    pub fn forget_producer(&mut self, key: ProducerKey) -> bool {
+        let ended = self
+            .producers
+            .get(key.0)
+            .is_some_and(|producer| producer.phase == producer::Phase::Ended);
+        if ended && let Some(producer) = self.producers.remove(key.0) {
+            self.late_of_the_gone += producer.late();
+            if producer.announced {
+                self.completed.retain(|completed| *completed != key);
+            }
+        }
+        ended
+    }
+
+    // The application's side: consumers.
+
+    /// Hands out the consumer's next message, which stays readable until the
+    /// next call. No copy, no allocation.
+    #[inline]
+    pub fn poll_message(&mut self, key: ConsumerKey) -> Option<Received<'_>> {
+        let consumer = self.consumers.get_mut(key.0)?;
+        consumer.advance();
+        if consumer.has_news() && !consumer.listed {
+            consumer.listed = true;
+            self.news.push_back(key);
+        }
+        consumer.current()
+    }
+
+    /// Counts what was handed out of `prefetch`, and fills it with all that was
+    /// delivered, if it is empty and something was. A thread can then take its
+    /// messages without this machine.
+    pub fn exchange(&mut self, key: ConsumerKey, prefetch: &mut Prefetch) {
+        if let Some(consumer) = self.consumers.get_mut(key.0) {
+            consumer.exchange(prefetch);
+            self.has_news(key);
+        }
+    }
+
+    /// Whether a message waits to be handed out.
+    #[must_use]
+    pub fn has_message(&self, key: ConsumerKey) -> bool {
+        self.consumers.get(key.0).is_some_and(Consumer::has_message)
+    }
+
+    /// Settles one message. It is said in the next round, in one run with its
+    /// neighbours.
+    ///
+    /// # Errors
+    ///
+    /// If it is not taken.
+    #[inline]
+    pub fn acknowledge(&mut self, key: ConsumerKey, position: Position) -> Result<(), AckError> {
+        let consumer = self.consumers.get_mut(key.0).ok_or(AckError::Closed)?;
+        if consumer.has_many(position.partition) {
+            if !self.outbound.has_room() {
+                return Err(AckError::WouldBlock);
+            }
+            consumer.speak(&mut self.outbound, false);
+        }
+        consumer.settle(position)?;
+        if !consumer.listed {
+            consumer.listed = true;
+            self.news.push_back(key);
+        }
+        Ok(())
+    }
+
+    /// Settles a message and all that were delivered before it in its partition.
+    ///
+    /// # Errors
+    ///
+    /// If it is not taken.
+    pub fn acknowledge_through(
+        &mut self,
+        key: ConsumerKey,
+        position: Position,
+    ) -> Result<(), AckError> {
+        let consumer = self.consumers.get_mut(key.0).ok_or(AckError::Closed)?;
+        consumer.settle_through(position)?;
+        self.has_news(key);
+        Ok(())
+    }
+
+    /// Says what was settled now, and asks for a confirmation of the last of it:
+    /// the token that [`Event::Acknowledged`] will carry. `None` if nothing was
+    /// settled since the last round.
+    ///
+    /// # Errors
+    ///
+    /// If it is not taken.
+    pub fn confirm(&mut self, key: ConsumerKey) -> Result<Option<u32>, AckError> {
+        let consumer = self.consumers.get_mut(key.0).ok_or(AckError::Closed)?;
+        if consumer.phase != consumer::Phase::Open {
+            return Err(AckError::Closed);
+        }
+        if !self.outbound.has_room() {
+            return Err(AckError::WouldBlock);
+        }
+        Ok(consumer.speak(&mut self.outbound, true))
+    }
+
+    /// Forgets a consumer that is closed. One that is open is not: false.
+    pub fn forget_consumer(&mut self, key: ConsumerKey) -> bool {
+        let ended = self
+            .consumers
+            .get(key.0)
+            .is_some_and(|consumer| consumer.phase == consumer::Phase::Ended);
+        ended && self.consumers.remove(key.0).is_some()
+    }
+
+    // What it knows.
+
+    /// Whose data the broker holds.
+    #[must_use]
+    pub fn installation(&self) -> Installation {
+        self.installation
+    }
+
+    /// Whether requests and sends leave.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.phase == Phase::Open
+    }
+
+    /// Counts of what the application never sees otherwise.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        let late: u64 = self
+            .producers
+            .iter()
+            .map(|(_, producer)| producer.late())
+            .sum();
+        Counters {
+            late_completions: self.late_of_the_gone + late,
+            ..self.counters
+        }
+    }
+
+    // Requests, privately.
+
+    /// Every request for a handle finds a place once it is answered.
+    fn check_room(&self, open: usize) -> Result<(), RequestError> {
+        if open + self.requests.len() < limits::HANDLES_PER_LINK_MAX as usize {
+            Ok(())
+        } else {
+            Err(RequestError::WouldBlock)
+        }
+    }
+
+    fn request(&mut self, pending: Pending) -> Result<RequestId, RequestError> {
+        if matches!(self.phase, Phase::Leaving | Phase::Left | Phase::Ended) {
+            return Err(RequestError::Closed);
+        }
+        if !self.requests.has_room() || !self.outbound.has_room() {
+            return Err(RequestError::WouldBlock);
+        }
+        let request = self.requests.add(pending);
+        if self.phase == Phase::Open {
+            self.ask(request);
+        }
+        Ok(request)
+    }
+
+    /// Queues the question of the newest request.
+    fn ask(&mut self, request: RequestId) {
+        let Some((_, pending)) = self.requests.iter().find(|(id, _)| *id == request) else {
+            return;
+        };
+        let queued = ask(&mut self.outbound, self.session, request, pending);
+        if !queued {
+            self.finish(LinkEnd::Backlog);
+        }
+    }
+
+    fn ask_close(&mut self, request: RequestId, handle: Handle) {
+        let close = control::Close {
+            handle: handle.0.into(),
+            ..control::Close::default()
+        };
+        self.say(request.0, &close, &[]);
+    }
+
+    fn close_if_answered(&mut self, key: ProducerKey) {
+        let Some(producer) = self.producers.get_mut(key.0) else {
+            return;
+        };
+        if producer.phase != producer::Phase::Closing || !producer.is_answered() {
+            return;
+        }
+        producer.phase = producer::Phase::CloseAsked;
+        let handle = producer.handle();
+        let request = self.requests.iter().find_map(|(request, pending)| {
+            matches!(pending, Pending::CloseProducer(closing) if *closing == key).then_some(request)
+        });
+        if let Some(request) = request {
+            self.ask_close(request, handle);
+        }
+    }
+
+    fn leave_if_empty(&mut self) {
+        let waits = self.phase != Phase::Leaving
+            || !self.outbound.is_empty()
+            || !self.news.is_empty()
+            || self
+                .producers
+                .iter()
+                .any(|(_, producer)| producer.has_unplanned());
+        if !waits {
+            self.say(0, &control::Goodbye::default(), &[]);
+            self.phase = Phase::Left;
+        }
+    }
+
+    /// Queues a control frame of the machine's own.
+    fn say<F: control::Fields>(&mut self, subject: u32, fields: &F, tail: &[&[u8]]) {
+        if !self.outbound.control(subject, fields, tail) {
+            self.finish(LinkEnd::Backlog);
+        }
+    }
+
+    fn has_news(&mut self, key: ConsumerKey) {
+        if let Some(consumer) = self.consumers.get_mut(key.0)
+            && consumer.has_news()
+            && !consumer.listed
+        {
+            consumer.listed = true;
+            self.news.push_back(key);
+        }
+    }
+
+    /// Queues acknowledgements and credit of every consumer that has some.
+    #[inline]
+    fn speak(&mut self) {
+        while let Some(key) = self.news.pop_front() {
+            if let Some(consumer) = self.consumers.get_mut(key.0) {
+                consumer.listed = false;
+                if consumer.phase == consumer::Phase::Open {
+                    consumer.speak(&mut self.outbound, false);
+                }
+            }
+        }
+        if self.phase == Phase::Leaving {
+            self.leave_if_empty();
+        }
+    }
+
+    // Frames.
+
+    fn carry(&mut self, bytes: &[u8]) {
+        let kept = self.carry.push(bytes);
+        debug_assert!(kept, "the carry holds the largest frame");
+    }
+
+    #[inline]
+    fn frame(&mut self, frame: &Frame<'_>) {
+        self.counters.frames_received += 1;
+        let result = match frame {
+            Frame::Message(message) => self.message(message),
+            Frame::Control { subject, control } => self.control(*subject, control),
+        };
+        if let Err(fault) = result {
+            self.fault(fault);
+        }
+    }
+
+    #[inline]
+    fn message(&mut self, message: &decode::Message<'_>) -> Result<(), ProtocolFault> {
+        let unexpected = ProtocolFault::Unexpected {
+            kind: Kind::Message,
+        };
+        let announced = self.announced.as_mut().ok_or(unexpected)?;
+        let (partition, offset) = (message.header.partition.get(), message.header.offset.get());
+        let stands = partition == announced.partition.0
+            && offset >= announced.next
+            && (offset == announced.next || !announced.is_first);
+        if !stands {
+            return Err(ProtocolFault::DeliveredElsewhere {
+                partition: announced.partition,
+                expected: Offset(announced.next),
+                offset: Offset(offset),
+            });
+        }
+        announced.next = offset.saturating_add(1);
+        announced.is_first = false;
+        announced.left -= 1;
+        let (key, delivery_count) = (announced.consumer, announced.delivery_count);
+        if announced.left == 0 {
+            self.announced = None;
+        }
+        match self.consumers.get_mut(key.0) {
+            Some(consumer) => consumer.delivered(message, delivery_count),
+            None => Ok(()),
+        }
+    }
+
+    fn control(&mut self, subject: u32, control: &Control<'_>) -> Result<(), ProtocolFault> {
+        let kind = control.kind();
+        let unexpected = Err(ProtocolFault::Unexpected { kind });
+        if self.announced.is_some() && kind != Kind::Farewell {
+            return unexpected;
+        }
+        match (self.phase, control) {
+            (_, Control::Farewell(fields, tail)) => self.farewell(fields, tail),
+            (Phase::Greeting, Control::Welcome(fields, _)) => self.welcomed(fields),
+            (Phase::Greeting, _) => unexpected,
+            (Phase::OpeningSession, Control::SessionOpened(fields, _)) => {
+                self.session_opened(subject, fields)
+            }
+            (Phase::OpeningSession, Control::Refused(..)) | (_, Control::Refused(..)) => {
+                self.refused(subject, control)
+            }
+            (Phase::OpeningSession, _) => unexpected,
+            (_, Control::Completions(fields, tail)) => self.completions(subject, fields, tail),
+            (_, Control::Delivery(fields, _)) => self.delivery(subject, fields),
+            (_, Control::Credit(fields, _)) => {
+                let key = self.producer_of(subject, kind)?;
+                if let Some(producer) = self.producers.get_mut(key.0) {
+                    producer.granted(fields);
+                    if producer.join_line() {
+                        self.outbound.ready(key.0);
+                    }
+                }
+                Ok(())
+            }
+            (_, Control::Acknowledged(fields, _)) => self.acknowledged(subject, fields),
+            (
+                _,
+                Control::Located(..)
+                | Control::ProducerOpened(..)
+                | Control::ConsumerOpened(..)
+                | Control::Closed(..)
+                | Control::Stats(..)
+                | Control::Pong(..),
+            ) => self.answered(subject, control),
+            _ => unexpected,
+        }
+    }
+
+    fn welcomed(&mut self, fields: &control::Welcome) -> Result<(), ProtocolFault> {
+        let out_of_range = |field, value| ProtocolFault::OutOfRange {
+            kind: Kind::Welcome,
+            field,
+            value,
+        };
+        if fields.version != VERSION {
+            return Err(ProtocolFault::VersionNotOffered {
+                version: fields.version,
+            });
+        }
+        if fields.features.get() != 0 {
+            return Err(out_of_range("features", fields.features.get()));
+        }
+        let frame_size_max = fields.frame_size_max.get();
+        if frame_size_max < limits::HELLO_SIZE_MAX {
+            return Err(out_of_range("frame_size_max", frame_size_max.into()));
+        }
+        self.frame_size_max = frame_size_max.min(limits::FRAME_SIZE_MAX);
+        self.installation = Installation(fields.installation.get());
+        self.shard = ShardIndex(fields.shard.get());
+        self.phase = Phase::OpeningSession;
+        let request = self.requests.add(Pending::OpenSession);
+        self.say(request.0, &control::OpenSession::default(), &[]);
+        Ok(())
+    }
+
+    fn session_opened(
+        &mut self,
+        subject: u32,
+        fields: &control::SessionOpened,
+    ) -> Result<(), ProtocolFault> {
+        match self.requests.take(subject) {
+            Some(Pending::OpenSession) => {}
+            _ => {
+                return Err(ProtocolFault::UnknownRequest {
+                    request: subject,
+                    kind: Kind::SessionOpened,
+                });
+            }
+        }
+        self.session = fields.session.get();
+        self.phase = Phase::Open;
+        self.events.push_back(Event::Opened {
+            installation: self.installation,
+            shard: self.shard,
+        });
+        // What was asked before there was a session.
+        let mut queued = true;
+        for (request, pending) in self.requests.iter() {
+            queued &= ask(&mut self.outbound, self.session, request, pending);
+        }
+        if !queued {
+            self.finish(LinkEnd::Backlog);
+        }
+        Ok(())
+    }
+
+    fn farewell(&mut self, fields: &control::Farewell, tail: &[u8]) -> Result<(), ProtocolFault> {
+        let code = fields.refusal.get();
+        self.finish(LinkEnd::Farewell {
+            refusal: Refusal::from_code(code),
+            code,
+            version_min: fields.version_min,
+            version_max: fields.version_max,
+            text: String::from_utf8_lossy(tail).into(),
+        });
+        Ok(())
+    }
+
+    #[inline]
+    fn completions(
+        &mut self,
+        subject: u32,
+        fields: &control::Completions,
+        tail: &[u8],
+    ) -> Result<(), ProtocolFault> {
+        let key = self.producer_of(subject, Kind::Completions)?;
+        let out_of_range = ProtocolFault::OutOfRange {
+            kind: Kind::Completions,
+            field: "runs",
+            value: fields.runs.get().into(),
+        };
+        let runs = <[CompletionRun]>::ref_from_bytes(tail).map_err(|_| out_of_range)?;
+        let Some(producer) = self.producers.get_mut(key.0) else {
+            return Ok(());
+        };
+        for run in runs {
+            producer.completed(run)?;
+        }
+        if producer.has_completion() && !producer.announced {
+            producer.announced = true;
+            self.completed.push_back(key);
+        }
+        if producer.phase == producer::Phase::Closing {
+            self.close_if_answered(key);
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn delivery(&mut self, subject: u32, fields: &control::Delivery) -> Result<(), ProtocolFault> {
+        let kind = Kind::Delivery;
+        let key = match self.handles.get(&subject) {
+            Some(Owner::Consumer(key)) => *key,
+            _ => {
+                return Err(ProtocolFault::UnknownHandle {
+                    handle: Handle(subject),
+                    kind,
+                });
+            }
+        };
+        let (count, delivery_count) = (fields.count.get(), fields.delivery_count.get());
+        if count == 0 {
+            return Err(ProtocolFault::EmptyRun);
+        }
+        if delivery_count == 0 || (delivery_count > 1 && count > 1) {
+            return Err(ProtocolFault::OutOfRange {
+                kind,
+                field: "delivery_count",
+                value: delivery_count.into(),
+            });
+        }
+        if let Some(consumer) = self.consumers.get_mut(key.0) {
+            consumer.announced(fields)?;
+        }
+        self.announced = Some(Announced {
+            consumer: key,
+            partition: PartitionIndex(fields.partition.get()),
+            delivery_count,
+            left: count,
+            next: fields.offset.get(),
+            is_first: true,
+        });
+        Ok(())
+    }
+
+    fn acknowledged(
+        &mut self,
+        subject: u32,
+        fields: &control::Acknowledged,
+    ) -> Result<(), ProtocolFault> {
+        let unknown = ProtocolFault::UnknownHandle {
+            handle: Handle(subject),
+            kind: Kind::Acknowledged,
+        };
+        let Some(Owner::Consumer(key)) = self.handles.get(&subject).copied() else {
+            return Err(unknown);
+        };
+        let consumer = self.consumers.get_mut(key.0).ok_or(unknown)?;
+        let confirm = fields.confirm.get();
+        consumer.confirmed(confirm)?;
+        let refusal = fields.refusal.get();
+        self.events.push_back(Event::Acknowledged {
+            consumer: key,
+            confirm,
+            refusal: (refusal != 0).then_some(refusal),
+        });
+        Ok(())
+    }
+
+    fn refused(&mut self, subject: u32, control: &Control<'_>) -> Result<(), ProtocolFault> {
+        let Control::Refused(fields, tail) = control else {
+            return Ok(());
+        };
+        let code = fields.refusal.get();
+        let text: Box<str> = String::from_utf8_lossy(tail).into();
+        let request = RequestId(subject);
+        match self.requests.take(subject) {
+            None => {
+                return Err(ProtocolFault::UnknownRequest {
+                    request: subject,
+                    kind: Kind::Refused,
+                });
+            }
+            Some(Pending::OpenSession) => {
+                self.finish(LinkEnd::SessionRefused { code, text });
+                return Ok(());
+            }
+            // The broker does not have it any more, which is what was wanted.
+            Some(Pending::CloseProducer(key)) => {
+                if let Some(producer) = self.producers.get_mut(key.0) {
+                    self.handles.remove(&producer.handle().0);
+                    producer.lost(Cause::LinkEnded);
+                }
+            }
+            Some(Pending::CloseConsumer(key)) => {
+                if let Some(consumer) = self.consumers.get_mut(key.0) {
+                    self.handles.remove(&consumer.handle().0);
+                    consumer.phase = consumer::Phase::Ended;
+                }
+            }
+            Some(_) => {}
+        }
+        self.events.push_back(Event::Refused {
+            request,
+            refusal: Refusal::from_code(code),
+            code,
+            text,
+        });
+        Ok(())
+    }
+
+    /// The answer to a request, other than a refusal.
+    fn answered(&mut self, subject: u32, control: &Control<'_>) -> Result<(), ProtocolFault> {
+        let kind = control.kind();
+        let unknown = ProtocolFault::UnknownRequest {
+            request: subject,
+            kind,
+        };
+        let request = RequestId(subject);
+        let pending = self.requests.take(subject).ok_or(unknown)?;
+        match (pending, control) {
+            (Pending::Lookup(_), Control::Located(fields, tail)) => {
+                let location = location(fields, tail)?;
+                self.events.push_back(Event::Located { request, location });
+            }
+            (Pending::LookupForProducer(wanted), Control::Located(fields, tail)) => {
+                self.located(request, wanted, location(fields, tail)?);
+            }
+            (Pending::OpenProducer(wanted), Control::ProducerOpened(fields, _)) => {
+                self.producer_opened(request, &wanted, fields)?;
+            }
+            (Pending::OpenConsumer(wanted), Control::ConsumerOpened(fields, tail)) => {
+                self.consumer_opened(request, &wanted, fields, tail)?;
+            }
+            (Pending::CloseProducer(key), Control::Closed(fields, _)) => {
+                let producer = self.producers.get_mut(key.0).ok_or(unknown)?;
+                if producer.phase != producer::Phase::CloseAsked
+                    || producer.handle().0 != fields.handle.get()
+                {
+                    return Err(unknown);
+                }
+                producer.phase = producer::Phase::Ended;
+                self.handles.remove(&fields.handle.get());
+                self.events.push_back(Event::ProducerClosed {
+                    request,
+                    producer: key,
+                });
+            }
+            (Pending::CloseConsumer(key), Control::Closed(fields, _)) => {
+                let consumer = self.consumers.get_mut(key.0).ok_or(unknown)?;
+                if consumer.handle().0 != fields.handle.get() {
+                    return Err(unknown);
+                }
+                consumer.phase = consumer::Phase::Ended;
+                self.handles.remove(&fields.handle.get());
+                self.events.push_back(Event::ConsumerClosed {
+                    request,
+                    consumer: key,
+                });
+            }
+            (Pending::Stats(mut report), Control::Stats(fields, tail)) => {
+                let out_of_range = |field, value| ProtocolFault::OutOfRange { kind, field, value };
+                let rows = report.destinations.len() + fields.rows.get() as usize;
+                if rows > limits::DESTINATIONS_MAX as usize {
+                    return Err(out_of_range("rows", rows as u64));
+                }
+                if !report.counters.is_empty() && fields.counters.get() != 0 {
+                    return Err(out_of_range("counters", fields.counters.get().into()));
+                }
+                report
+                    .add(fields, tail)
+                    .ok_or_else(|| out_of_range("tail", tail.len() as u64))?;
+                if fields.remaining.get() == 0 {
+                    let report = *report;
+                    self.events.push_back(Event::Stats { request, report });
+                } else if fields.rows.get() == 0 && fields.counters.get() == 0 {
+                    // Otherwise such frames could go on for ever.
+                    return Err(out_of_range("rows", 0));
+                } else {
+                    self.requests.add_again(request, Pending::Stats(report));
+                }
+            }
+            (Pending::Ping { asked }, Control::Pong(fields, _)) => {
+                if fields.token.get() != asked.0 {
+                    return Err(unknown);
+                }
+                self.events.push_back(Event::Pong { request, asked });
+            }
+            _ => return Err(unknown),
+        }
+        Ok(())
+    }
+
+    fn located(&mut self, request: RequestId, wanted: Box<ProducerRequest>, location: Location) {
+        match location {
+            Location::Here { .. } => {
+                self.requests
+                    .add_again(request, Pending::OpenProducer(wanted));
+                self.ask(request);
+            }
+            Location::Elsewhere { address } => {
+                self.events
+                    .push_back(Event::Redirected { request, address });
+            }
+            Location::Nowhere => self.events.push_back(Event::Refused {
+                request,
+                refusal: Some(Refusal::NotFound),
+                code: Refusal::NotFound.code(),
+                text: "no broker owns the destination".into(),
+            }),
+        }
+    }
+
+    fn producer_opened(
+        &mut self,
+        request: RequestId,
+        wanted: &ProducerRequest,
+        fields: &control::ProducerOpened,
+    ) -> Result<(), ProtocolFault> {
+        let partitions = fields.partitions.get();
+        if partitions == 0 || partitions > limits::PARTITIONS_MAX {
+            return Err(ProtocolFault::OutOfRange {
+                kind: Kind::ProducerOpened,
+                field: "partitions",
+                value: partitions.into(),
+            });
+        }
+        let handle = Handle(fields.handle.get());
+        if self.handles.contains_key(&handle.0) {
+            return Err(ProtocolFault::HandleInUse { handle });
+        }
+        let Ok(key) = self.producers.insert(Producer::new(wanted, fields)) else {
+            return Err(ProtocolFault::HandleInUse { handle });
+        };
+        let producer = ProducerKey(key);
+        self.handles.insert(handle.0, Owner::Producer(producer));
+        self.events.push_back(Event::ProducerOpened {
+            request,
+            producer,
+            id: ProducerId(fields.producer.get()),
+            epoch: Epoch(fields.epoch.get()),
+            partitions,
+        });
+        Ok(())
+    }
+
+    fn consumer_opened(
+        &mut self,
+        request: RequestId,
+        wanted: &ConsumerRequest,
+        fields: &control::ConsumerOpened,
+        tail: &[u8],
+    ) -> Result<(), ProtocolFault> {
+        let partitions = fields.partitions.get();
+        let out_of_range = ProtocolFault::OutOfRange {
+            kind: Kind::ConsumerOpened,
+            field: "partitions",
+            value: partitions.into(),
+        };
+        if partitions == 0 || partitions > limits::PARTITIONS_MAX {
+            return Err(out_of_range);
+        }
+        let starts = <[U64]>::ref_from_bytes(tail).map_err(|_| out_of_range)?;
+        let handle = Handle(fields.handle.get());
+        if self.handles.contains_key(&handle.0) {
+            return Err(ProtocolFault::HandleInUse { handle });
+        }
+        let consumer = Consumer::new(wanted, handle, partitions, self.installation);
+        let Ok(key) = self.consumers.insert(consumer) else {
+            return Err(ProtocolFault::HandleInUse { handle });
+        };
+        let consumer = ConsumerKey(key);
+        self.handles.insert(handle.0, Owner::Consumer(consumer));
+        self.events.push_back(Event::ConsumerOpened {
+            request,
+            consumer,
+            starts: starts.iter().map(|start| Offset(start.get())).collect(),
+        });
+        Ok(())
+    }
+
+    #[inline]
+    fn producer_of(&self, subject: u32, kind: Kind) -> Result<ProducerKey, ProtocolFault> {
+        match self.handles.get(&subject) {
+            Some(Owner::Producer(key)) => Ok(*key),
+            _ => Err(ProtocolFault::UnknownHandle {
+                handle: Handle(subject),
+                kind,
+            }),
+        }
+    }
+
+    #[cold]
+    fn fault(&mut self, fault: ProtocolFault) {
+        self.finish(LinkEnd::Fault(fault));
+    }
+
+    /// The link ends: what was on its way fails, in order.
+    #[cold]
+    fn finish(&mut self, end: LinkEnd) {
+        if self.phase == Phase::Ended {
+            return;
+        }
+        self.phase = Phase::Ended;
+        let cause = match end {
+            LinkEnd::Left => Cause::Left,
+            _ => Cause::LinkEnded,
+        };
+        self.outbound.clear();
+        self.requests.clear();
+        self.handles.clear();
+        self.news.clear();
+        self.announced = None;
+        self.carry = ByteQueue::default();
+        self.earliest = Monotonic::NEVER;
+        for handle in handles_of(&self.producers) {
+            let Some(producer) = self.producers.get_mut(handle) else {
+                continue;
+            };
+            producer.lost(cause);
+            if producer.has_completion() && !producer.announced {
+                producer.announced = true;
+                self.completed.push_back(ProducerKey(handle));
+            }
+        }
+        for handle in handles_of(&self.consumers) {
+            if let Some(consumer) = self.consumers.get_mut(handle) {
+                consumer.phase = consumer::Phase::Ended;
+            }
+        }
+        self.end = Some(end.clone());
+        self.events.push_back(Event::Ended(end));
+    }
+}
+
+/// Queues the question of a request; false if the backlog is too long.
+#[must_use]
+fn ask(outbound: &mut Outbound, session: u32, request: RequestId, pending: &Pending) -> bool {
+    let subject = request.0;
+    match pending {
+        Pending::Lookup(destination) => lookup(outbound, session, subject, destination),
+        Pending::LookupForProducer(wanted) => {
+            lookup(outbound, session, subject, &wanted.destination)
+        }
+        Pending::OpenProducer(wanted) => {
+            let fields = control::OpenProducer {
+                session: session.into(),
+                destination: wanted.destination.kind as u8,
+                access: 0,
+                destination_length: length(&wanted.destination.name).into(),
+                partitions: wanted.partitions.into(),
+                name_length: length(&wanted.name).into(),
+                options: u16::from(wanted.retain.is_some()).into(),
+                retain: wanted.retain.unwrap_or(0).into(),
+            };
+            let tail = [wanted.destination.name.as_bytes(), wanted.name.as_bytes()];
+            outbound.control(subject, &fields, &tail)
+        }
+        Pending::OpenConsumer(wanted) => {
+            let (start, offset) = match wanted.start {
+                Start::Earliest => (0, 0),
+                Start::Latest => (1, 0),
+                Start::Offset(offset) => (2, offset.0),
+            };
+            let fields = control::OpenConsumer {
+                session: session.into(),
+                destination: wanted.destination.kind as u8,
+                start,
+                destination_length: length(&wanted.destination.name).into(),
+                offset: offset.into(),
+                subscription_length: length(&wanted.subscription).into(),
+                name_length: length(&wanted.name).into(),
+                reserved: 0.into(),
+                messages: u64::from(wanted.messages_max.max(1)).into(),
+                bytes: u64::from(wanted.bytes_max.max(1)).into(),
+            };
+            let tail = [
+                wanted.destination.name.as_bytes(),
+                wanted.subscription.as_bytes(),
+                wanted.name.as_bytes(),
+            ];
+            outbound.control(subject, &fields, &tail)
+        }
+        Pending::Stats(_) => outbound.control(subject, &control::AskStats::default(), &[]),
+        Pending::Ping { asked } => {
+            let fields = control::Ping {
+                token: asked.0.into(),
+            };
+            outbound.control(subject, &fields, &[])
+        }
+        // These are asked for by who notes them.
+        Pending::OpenSession | Pending::CloseProducer(_) | Pending::CloseConsumer(_) => true,
+    }
+}
+
+fn lookup(outbound: &mut Outbound, session: u32, subject: u32, destination: &Destination) -> bool {
+    let fields = control::Lookup {
+        session: session.into(),
+        destination: destination.kind as u8,
+        ..control::Lookup::default()
+    };
+    outbound.control(subject, &fields, &[destination.name.as_bytes()])
+}
+
+fn location(fields: &control::Located, tail: &[u8]) -> Result<Location, ProtocolFault> {
+    match fields.verdict {
+        0 => Ok(Location::Here {
+            exists: fields.exists == 1,
+            shard: ShardIndex(fields.shard.get()),
+            partitions: fields.partitions.get(),
+        }),
+        1 => {
+            let kind = Kind::Located;
+            let address =
+                core::str::from_utf8(tail).map_err(|_| ProtocolFault::NotText { kind })?;
+            Ok(Location::Elsewhere {
+                address: address.into(),
+            })
+        }
+        2 => Ok(Location::Nowhere),
+        verdict => Err(ProtocolFault::OutOfRange {
+            kind: Kind::Located,
+            field: "verdict",
+            value: verdict.into(),
+        }),
+    }
+}
+
+fn check_name(name: &str) -> Result<(), RequestError> {
+    if name.len() > limits::NAME_SIZE_MAX as usize {
+        return Err(RequestError::NameTooLong { size: name.len() });
+    }
+    Ok(())
+}
+
+fn length(text: &str) -> u16 {
+    u16::try_from(text.len()).expect("names were checked to be at most 255 bytes")
+}
+
+/// The handles of a table, so that its entries can be changed one by one. Cold.
+fn handles_of<T>(table: &Slab<T>) -> Vec<Handle> {
+    table.iter().map(|(handle, _)| handle).collect()
+}
+
+/// As much of `text` as fits `size` bytes.
+fn truncated(text: &str, size: usize) -> &str {
+    let mut end = text.len().min(size);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}

@@ -1,0 +1,97 @@
+//! Requests between question and answer.
+//!
+//! A request keeps its id through every frame it takes: the lookup that opening
+//! a producer begins with carries the same id as the opening itself. Answers
+//! come in the order of the questions, so the one that is looked for stands at
+//! the front.
+
+use std::collections::VecDeque;
+
+use super::consumer::ConsumerRequest;
+use super::event::{ConsumerKey, ProducerKey, StatsReport};
+use super::producer::ProducerRequest;
+use crate::id::RequestId;
+use crate::limits;
+use crate::name::Destination;
+use crate::time::Monotonic;
+
+/// The most requests without an answer.
+const PENDING_MAX: usize = limits::HANDLES_PER_LINK_MAX as usize;
+
+/// What a request waits for.
+#[derive(Debug)]
+pub(super) enum Pending {
+    /// The session itself.
+    OpenSession,
+    /// Where a destination is.
+    Lookup(Destination),
+    /// Where a producer's destination is; the opening follows.
+    LookupForProducer(Box<ProducerRequest>),
+    /// A producer.
+    OpenProducer(Box<ProducerRequest>),
+    /// A consumer.
+    OpenConsumer(Box<ConsumerRequest>),
+    /// A producer's end.
+    CloseProducer(ProducerKey),
+    /// A consumer's end.
+    CloseConsumer(ConsumerKey),
+    /// Counters, and what has come of them.
+    Stats(Box<StatsReport>),
+    /// A pong.
+    Ping {
+        /// When it was asked for.
+        asked: Monotonic,
+    },
+}
+
+/// Requests without an answer, oldest first.
+#[derive(Debug, Default)]
+pub(super) struct Requests {
+    pending: VecDeque<(RequestId, Pending)>,
+    last: u32,
+}
+
+impl Requests {
+    /// Whether another request may be made.
+    pub(super) fn has_room(&self) -> bool {
+        self.pending.len() < PENDING_MAX
+    }
+
+    /// How many have no answer.
+    pub(super) fn len(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// Notes a request and names it.
+    pub(super) fn add(&mut self, pending: Pending) -> RequestId {
+        self.last = self.last.wrapping_add(1).max(1);
+        let request = RequestId(self.last);
+        self.pending.push_back((request, pending));
+        request
+    }
+
+    /// Notes a request again that takes another question.
+    pub(super) fn add_again(&mut self, request: RequestId, pending: Pending) {
+        self.pending.push_back((request, pending));
+    }
+
+    /// Takes the request that an answer names.
+    pub(super) fn take(&mut self, request: u32) -> Option<Pending> {
+        let index = self
+            .pending
+            .iter()
+            .position(|(pending, _)| pending.0 == request)?;
+        self.pending.remove(index).map(|(_, pending)| pending)
+    }
+
+    /// All of them, in their order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (RequestId, &Pending)> {
+        self.pending
+            .iter()
+            .map(|(request, pending)| (*request, pending))
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.pending.clear();
+    }
+}
