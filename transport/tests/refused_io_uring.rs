@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use courser_transport::ring::epoll::EpollRing;
 use courser_transport::ring::io_uring::IoUringRing;
 use courser_transport::ring::{Cause, Completion, Received, Ring, RingSize, Slot, Wait};
 use courser_transport::sys::Errno;
+use courser_transport::{Broker, BrokerConfig, Transport};
 
 const SIZE: RingSize = RingSize {
     slots: 8,
@@ -119,6 +120,37 @@ fn under_a_filter_the_message_names_cause_and_fix_and_epoll_works() {
         assert!(message.contains("or     transport = \"epoll\""), "{message}");
         assert_eq!(refused.code(), "C1001");
         epoll_works();
+    })
+    .join()
+    .unwrap();
+}
+
+#[test]
+fn a_broker_under_a_filter_falls_back_or_refuses_as_it_was_told() {
+    std::thread::spawn(|| {
+        // The broker's threads inherit the filter.
+        forbid_io_uring(u16::try_from(libc::EPERM).unwrap());
+        let config = |transport| BrokerConfig {
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            transport,
+            memory: 128 << 20,
+            ..BrokerConfig::default()
+        };
+        let refused = Broker::start(config(Transport::IoUring)).unwrap_err();
+        assert_eq!(refused.code(), "C1001");
+        assert!(refused.to_string().contains("io_uring_setup → EPERM"));
+
+        let broker = Broker::start(config(Transport::Auto)).unwrap();
+        assert!(broker.setting().to_string().contains("epoll"));
+        let warnings = broker.setting().warnings();
+        let [(code, message)] = &warnings[..] else {
+            panic!("one warning: {warnings:?}");
+        };
+        assert_eq!(*code, "C1001");
+        assert!(message.contains("io_uring_setup → EPERM"), "{message}");
+        assert!(message.ends_with("now    using epoll"), "{message}");
+        assert!(TcpStream::connect(broker.address()).is_ok());
+        broker.stop();
     })
     .join()
     .unwrap();
