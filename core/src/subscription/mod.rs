@@ -7,3 +7,6 @@
 mod part;
 
 pub use part::{AckOutcome, Part};
+
+#[cfg(test)]
+mod tests;

@@ -29,17 +29,20 @@ enum State {
     Settled,
 }
 
+/// What stands in the way of settling one message.
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     offset: Offset,
     /// Who holds it; of a returned entry, who held it last.
     consumer: Handle,
-    /// Which of that consumer's deliveries it was, modulo 2^32.
-    delivery: u32,
+    /// Which of that consumer's deliveries it was.
+    delivery: u64,
     /// How often it was handed out.
     count: u16,
     state: State,
 }
+
+const _: () = assert!(size_of::<Entry>() == 24);
 
 /// A run handed to a consumer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,16 +109,14 @@ impl Part {
             ..limit
         };
         let run = log.read(arena, &mut self.fresh, limit)?;
-        let mut number = low_half(delivery);
-        for offset in run.first.0..run.first.0 + u64::from(run.count) {
+        for index in 0..u64::from(run.count) {
             self.entries.push_back(Entry {
-                offset: Offset(offset),
+                offset: Offset(run.first.0 + index),
                 consumer,
-                delivery: number,
+                delivery: delivery + index,
                 count: 1,
                 state: State::Delivered,
             });
-            number = number.wrapping_add(1);
         }
         self.live += run.count;
         Some(Delivered { run, count: 1 })
@@ -191,7 +192,6 @@ impl Part {
     /// number `handed` on never reached the application and do not count.
     /// Returns how many came back.
     pub fn consumer_gone(&mut self, consumer: Handle, handed: u64) -> u32 {
-        let handed = low_half(handed);
         let mut back = 0;
         for entry in &mut self.entries {
             if entry.state == State::Delivered && entry.consumer == consumer {
@@ -199,10 +199,7 @@ impl Part {
                 if back == 0 {
                     self.returned_from = self.returned_from.min(entry.offset);
                 }
-                // Deliveries in the air are fewer than 2^31, so the sign of the
-                // difference says which number is the earlier one.
-                let reached = handed.wrapping_sub(entry.delivery).cast_signed() > 0;
-                if !reached {
+                if entry.delivery >= handed {
                     entry.count -= 1;
                 }
                 back += 1;
@@ -215,9 +212,8 @@ impl Part {
     /// A run was handed out and could not be sent: everything that `consumer` was
     /// delivered from number `delivery` on returns to its place, uncounted.
     pub fn take_back(&mut self, consumer: Handle, delivery: u64) {
-        let first = low_half(delivery);
         for entry in self.entries.iter_mut().rev() {
-            let later = entry.delivery.wrapping_sub(first).cast_signed() >= 0;
+            let later = entry.delivery >= delivery;
             if entry.state == State::Delivered && entry.consumer == consumer && later {
                 entry.state = State::Returned;
                 entry.count -= 1;
@@ -333,7 +329,7 @@ impl Part {
         );
         entry.state = State::Delivered;
         entry.consumer = consumer;
-        entry.delivery = low_half(delivery);
+        entry.delivery = delivery;
         entry.count = entry.count.saturating_add(1);
         self.returned_from = Offset(entry.offset.0 + 1);
         self.returned -= 1;
@@ -396,9 +392,4 @@ impl SettledRun {
         }
         self.count = 0;
     }
-}
-
-/// A delivery's number as an entry keeps it.
-fn low_half(number: u64) -> u32 {
-    u32::try_from(number & u64::from(u32::MAX)).expect("the low half fits")
 }

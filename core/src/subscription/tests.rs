@@ -1,0 +1,228 @@
+//! What a part promises that takes numbers too large, or stories too particular,
+//! for the model that partitions are tested against.
+
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+use crate::frame::encode::{Envelope, message, message_size};
+use crate::id::{DestinationNumber, Handle, Offset, PartitionIndex};
+use crate::limits::UNSETTLED_MAX;
+use crate::memory::Arena;
+use crate::partition::log::{Address, Log, RunLimit};
+use crate::time::Wall;
+
+const A: Handle = Handle::new(1, 1);
+const B: Handle = Handle::new(2, 1);
+const EVERYTHING: RunLimit = RunLimit {
+    messages: u64::MAX,
+    bytes: u64::MAX,
+};
+const ONE: RunLimit = RunLimit {
+    messages: 1,
+    bytes: 1,
+};
+
+/// A log with one part, and the numbers of its consumers' deliveries.
+struct Setting {
+    arena: Arena,
+    log: Log,
+    part: Part,
+}
+
+impl Setting {
+    fn new(messages: u32) -> Self {
+        let mut setting = Self {
+            arena: Arena::new(128),
+            log: Log::new(
+                Address {
+                    destination: DestinationNumber(1),
+                    partition: PartitionIndex(0),
+                },
+                0,
+            ),
+            part: Part::new(Offset(0)),
+        };
+        setting.append(messages);
+        setting
+    }
+
+    fn append(&mut self, messages: u32) {
+        let mut frame = vec![0; message_size(0, 10)];
+        message(&Envelope::default(), &[], &[7; 10], &mut frame);
+        for _ in 0..messages {
+            self.log
+                .append(&mut self.arena, &frame, 1, Wall(0))
+                .unwrap();
+        }
+    }
+
+    /// The first offset, how many, and how often they were handed out.
+    fn deliver(
+        &mut self,
+        consumer: Handle,
+        number: u64,
+        limit: RunLimit,
+    ) -> Option<(u64, u32, u16)> {
+        self.part
+            .deliver(&self.arena, &mut self.log, consumer, number, limit)
+            .map(|delivered| (delivered.run.first.0, delivered.run.count, delivered.count))
+    }
+
+    fn deliver_all(&mut self, consumer: Handle) -> u64 {
+        let mut count = 0;
+        while let Some((_, messages, _)) = self.deliver(consumer, count, EVERYTHING) {
+            count += u64::from(messages);
+        }
+        count
+    }
+
+    fn acknowledge(&mut self, consumer: Handle, first: u64, count: u64) -> AckOutcome {
+        let outcome = self.part.acknowledge(
+            &mut self.arena,
+            &mut self.log,
+            consumer,
+            Offset(first),
+            count,
+        );
+        self.part.invariants();
+        self.log.invariants();
+        outcome
+    }
+
+    fn acknowledge_through(&mut self, consumer: Handle, last: u64) -> AckOutcome {
+        let outcome =
+            self.part
+                .acknowledge_through(&mut self.arena, &mut self.log, consumer, Offset(last));
+        self.part.invariants();
+        self.log.invariants();
+        outcome
+    }
+}
+
+/// Delivery numbers were kept modulo 2^32 and compared by the sign of their
+/// difference, so a message that its consumer sat on while it took 2^31 others
+/// (half an hour at a million a second) returned as if it had never been seen.
+#[test]
+fn a_message_held_for_billions_of_deliveries_still_counts_as_handed_out() {
+    for handed in [1, 1 << 31, (1 << 31) + 1, 1 << 32, (1 << 32) + 1, u64::MAX] {
+        let mut setting = Setting::new(1);
+        setting.deliver(A, 0, ONE);
+        assert_eq!(setting.part.consumer_gone(A, handed), 1);
+        assert_eq!(setting.deliver(B, 0, ONE), Some((0, 1, 2)), "{handed}");
+    }
+}
+
+#[test]
+fn what_the_application_never_saw_returns_uncounted() {
+    let mut setting = Setting::new(10);
+    setting.deliver(A, 5, EVERYTHING);
+    setting.acknowledge(A, 2, 1);
+    assert_eq!(setting.part.consumer_gone(A, 5 + 4), 9);
+    for (offset, count) in [(0, 2), (1, 2), (3, 2), (4, 1), (5, 1)] {
+        assert_eq!(setting.deliver(B, 0, EVERYTHING), Some((offset, 1, count)));
+    }
+}
+
+#[test]
+fn a_delivery_count_stays_at_its_highest() {
+    let mut setting = Setting::new(1);
+    for count in (1..=u16::MAX).chain([u16::MAX, u16::MAX]) {
+        assert_eq!(setting.deliver(A, 0, ONE), Some((0, 1, count)));
+        setting.part.consumer_gone(A, 1);
+    }
+}
+
+#[test]
+fn delivery_pauses_at_the_most_unsettled_messages_and_goes_on_below() {
+    let limit = u64::from(UNSETTLED_MAX);
+    let mut setting = Setting::new(UNSETTLED_MAX + 1_000);
+    assert_eq!(setting.deliver_all(A), limit);
+    assert_eq!(setting.part.unsettled(), UNSETTLED_MAX);
+    assert!(!setting.part.ready(&setting.log));
+    assert_eq!(
+        setting.part.backlog(&setting.arena, &setting.log),
+        limit + 1_000
+    );
+    assert_eq!(setting.deliver(B, 0, EVERYTHING), None);
+
+    setting.acknowledge(A, 100, 3);
+    assert!(setting.part.ready(&setting.log));
+    assert_eq!(setting.deliver(B, 0, EVERYTHING), Some((limit, 3, 1)));
+    assert_eq!(setting.deliver(B, 0, EVERYTHING), None);
+    setting.part.invariants();
+
+    // What returns is handed out even at the limit: it is counted already.
+    setting.part.consumer_gone(B, 3);
+    assert!(setting.part.ready(&setting.log));
+    for offset in limit..limit + 3 {
+        assert_eq!(setting.deliver(A, limit, EVERYTHING), Some((offset, 1, 2)));
+    }
+    assert_eq!(setting.deliver(A, limit, EVERYTHING), None);
+
+    setting.acknowledge_through(A, limit + 2);
+    assert_eq!(setting.deliver_all(A), 997);
+    assert_eq!(setting.acknowledge_through(A, limit + 999).settled, 997);
+    assert_eq!(setting.part.backlog(&setting.arena, &setting.log), 0);
+    assert!(setting.log.chunks() <= 1);
+}
+
+#[test]
+fn an_acknowledgement_settles_what_its_consumer_holds_and_calls_the_rest_strange() {
+    let mut setting = Setting::new(6);
+    let three = RunLimit {
+        messages: 3,
+        ..EVERYTHING
+    };
+    setting.deliver(A, 0, three);
+    setting.deliver(B, 0, three);
+    let settled = |settled, strange| AckOutcome { settled, strange };
+    assert_eq!(setting.acknowledge(A, 1, 1), settled(1, false));
+    assert_eq!(setting.acknowledge(A, 1, 1), settled(0, false), "repeated");
+    assert_eq!(setting.acknowledge(A, 0, 6), settled(2, true), "B's too");
+    assert_eq!(setting.acknowledge(B, 5, 2), settled(1, true), "the future");
+    assert_eq!(setting.acknowledge(B, 3, 0), settled(0, true), "nothing");
+    assert_eq!(setting.acknowledge(B, 3, u64::MAX), settled(2, true));
+    assert_eq!(setting.part.unsettled(), 0);
+}
+
+#[test]
+fn who_acknowledged_through_and_is_given_an_older_message_can_do_so_again() {
+    let mut setting = Setting::new(6);
+    let three = RunLimit {
+        messages: 3,
+        ..EVERYTHING
+    };
+    setting.deliver(A, 0, three);
+    setting.deliver(B, 0, three);
+    assert_eq!(setting.acknowledge_through(B, 5).settled, 3);
+    setting.part.consumer_gone(A, 3);
+    assert_eq!(setting.deliver(B, 3, ONE), Some((0, 1, 2)));
+    assert_eq!(setting.deliver(B, 4, ONE), Some((1, 1, 2)));
+    assert_eq!(setting.acknowledge_through(B, 1).settled, 2);
+    // Through what it was never given, and then through what it was.
+    assert!(setting.acknowledge_through(B, 100).strange);
+    assert_eq!(setting.deliver(B, 5, ONE), Some((2, 1, 2)));
+    setting.append(1);
+    assert_eq!(setting.deliver(B, 6, ONE), Some((6, 1, 1)));
+    assert_eq!(setting.acknowledge_through(B, 6).settled, 2);
+    assert_eq!(setting.part.unsettled(), 0);
+}
+
+#[test]
+fn what_returns_from_two_consumers_is_handed_out_in_the_order_of_the_log() {
+    let mut setting = Setting::new(8);
+    for index in 0..4 {
+        setting.deliver(A, index, ONE);
+        setting.deliver(B, index, ONE);
+    }
+    setting.append(1);
+    setting.part.consumer_gone(B, 4);
+    // One is out again when the others come back below and above it.
+    assert_eq!(setting.deliver(B, 4, ONE), Some((1, 1, 2)));
+    setting.part.consumer_gone(A, 4);
+    for offset in [0, 2, 3, 4, 5, 6, 7] {
+        assert_eq!(setting.deliver(B, 9, EVERYTHING), Some((offset, 1, 2)));
+        setting.part.invariants();
+    }
+    assert_eq!(setting.deliver(B, 9, EVERYTHING), Some((8, 1, 1)));
+}
