@@ -554,8 +554,10 @@ impl Shard {
         self.farewell(now, link, fault.refusal, &fault.text);
     }
 
-    /// Says why, then ends the link. What it holds is released at once.
+    /// Says why, then ends the link, behind the outcomes of what it sent before.
+    /// What it holds is released at once.
     fn farewell(&mut self, now: Now, link: Handle, refusal: Refusal, text: &str) {
+        const TEXT_SIZE_MAX: usize = 1024;
         if self
             .links
             .get(link)
@@ -563,16 +565,13 @@ impl Shard {
         {
             return;
         }
+        self.send_completions(now);
+        let text = if text.len() > TEXT_SIZE_MAX { "" } else { text };
         let farewell = Farewell {
             refusal: refusal.code().into(),
             version_min: VERSION,
             version_max: VERSION,
-            text_length: u32::try_from(text.len()).unwrap_or(0).into(),
-        };
-        let text = if text.len() > u16::MAX.into() {
-            ""
-        } else {
-            text
+            text_length: u32::try_from(text.len()).expect("the text is short").into(),
         };
         let told = self
             .answer(now, link, 0, &farewell, &[text.as_bytes()])

@@ -349,6 +349,25 @@ fn a_send_beyond_credit_ends_the_link_and_nobody_else_notices() {
 }
 
 #[test]
+fn what_was_stored_before_a_fault_is_completed_before_the_farewell() {
+    let mut shard = shard();
+    let mut peer = Peer::new(&mut shard);
+    let mut producer = peer.producer(&mut shard, "/default/q", 0);
+    peer.message(&mut producer, b"good");
+    peer.out.extend_from_slice(&[0xff; 16]);
+    let answers = peer.exchange(&mut shard);
+    assert_eq!(completions(&answers).len(), 1);
+    let last = frames(&answers).pop().unwrap().0;
+    assert!(matches!(
+        last,
+        Frame::Control {
+            control: Control::Farewell(..),
+            ..
+        }
+    ));
+}
+
+#[test]
 fn a_consumer_gets_no_more_than_its_grant() {
     let mut shard = shard();
     let mut peer = Peer::new(&mut shard);
