@@ -152,7 +152,17 @@ impl<R: Ring> Worker<R> {
                 self.send(slot);
             }
 
-            // 7. Whether there is reason to wait. Only after the doorbell was armed is
+            // 7. The end: nobody left, or no more time for goodbyes. What is dropped here is
+            //    cancelled and drained by the ring.
+            if let Some(deadline) = stop_by
+                && (self.connections.occupied() == 0 && self.shard.is_drained()
+                    || now.monotonic >= deadline)
+            {
+                self.publish(now);
+                return Ok(());
+            }
+
+            // 8. Whether there is reason to wait. Only after the doorbell was armed is
             //    a look at the queues worth anything; see the interleaving there.
             let rest = self.idle.rest(work > 0, now.monotonic);
             let publish_now = rest == Rest::Sleep || self.publisher.is_due(now.monotonic);
@@ -164,7 +174,7 @@ impl<R: Ring> Worker<R> {
                 }
             }
 
-            // 8. Submit once: hands over what was enqueued, lets the kernel do its share
+            // 9. Submit once: hands over what was enqueued, lets the kernel do its share
             //    and, with nothing else to do, sleeps in the same call.
             let counters = self.shard.counters_mut();
             if wait != Wait::No {
@@ -189,15 +199,6 @@ impl<R: Ring> Worker<R> {
             } else {
                 idle_turns.wrapping_add(1)
             };
-
-            // 9. The end: nobody left, or no more time for goodbyes.
-            if let Some(deadline) = stop_by
-                && (self.connections.occupied() == 0 && self.shard.is_drained()
-                    || now.monotonic >= deadline)
-            {
-                self.publish(now);
-                return Ok(());
-            }
         }
     }
 

@@ -69,6 +69,7 @@ fn what_is_sent_is_completed_in_order_and_delivered_once() {
             assert!(completion.result.is_ok(), "{completion:?}");
         }
         assert_eq!(client.receive(consumer, sent.len()), sent);
+        drop(client);
         broker.stop();
     }
 }
@@ -97,6 +98,7 @@ fn large_messages_cross_in_pieces_of_any_size() {
                 .all(|completion| completion.result.is_ok())
         );
         assert!(receiver.join().unwrap() == sent, "bodies differ");
+        drop(sender);
         broker.stop();
     }
 }
@@ -231,6 +233,7 @@ fn a_sleeping_shard_is_woken_by_who_connects_and_who_sends() {
                 read(&broker, Counter::Sleeps) > sleeps
             });
         }
+        drop(client);
         broker.stop();
     }
 }
