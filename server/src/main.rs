@@ -1,3 +1,46 @@
-//! The binary `courser`.
+//! The binary `courser`: a broker, and a command line that speaks to one.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | `args` | every verb and flag, defined once |
+//! | `quantity` | durations and sizes as people write them |
+//! | `error` | how a command ends when it does not end well, and its exit status |
+//! | `output` | answers on standard output, as text or JSON |
+//! | `signals` | SIGINT and SIGTERM as a wish to stop |
+//! | `serve` `send` `receive` `stats` `limits` `bench` | a verb each |
 
-fn main() {}
+mod args;
+mod bench;
+mod error;
+mod limits;
+mod output;
+mod quantity;
+mod serve;
+mod signals;
+
+use std::process::ExitCode;
+
+use args::Verb;
+
+/// The binary alone chooses it: a library that an application links has no say.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let verb = match args::parse() {
+        Ok(verb) => verb,
+        Err(answer) => return answer,
+    };
+    let ended = match verb {
+        Verb::Serve(options) => serve::serve(&options),
+        Verb::Bench(options) => bench::bench(&options),
+        Verb::Limits(options) => limits::limits(&options),
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{}", error.report());
+            error.status().into()
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! Every verb and every flag, defined once: help and errors derive from here.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use courser_transport::Transport;
+use courser_transport::affinity::Cores;
+use courser_transport::idle::IdleStrategy;
+
+use crate::error::Status;
+use crate::{output, quantity};
+
+const EXIT_STATUSES: &str = "\
+Exit status: 0 done, 1 this machine did not let it, 2 the command line is wrong, \
+3 the broker cannot be reached, 4 the broker refused, 5 a check failed, 6 it took too long.";
+
+/// A message broker whose first quality is latency on one node.
+#[derive(Debug, Parser)]
+#[command(
+    name = "courser",
+    version,
+    after_help = EXIT_STATUSES,
+    disable_help_subcommand = true,
+    arg_required_else_help = true,
+    subcommand_required = true
+)]
+struct CommandLine {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Run a broker until SIGINT or SIGTERM
+    Serve(ServeOptions),
+    /// Measure, always beside the floor of the same run
+    Bench(BenchOptions),
+    /// Print every bound and what happens when it is reached
+    Limits(LimitsOptions),
+}
+
+/// `courser serve`.
+#[derive(Debug, Args)]
+pub(crate) struct ServeOptions {
+    /// Where to accept connections; port 0 lets the system choose
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:7420", value_parser = listen_address)]
+    pub(crate) listen: SocketAddr,
+    /// Which cpu the shard runs on: auto, none (not pinned) or a number
+    #[arg(long, value_name = "LIST")]
+    pub(crate) cores: Option<Cores>,
+    /// How many shards, on cpus chosen for them
+    #[arg(long, value_name = "N", conflicts_with = "cores")]
+    pub(crate) shards: Option<u16>,
+    /// What to do without work: spin, adaptive or park
+    #[arg(long, value_name = "STRATEGY", default_value_t = IdleStrategy::Adaptive)]
+    pub(crate) idle: IdleStrategy,
+    /// How to reach the network: auto, io_uring or epoll
+    #[arg(long, value_name = "TRANSPORT", default_value_t = Transport::Auto)]
+    pub(crate) transport: Transport,
+    /// The memory bound, such as 256MiB
+    #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = quantity::size)]
+    pub(crate) memory: u64,
+    /// Accept connections from other machines, without asking who they are
+    #[arg(long)]
+    pub(crate) insecure: bool,
+}
+
+/// `courser bench`.
+#[derive(Debug, Args)]
+pub(crate) struct BenchOptions {
+    /// What to measure
+    #[arg(value_enum)]
+    pub(crate) workload: Workload,
+    /// Sizes of bodies, such as 64,1KiB
+    #[arg(long, value_name = "SIZE,...", value_delimiter = ',', value_parser = quantity::size_u32)]
+    pub(crate) payload: Vec<u32>,
+    /// How long to measure, in all and about
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub(crate) seconds: Option<Duration>,
+    /// The cpu of the broker or of what stands in for it
+    #[arg(long, value_name = "CPU", requires = "client_core")]
+    pub(crate) broker_core: Option<usize>,
+    /// The cpu of the client
+    #[arg(long, value_name = "CPU", requires = "broker_core")]
+    pub(crate) client_core: Option<usize>,
+    /// Write the report there as JSON, too
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+}
+
+/// What `courser bench` measures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Workload {
+    /// The least that any program could take on this machine, without a broker
+    Floor,
+}
+
+/// `courser limits`.
+#[derive(Debug, Args)]
+pub(crate) struct LimitsOptions {
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Reads the command line of this process. What to do comes back, or, where help was
+/// asked for or a mistake was found, the status to end with once that is printed.
+pub(crate) fn parse() -> Result<Verb, ExitCode> {
+    CommandLine::try_parse()
+        .map(|line| line.verb)
+        .map_err(|error| answer(&error))
+}
+
+/// Prints what clap has to say, and decides the status.
+///
+/// Help goes to standard output with status 0, also for a command line without a
+/// verb: it asks for nothing, and is answered with what there is.
+fn answer(error: &clap::Error) -> ExitCode {
+    let text = error.render();
+    match error.kind() {
+        ErrorKind::DisplayHelp
+        | ErrorKind::DisplayVersion
+        | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => match output::print(&text) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => error.status().into(),
+        },
+        _ => {
+            let verb = std::env::args().nth(1);
+            let verb = verb.filter(|verb| CommandLine::command().find_subcommand(verb).is_some());
+            eprintln!("{}", mistake(&text.to_string(), verb.as_deref()));
+            Status::Usage.into()
+        }
+    }
+}
+
+/// The mistake in one line and what to do in a second, from clap's several
+/// paragraphs: the mistake, tips, the usage, and where there is more.
+fn mistake(text: &str, verb: Option<&str>) -> String {
+    let mut paragraphs = text.split("\n\n");
+    // A reason may end in a line of its own that says what to do.
+    let first = paragraphs.next().unwrap_or_default();
+    let (mistake, fix) = match first.split_once("\n  fix ") {
+        Some((mistake, fix)) => (mistake, Some(fix)),
+        None => (first, None),
+    };
+    let mistake = one_line(mistake);
+    let tips = paragraphs.filter_map(|paragraph| paragraph.trim().strip_prefix("tip: "));
+    let mut fixes: Vec<_> = fix.into_iter().chain(tips).map(one_line).collect();
+    fixes.push(match verb {
+        Some(verb) => format!("courser {verb} --help"),
+        None => String::from("courser --help"),
+    });
+    format!("{mistake}\n  fix    {}", fixes.join(" · "))
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+fn listen_address(text: &str) -> Result<SocketAddr, String> {
+    text.parse()
+        .map_err(|_| String::from("an address is IP:PORT, such as 127.0.0.1:7420 or [::1]:0"))
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    text.parse()
+        .ok()
+        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+        .filter(|duration| !duration.is_zero())
+        .ok_or_else(|| String::from("a number of seconds above zero, such as 30"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_contradicts_itself_nowhere() {
+        CommandLine::command().debug_assert();
+    }
+
+    #[test]
+    fn a_mistake_is_one_line_and_what_to_do_another() {
+        for (line, expected) in [
+            (
+                "courser serve --corse 1",
+                "error: unexpected argument '--corse' found\n  fix    a similar argument exists: '--cores' · courser serve --help",
+            ),
+            (
+                "courser serve --cores x",
+                "error: invalid value 'x' for '--cores <LIST>': \"x\" is not a list of cpus\n  fix    cores = \"auto\", \"none\" or a list such as \"1\", \"1-3\" or \"0,2\" · courser serve --help",
+            ),
+            (
+                "courser bench",
+                "error: the following required arguments were not provided: <WORKLOAD>\n  fix    courser bench --help",
+            ),
+            (
+                "courser serve --memory 1GB",
+                "error: invalid value '1GB' for '--memory <SIZE>': a size is a number of bytes or of KiB, MiB or GiB, such as 512, 64KiB or 1MiB\n  fix    courser serve --help",
+            ),
+        ] {
+            let error = CommandLine::try_parse_from(line.split(' ')).expect_err(line);
+            let verb = line.split(' ').nth(1);
+            assert_eq!(mistake(&error.render().to_string(), verb), expected);
+        }
+    }
+}
