@@ -65,7 +65,8 @@ impl Segment {
     }
 }
 
-/// A reader's place: the next offset, and where it was last seen.
+/// A reader's place: the next offset, and where a message at or before it was
+/// last seen. The offset may be moved forward, over what is not wanted.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Cursor {
     /// The next offset to read.
@@ -132,6 +133,8 @@ pub struct Log {
     next_serial: u64,
     /// Chunks in all segments.
     chunks: usize,
+    /// Bytes written in all segments.
+    bytes: u64,
     /// Bytes of what is settled that are kept.
     retain: u64,
     /// Segments may have become thin.
@@ -148,6 +151,7 @@ impl Log {
             next: Offset(0),
             next_serial: 1,
             chunks: 0,
+            bytes: 0,
             retain,
             thinning: false,
         }
@@ -189,6 +193,7 @@ impl Log {
         }
         segment.last = offset;
         segment.used += frame.len();
+        self.bytes += frame.len() as u64;
         segment.records += 1;
         segment.claims += claims;
         self.next = Offset(offset.0 + 1);
@@ -216,6 +221,7 @@ impl Log {
         stamp(arena.bytes_mut(head), self.address, offset, time);
         let chunks = length.div_ceil(CHUNK);
         self.chunks += chunks;
+        self.bytes += length as u64;
         let serial = self.serial();
         self.segments.push_back(Segment {
             head,
@@ -288,12 +294,13 @@ impl Log {
         }
         let index = self.index_from(cursor.offset)?;
         let segment = &self.segments[index];
-        let mut byte = match () {
-            () if segment.serial == cursor.serial && cursor.byte < segment.used => cursor.byte,
-            () => records(arena, segment)
-                .find(|(_, header)| header.offset.get() >= cursor.offset.0)
-                .map(|(byte, _)| byte)?,
+        let seen = if segment.serial == cursor.serial {
+            cursor.byte
+        } else {
+            0
         };
+        let (mut byte, _) = records(arena, segment, seen)
+            .find(|(_, header)| header.offset.get() >= cursor.offset.0)?;
         let (start, mut count, mut bytes) = (byte, 0, 0);
         let bytes_in_head = arena.bytes(segment.head);
         let first = Offset(header_at(bytes_in_head, byte)?.offset.get());
@@ -450,6 +457,7 @@ impl Log {
             arena.give_chain(segment.head);
         }
         self.chunks = 0;
+        self.bytes = 0;
     }
 
     /// Panics if an invariant is broken.
@@ -476,6 +484,12 @@ impl Log {
             .map(|segment| segment.chunks as usize)
             .sum();
         assert_eq!(chunks, self.chunks, "every chunk is counted");
+        let bytes: u64 = self
+            .segments
+            .iter()
+            .map(|segment| segment.used as u64)
+            .sum();
+        assert_eq!(bytes, self.bytes, "every byte is counted");
     }
 
     /// Panics if what stands in the chunks is not what the segments say, or the
@@ -483,7 +497,7 @@ impl Log {
     pub(super) fn audit(&self, arena: &Arena, claims: impl Fn(Offset) -> usize) {
         for segment in &self.segments {
             let (mut count, mut claimed, mut end, mut before) = (0, 0, 0, None);
-            for (byte, header) in records(arena, segment) {
+            for (byte, header) in records(arena, segment, 0) {
                 let offset = Offset(header.offset.get());
                 assert!(before < Some(offset), "offsets within a segment rise");
                 assert!(segment.holds(offset), "a segment knows its ends");
@@ -547,6 +561,7 @@ impl Log {
             self.remove(arena, index);
         } else {
             // Written from its start again: its lines are still in the cache.
+            self.bytes -= segment.used as u64;
             segment.used = 0;
             segment.records = 0;
             segment.first = self.next;
@@ -559,17 +574,11 @@ impl Log {
     /// Gives back settled segments from the front while the others still are at
     /// least what is retained.
     fn release_beyond_retention(&mut self, arena: &mut Arena) {
-        let mut bytes: u64 = self
-            .segments
-            .iter()
-            .map(|segment| segment.used as u64)
-            .sum();
         while let Some(segment) = self.segments.front() {
-            let rest = bytes - segment.used as u64;
+            let rest = self.bytes - segment.used as u64;
             if !segment.sealed || segment.claims > 0 || segment.pins > 0 || rest < self.retain {
                 break;
             }
-            bytes = rest;
             self.remove(arena, 0);
         }
     }
@@ -580,6 +589,7 @@ impl Log {
             .remove(index)
             .expect("the caller's index is in range");
         self.chunks -= segment.chunks as usize;
+        self.bytes -= segment.used as u64;
         arena.give_chain(segment.head);
     }
 
@@ -610,6 +620,7 @@ impl Log {
             from += size;
         }
         assert!(records > 0, "a segment with claims has a claimed message");
+        self.bytes -= (segment.used - to) as u64;
         segment.used = to;
         segment.records = records;
         segment.serial = serial;
@@ -631,6 +642,7 @@ impl Log {
         let (last, used, records, claims) =
             (source.last, source.used, source.records, source.claims);
         let serial = self.serial();
+        self.bytes += used as u64;
         let target = &mut self.segments[before];
         target.last = last;
         target.used += used;
@@ -694,18 +706,19 @@ fn records_from(arena: &Arena, segment: &Segment, from: Offset) -> u32 {
     if segment.first >= from {
         return segment.records;
     }
-    let before = records(arena, segment)
+    let before = records(arena, segment, 0)
         .take_while(|(_, header)| header.offset.get() < from.0)
         .count();
     segment.records - u32::try_from(before).expect("a segment has fewer than 2^32 records")
 }
 
+/// The segment's messages from `byte` on, where one begins, and where each lies.
 fn records<'a>(
     arena: &'a Arena,
     segment: &'a Segment,
+    mut byte: usize,
 ) -> impl Iterator<Item = (usize, &'a MessageHeader)> {
     let bytes = arena.bytes(segment.head);
-    let mut byte = 0;
     core::iter::from_fn(move || {
         if byte >= segment.used {
             return None;

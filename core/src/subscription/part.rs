@@ -70,7 +70,11 @@ pub struct Part {
     live: u32,
     returned: u32,
     /// No returned entry lies below.
-    returned_from: Offset,
+    returned_from: Cursor,
+    /// Consumers that acknowledge through an offset, and below which one each of
+    /// them holds nothing: a consumer's next acknowledgement looks no further back,
+    /// however much others hold there.
+    settled_through: Vec<(Handle, Offset)>,
 }
 
 impl Part {
@@ -82,7 +86,8 @@ impl Part {
             entries: VecDeque::new(),
             live: 0,
             returned: 0,
-            returned_from: offset,
+            returned_from: Cursor::at(offset),
+            settled_through: Vec::new(),
         }
     }
 
@@ -171,10 +176,20 @@ impl Part {
             settled: 0,
             strange: last >= self.fresh.offset,
         };
+        let mark = self
+            .settled_through
+            .iter()
+            .position(|(other, _)| *other == consumer)
+            .unwrap_or_else(|| {
+                self.settled_through.push((consumer, Offset(0)));
+                self.settled_through.len() - 1
+            });
+        let from = self.settled_through[mark].1;
         let mut run = SettledRun::default();
+        let index = self.index_of(from);
         for entry in self
             .entries
-            .iter_mut()
+            .range_mut(index..)
             .take_while(|entry| entry.offset <= last)
         {
             if entry.state == State::Delivered && entry.consumer == consumer {
@@ -184,6 +199,8 @@ impl Part {
             }
         }
         run.end(arena, log);
+        let through = self.fresh.offset.min(Offset(last.0.saturating_add(1)));
+        self.settled_through[mark].1 = from.max(through);
         self.forget(outcome.settled);
         outcome
     }
@@ -196,8 +213,8 @@ impl Part {
         for entry in &mut self.entries {
             if entry.state == State::Delivered && entry.consumer == consumer {
                 entry.state = State::Returned;
-                if back == 0 {
-                    self.returned_from = self.returned_from.min(entry.offset);
+                if entry.offset < self.returned_from.offset {
+                    self.returned_from = Cursor::at(entry.offset);
                 }
                 if entry.delivery >= handed {
                     entry.count -= 1;
@@ -206,6 +223,7 @@ impl Part {
             }
         }
         self.returned += back;
+        self.settled_through.retain(|(other, _)| *other != consumer);
         back
     }
 
@@ -218,7 +236,9 @@ impl Part {
                 entry.state = State::Returned;
                 entry.count -= 1;
                 self.returned += 1;
-                self.returned_from = self.returned_from.min(entry.offset);
+                if entry.offset < self.returned_from.offset {
+                    self.returned_from = Cursor::at(entry.offset);
+                }
             }
         }
     }
@@ -236,6 +256,7 @@ impl Part {
         self.fresh = Cursor::at(log.next());
         self.live = 0;
         self.returned = 0;
+        self.settled_through.clear();
     }
 
     /// Whether a consumer with credit would get something.
@@ -286,10 +307,18 @@ impl Part {
             before = Some(entry.offset);
             live += u32::from(entry.state != State::Settled);
             assert!(
-                entry.state != State::Returned || entry.offset >= self.returned_from,
+                entry.state != State::Returned || entry.offset >= self.returned_from.offset,
                 "no returned entry lies below the mark"
             );
             returned += u32::from(entry.state == State::Returned);
+            assert!(
+                entry.state != State::Delivered
+                    || self
+                        .settled_through
+                        .iter()
+                        .all(|(other, from)| *other != entry.consumer || entry.offset >= *from),
+                "a consumer holds nothing below what it acknowledged through"
+            );
         }
         assert_eq!(
             (live, returned),
@@ -309,15 +338,15 @@ impl Part {
         consumer: Handle,
         delivery: u64,
     ) -> Option<Delivered> {
-        let from = self.index_of(self.returned_from);
+        let from = self.index_of(self.returned_from.offset);
         let entry = self
             .entries
             .range_mut(from..)
             .find(|entry| entry.state == State::Returned)?;
-        let mut cursor = Cursor::at(entry.offset);
+        self.returned_from.offset = entry.offset;
         let run = log.read(
             arena,
-            &mut cursor,
+            &mut self.returned_from,
             RunLimit {
                 messages: 1,
                 bytes: 1,
@@ -331,8 +360,12 @@ impl Part {
         entry.consumer = consumer;
         entry.delivery = delivery;
         entry.count = entry.count.saturating_add(1);
-        self.returned_from = Offset(entry.offset.0 + 1);
         self.returned -= 1;
+        for (other, from) in &mut self.settled_through {
+            if *other == consumer {
+                *from = entry.offset.min(*from);
+            }
+        }
         Some(Delivered {
             run,
             count: entry.count,
