@@ -1,0 +1,118 @@
+//! `courser serve` as its operator meets it: what it says, what it refuses, how it
+//! stops.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::net::{TcpListener, TcpStream};
+
+use rustix::process::Signal;
+use support::{Broker, Running, courser, on_both_transports, run};
+
+/// The first line says what is wrong, the second, if any, what to do.
+fn refused(line: &str, status: i32, expected: &str) {
+    let ended = courser(line);
+    assert_eq!(ended.status, Some(status), "{line}: {ended:?}");
+    assert_eq!(ended.stdout, "", "{line}");
+    let lines: Vec<_> = ended.stderr.lines().collect();
+    assert!(lines[0].starts_with("error"), "{line}: {ended:?}");
+    assert!(lines[0].contains(expected), "{line}: {ended:?}");
+    assert!(lines.len() <= 2, "{line}: {ended:?}");
+    assert!(
+        lines.iter().skip(1).all(|line| line.starts_with("  fix ")),
+        "{line}: {ended:?}"
+    );
+}
+
+#[test]
+fn without_a_verb_it_prints_help() {
+    let ended = run::<&str>(&[]);
+    assert_eq!(ended.status, Some(0));
+    assert!(ended.stdout.contains("Usage: courser"), "{ended:?}");
+    assert!(ended.stdout.contains("Exit status: 0 done"), "{ended:?}");
+    assert_eq!(ended.stderr, "");
+}
+
+#[test]
+fn it_says_what_it_runs_with_and_stops_in_order_at_a_signal() {
+    for signal in [Signal::TERM, Signal::INT] {
+        on_both_transports(|broker| {
+            assert!(TcpStream::connect(&broker.address).is_ok());
+            broker.signal(signal);
+            let ended = broker.end();
+            assert_eq!((ended.status, ended.signal), (Some(0), None), "{ended:?}");
+            for word in ["shard 0", "idle", "memory     256 MiB", "durability memory"] {
+                assert!(ended.stdout.contains(word), "{word}: {ended:?}");
+            }
+            assert!(ended.stderr.starts_with("stopping"), "{ended:?}");
+        });
+    }
+}
+
+#[test]
+fn a_taken_port_is_named_with_what_to_do() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    refused(
+        &format!("serve --listen {address}"),
+        1,
+        &format!("cannot listen on {address}"),
+    );
+}
+
+#[test]
+fn what_does_not_exist_or_does_not_go_together_is_refused_in_one_line() {
+    for (line, expected) in [
+        ("serve --listen here", "an address is IP:PORT"),
+        ("serve --listen 0.0.0.0:0", "not a loopback address"),
+        ("serve --cores one", "not a list of cpus"),
+        (
+            "serve --cores 4000",
+            "cpu 4000 is not in this process's cpuset",
+        ),
+        ("serve --shards 2", "this version runs one"),
+        ("serve --shards 0", "this version runs one"),
+        ("serve --shards 1 --cores 0", "cannot be used with"),
+        ("serve --idle hard", "hard"),
+        (
+            "serve --transport rdma",
+            "none of \"auto\", \"io_uring\" and \"epoll\"",
+        ),
+        ("serve --memory 1MiB", "below the least of 64 MiB"),
+        ("serve --memory lots", "a size is a number of bytes"),
+        ("serve --quick", "unexpected argument '--quick'"),
+        ("dance", "unrecognized subcommand 'dance'"),
+    ] {
+        refused(line, 2, expected);
+    }
+}
+
+#[test]
+fn a_port_that_a_broker_left_can_be_taken_again_at_once() {
+    let broker = Broker::start("epoll");
+    let address = broker.address.clone();
+    let _open = TcpStream::connect(&address).unwrap();
+    broker.signal(Signal::TERM);
+    assert_eq!(broker.end().status, Some(0));
+    let mut again = Running::start(&["serve", "--listen", &address, "--cores", "none"]);
+    assert!(again.next_line().unwrap().starts_with("courser "));
+    again.signal(Signal::TERM);
+    assert_eq!(again.end().status, Some(0));
+}
+
+#[test]
+fn every_bound_is_listed_for_people_and_for_programs() {
+    let ended = courser("limits");
+    assert_eq!(ended.status, Some(0));
+    assert!(ended.stdout.contains("message body"), "{ended:?}");
+    let rows: serde_json::Value = serde_json::from_str(&courser("limits --json").stdout).unwrap();
+    let rows = rows.as_array().unwrap();
+    assert_eq!(rows.len(), ended.stdout.lines().count());
+    let body = rows
+        .iter()
+        .find(|row| row["name"] == "message body")
+        .unwrap();
+    assert_eq!(body["value"], 4 << 20);
+    assert_eq!(body["unit"], "bytes");
+}

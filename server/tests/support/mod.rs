@@ -1,0 +1,247 @@
+//! The real binary as a child process: started, read line by line, waited for with a
+//! deadline, and killed when a test leaves it behind.
+
+#![allow(clippy::unwrap_used, dead_code, unreachable_pub)]
+
+use std::ffi::OsStr;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+/// Longer than anything here takes on a busy machine, shorter than patience.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// How a command ended, and all it said.
+#[derive(Debug)]
+pub struct Ended {
+    /// The exit status, or nothing if a signal ended it.
+    pub status: Option<i32>,
+    /// The signal that ended it.
+    pub signal: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+/// A command that runs.
+pub struct Running {
+    child: Child,
+    line: String,
+    stdout: Receiver<String>,
+    stderr: Option<JoinHandle<String>>,
+    deadline: Instant,
+}
+
+impl Running {
+    /// Starts `courser` with `arguments`; its standard input is empty.
+    pub fn start<S: AsRef<OsStr>>(arguments: &[S]) -> Self {
+        Self::start_with_input(arguments, "")
+    }
+
+    /// Starts `courser` with `arguments` and a standard input.
+    pub fn start_with_input<S: AsRef<OsStr>>(arguments: &[S], input: &str) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_courser"))
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let words = arguments.iter().map(|word| word.as_ref().to_string_lossy());
+        let line = format!("courser {}", words.collect::<Vec<_>>().join(" "));
+
+        let mut stdin = child.stdin.take().unwrap();
+        let input = input.to_owned();
+        // A child that reads nothing closes the pipe, which is its own business.
+        thread::spawn(move || stdin.write_all(input.as_bytes()));
+        let (sender, stdout) = channel();
+        let mut lines = BufReader::new(child.stdout.take().unwrap());
+        thread::spawn(move || {
+            let mut line = String::new();
+            while lines.read_line(&mut line).unwrap_or(0) > 0 {
+                if sender.send(std::mem::take(&mut line)).is_err() {
+                    break;
+                }
+            }
+        });
+        let mut errors = child.stderr.take().unwrap();
+        let stderr = thread::spawn(move || {
+            let mut text = Vec::new();
+            errors.read_to_end(&mut text).unwrap();
+            String::from_utf8(text).unwrap()
+        });
+        Self {
+            child,
+            line,
+            stdout,
+            stderr: Some(stderr),
+            deadline: Instant::now() + DEADLINE,
+        }
+    }
+
+    /// The next line of standard output without its end; `None` once there is none.
+    pub fn next_line(&mut self) -> Option<String> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        match self.stdout.recv_timeout(left) {
+            Ok(line) => Some(line.trim_end_matches('\n').to_owned()),
+            Err(RecvTimeoutError::Disconnected) => None,
+            Err(RecvTimeoutError::Timeout) => {
+                panic!("`{}` is silent and does not end", self.line)
+            }
+        }
+    }
+
+    pub fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill_process(self.pid(), signal).unwrap();
+    }
+
+    /// Reads what is left and waits for the end.
+    pub fn end(mut self) -> Ended {
+        let mut stdout = String::new();
+        while let Some(line) = self.next_line() {
+            stdout.push_str(&line);
+            stdout.push('\n');
+        }
+        // Standard output is closed by the end of the process and by nothing else.
+        let status = self.child.wait().unwrap();
+        let stderr = self.stderr.take().unwrap().join().unwrap();
+        Ended {
+            status: status.code(),
+            signal: status.signal(),
+            stdout,
+            stderr,
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Both fail only if it has ended, which is what is wanted.
+        let _gone = self.child.kill();
+        let _gone = self.child.wait();
+    }
+}
+
+/// Runs a command to its end.
+pub fn run<S: AsRef<OsStr>>(arguments: &[S]) -> Ended {
+    Running::start(arguments).end()
+}
+
+/// Runs a command line without quotes to its end.
+pub fn courser(line: &str) -> Ended {
+    run(&line.split_whitespace().collect::<Vec<_>>())
+}
+
+/// A broker on a free port.
+pub struct Broker {
+    running: Running,
+    pub address: String,
+}
+
+impl Broker {
+    /// Starts one and waits until it accepts connections.
+    pub fn start(transport: &str) -> Self {
+        Self::try_start(transport).unwrap_or_else(|ended| panic!("no broker: {ended:?}"))
+    }
+
+    fn try_start(transport: &str) -> Result<Self, Ended> {
+        let mut running = Running::start(&[
+            "serve",
+            "--listen",
+            "127.0.0.1:0",
+            "--cores",
+            "none",
+            "--memory",
+            "256MiB",
+            "--transport",
+            transport,
+        ]);
+        while let Some(line) = running.next_line() {
+            if let Some(address) = line.strip_prefix("listening ") {
+                let address = address.trim().to_owned();
+                return Ok(Self { running, address });
+            }
+        }
+        Err(running.end())
+    }
+
+    /// Runs a verb against this broker to its end.
+    pub fn courser(&self, line: &str) -> Ended {
+        self.start_verb(line).end()
+    }
+
+    /// The same with a standard input.
+    pub fn courser_with_input(&self, line: &str, input: &str) -> Ended {
+        Running::start_with_input(&self.arguments(line), input).end()
+    }
+
+    /// Starts a verb against this broker.
+    pub fn start_verb(&self, line: &str) -> Running {
+        Running::start(&self.arguments(line))
+    }
+
+    fn arguments(&self, line: &str) -> Vec<String> {
+        let words = line.split_whitespace().map(str::to_owned);
+        words
+            .chain([String::from("--connect"), self.address.clone()])
+            .collect()
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        self.running.signal(signal);
+    }
+
+    /// Waits for the broker's end.
+    pub fn end(self) -> Ended {
+        self.running.end()
+    }
+}
+
+/// Runs `test` on a broker over epoll and on one over io_uring, the latter only where
+/// the machine allows it, which is said.
+pub fn on_both_transports(test: impl Fn(Broker)) {
+    test(Broker::start("epoll"));
+    match Broker::try_start("io_uring") {
+        Ok(broker) => test(broker),
+        Err(ended) => {
+            assert_eq!(ended.status, Some(1), "{ended:?}");
+            assert!(ended.stderr.starts_with("error[C100"), "{ended:?}");
+            eprintln!("SKIPPED on io_uring: {}", ended.stderr);
+        }
+    }
+}
+
+/// A directory that is gone after the test.
+pub struct Directory(PathBuf);
+
+impl Directory {
+    pub fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("courser-test-{}-{count}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    pub fn file(&self, name: &str) -> String {
+        self.0.join(name).to_str().unwrap().to_owned()
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        // What is left behind in the directory for temporary files harms nobody.
+        let _left = std::fs::remove_dir_all(&self.0);
+    }
+}
