@@ -81,6 +81,9 @@ pub struct BrokerConfig {
     pub cores: Cores,
     /// What to do without work.
     pub idle: IdleStrategy,
+    /// How long an adaptive shard spins before it sleeps; by default what fits the
+    /// machine, see [`IdleStrategy::spin_budget`].
+    pub spin_budget: Option<Duration>,
     /// Spin even where spinning threads leave no processor to others.
     pub spin_regardless: bool,
     /// The memory bound in bytes, at least [`limits::MEMORY_MIN`].
@@ -97,6 +100,7 @@ impl Default for BrokerConfig {
             transport: Transport::default(),
             cores: Cores::default(),
             idle: IdleStrategy::default(),
+            spin_budget: None,
             spin_regardless: false,
             memory: limits::MEMORY_DEFAULT,
             ring: RingSize {
@@ -297,7 +301,9 @@ impl Broker {
             Err(refused) if !config.spin_regardless => (IdleStrategy::Adaptive, Some(refused)),
             Err(_) | Ok(_) => (config.idle, None),
         };
-        let spin_budget = IdleStrategy::spin_budget(topology.virtual_machine);
+        let spin_budget = config
+            .spin_budget
+            .unwrap_or_else(|| IdleStrategy::spin_budget(topology.virtual_machine));
         // Bound before any thread exists, so that a taken port costs nothing; nobody is
         // answered before the shards are there.
         let listener = TcpListener::bind(config.listen).map_err(|source| StartError::Listen {
