@@ -484,6 +484,7 @@ fn bytes_for_a_sleeper_end_its_sleep<R: Ring<Socket = OwnedFd>>(mut ring: R) {
     ring.attach(slot(0), ours).unwrap();
     ring.arm_receive(slot(0));
     ring.turn(Wait::No).unwrap();
+    assert!(ring.next().is_none());
     let writer = std::thread::spawn(move || {
         theirs.write_all(b"wake").unwrap();
         theirs
