@@ -39,7 +39,9 @@ pub mod report;
 pub mod table;
 pub mod units;
 
+mod series;
 mod sys;
+mod watch;
 
 pub use error::BenchError;
 pub use report::Report;

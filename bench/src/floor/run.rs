@@ -18,20 +18,19 @@ use std::thread;
 use std::time::Duration;
 
 use super::frame::frame_bytes;
-use super::gaps::Gaps;
 use super::independent;
 use super::relay::RelayFloor;
-use super::ring::RingFloor;
 use super::round_trip::{EchoKind, RoundTripFloor};
-use super::stream::{self, Rate, StreamFloor, StreamKind};
+use super::stream::{self, StreamFloor, StreamKind};
 use crate::compare::{Noise, PairedRatio};
 use crate::error::BenchError;
-use crate::histogram::{Histogram, Percentiles};
-use crate::machine::CpuTimes;
+use crate::histogram::Histogram;
 use crate::pin::{self, Cores};
 use crate::progress::Progress;
-use crate::report::{Check, Conditions, Measurement, Mode, Report, RunHeader};
+use crate::report::{Check, Measurement, Mode, Report, RunHeader};
+use crate::series::{LatencySeries, RateSeries};
 use crate::units;
+use crate::watch::Watch;
 
 /// Fewer rounds do not carry an interval.
 pub const ROUNDS_MIN: u32 = 6;
@@ -139,13 +138,9 @@ fn run(options: &FloorOptions, cores: Cores) -> Result<Report, BenchError> {
     let plan = Plan::of(options, lanes.len())?;
     header.plan = plan.to_string();
 
-    let watched = [cores.client, cores.broker];
-    let times_before = CpuTimes::read();
-    let progress = Progress::new(plan.slices + 3);
+    let progress = Progress::new(plan.slices + 2);
     progress.next("ring and gaps");
-    let ring_before = RingFloor::measure(cores, plan.ring)?;
-    progress.done();
-    let gaps = Gaps::measure(&watched, plan.gaps)?;
+    let watch = Watch::begin(cores, plan.ring, plan.gaps)?;
     progress.done();
     let mut scratch = Scratch::default();
     for _ in 0..options.rounds {
@@ -161,18 +156,13 @@ fn run(options: &FloorOptions, cores: Cores) -> Result<Report, BenchError> {
         }
     }
     progress.next("ring");
-    let ring_after = RingFloor::measure(cores, plan.ring)?;
+    let conditions = watch.end(&mut notes)?;
     drop(progress);
 
     let mut report = Report {
         header,
         results: Vec::new(),
-        conditions: Conditions {
-            ring_before: Some(ring_before),
-            ring_after: Some(ring_after),
-            gaps,
-            stolen: CpuTimes::read().stolen_since(&times_before, &watched),
-        },
+        conditions,
         checks: Vec::new(),
         notes,
     };
@@ -183,8 +173,6 @@ fn run(options: &FloorOptions, cores: Cores) -> Result<Report, BenchError> {
             .collect();
         summarise(payload, &lanes, &mut report);
     }
-    note_moved_cores(&ring_before, &ring_after, &mut report.notes);
-    note_busy_cores(&report.conditions.gaps, &mut report.notes);
     for lane in lanes {
         lane.end()?;
     }
@@ -244,29 +232,6 @@ impl std::fmt::Display for Plan {
     }
 }
 
-/// Round trips of all slices together, and the p50 of each.
-#[derive(Default)]
-struct Series {
-    pooled: Histogram,
-    p50s_ns: Vec<Option<f64>>,
-}
-
-impl Series {
-    fn add(&mut self, slice: &Histogram) {
-        self.pooled.merge(slice);
-        self.p50s_ns.push(slice.quantile_ns(0.5).map(units::to_f64));
-    }
-
-    fn percentiles(&self) -> Percentiles {
-        self.pooled.percentiles()
-    }
-
-    fn measurement(&self, workload: &str, payload: u32) -> Measurement {
-        Measurement::latency(workload, payload, Mode::Poll, self.percentiles())
-            .with_slices(&self.p50s_ns)
-    }
-}
-
 /// Two histograms that every slice uses anew.
 #[derive(Default)]
 struct Scratch {
@@ -283,22 +248,21 @@ struct Lane {
 enum Instrument {
     Echo {
         floor: RoundTripFloor,
-        series: Series,
+        series: LatencySeries,
         /// The second of two of one kind, there to be compared with the first.
         again: bool,
     },
     Independent {
-        series: Series,
+        series: LatencySeries,
     },
     Relay {
         floor: RelayFloor,
-        to_consumer: Series,
-        to_ack: Series,
+        to_consumer: LatencySeries,
+        to_ack: LatencySeries,
     },
     Stream {
         floor: StreamFloor,
-        total: Rate,
-        rates: Vec<Option<f64>>,
+        series: RateSeries,
     },
 }
 
@@ -320,13 +284,13 @@ fn open_lanes(
         let echo = |kind, again| -> Result<Instrument, BenchError> {
             Ok(Instrument::Echo {
                 floor: RoundTripFloor::start(kind, cores.broker, frame)?,
-                series: Series::default(),
+                series: LatencySeries::default(),
                 again,
             })
         };
         // The three that are compared with each other are neighbours.
         open(Instrument::Independent {
-            series: Series::default(),
+            series: LatencySeries::default(),
         });
         open(echo(EchoKind::Spin, false)?);
         open(echo(EchoKind::Spin, true)?);
@@ -348,14 +312,13 @@ fn open_lanes(
         }
         open(Instrument::Relay {
             floor: RelayFloor::start(cores.broker, frame)?,
-            to_consumer: Series::default(),
-            to_ack: Series::default(),
+            to_consumer: LatencySeries::default(),
+            to_ack: LatencySeries::default(),
         });
         for kind in StreamKind::ALL {
             open(Instrument::Stream {
                 floor: StreamFloor::start(kind, cores.broker, frame, options.chunk_bytes)?,
-                total: Rate::default(),
-                rates: Vec::new(),
+                series: RateSeries::default(),
             });
         }
     }
@@ -398,14 +361,8 @@ impl Lane {
                 to_consumer.add(&scratch.first);
                 to_ack.add(&scratch.second);
             }
-            Instrument::Stream {
-                floor,
-                total,
-                rates,
-            } => {
-                let rate = floor.slice(duration)?;
-                total.add(&rate);
-                rates.push(Some(rate.msgs_per_s()));
+            Instrument::Stream { floor, series } => {
+                series.add(&floor.slice(duration)?);
             }
         }
         Ok(())
@@ -470,12 +427,12 @@ fn summarise(payload: u32, lanes: &[&Lane], report: &mut Report) {
     let best_stream = lanes
         .iter()
         .filter_map(|lane| match &lane.instrument {
-            Instrument::Stream { floor, total, .. } => Some((floor.kind(), total)),
+            Instrument::Stream { floor, series } => Some((floor.kind(), &series.total)),
             _ => None,
         })
         .max_by(|left, right| f64::total_cmp(&left.1.msgs_per_s(), &right.1.msgs_per_s()));
 
-    let against_floor = |measurement: Measurement, series: &Series| {
+    let against_floor = |measurement: Measurement, series: &LatencySeries| {
         measurement
             .with_floor_latency(best_kind, &best_percentiles)
             .with_paired_ratio(PairedRatio::of(&series.p50s_ns, &best.p50s_ns))
@@ -489,13 +446,13 @@ fn summarise(payload: u32, lanes: &[&Lane], report: &mut Report) {
             } => {
                 let suffix = if *again { " again" } else { "" };
                 let measurement = series
-                    .measurement("floor round trip", payload)
+                    .measurement("floor round trip", payload, Mode::Poll)
                     .of_kind(format!("{}{suffix}", floor.kind()));
                 report.results.push(against_floor(measurement, series));
             }
             Instrument::Independent { series } => {
                 let measurement = series
-                    .measurement("floor round trip", payload)
+                    .measurement("floor round trip", payload, Mode::Poll)
                     .of_kind("independent");
                 report.results.push(against_floor(measurement, series));
             }
@@ -505,19 +462,16 @@ fn summarise(payload: u32, lanes: &[&Lane], report: &mut Report) {
                 ..
             } => {
                 for (series, to) in [(to_consumer, "to consumer"), (to_ack, "to ack")] {
-                    let measurement = series.measurement("floor relay", payload).of_kind(to);
+                    let measurement = series
+                        .measurement("floor relay", payload, Mode::Poll)
+                        .of_kind(to);
                     report.results.push(measurement);
                 }
             }
-            Instrument::Stream {
-                floor,
-                total,
-                rates,
-            } => {
-                let mut measurement =
-                    Measurement::rate("floor stream", payload, Mode::Poll, *total)
-                        .of_kind(floor.kind())
-                        .with_slices(rates);
+            Instrument::Stream { floor, series } => {
+                let mut measurement = series
+                    .measurement("floor stream", payload, Mode::Poll)
+                    .of_kind(floor.kind());
                 if let Some((kind, best)) = &best_stream {
                     measurement = measurement.with_floor_rate(kind, best);
                 }
@@ -563,35 +517,5 @@ fn summarise(payload: u32, lanes: &[&Lane], report: &mut Report) {
         .is_none_or(|known| known.bound < noise.bound)
     {
         report.header.noise = Some(noise);
-    }
-}
-
-/// Says so if the hand-off between the cores has changed during the run.
-fn note_moved_cores(before: &RingFloor, after: &RingFloor, notes: &mut Vec<String>) {
-    const MOVED: f64 = 1.5;
-    let ratio = after.round_trip_p50_ns / before.round_trip_p50_ns;
-    if !(MOVED.recip()..=MOVED).contains(&ratio) {
-        notes.push(format!(
-            "the ring's round trip went from {} to {} during the run: the cores have moved or \
-             were shared, so compare figures only within a round",
-            units::nanoseconds(before.round_trip_p50_ns),
-            units::nanoseconds(after.round_trip_p50_ns),
-        ));
-    }
-}
-
-/// Says so if the cores were not ours: then the tails, and sometimes more, are
-/// somebody else's.
-fn note_busy_cores(gaps: &[Gaps], notes: &mut Vec<String>) {
-    const LOST_SHARE_MAX: f64 = 0.02;
-    for gaps in gaps {
-        if gaps.lost_share() > LOST_SHARE_MAX {
-            notes.push(format!(
-                "cpu {} was away for {} of the time it was watched: other programs or the host use \
-                 it, so tails and rates of this run are noise",
-                gaps.cpu,
-                units::percent(gaps.lost_share())
-            ));
-        }
     }
 }
