@@ -584,3 +584,60 @@ fn fail_stop(message: &str) -> ! {
     eprintln!("fatal: {message}");
     abort();
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::Command;
+
+    #[test]
+    fn a_thread_that_panics_takes_the_process_down() {
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["--ignored", "--exact", "--nocapture"])
+            .arg("broker::tests::child_whose_thread_panics")
+            .output()
+            .unwrap();
+        let complained = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.signal(), Some(libc::SIGABRT), "{complained}");
+        assert!(
+            complained.contains("an invariant is broken"),
+            "{complained}"
+        );
+    }
+
+    #[test]
+    #[ignore = "run by a_thread_that_panics_takes_the_process_down in a process of its own"]
+    fn child_whose_thread_panics() {
+        let thread = spawn(String::from("doomed"), || panic!("an invariant is broken")).unwrap();
+        join(thread);
+    }
+
+    #[test]
+    fn a_transport_is_read_as_it_is_written() {
+        for transport in [Transport::Auto, Transport::IoUring, Transport::Epoll] {
+            assert_eq!(transport.to_string().parse(), Ok(transport));
+        }
+        assert!("uring".parse::<Transport>().is_err());
+    }
+
+    #[test]
+    fn every_refusal_to_start_has_a_code_of_its_own() {
+        let kernel = StartError::kernel("a thread")(Errno(libc::EAGAIN));
+        assert_eq!(kernel.to_string(), "the kernel refused a thread: EAGAIN");
+        let several = StartError::SeveralShards {
+            cores: "0-1".parse().unwrap(),
+            shards: 2,
+        };
+        assert!(several.to_string().contains("fix    name one cpu"));
+        let memory = StartError::Memory { bound: MIB };
+        assert_eq!(
+            memory.to_string(),
+            "a memory bound of 1 MiB is below the least of 64 MiB"
+        );
+        let codes = [kernel.code(), several.code(), memory.code()];
+        assert_eq!(codes, ["C1303", "C1206", "C1302"]);
+    }
+}

@@ -450,6 +450,8 @@ struct AheadOfNeed {
     backed: usize,
     /// When to look again; `None` once all of it is backed, or it cannot be done.
     due: Option<Monotonic>,
+    /// How long until the look after the next, if there is nothing to do then.
+    patience: Duration,
 }
 
 /// How far ahead of the shard memory is put.
@@ -460,6 +462,9 @@ const SLICE: usize = 2 * 1024 * 1024;
 const LOOK_SOON: Duration = Duration::from_millis(2);
 /// And after there was nothing: at a gigabyte a second, what is ahead lasts longer.
 const LOOK_LATER: Duration = Duration::from_millis(20);
+/// Where nothing is used for long, each look is twice as late as the last, up to this:
+/// a resting broker rests. If it is too late once, the shard meets the faults itself.
+const LOOK_AT_LEAST_EVERY: Duration = Duration::from_millis(320);
 
 impl AheadOfNeed {
     fn new(shard: &ShardEntrance) -> Self {
@@ -470,6 +475,7 @@ impl AheadOfNeed {
             length,
             backed: 0,
             due: Some(Monotonic(0)),
+            patience: LOOK_LATER,
         }
     }
 
@@ -481,9 +487,11 @@ impl AheadOfNeed {
         let used = self.length.saturating_sub(free.saturating_mul(CHUNK));
         let wanted = used.saturating_add(AHEAD).min(self.length);
         if self.backed >= wanted {
-            self.due = (self.backed < self.length).then(|| now.after(LOOK_LATER));
+            self.due = (self.backed < self.length).then(|| now.after(self.patience));
+            self.patience = LOOK_AT_LEAST_EVERY.min(self.patience * 2);
             return;
         }
+        self.patience = LOOK_LATER;
         let slice = SLICE.min(self.length - self.backed);
         self.due = match sys::populate(self.address + self.backed, slice) {
             Ok(()) => {
