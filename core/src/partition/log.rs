@@ -17,7 +17,8 @@
 //!
 //! Invariants: segments are in the order of their offsets and do not overlap;
 //! offsets within one rise; only the last one may be open; a segment's claims
-//! are the sum over all subscriptions of its unsettled messages.
+//! are the sum over all subscriptions of its unsettled messages; `chunks` and
+//! `bytes` are sums over the segments.
 
 use std::collections::VecDeque;
 
@@ -28,8 +29,18 @@ use crate::id::{DestinationNumber, Offset, PartitionIndex};
 use crate::memory::{Arena, CHUNK, ChunkId};
 use crate::time::Wall;
 
-/// A claimed share below this is thinned out.
+/// A segment is thinned out when one part in this many of its claims is left: what
+/// is settled in order costs at most an eighth of a copy.
 const THIN_SHARE: u32 = 8;
+/// The same far behind the readers, where nothing is settled in order any more: a
+/// small message shall not hold a chunk that it shared with a few large ones.
+const THIN_SHARE_OVERTAKEN: u32 = 2;
+/// How many segments far behind is: the prefetch of sixteen consumers; few in the
+/// tests, whose models are small.
+const OVERTAKEN: usize = if cfg!(test) { 4 } else { 256 };
+
+/// What looking at one thing costs.
+const CACHE_LINE: usize = 64;
 
 /// A stretch of the log.
 #[derive(Debug)]
@@ -47,6 +58,8 @@ struct Segment {
     used: usize,
     records: u32,
     claims: u32,
+    /// Claims it was given, or had left when it was thinned out last.
+    granted: u32,
     /// Pieces of it that the kernel may still read.
     pins: u32,
     sealed: bool,
@@ -57,11 +70,14 @@ impl Segment {
         self.records > 0 && self.first <= offset && offset <= self.last
     }
 
-    fn thin(&self) -> bool {
-        self.sealed
-            && self.chunks == 1
-            && self.claims > 0
-            && self.claims * THIN_SHARE < self.records
+    fn thin(&self, overtaken: bool) -> bool {
+        let share = if overtaken {
+            THIN_SHARE_OVERTAKEN
+        } else {
+            THIN_SHARE
+        };
+        let left = u64::from(self.claims) * u64::from(share);
+        self.sealed && self.chunks == 1 && self.claims > 0 && left <= u64::from(self.granted)
     }
 }
 
@@ -137,8 +153,10 @@ pub struct Log {
     bytes: u64,
     /// Bytes of what is settled that are kept.
     retain: u64,
-    /// Segments may have become thin.
+    /// Segments may have become thin since the last sweep for them began.
     thinning: bool,
+    /// Where the sweep goes on that is under way; the start if none is.
+    sweep: Offset,
 }
 
 impl Log {
@@ -154,6 +172,7 @@ impl Log {
             bytes: 0,
             retain,
             thinning: false,
+            sweep: Offset(0),
         }
     }
 
@@ -196,6 +215,7 @@ impl Log {
         self.bytes += frame.len() as u64;
         segment.records += 1;
         segment.claims += claims;
+        segment.granted += claims;
         self.next = Offset(offset.0 + 1);
         Ok(offset)
     }
@@ -232,6 +252,7 @@ impl Log {
             used: length,
             records: 1,
             claims,
+            granted: claims,
             pins: 0,
             sealed: true,
         });
@@ -254,18 +275,16 @@ impl Log {
             let here = end.min(segment.last.0 + 1) - at;
             segment.claims -= u32::try_from(here).expect("a segment has fewer than 2^32 records");
             at += here;
-            if segment.claims == 0 {
-                self.release(arena, index);
-            } else if segment.thin() {
-                self.thinning = true;
-            }
+            self.look_after(arena, index);
         }
     }
 
     /// Adds a claim to every message from `from` on: a subscription starts there.
     pub fn claim(&mut self, arena: &Arena, from: Offset) {
         for segment in &mut self.segments {
-            segment.claims += records_from(arena, segment, from);
+            let claims = records_from(arena, segment, from);
+            segment.claims += claims;
+            segment.granted += claims;
         }
     }
 
@@ -278,10 +297,8 @@ impl Log {
         }
         // From the back: what is released moves only what was looked at already.
         for index in (0..self.segments.len()).rev() {
-            match self.segments.get(index) {
-                Some(segment) if segment.claims == 0 => self.release(arena, index),
-                Some(segment) if segment.thin() => self.thinning = true,
-                _ => {}
+            if index < self.segments.len() {
+                self.look_after(arena, index);
             }
         }
     }
@@ -347,43 +364,54 @@ impl Log {
     /// Takes a pin back.
     pub fn unpin(&mut self, arena: &mut Arena, offset: Offset) {
         if let Some(index) = self.index_of(offset) {
-            let segment = &mut self.segments[index];
-            segment.pins -= 1;
-            if segment.claims == 0 {
-                self.release(arena, index);
-            }
+            self.segments[index].pins -= 1;
+            self.look_after(arena, index);
         }
     }
 
-    /// Whether some segment is worth [`Log::thin_out`].
+    /// Whether some segment may be worth [`Log::thin_out`].
     #[must_use]
     pub fn wants_thinning(&self) -> bool {
-        self.thinning
+        self.thinning || self.sweep > Offset(0)
     }
 
     /// Thins out segments that every reader has passed (`passed` is where the
     /// slowest one stands); `claimed` says whether anyone still needs an offset.
-    /// Does a bounded part of the work and returns whether there is more.
+    /// Does a bounded part of the work and returns whether there is more; the next
+    /// call goes on where this one ended.
     pub fn thin_out(
         &mut self,
         arena: &mut Arena,
         passed: Offset,
         claimed: impl Fn(Offset) -> bool,
     ) -> bool {
-        const SEGMENTS_PER_CALL: usize = 4;
-        if self.retain > 0 {
+        /// Bytes of cache that one call may touch: what it looks at and what it moves.
+        const WORK_MAX: usize = if cfg!(test) { CHUNK / 8 } else { 2 * CHUNK };
+        if self.sweep == Offset(0) {
+            // What becomes thin from here on is for the next sweep.
             self.thinning = false;
-            return false;
         }
-        let mut budget = SEGMENTS_PER_CALL;
-        let mut index = 0;
-        while index < self.segments.len() && self.segments[index].last < passed {
-            if self.segments[index].thin() && self.segments[index].pins == 0 {
-                if budget == 0 {
-                    return true;
-                }
-                budget -= 1;
-                self.slide_together(arena, index, &claimed);
+        let passed_segments = self
+            .segments
+            .partition_point(|segment| segment.records > 0 && segment.last < passed);
+        let overtaken = passed_segments
+            .checked_sub(OVERTAKEN)
+            .map_or(Offset(0), |index| self.segments[index].first);
+        let mut index = match self.retain {
+            0 => self.index_from(self.sweep).unwrap_or(self.segments.len()),
+            _ => self.segments.len(),
+        };
+        let mut work = 0;
+        while let Some(segment) = self.segments.get(index)
+            && segment.last < passed
+        {
+            if work >= WORK_MAX {
+                self.sweep = segment.first;
+                return true;
+            }
+            work += CACHE_LINE;
+            if segment.thin(segment.last < overtaken) && segment.pins == 0 {
+                work += self.slide_together(arena, index, &claimed);
                 if self.join_neighbour(arena, index) {
                     index -= 1;
                 }
@@ -397,8 +425,8 @@ impl Log {
             }
             index += 1;
         }
-        self.thinning = false;
-        false
+        self.sweep = Offset(0);
+        self.thinning
     }
 
     /// The offset that the next message gets.
@@ -472,6 +500,10 @@ impl Log {
                 segment.used <= segment.chunks as usize * CHUNK,
                 "a segment fits its chunks"
             );
+            assert!(
+                segment.claims <= segment.granted,
+                "no claim is left that was not granted"
+            );
             if segment.records > 0 {
                 assert!(segment.first <= segment.last && segment.last < self.next);
                 assert!(before < Some(segment.first), "segments are in order");
@@ -530,6 +562,7 @@ impl Log {
             used: 0,
             records: 0,
             claims: 0,
+            granted: 0,
             pins: 0,
             sealed: false,
         });
@@ -540,11 +573,21 @@ impl Log {
     fn seal(&mut self, arena: &mut Arena) {
         if let Some(segment) = self.segments.back_mut() {
             segment.sealed = true;
-            if segment.claims == 0 {
-                self.release(arena, self.segments.len() - 1);
-            } else if segment.thin() {
-                self.thinning = true;
-            }
+            self.look_after(arena, self.segments.len() - 1);
+            // Whatever is overtaken by now has no other occasion to be looked at.
+            self.thinning |= self.segments.len() > OVERTAKEN;
+        }
+    }
+
+    /// A segment lost claims or a pin, or was sealed: it goes back if nobody needs
+    /// it, and is noted if little of it is needed.
+    #[inline]
+    fn look_after(&mut self, arena: &mut Arena, index: usize) {
+        let segment = &self.segments[index];
+        if segment.claims == 0 {
+            self.release(arena, index);
+        } else {
+            self.thinning |= segment.thin(index + OVERTAKEN < self.segments.len());
         }
     }
 
@@ -564,6 +607,7 @@ impl Log {
             self.bytes -= segment.used as u64;
             segment.used = 0;
             segment.records = 0;
+            segment.granted = 0;
             segment.first = self.next;
             segment.last = self.next;
             segment.serial = self.next_serial;
@@ -593,15 +637,17 @@ impl Log {
         arena.give_chain(segment.head);
     }
 
+    /// Keeps of a segment what is claimed, and returns the bytes of cache that it
+    /// touched.
     fn slide_together(
         &mut self,
         arena: &mut Arena,
         index: usize,
         claimed: &impl Fn(Offset) -> bool,
-    ) {
+    ) -> usize {
         let serial = self.serial();
         let segment = &mut self.segments[index];
-        let (mut from, mut to, mut records) = (0, 0, 0);
+        let (mut from, mut to, mut records, mut work) = (0, 0, 0, 0);
         while from < segment.used {
             let Some(header) = header_at(arena.bytes(segment.head), from) else {
                 break;
@@ -613,17 +659,23 @@ impl Log {
                     segment.first = offset;
                 }
                 segment.last = offset;
-                arena.copy((segment.head, from), (segment.head, to), size);
+                if from > to {
+                    arena.copy((segment.head, from), (segment.head, to), size);
+                    work += size;
+                }
                 to += size;
                 records += 1;
             }
             from += size;
+            work += CACHE_LINE;
         }
         assert!(records > 0, "a segment with claims has a claimed message");
         self.bytes -= (segment.used - to) as u64;
         segment.used = to;
         segment.records = records;
+        segment.granted = segment.claims;
         segment.serial = serial;
+        work
     }
 
     /// Moves a thinned segment's messages behind those of the one before it, if
@@ -639,8 +691,8 @@ impl Log {
             return false;
         }
         arena.copy((source.head, 0), (target.head, target.used), source.used);
-        let (last, used, records, claims) =
-            (source.last, source.used, source.records, source.claims);
+        let (last, used, records) = (source.last, source.used, source.records);
+        let (claims, granted) = (source.claims, source.granted);
         let serial = self.serial();
         self.bytes += used as u64;
         let target = &mut self.segments[before];
@@ -648,6 +700,7 @@ impl Log {
         target.used += used;
         target.records += records;
         target.claims += claims;
+        target.granted += granted;
         target.serial = serial;
         self.remove(arena, index);
         true

@@ -791,6 +791,49 @@ fn a_hole_at_the_end_of_the_log_makes_nobody_ready() {
     world.finish();
 }
 
+/// A segment that the kernel reads is left as it is. When it was the only one that
+/// was thin, nothing remembered it after the kernel was done.
+#[test]
+fn a_segment_that_was_pinned_while_it_became_thin_is_thinned_out_afterwards() {
+    let mut world = World::new(0);
+    world.step(&Step::Append {
+        body: 50,
+        times: 500,
+    });
+    world.step(&Step::Deliver {
+        which: 0,
+        consumer: 0,
+        messages: 10,
+        bytes: 10_000,
+        pin: true,
+    });
+    world.step(&Step::Drain {
+        which: 0,
+        consumer: 0,
+        spare: 300,
+    });
+    world.step(&Step::Append {
+        body: 50,
+        times: 500,
+    });
+    world.step(&Step::Drain {
+        which: 0,
+        consumer: 1,
+        spare: 150,
+    });
+    while world.partition.thin_out(&mut world.arena) {}
+    world.check();
+    assert!(!world.partition.log.wants_thinning());
+    let pinned = world.partition.log.chunks();
+
+    world.step(&Step::Unpin { which: 0 });
+    assert!(world.partition.log.wants_thinning());
+    while world.partition.thin_out(&mut world.arena) {}
+    world.check();
+    assert!(world.partition.log.chunks() < pinned);
+    world.finish();
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
