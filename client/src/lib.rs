@@ -1,1 +1,73 @@
-//! The client library of Courser.
+//! The client library of Courser, a message broker.
+//!
+//! ```no_run
+//! use std::time::Duration;
+//! use courser::Client;
+//!
+//! let client = Client::connect("127.0.0.1:7420")?;
+//! let producer = client.producer("queue:greetings").create()?;
+//! let receipt = producer.send("hello")?;
+//! println!("{} is stored at {}", receipt.id, receipt.position);
+//!
+//! let mut consumer = client.consumer("queue:greetings").create()?;
+//! if let Some(message) = consumer.receive(Duration::from_secs(1))? {
+//!     consumer.acknowledge(message.position())?;
+//! }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! The cast: a [`Client`] is one connection; a [`Producer`] sends to one
+//! destination, a [`Consumer`] receives from one; all of a client share its
+//! connection. What the protocol demands is decided by a machine without input
+//! and output in `courser_core`; this crate gives it a socket, a clock and the
+//! threads of the application.
+//!
+//! **Whoever waits, drives.** A blocking call does the connection's input and
+//! output on the calling thread. Threads of the library exist only while
+//! listeners of asynchronous sends are outstanding, and a second more.
+//!
+//! | way to send | who waits | told by |
+//! |---|---|---|
+//! | [`Producer::send`] | the caller | the return value |
+//! | [`Producer::send_batch`] | the caller, once | a result for each message |
+//! | [`Producer::send_async`], [`Producer::send_with`] | nobody | a listener, on the session's thread |
+//! | [`Producer::try_send`], [`Producer::try_enqueue`] | nobody | [`Producer::poll`] |
+//!
+//! All ways of one producer share one order: outcomes come in the order of the
+//! sends, exactly one for each.
+//!
+//! What it does not do yet: it does not connect again. When the connection ends,
+//! every outstanding send fails in its order, as not stored if it had not begun
+//! to leave, else as unknown.
+
+mod address;
+mod client;
+mod clock;
+mod consumer;
+mod error;
+mod ledger;
+mod link;
+mod message;
+mod producer;
+mod session;
+
+pub use address::{DEFAULT_PORT, Endpoint, Endpoints, IllegalEndpoint, IntoEndpoints};
+pub use client::{Client, ConnectOptions, IntoDestination, Stats};
+pub use consumer::{Consumer, ConsumerBuilder};
+pub use error::{
+    AcknowledgeError, Cause, ConnectError, NotAccepted, ReceiveError, RequestError, SendError,
+    TrySendError,
+};
+pub use message::{Message, Payload, Received};
+pub use producer::{Completion, Producer, ProducerBuilder, Receipt};
+pub use session::CompletionListener;
+
+pub use courser_core::client::{
+    Counters, DestinationStats, Durability, LinkEnd, Location, Received as Borrowed, Route,
+};
+pub use courser_core::counters::Counter;
+pub use courser_core::error::Refusal;
+pub use courser_core::frame::property::{Properties, PropertyError};
+pub use courser_core::id::{Installation, MessageId, Offset, PartitionIndex, Position, Sequence};
+pub use courser_core::name::{Destination, DestinationKind};
+pub use courser_core::time::Wall;

@@ -378,16 +378,20 @@ impl Consumer {
     /// Counts what was handed out of `prefetch`, and gives it what is here if it
     /// has nothing left.
     pub(super) fn exchange(&mut self, prefetch: &mut Prefetch) {
-        self.handed_messages += core::mem::take(&mut prefetch.handed_messages);
-        self.handed_bytes += core::mem::take(&mut prefetch.handed_bytes);
+        self.count(prefetch);
         if prefetch.is_empty() && !self.prefetch.is_empty() {
             prefetch.frames.release(prefetch.taken);
             prefetch.frames.set_limit(self.prefetch.frames.limit());
             prefetch.installation = self.prefetch.installation;
             core::mem::swap(prefetch, &mut self.prefetch);
-            self.handed_messages += core::mem::take(&mut prefetch.handed_messages);
-            self.handed_bytes += core::mem::take(&mut prefetch.handed_bytes);
+            self.count(prefetch);
         }
+    }
+
+    /// Moves what was handed out of `prefetch` into the count.
+    pub(super) fn count(&mut self, prefetch: &mut Prefetch) {
+        self.handed_messages += core::mem::take(&mut prefetch.handed_messages);
+        self.handed_bytes += core::mem::take(&mut prefetch.handed_bytes);
     }
 
     /// Moves what was handed out of the own prefetch into the count.
@@ -397,9 +401,9 @@ impl Consumer {
         self.handed_bytes += core::mem::take(&mut self.prefetch.handed_bytes);
     }
 
-    /// Notes that a message is settled.
+    /// Notes that messages with consecutive offsets are settled.
     #[inline]
-    pub(super) fn settle(&mut self, position: Position) -> Result<(), AckError> {
+    pub(super) fn settle(&mut self, position: Position, count: u64) -> Result<(), AckError> {
         let index = position.partition.0;
         let settled = self.entry(index)?;
         let offset = position.offset.0;
@@ -409,11 +413,11 @@ impl Consumer {
         let runs = &mut self.settled[index as usize].runs;
         match runs.last_mut() {
             Some(run) if run.first.get() + run.count.get() == offset => {
-                run.count.set(run.count.get() + 1);
+                run.count.set(run.count.get() + count);
             }
             _ => runs.push(AckRun {
                 first: offset.into(),
-                count: 1.into(),
+                count: count.into(),
             }),
         }
         Ok(())

@@ -112,6 +112,14 @@ pub enum Event {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ProducerKey(pub(super) Handle);
 
+impl ProducerKey {
+    /// A small number that no other producer of the link has at the same time.
+    #[must_use]
+    pub fn index(self) -> usize {
+        self.0.slot()
+    }
+}
+
 /// Names a consumer on a link; a stale one names nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ConsumerKey(pub(super) Handle);

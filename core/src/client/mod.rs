@@ -534,6 +534,12 @@ impl Client {
         self.producers.get(key.0).map_or(0, Producer::outstanding)
     }
 
+    /// Sends of the producer that have no outcome yet.
+    #[must_use]
+    pub fn unanswered(&self, key: ProducerKey) -> u64 {
+        self.producers.get(key.0).map_or(0, Producer::unanswered)
+    }
+
     /// The id of a producer's message.
     #[must_use]
     pub fn message_id(&self, key: ProducerKey, sequence: Sequence) -> Option<MessageId> {
@@ -582,6 +588,14 @@ impl Client {
         }
     }
 
+    /// Counts what was handed out of `prefetch`, and fills it with nothing.
+    pub fn report_handed(&mut self, key: ConsumerKey, prefetch: &mut Prefetch) {
+        if let Some(consumer) = self.consumers.get_mut(key.0) {
+            consumer.count(prefetch);
+            self.has_news(key);
+        }
+    }
+
     /// Whether a message waits to be handed out.
     #[must_use]
     pub fn has_message(&self, key: ConsumerKey) -> bool {
@@ -596,6 +610,21 @@ impl Client {
     /// If it is not taken.
     #[inline]
     pub fn acknowledge(&mut self, key: ConsumerKey, position: Position) -> Result<(), AckError> {
+        self.acknowledge_run(key, position, 1)
+    }
+
+    /// Settles `count` messages with consecutive offsets, the first at `position`.
+    ///
+    /// # Errors
+    ///
+    /// If it is not taken.
+    #[inline]
+    pub fn acknowledge_run(
+        &mut self,
+        key: ConsumerKey,
+        position: Position,
+        count: u64,
+    ) -> Result<(), AckError> {
         let consumer = self.consumers.get_mut(key.0).ok_or(AckError::Closed)?;
         if consumer.has_many(position.partition) {
             if !self.outbound.has_room() {
@@ -603,7 +632,7 @@ impl Client {
             }
             consumer.speak(&mut self.outbound, false);
         }
-        consumer.settle(position)?;
+        consumer.settle(position, count)?;
         if !consumer.listed {
             consumer.listed = true;
             self.news.push_back(key);

@@ -594,6 +594,11 @@ impl Producer {
         self.window.len()
     }
 
+    /// Sends without an outcome.
+    pub(super) fn unanswered(&self) -> u64 {
+        self.window.open_count()
+    }
+
     /// Answers that came after their send had failed.
     pub(super) fn late(&self) -> u64 {
         self.window.late_count()

@@ -1,0 +1,423 @@
+//! A client: one connection to one broker, and what is opened on it.
+
+use std::io;
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use courser_core::client::{
+    self as core_client, ConsumerRequest, DestinationStats, Event, LinkEnd, Location,
+    ProducerRequest,
+};
+use courser_core::counters::Counter;
+use courser_core::error::Refusal;
+use courser_core::id::Installation;
+use courser_core::name::Destination;
+
+use crate::address::{Endpoint, IntoEndpoints};
+use crate::consumer::ConsumerBuilder;
+use crate::error::{ConnectError, RequestError};
+use crate::link::Link;
+use crate::producer::ProducerBuilder;
+use crate::session::Session;
+
+/// How to connect; [`Client::connect`] uses the defaults.
+#[derive(Clone, Debug)]
+pub struct ConnectOptions {
+    name: String,
+    timeout: Duration,
+    spin: Duration,
+}
+
+impl Default for ConnectOptions {
+    fn default() -> Self {
+        Self {
+            name: String::new(),
+            timeout: Duration::from_secs(3),
+            spin: Duration::from_micros(50),
+        }
+    }
+}
+
+impl ConnectOptions {
+    /// The client's name, for who looks at the broker.
+    #[must_use]
+    pub fn name(mut self, name: &str) -> Self {
+        name.clone_into(&mut self.name);
+        self
+    }
+
+    /// How long connecting to each address, and each request later, may take; 3 s
+    /// unless said otherwise.
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// How long a thread that waits tries before it sleeps; 50 us unless said
+    /// otherwise, about what being woken costs.
+    #[must_use]
+    pub fn spin(mut self, spin: Duration) -> Self {
+        self.spin = spin;
+        self
+    }
+
+    /// Connects to the first endpoint that answers.
+    ///
+    /// # Errors
+    ///
+    /// Why the last one did not.
+    pub fn connect(&self, endpoints: impl IntoEndpoints) -> Result<Client, ConnectError> {
+        let endpoints = endpoints.into_endpoints()?;
+        let mut last = None;
+        for endpoint in endpoints.iter() {
+            match self.connect_to(endpoint) {
+                Ok(client) => return Ok(client),
+                Err(error) => last = Some(error),
+            }
+        }
+        Err(last.expect("a list of endpoints is never empty"))
+    }
+
+    fn connect_to(&self, endpoint: &Endpoint) -> Result<Client, ConnectError> {
+        let address = || endpoint.to_string();
+        let resolved = (endpoint.host(), endpoint.port())
+            .to_socket_addrs()
+            .map_err(|source| ConnectError::Resolve {
+                address: address(),
+                source,
+            })?;
+        let mut last = ConnectError::Resolve {
+            address: address(),
+            source: io::Error::new(io::ErrorKind::NotFound, "the name has no address"),
+        };
+        for resolved in resolved {
+            match self.greet(endpoint, &resolved) {
+                Ok(client) => return Ok(client),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    fn greet(&self, endpoint: &Endpoint, resolved: &SocketAddr) -> Result<Client, ConnectError> {
+        let address = || endpoint.to_string();
+        let io_error = |source: io::Error| match source.kind() {
+            io::ErrorKind::ConnectionRefused => ConnectError::Refused {
+                address: address(),
+                source,
+            },
+            io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => ConnectError::TimedOut {
+                address: address(),
+                after: self.timeout,
+            },
+            _ => ConnectError::Io {
+                address: address(),
+                source,
+            },
+        };
+        let began = Instant::now();
+        let stream = TcpStream::connect_timeout(resolved, self.timeout).map_err(io_error)?;
+        let left = self.timeout.saturating_sub(began.elapsed());
+        let config = core_client::Config {
+            name: self.name.as_str().into(),
+            shard: None,
+            hello_timeout: left,
+        };
+        let link = Link::new(stream, config, self.spin, self.timeout).map_err(io_error)?;
+        let deadline = link.now().after(left);
+        let end = link.wait(deadline, |state| {
+            if state.machine.is_open() {
+                return Some(None);
+            }
+            state.end.clone().map(Some)
+        });
+        let end = match end {
+            Some(None) => {
+                return Ok(Client {
+                    owner: Arc::new(Owner {
+                        link: Arc::new(link),
+                    }),
+                    session: Arc::new(Session::new()),
+                });
+            }
+            Some(Some(end)) => end,
+            None => Arc::new(LinkEnd::HelloTimedOut),
+        };
+        Err(match &*end {
+            LinkEnd::HelloTimedOut => ConnectError::TimedOut {
+                address: address(),
+                after: self.timeout,
+            },
+            LinkEnd::Farewell {
+                refusal: Some(Refusal::VersionUnsupported),
+                version_min,
+                version_max,
+                ..
+            } => ConnectError::Version {
+                address: address(),
+                version_min: *version_min,
+                version_max: *version_max,
+            },
+            LinkEnd::Fault(fault) => ConnectError::NotABroker {
+                address: address(),
+                source: *fault,
+            },
+            LinkEnd::Lost => ConnectError::Io {
+                address: address(),
+                source: io::Error::new(
+                    io::ErrorKind::ConnectionReset,
+                    "the connection was closed before the session was open",
+                ),
+            },
+            _ => ConnectError::SentAway {
+                address: address(),
+                end,
+            },
+        })
+    }
+}
+
+/// What a client calls [`Client::producer`] and [`Client::consumer`] with.
+pub trait IntoDestination {
+    /// The destination that is meant.
+    ///
+    /// # Errors
+    ///
+    /// If the name breaks the rule for names.
+    fn into_destination(self) -> Result<Destination, RequestError>;
+}
+
+impl IntoDestination for Destination {
+    fn into_destination(self) -> Result<Destination, RequestError> {
+        Ok(self)
+    }
+}
+
+impl IntoDestination for &Destination {
+    fn into_destination(self) -> Result<Destination, RequestError> {
+        Ok(self.clone())
+    }
+}
+
+impl IntoDestination for &str {
+    fn into_destination(self) -> Result<Destination, RequestError> {
+        Destination::parse(self).map_err(|refusal| RequestError::Name {
+            name: self.to_owned(),
+            refusal,
+        })
+    }
+}
+
+impl IntoDestination for &String {
+    fn into_destination(self) -> Result<Destination, RequestError> {
+        self.as_str().into_destination()
+    }
+}
+
+/// Ends the connection when the last handle is gone.
+pub(crate) struct Owner {
+    link: Arc<Link>,
+}
+
+impl Owner {
+    #[inline]
+    pub(crate) fn link(&self) -> &Arc<Link> {
+        &self.link
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.link.desert();
+    }
+}
+
+/// A connection to a broker, with one session on it.
+///
+/// All producers and consumers of a client share its connection. A clone is the
+/// same client; [`Client::new_session`] shares the connection, but listeners of
+/// its producers run on a thread of their own. The connection ends when the
+/// last client, producer and consumer is dropped.
+#[derive(Clone)]
+pub struct Client {
+    owner: Arc<Owner>,
+    session: Arc<Session>,
+}
+
+impl Client {
+    /// Connects to a broker: `host:port`, or several as `host:port;host:port`.
+    ///
+    /// # Errors
+    ///
+    /// If the address is in no accepted format, or no broker answers within 3 s.
+    pub fn connect(endpoints: impl IntoEndpoints) -> Result<Self, ConnectError> {
+        ConnectOptions::default().connect(endpoints)
+    }
+
+    /// How to connect, to be changed.
+    #[must_use]
+    pub fn options() -> ConnectOptions {
+        ConnectOptions::default()
+    }
+
+    /// Begins a producer for `queue:NAME`, `topic:NAME`, or `NAME`, which is a queue.
+    pub fn producer(&self, destination: impl IntoDestination) -> ProducerBuilder<'_> {
+        let request = destination.into_destination().map(ProducerRequest::new);
+        ProducerBuilder::new(self, request)
+    }
+
+    /// Begins a consumer of `queue:NAME`, `topic:NAME`, or `NAME`, which is a queue.
+    pub fn consumer(&self, destination: impl IntoDestination) -> ConsumerBuilder<'_> {
+        let request = destination.into_destination().map(ConsumerRequest::new);
+        ConsumerBuilder::new(self, request)
+    }
+
+    /// A client over the same connection whose listeners run on another thread:
+    /// a slow one here does not delay those there.
+    #[must_use]
+    pub fn new_session(&self) -> Self {
+        Self {
+            owner: Arc::clone(&self.owner),
+            session: Arc::new(Session::new()),
+        }
+    }
+
+    /// The broker's counters and destinations.
+    ///
+    /// # Errors
+    ///
+    /// If the broker refuses or does not answer.
+    pub fn stats(&self) -> Result<Stats, RequestError> {
+        let event = self.link().request(core_client::Client::ask_stats)?;
+        let Event::Stats { report, .. } = event else {
+            unreachable!("the machine pairs answers with requests");
+        };
+        Ok(Stats {
+            counters: report.counters,
+            destinations: report.destinations,
+        })
+    }
+
+    /// Who owns a destination.
+    ///
+    /// # Errors
+    ///
+    /// If the name is no destination's, or the broker does not answer.
+    pub fn lookup(&self, destination: impl IntoDestination) -> Result<Location, RequestError> {
+        let destination = destination.into_destination()?;
+        match self.link().request(|machine| machine.lookup(destination))? {
+            Event::Located { location, .. } => Ok(location),
+            _ => unreachable!("the machine pairs answers with requests"),
+        }
+    }
+
+    /// How long the broker takes to answer.
+    ///
+    /// # Errors
+    ///
+    /// If it does not.
+    pub fn ping(&self) -> Result<Duration, RequestError> {
+        let began = self.link().now();
+        self.link().request(|machine| machine.ping(began))?;
+        Ok(self.link().now().since(began))
+    }
+
+    /// Whose data the broker holds.
+    #[must_use]
+    pub fn installation(&self) -> Installation {
+        self.link().lock().machine.installation()
+    }
+
+    /// Why the connection ended, if it has.
+    #[must_use]
+    pub fn end(&self) -> Option<Arc<LinkEnd>> {
+        self.link().lock().end.clone()
+    }
+
+    /// How many listeners of this session panicked.
+    #[must_use]
+    pub fn panicked_listeners(&self) -> u64 {
+        self.session.panics()
+    }
+
+    /// Counts of what happened on the connection beside messages and outcomes.
+    #[must_use]
+    pub fn counters(&self) -> core_client::Counters {
+        self.link().lock().machine.counters()
+    }
+
+    /// Waits for every outstanding send and listener of the connection, says
+    /// goodbye and ends the connection. Producers and consumers are closed with it.
+    ///
+    /// # Errors
+    ///
+    /// In a listener of this session, which would wait for itself.
+    pub fn close(self) -> Result<(), RequestError> {
+        if self.session.is_calling() {
+            return Err(RequestError::IllegalState);
+        }
+        let link = self.link();
+        link.watch(|state| state.is_quiet().then_some(()));
+        link.close();
+        Ok(())
+    }
+
+    #[inline]
+    pub(crate) fn link(&self) -> &Arc<Link> {
+        self.owner.link()
+    }
+
+    pub(crate) fn owner(&self) -> &Arc<Owner> {
+        &self.owner
+    }
+
+    pub(crate) fn session(&self) -> &Arc<Session> {
+        &self.session
+    }
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client")
+            .field("installation", &self.installation())
+            .field("end", &self.end())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The broker's counters and destinations at one time.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    counters: Vec<u64>,
+    destinations: Vec<DestinationStats>,
+}
+
+impl Stats {
+    /// The counters with their names, as far as this version knows them.
+    pub fn counters(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let names = Counter::ALL.iter().map(|counter| counter.name());
+        names.zip(self.counters.iter().copied())
+    }
+
+    /// One counter.
+    #[must_use]
+    pub fn counter(&self, counter: Counter) -> u64 {
+        self.counters.get(counter as usize).copied().unwrap_or(0)
+    }
+
+    /// The destinations.
+    #[must_use]
+    pub fn destinations(&self) -> &[DestinationStats] {
+        &self.destinations
+    }
+
+    /// One destination.
+    #[must_use]
+    pub fn destination(&self, destination: &Destination) -> Option<&DestinationStats> {
+        self.destinations
+            .iter()
+            .find(|row| row.destination == *destination)
+    }
+}

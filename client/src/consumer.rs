@@ -1,0 +1,438 @@
+//! Consumers: messages as they come, acknowledged one by one or up to a place.
+//!
+//! ```text
+//!   machine's prefetch  --- exchanged as a whole --->  own prefetch ---> application
+//!   machine's runs      <--- handed over together ---  own acks     <--- acknowledge
+//! ```
+//!
+//! Taking a message and acknowledging it touch only what this consumer owns; the
+//! link is locked once for everything that was delivered meanwhile.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use courser_core::client::{
+    AckError, ConsumerKey, ConsumerRequest, Event, Prefetch, Received as Borrowed, Start,
+};
+use courser_core::error::Refusal;
+use courser_core::id::{Offset, PartitionIndex, Position};
+use courser_core::time::Monotonic;
+
+use crate::client::{Client, Owner};
+use crate::error::{AcknowledgeError, ReceiveError, RequestError};
+use crate::link::{Link, State};
+use crate::message::Received;
+
+/// Acknowledgements wait at most this long for company.
+const ACK_AGE_MAX: Duration = Duration::from_millis(1);
+/// Runs of acknowledgements that are kept if the link takes none.
+const ACKS_MAX: usize = 4096;
+
+/// Says what a consumer is to be like; made by [`Client::consumer`].
+#[derive(Debug)]
+#[must_use = "a builder does nothing until create is called"]
+pub struct ConsumerBuilder<'a> {
+    client: &'a Client,
+    request: Result<ConsumerRequest, RequestError>,
+}
+
+impl<'a> ConsumerBuilder<'a> {
+    pub(crate) fn new(client: &'a Client, request: Result<ConsumerRequest, RequestError>) -> Self {
+        Self { client, request }
+    }
+
+    fn with(mut self, change: impl FnOnce(&mut ConsumerRequest)) -> Self {
+        if let Ok(request) = &mut self.request {
+            change(request);
+        }
+        self
+    }
+
+    /// The subscription on a topic; without a name it ends with its consumer.
+    pub fn subscription(self, name: &str) -> Self {
+        self.with(|request| request.subscription = name.into())
+    }
+
+    /// The consumer's name, for who looks at the broker; at most 255 bytes.
+    pub fn name(self, name: &str) -> Self {
+        self.with(|request| request.name = name.into())
+    }
+
+    /// A new subscription starts with the first message that is kept; the default.
+    pub fn from_earliest(self) -> Self {
+        self.with(|request| request.start = Start::Earliest)
+    }
+
+    /// A new subscription starts with the next message that is stored.
+    pub fn from_latest(self) -> Self {
+        self.with(|request| request.start = Start::Latest)
+    }
+
+    /// A new subscription starts with this offset of every partition.
+    pub fn from_offset(self, offset: u64) -> Self {
+        self.with(|request| request.start = Start::Offset(Offset(offset)))
+    }
+
+    /// How many messages may be delivered ahead, at least 1; 256 unless said otherwise.
+    pub fn prefetch(self, messages: u32) -> Self {
+        self.with(|request| request.messages_max = messages.max(1))
+    }
+
+    /// How many frame bytes may be delivered ahead; the last message may reach
+    /// beyond. 1 MiB unless said otherwise.
+    pub fn prefetch_bytes(self, bytes: u32) -> Self {
+        self.with(|request| request.bytes_max = bytes.max(1))
+    }
+
+    /// Opens the consumer. The destination is created if it does not exist.
+    ///
+    /// # Errors
+    ///
+    /// If the name is no destination's, the broker refuses or does not answer.
+    pub fn create(self) -> Result<Consumer, RequestError> {
+        let request = self.request?;
+        let quarter = u64::from((request.messages_max / 4).max(1));
+        let link = self.client.link();
+        let event = link.request(|machine| machine.open_consumer(request))?;
+        let Event::ConsumerOpened {
+            consumer: key,
+            starts,
+            ..
+        } = event
+        else {
+            unreachable!("the machine pairs answers with requests");
+        };
+        Ok(Consumer {
+            acks_since: link.now(),
+            owner: Arc::clone(self.client.owner()),
+            key,
+            starts,
+            prefetch: Prefetch::default(),
+            quarter,
+            acks: Vec::new(),
+            acked: 0,
+            closed: false,
+        })
+    }
+}
+
+/// Consecutive offsets to settle, or all up to one.
+#[derive(Clone, Copy, Debug)]
+struct Ack {
+    partition: PartitionIndex,
+    first: u64,
+    /// 0: everything up to `first`.
+    count: u64,
+}
+
+/// Receives messages of one subscription.
+pub struct Consumer {
+    owner: Arc<Owner>,
+    key: ConsumerKey,
+    starts: Box<[Offset]>,
+    prefetch: Prefetch,
+    /// A quarter of the window: how often the broker hears of progress.
+    quarter: u64,
+    acks: Vec<Ack>,
+    /// Messages in `acks`.
+    acked: u64,
+    /// When the oldest of `acks` was given.
+    acks_since: Monotonic,
+    closed: bool,
+}
+
+impl Consumer {
+    /// The next message, as soon as there is one; `None` if there is none within
+    /// `timeout`. The calling thread does the link's input and output meanwhile.
+    ///
+    /// Copies the message out; see [`Consumer::try_receive`] for how not to.
+    ///
+    /// # Errors
+    ///
+    /// If the link has ended and everything delivered was handed out.
+    pub fn receive(&mut self, timeout: Duration) -> Result<Option<Received>, ReceiveError> {
+        if let Some(received) = self.try_receive()? {
+            return Ok(Some(Received::copy_of(&received)));
+        }
+        let owner = Arc::clone(&self.owner);
+        let deadline = owner.link().now().after(timeout);
+        let found = owner.link().wait(deadline, |state| {
+            self.exchange(state);
+            if !self.prefetch.is_empty() {
+                return Some(Ok(()));
+            }
+            let end = state.end.as_ref()?;
+            Some(Err(ReceiveError::LinkEnded(Arc::clone(end))))
+        });
+        match found {
+            None => Ok(None),
+            Some(Err(error)) => Err(error),
+            Some(Ok(())) => Ok(self
+                .prefetch
+                .next_message()
+                .map(|received| Received::copy_of(&received))),
+        }
+    }
+
+    /// The next message if one is there, readable until the next call; otherwise
+    /// writes and reads once, without waiting.
+    ///
+    /// No copy, no allocation; the link is locked only when what was delivered
+    /// is used up, or a quarter of the window later.
+    ///
+    /// # Errors
+    ///
+    /// If the link has ended and everything delivered was handed out.
+    #[inline]
+    pub fn try_receive(&mut self) -> Result<Option<Borrowed<'_>>, ReceiveError> {
+        if self.prefetch.is_empty() || self.prefetch.handed() >= self.quarter {
+            self.refill()?;
+        }
+        Ok(self.prefetch.next_message())
+    }
+
+    /// Settles a message: it will not be delivered again. Told to the broker when
+    /// the messages at hand are used up, after a quarter of the window, or 1 ms
+    /// after another acknowledgement at the latest.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be taken.
+    #[inline]
+    pub fn acknowledge(&mut self, position: Position) -> Result<(), AcknowledgeError> {
+        match self.acks.last_mut() {
+            Some(ack)
+                if ack.partition == position.partition
+                    && ack.count > 0
+                    && ack.first + ack.count == position.offset.0 =>
+            {
+                ack.count += 1;
+            }
+            _ => self.push(Ack {
+                partition: position.partition,
+                first: position.offset.0,
+                count: 1,
+            })?,
+        }
+        self.acked();
+        Ok(())
+    }
+
+    /// Settles a message and all that were delivered before it in its partition.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be taken.
+    pub fn acknowledge_through(&mut self, position: Position) -> Result<(), AcknowledgeError> {
+        match self.acks.last_mut() {
+            Some(ack) if ack.partition == position.partition && ack.count == 0 => {
+                ack.first = ack.first.max(position.offset.0);
+            }
+            _ => self.push(Ack {
+                partition: position.partition,
+                first: position.offset.0,
+                count: 0,
+            })?,
+        }
+        self.acked();
+        Ok(())
+    }
+
+    /// Tells the broker at once what was acknowledged.
+    ///
+    /// # Errors
+    ///
+    /// If the consumer or its link is closed.
+    pub fn flush(&mut self) -> Result<(), AcknowledgeError> {
+        let owner = Arc::clone(&self.owner);
+        let mut state = owner.link().lock();
+        let handed = self.hand_over(&mut state);
+        owner.link().write(&mut state);
+        handed
+    }
+
+    /// Tells the broker what was acknowledged, and waits until it is settled.
+    ///
+    /// # Errors
+    ///
+    /// If the broker refuses it or does not answer.
+    pub fn confirm(&mut self) -> Result<(), AcknowledgeError> {
+        let owner = Arc::clone(&self.owner);
+        let link = owner.link();
+        let mut state = link.lock();
+        self.hand_over(&mut state)?;
+        let Some(token) = state.machine.confirm(self.key)? else {
+            return Ok(());
+        };
+        link.write(&mut state);
+        drop(state);
+        let deadline = link.now().after(link.timeout());
+        let confirmed = link.wait(deadline, |state| {
+            if let Some(refusal) = state.confirmation(self.key, token) {
+                return Some(match refusal {
+                    None => Ok(()),
+                    Some(code) => Err(AcknowledgeError::Refused {
+                        refusal: Refusal::from_code(code),
+                        code,
+                    }),
+                });
+            }
+            let end = state.end.as_ref()?;
+            Some(Err(AcknowledgeError::LinkEnded(Arc::clone(end))))
+        });
+        confirmed.unwrap_or(Err(AcknowledgeError::TimedOut {
+            after: link.timeout(),
+        }))
+    }
+
+    /// Tells the broker what was acknowledged and closes; what was not
+    /// acknowledged goes back to the subscription.
+    ///
+    /// # Errors
+    ///
+    /// If the broker does not answer, in which case the consumer is closed all
+    /// the same.
+    pub fn close(mut self) -> Result<(), RequestError> {
+        let owner = Arc::clone(&self.owner);
+        let link = owner.link();
+        self.leave(&mut link.lock());
+        self.closed = true;
+        let result = link.request(|machine| machine.close_consumer(self.key));
+        let mut state = link.lock();
+        state.machine.forget_consumer(self.key);
+        state.forget_confirmations(self.key);
+        match result {
+            Ok(_) | Err(RequestError::LinkEnded(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// For each partition the offset that the consumer started at.
+    #[must_use]
+    pub fn starts(&self) -> &[Offset] {
+        &self.starts
+    }
+
+    fn link(&self) -> &Arc<Link> {
+        self.owner.link()
+    }
+
+    /// Locks the link: hands over acknowledgements, reports progress, and takes
+    /// what was delivered.
+    fn refill(&mut self) -> Result<(), ReceiveError> {
+        let owner = Arc::clone(&self.owner);
+        let link = owner.link();
+        let mut state = link.lock();
+        self.exchange(&mut state);
+        if self.prefetch.is_empty() {
+            link.turn(&mut state);
+            self.exchange(&mut state);
+        } else if state.machine.has_pieces() {
+            link.write(&mut state);
+        }
+        match &state.end {
+            Some(end) if self.prefetch.is_empty() => Err(ReceiveError::LinkEnded(Arc::clone(end))),
+            _ => Ok(()),
+        }
+    }
+
+    fn exchange(&mut self, state: &mut State) {
+        // What cannot be handed over now is kept for later.
+        self.hand_over(state).ok();
+        state.machine.exchange(self.key, &mut self.prefetch);
+    }
+
+    fn push(&mut self, ack: Ack) -> Result<(), AcknowledgeError> {
+        let partitions = u32::try_from(self.starts.len()).unwrap_or(u32::MAX);
+        if ack.partition.0 >= partitions {
+            return Err(AcknowledgeError::NoSuchPartition {
+                partition: ack.partition,
+                partitions,
+            });
+        }
+        if self.acks.len() >= ACKS_MAX {
+            self.flush()?;
+            if self.acks.len() >= ACKS_MAX {
+                return Err(AcknowledgeError::WouldBlock);
+            }
+        }
+        if self.acks.is_empty() {
+            self.acks_since = self.link().now();
+        }
+        self.acks.push(ack);
+        Ok(())
+    }
+
+    /// Another acknowledgement was noted: flushes if it is time.
+    #[inline]
+    fn acked(&mut self) {
+        self.acked += 1;
+        if self.prefetch.is_empty()
+            || self.acked >= self.quarter
+            || self.link().now().since(self.acks_since) >= ACK_AGE_MAX
+        {
+            // What the link does not take now is told with the next ones.
+            self.flush().ok();
+        }
+    }
+
+    /// Gives the machine what was acknowledged.
+    fn hand_over(&mut self, state: &mut State) -> Result<(), AcknowledgeError> {
+        let mut taken = 0;
+        let mut result = Ok(());
+        for ack in &self.acks {
+            let position = Position {
+                partition: ack.partition,
+                offset: Offset(ack.first),
+            };
+            result = match ack.count {
+                0 => state.machine.acknowledge_through(self.key, position),
+                count => state.machine.acknowledge_run(self.key, position, count),
+            };
+            if result.is_err() {
+                break;
+            }
+            taken += 1;
+        }
+        self.acks.drain(..taken);
+        self.acked = self.acks.iter().map(|ack| ack.count.max(1)).sum();
+        result.map_err(|error| match (error, &state.end) {
+            (AckError::Closed, Some(end)) => AcknowledgeError::LinkEnded(Arc::clone(end)),
+            _ => error.into(),
+        })
+    }
+
+    /// Says the last things before the consumer closes.
+    fn leave(&mut self, state: &mut State) {
+        self.hand_over(state).ok();
+        state.machine.report_handed(self.key, &mut self.prefetch);
+    }
+}
+
+impl Drop for Consumer {
+    /// Tells what was acknowledged and closes, without waiting.
+    fn drop(&mut self) {
+        if self.closed {
+            return;
+        }
+        let owner = Arc::clone(&self.owner);
+        let mut state = owner.link().lock();
+        self.leave(&mut state);
+        match state.machine.close_consumer(self.key) {
+            Ok(request) => state.abandon(request),
+            Err(_closed) => {
+                state.machine.forget_consumer(self.key);
+            }
+        }
+        state.forget_confirmations(self.key);
+        owner.link().write(&mut state);
+    }
+}
+
+impl std::fmt::Debug for Consumer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Consumer")
+            .field("partitions", &self.starts.len())
+            .finish_non_exhaustive()
+    }
+}
