@@ -682,6 +682,9 @@ impl World {
         } else {
             let all: u64 = self.sent.iter().map(|frame| frame.len() as u64).sum();
             assert!(bytes >= self.retain.min(all), "what is retained is kept");
+            // The oldest segment that is needed, and one that nothing came behind yet.
+            let most = self.retain + 2 * 5 * CHUNK as u64;
+            assert!(bytes < most, "what is older is not kept");
         }
         self.partition.log.clear(&mut self.arena);
         assert_eq!(self.arena.free(), CHUNKS as usize, "all memory comes back");
@@ -831,6 +834,171 @@ fn a_segment_that_was_pinned_while_it_became_thin_is_thinned_out_afterwards() {
     while world.partition.thin_out(&mut world.arena) {}
     world.check();
     assert!(world.partition.log.chunks() < pinned);
+    world.finish();
+}
+
+const RETAIN: u64 = 4 * CHUNK as u64;
+
+impl World {
+    fn kept_bytes(&mut self) -> u64 {
+        self.kept()
+            .into_iter()
+            .map(|offset| self.sent[offset as usize].len() as u64)
+            .sum()
+    }
+
+    /// The messages kept are the newest ones, as many as are retained and at most
+    /// two segments more: the oldest one that is needed, and the open one.
+    fn assert_retains_the_newest(&mut self) {
+        let kept = self.kept();
+        let next = self.sent.len() as u64;
+        let first = self.partition.log.first().0;
+        assert!(first > 0, "the oldest went");
+        assert!(kept.iter().copied().eq(first..next), "the newest stay");
+        let bytes = self.kept_bytes();
+        assert!(
+            (RETAIN..RETAIN + 2 * CHUNK as u64).contains(&bytes),
+            "{bytes}"
+        );
+        assert!(self.partition.log.chunks() <= 4 + 2);
+    }
+}
+
+#[test]
+fn retention_keeps_the_newest_bytes_and_lets_the_oldest_segments_go() {
+    let mut world = World::new(RETAIN);
+    for _ in 0..100 {
+        world.step(&Step::Append {
+            body: 1_000,
+            times: 40,
+        });
+        world.step(&Step::Drain {
+            which: 0,
+            consumer: 0,
+            spare: usize::MAX,
+        });
+    }
+    world.assert_retains_the_newest();
+    assert!(
+        !world.partition.thin_out(&mut world.arena),
+        "nothing of it is thinned out"
+    );
+    world.assert_retains_the_newest();
+    world.finish();
+}
+
+#[test]
+fn retention_holds_without_any_subscription() {
+    let mut world = World::new(RETAIN);
+    world.step(&Step::Unsubscribe { which: 0 });
+    for _ in 0..100 {
+        world.step(&Step::Append {
+            body: 1_000,
+            times: 40,
+        });
+    }
+    world.assert_retains_the_newest();
+    world.finish();
+}
+
+#[test]
+fn a_subscription_from_earliest_starts_at_the_first_message_that_is_kept() {
+    let mut world = World::new(RETAIN);
+    for _ in 0..30 {
+        world.step(&Step::Append {
+            body: 1_000,
+            times: 40,
+        });
+        world.step(&Step::Drain {
+            which: 0,
+            consumer: 0,
+            spare: usize::MAX,
+        });
+    }
+    world.step(&Step::Subscribe {
+        from: Start::Earliest,
+    });
+    let first = world.partition.log.first().0;
+    assert!(first > 0);
+    let run = world
+        .deliver(
+            1,
+            0,
+            RunLimit {
+                messages: 1,
+                bytes: 1,
+            },
+        )
+        .unwrap();
+    assert_eq!(run.first.0, first);
+    world.step(&Step::Drain {
+        which: 1,
+        consumer: 0,
+        spare: usize::MAX,
+    });
+    world.assert_retains_the_newest();
+    world.finish();
+}
+
+#[test]
+fn what_is_not_settled_outlasts_retention_until_it_is() {
+    let mut world = World::new(RETAIN);
+    world.step(&Step::Append {
+        body: 1_000,
+        times: 1,
+    });
+    let run = world.deliver(0, 1, EVERYTHING).unwrap();
+    while world.partition.log.chunks() < 16 {
+        world.step(&Step::Append {
+            body: 1_000,
+            times: 40,
+        });
+        world.step(&Step::Drain {
+            which: 0,
+            consumer: 0,
+            spare: usize::MAX,
+        });
+    }
+    assert_eq!(world.partition.log.first().0, 0);
+    assert_eq!(
+        world.kept().len(),
+        world.sent.len(),
+        "nothing goes out of turn"
+    );
+    world.acknowledge(0, 1, Pick::Any(run.first.0), 1);
+    world.check();
+    world.assert_retains_the_newest();
+    world.finish();
+}
+
+#[test]
+fn what_the_kernel_reads_outlasts_retention_until_it_is_read() {
+    let mut world = World::new(RETAIN);
+    world.step(&Step::Append {
+        body: 1_000,
+        times: 1,
+    });
+    world.step(&Step::Deliver {
+        which: 0,
+        consumer: 0,
+        messages: 1,
+        bytes: 1,
+        pin: true,
+    });
+    while world.partition.log.chunks() < 16 {
+        world.step(&Step::Append {
+            body: 1_000,
+            times: 40,
+        });
+        world.step(&Step::Drain {
+            which: 0,
+            consumer: 0,
+            spare: usize::MAX,
+        });
+    }
+    assert_eq!(world.partition.log.first().0, 0);
+    world.step(&Step::Unpin { which: 0 });
+    world.assert_retains_the_newest();
     world.finish();
 }
 
