@@ -12,7 +12,7 @@
 //! +----------+--------------------------------+------------------------+
 //! ```
 //!
-//! Set-up tries the steps of [`LADDER`] from the top and takes the first that the
+//! Set-up tries the steps of a ladder (`kernel.rs`) from the top and takes the first that the
 //! kernel accepts; below the last one io_uring is refused. All of them have
 //! `SINGLE_ISSUER` and `DEFER_TASKRUN`: the kernel's share of the work is done when
 //! this thread asks for it, inside [`Ring::turn`], and never interrupts it. So a look
@@ -30,69 +30,29 @@
 //!   counter) outlives the operation's last completion: a drop cancels, drains, and
 //!   frees only then.
 
+mod kernel;
+mod memory;
+mod word;
+
 use std::collections::VecDeque;
-use std::io;
 use std::mem::ManuallyDrop;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
-use io_uring::types::{BufRingEntry, CancelBuilder, Fd, Fixed, SubmitArgs, Timespec};
-use io_uring::{
-    CompletionQueue, EnterFlags, IoUring, Probe, SubmissionQueue, Submitter, cqueue, opcode, squeue,
-};
+use io_uring::types::{CancelBuilder, Fd, Fixed, SubmitArgs, Timespec};
+use io_uring::{EnterFlags, cqueue, opcode, squeue};
 
-use super::pages::Pages;
 use super::refusal::{Cause, IoUringRefused};
-use super::{
-    AttachRefused, Buffer, Completion, PIECES_MAX, Received, Ring, RingFault, RingSize, Slot, Wait,
-};
+use super::{AttachRefused, Buffer, Completion, Received, Ring, RingFault, RingSize, Slot, Wait};
 use crate::doorbell::Doorbell;
 use crate::sys::{self, Errno};
-
-/// Entries that one system call can hand over; more wait for the next.
-const SUBMISSIONS: u32 = 256;
-
-/// Room for completions. A multishot receive can post one per provided buffer, and
-/// everything else at most one per operation; beyond it the kernel keeps them aside.
-const COMPLETIONS: u32 = 4096;
-
-/// The one group of provided buffers.
-const BUFFER_GROUP: u16 = 0;
+use kernel::{Kernel, LADDER, SUBMISSIONS, check_operations, climb_down, refused};
+use memory::{BUFFER_GROUP, ProvidedBuffers, SendHeaders};
+use word::{Kind, POLL_IN, POLL_OUT, unpack, word};
 
 /// How long a drop waits for the kernel to end what it was told to cancel.
 const DRAIN_TIME: Duration = Duration::from_secs(2);
-
-/// A set of features to ask for at set-up.
-#[derive(Debug, Clone, Copy)]
-struct Step {
-    name: &'static str,
-    /// Submission without an index array between queue and entries (Linux 6.6).
-    no_array: bool,
-    /// A flag in shared memory that says when deferred work waits.
-    taskrun_flag: bool,
-}
-
-/// From the best to the least that the transport builds on.
-const LADDER: [Step; 3] = [
-    Step {
-        name: "single issuer, deferred task work with flag, no submission array",
-        no_array: true,
-        taskrun_flag: true,
-    },
-    Step {
-        name: "single issuer, deferred task work with flag",
-        no_array: false,
-        taskrun_flag: true,
-    },
-    Step {
-        name: "single issuer, deferred task work",
-        no_array: false,
-        taskrun_flag: false,
-    },
-];
 
 /// A [`Ring`] over io_uring. It stays on the thread that made it.
 #[derive(Debug)]
@@ -588,357 +548,6 @@ impl Drop for IoUringRing {
     }
 }
 
-// --- set-up ----------------------------------------------------------------------------
-
-/// Sets up the kernel ring on the highest step of the ladder that the kernel knows.
-fn climb_down() -> Result<(usize, IoUring), Cause> {
-    for (position, step) in LADDER.iter().enumerate() {
-        let mut builder = IoUring::builder();
-        builder
-            .dontfork()
-            .setup_cqsize(COMPLETIONS)
-            .setup_clamp()
-            .setup_submit_all()
-            .setup_single_issuer()
-            .setup_defer_taskrun();
-        if step.taskrun_flag {
-            builder.setup_taskrun_flag();
-        }
-        if step.no_array {
-            builder.setup_no_sqarray();
-        }
-        match builder.build(SUBMISSIONS) {
-            Ok(ring) => return Ok((position, ring)),
-            // The kernel does not know a flag of this step.
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
-            Err(error) => return Err(refused("io_uring_setup", &error)),
-        }
-    }
-    Err(Cause::TooOld {
-        missing: "single issuer with deferred task work (IORING_SETUP_DEFER_TASKRUN)",
-    })
-}
-
-/// What a refused call of the set-up means. Out of memory with little to lock is the
-/// limit on locked memory: kernels charge rings to it.
-fn refused(call: &'static str, error: &io::Error) -> Cause {
-    let errno = Errno::of(error);
-    let limit = sys::locked_memory_limit();
-    if errno == Errno(libc::ENOMEM) && limit.soft != u64::MAX {
-        // The entries of both queues; their headers and the ring of buffers are small
-        // beside them.
-        let needed = u64::from(SUBMISSIONS) * 64 + u64::from(COMPLETIONS) * 16;
-        return Cause::LockedMemory { needed, limit };
-    }
-    Cause::Call { call, errno }
-}
-
-/// Refuses a kernel that lacks an operation, before the first use finds out.
-fn check_operations(submitter: &Submitter<'_>) -> Result<(), Cause> {
-    let mut probe = Probe::new();
-    submitter
-        .register_probe(&mut probe)
-        .map_err(|error| refused("io_uring_register(PROBE)", &error))?;
-    let needed = [
-        (opcode::RecvMulti::CODE, "receive operation"),
-        (opcode::Send::CODE, "send operation"),
-        (opcode::SendMsg::CODE, "send-message operation"),
-        (opcode::PollAdd::CODE, "poll operation"),
-        (opcode::AsyncCancel2::CODE, "cancel operation"),
-    ];
-    match needed.iter().find(|(code, _)| !probe.is_supported(*code)) {
-        Some((_, missing)) => Err(Cause::TooOld { missing }),
-        None => Ok(()),
-    }
-}
-
-// --- the crate's ring, with its parts kept apart ------------------------------------------
-
-/// The kernel ring and its three parts, split once: a registered ring descriptor is
-/// remembered by the submitter, and the queues cache their positions.
-struct Kernel {
-    submitter: Submitter<'static>,
-    submission: SubmissionQueue<'static>,
-    completion: CompletionQueue<'static>,
-    /// Whether a sleep can be kept out of the I/O waiting time (Linux 6.15).
-    no_iowait: bool,
-    /// What the parts borrow from. Declared last, because they write their positions
-    /// back when they are dropped.
-    _ring: OwnedRing,
-}
-
-/// A ring that stays where it is, for its parts to point into.
-struct OwnedRing(NonNull<IoUring>);
-
-impl Kernel {
-    fn new(ring: IoUring) -> Self {
-        let no_iowait = ring.params().is_feature_no_iowait();
-        let ring = NonNull::from(Box::leak(Box::new(ring)));
-        // SAFETY: the box was leaked, so the ring stays where it is until `OwnedRing`
-        // frees it, after the parts; nothing else refers to it in the meantime.
-        let (submitter, submission, completion) = unsafe { &mut *ring.as_ptr() }.split();
-        Self {
-            submitter,
-            submission,
-            completion,
-            no_iowait,
-            _ring: OwnedRing(ring),
-        }
-    }
-}
-
-impl Drop for OwnedRing {
-    fn drop(&mut self) {
-        // SAFETY: leaked by `Kernel::new`, freed once, and the parts that pointed into
-        // it are gone.
-        drop(unsafe { Box::from_raw(self.0.as_ptr()) });
-    }
-}
-
-impl std::fmt::Debug for Kernel {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Kernel")
-            .field("queued", &self.submission.len())
-            .finish_non_exhaustive()
-    }
-}
-
-// --- received bytes --------------------------------------------------------------------------
-
-/// Buffers that the kernel takes in turn when bytes arrive, and the ring through which
-/// it is given them back. We write entries and the tail; the kernel reads both.
-#[derive(Debug)]
-struct ProvidedBuffers {
-    entries: Pages,
-    memory: Pages,
-    count: u16,
-    size: u32,
-    /// The tail as far as entries are written; published once per turn.
-    tail: u16,
-}
-
-impl ProvidedBuffers {
-    fn register(submitter: &Submitter<'_>, size: RingSize) -> Result<Self, Cause> {
-        const COUNT_MAX: u16 = 1 << 15;
-        let count = size
-            .buffers
-            .clamp(1, COUNT_MAX)
-            .checked_next_power_of_two()
-            .unwrap_or(COUNT_MAX);
-        let bytes = (size.buffer_size.max(1) as usize).next_multiple_of(sys::page_size());
-        let mapped = |length| {
-            Pages::map(length).map_err(|errno| Cause::Call {
-                call: "mmap",
-                errno,
-            })
-        };
-        let entries = mapped(usize::from(count) * size_of::<BufRingEntry>())?;
-        let mut memory = mapped(usize::from(count) * bytes)?;
-        memory.touch();
-        let address = entries.start().as_ptr() as u64;
-        // SAFETY: the mapping holds `count` entries and is kept until the ring is gone.
-        unsafe { submitter.register_buf_ring_with_flags(address, count, BUFFER_GROUP, 0) }
-            .map_err(|error| match error.raw_os_error() {
-                Some(libc::EINVAL) => Cause::TooOld {
-                    missing: "ring of provided buffers",
-                },
-                _ => refused("io_uring_register(PBUF_RING)", &error),
-            })?;
-        let mut buffers = Self {
-            entries,
-            memory,
-            count,
-            size: u32::try_from(bytes).unwrap_or(u32::MAX),
-            tail: 0,
-        };
-        (0..count).for_each(|number| buffers.give_back(number));
-        buffers.publish();
-        Ok(buffers)
-    }
-
-    fn start_of(&self, number: u16) -> NonNull<u8> {
-        assert!(number < self.count, "a buffer of this ring");
-        // SAFETY: the number is below the count (asserted) that the mapping was made for.
-        unsafe {
-            self.memory
-                .start()
-                .add(usize::from(number) * self.size as usize)
-        }
-    }
-
-    fn bytes(&self, buffer: &Buffer) -> &[u8] {
-        assert!(buffer.length <= self.size, "a buffer of this ring");
-        // SAFETY: the range lies within one buffer (asserted here and in `start_of`);
-        // it is on loan, so the kernel does not write to it before it is given back,
-        // which uses the loan up.
-        unsafe {
-            std::slice::from_raw_parts(self.start_of(buffer.number).as_ptr(), buffer.length())
-        }
-    }
-
-    /// Writes the entry that offers a buffer; the kernel sees it when published.
-    fn give_back(&mut self, number: u16) {
-        let address = self.start_of(number).as_ptr() as u64;
-        let place = usize::from(self.tail & (self.count - 1));
-        // SAFETY: the place is below the count of entries that the mapping was made
-        // for. The kernel does not read it before the tail passes it. The reference is
-        // to this entry alone; of entry zero, whose last field is the ring's tail, the
-        // setters leave that field alone.
-        let entry = unsafe {
-            self.entries
-                .start()
-                .cast::<BufRingEntry>()
-                .add(place)
-                .as_mut()
-        };
-        entry.set_addr(address);
-        entry.set_len(self.size);
-        entry.set_bid(number);
-        self.tail = self.tail.wrapping_add(1);
-    }
-
-    /// Shows the kernel every entry written so far.
-    fn publish(&mut self) {
-        let base = self.entries.start().cast::<BufRingEntry>();
-        // SAFETY: the mapping begins with entry zero, which holds the tail; it is
-        // aligned, lives as long as `self`, and is only ever accessed atomically.
-        let tail = unsafe { AtomicU16::from_ptr(BufRingEntry::tail(base.as_ptr()).cast_mut()) };
-        // Release: the entries before the tail that lets the kernel read them.
-        tail.store(self.tail, Ordering::Release);
-    }
-}
-
-// --- bytes to be sent ----------------------------------------------------------------------
-
-/// A message header and its vectors for every slot: one send is in flight per slot, so
-/// each has its own, and nothing is allocated to send. Untouched pages cost nothing.
-#[derive(Debug)]
-struct SendHeaders {
-    memory: Pages,
-    count: u32,
-}
-
-#[repr(C)]
-struct SendHeader {
-    header: libc::msghdr,
-    vectors: [libc::iovec; PIECES_MAX],
-}
-
-impl SendHeaders {
-    fn new(count: u32) -> Result<Self, Errno> {
-        Ok(Self {
-            memory: Pages::map(count as usize * size_of::<SendHeader>())?,
-            count,
-        })
-    }
-
-    /// Describes the pieces in the slot's header, and says where that is.
-    fn fill(&mut self, slot: Slot, pieces: &[&[u8]]) -> NonNull<libc::msghdr> {
-        assert!(slot.index < self.count, "a slot of this ring");
-        // SAFETY: the index is below the count that the mapping was made for; zeros,
-        // which it starts as, are a valid header; the kernel reads it only while a send
-        // of this slot is in flight, and none is.
-        let entry = unsafe {
-            self.memory
-                .start()
-                .cast::<SendHeader>()
-                .add(slot.position())
-                .as_mut()
-        };
-        for (vector, piece) in entry.vectors.iter_mut().zip(pieces) {
-            vector.iov_base = piece.as_ptr().cast_mut().cast();
-            vector.iov_len = piece.len();
-        }
-        entry.header.msg_iov = entry.vectors.as_mut_ptr();
-        entry.header.msg_iovlen = pieces.len().min(PIECES_MAX);
-        NonNull::from(&mut entry.header)
-    }
-}
-
-// --- words -------------------------------------------------------------------------------------
-
-#[allow(clippy::cast_sign_loss)] // flags in a signed type
-const POLL_IN: u32 = libc::POLLIN as u32;
-#[allow(clippy::cast_sign_loss)] // flags in a signed type
-const POLL_OUT: u32 = libc::POLLOUT as u32;
-
-/// Which operation a completion belongs to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-enum Kind {
-    Receive = 1,
-    Send = 2,
-    Writable = 3,
-    Cancel = 4,
-    Doorbell = 5,
-}
-
-const SLOT_BITS: u32 = Slot::INDEX_LIMIT.trailing_zeros();
-const GENERATION_BITS: u32 = 32;
-const _: () = assert!(SLOT_BITS + GENERATION_BITS + 8 == 64, "the word is full");
-
-fn word(kind: Kind, slot: Slot) -> u64 {
-    debug_assert!(slot.index < Slot::INDEX_LIMIT);
-    (kind as u64) << (SLOT_BITS + GENERATION_BITS)
-        | u64::from(slot.generation) << SLOT_BITS
-        | u64::from(slot.index)
-}
-
-/// `None` for a word that this ring never wrote.
-fn unpack(word: u64) -> Option<(Kind, Slot)> {
-    let kind = match word >> (SLOT_BITS + GENERATION_BITS) {
-        1 => Kind::Receive,
-        2 => Kind::Send,
-        3 => Kind::Writable,
-        4 => Kind::Cancel,
-        5 => Kind::Doorbell,
-        _ => return None,
-    };
-    let low = |value: u64, bits: u32| u32::try_from(value & ((1 << bits) - 1)).unwrap_or(0);
-    Some((
-        kind,
-        Slot {
-            index: low(word, SLOT_BITS),
-            generation: low(word >> SLOT_BITS, GENERATION_BITS),
-        },
-    ))
-}
-
 fn outcome(result: i32) -> Result<u32, Errno> {
     u32::try_from(result).map_err(|_| Errno(-result))
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-
-    use super::*;
-
-    #[test]
-    fn a_word_leads_back_to_its_operation() {
-        let slot = Slot {
-            index: Slot::INDEX_LIMIT - 1,
-            generation: u32::MAX,
-        };
-        for kind in [
-            Kind::Receive,
-            Kind::Send,
-            Kind::Writable,
-            Kind::Cancel,
-            Kind::Doorbell,
-        ] {
-            assert_eq!(unpack(word(kind, slot)), Some((kind, slot)));
-        }
-        assert_eq!(unpack(0), None);
-    }
-
-    #[test]
-    fn the_ladder_goes_down() {
-        let wishes = |step: &Step| u8::from(step.no_array) + u8::from(step.taskrun_flag);
-        assert!(
-            LADDER
-                .windows(2)
-                .all(|pair| wishes(&pair[0]) > wishes(&pair[1]))
-        );
-    }
 }
