@@ -17,6 +17,7 @@
 
 mod admin;
 mod consumer;
+mod credit;
 mod egress;
 mod intake;
 mod producer;
@@ -489,7 +490,7 @@ impl Shard {
         let outstanding: u64 = self
             .producers
             .iter()
-            .map(|(_, producer)| producer.outstanding_bytes())
+            .map(|(_, producer)| producer.credit.outstanding_bytes())
             .sum();
         assert_eq!(outstanding, self.reserved, "every granted byte is reserved");
         assert!(

@@ -1,10 +1,6 @@
 //! Producers: from a message to its place in a log, and back to its completion.
 //!
-//! Credit is a reservation: a position in frame bytes and one in messages, never
-//! taken back. What is granted and not received yet is covered by the ingress
-//! pool, so a frame within credit always finds a place. A grant begins small and
-//! doubles with use; a destination that is full, or a pool that is empty, means
-//! no new grant, and the producer waits its turn.
+//! What a producer may send is in `credit`.
 //!
 //! A partition of this shard answers at once, so outcomes come into being in the
 //! order of the sends, and the window towards the producer is this list of runs.
@@ -13,12 +9,13 @@ use std::collections::VecDeque;
 
 use zerocopy::IntoBytes;
 
+use super::credit::Grant;
 use super::{Fault, LinkState, Shard};
 use crate::auth::{self, Operation, Target};
 use crate::catalog::{Resolved, Wanted};
 use crate::counters::Counter;
 use crate::error::Refusal;
-use crate::frame::control::{Batch, Closed, CompletionRun, Completions, Credit, ProducerOpened};
+use crate::frame::control::{Batch, Closed, CompletionRun, Completions, ProducerOpened};
 use crate::frame::decode::Message;
 use crate::frame::{CONTROL_HEADER_SIZE, MESSAGE_HEADER_SIZE, MessageHeader, property};
 use crate::id::{DestinationNumber, Epoch, Handle, Offset, PartitionIndex, ProducerId, RequestId};
@@ -29,13 +26,6 @@ use crate::time::Now;
 
 /// The most runs of one frame of completions.
 const RUNS_PER_FRAME: usize = 256;
-/// What of the ingress pool one producer's grant may grow to.
-const SHARE_OF_POOL: u64 = 32;
-/// Producers that are looked at in a turn because memory came free.
-const WAITING_PER_TURN: usize = 64;
-/// What reserved bytes may take up in chunks: a frame may leave almost half of
-/// its chunk unused.
-const RESERVE_FACTOR: u64 = 2;
 
 #[derive(Debug)]
 pub(super) struct Producer {
@@ -48,20 +38,10 @@ pub(super) struct Producer {
     sequence: u64,
     /// Of each partition, the last send that was received.
     partition_sequences: Vec<u64>,
-    granted_bytes: u64,
-    granted_messages: u64,
-    received_bytes: u64,
-    received_messages: u64,
-    /// Sends whose outcome was written to the link.
-    completed_messages: u64,
-    /// Bytes that a new grant covers.
-    window: u64,
-    /// A frame of this size waits at the client.
-    wanted: u64,
+    pub(super) credit: Grant,
     /// Outcomes that were not written yet.
     runs: VecDeque<CompletionRun>,
     completing: bool,
-    waiting: bool,
     /// Answered once all outcomes are written.
     closing: Option<RequestId>,
     /// What is left of an announced batch: messages, bytes.
@@ -77,14 +57,6 @@ pub(super) struct Producer {
 }
 
 impl Producer {
-    pub(super) fn outstanding_bytes(&self) -> u64 {
-        self.granted_bytes - self.received_bytes
-    }
-
-    fn outstanding_messages(&self) -> u64 {
-        self.granted_messages - self.received_messages
-    }
-
     /// Adds outcomes behind those that wait; consecutive ones share a run.
     #[inline]
     fn complete(&mut self, run: CompletionRun) {
@@ -156,16 +128,9 @@ impl Shard {
             epoch: Epoch(1),
             sequence: 0,
             partition_sequences: vec![0; partitions],
-            granted_bytes: 0,
-            granted_messages: 0,
-            received_bytes: 0,
-            received_messages: 0,
-            completed_messages: 0,
-            window: u64::from(limits::CREDIT_INITIAL),
-            wanted: 0,
+            credit: Grant::default(),
             runs: VecDeque::new(),
             completing: false,
-            waiting: false,
             closing: None,
             batch: None,
             #[cfg(any(
@@ -195,8 +160,8 @@ impl Shard {
             producer: id.0.into(),
             partitions: u32::try_from(partitions).unwrap_or(u32::MAX).into(),
             window: limits::IN_FLIGHT_MESSAGES_MAX.into(),
-            bytes: producer.granted_bytes.into(),
-            messages: producer.granted_messages.into(),
+            bytes: producer.credit.bytes().into(),
+            messages: producer.credit.messages().into(),
         };
         self.answer(now, link, request.0, &opened, &[])?;
         Ok(Ok(()))
@@ -212,7 +177,7 @@ impl Shard {
 
     pub(super) fn remove_producer(&mut self, handle: Handle) {
         if let Some(producer) = self.producers.remove(handle) {
-            self.reserved -= producer.outstanding_bytes();
+            self.reserved -= producer.credit.outstanding_bytes();
             self.local_mut(producer.destination).producers -= 1;
             if let Some(link) = self.links.get_mut(producer.link) {
                 link.producers.retain(|other| *other != handle);
@@ -233,7 +198,7 @@ impl Shard {
             .get_mut(handle)
             .filter(|producer| producer.link == link && producer.closing.is_none())
             .ok_or_else(|| not_open(handle))?;
-        if producer.outstanding_bytes() < size as u64 || producer.outstanding_messages() == 0 {
+        if !producer.credit.covers(size) {
             return Err(beyond_credit(producer, size));
         }
         Ok(producer)
@@ -337,29 +302,6 @@ impl Shard {
         Ok(())
     }
 
-    /// A client has a frame that its credit does not cover.
-    pub(super) fn want_credit(
-        &mut self,
-        link: Handle,
-        handle: Handle,
-        bytes: u64,
-    ) -> Result<(), Fault> {
-        if bytes > u64::from(limits::FRAME_SIZE_MAX) + 8 {
-            return Err(Fault::new(
-                Refusal::FrameTooLarge,
-                "credit was asked for a frame beyond the limit",
-            ));
-        }
-        let producer = self
-            .producers
-            .get_mut(handle)
-            .filter(|producer| producer.link == link)
-            .ok_or_else(|| not_open(handle))?;
-        producer.wanted = bytes;
-        self.wait(handle);
-        Ok(())
-    }
-
     /// Checks everything about a send that does not end the link, and counts it.
     #[inline]
     fn admit(
@@ -418,8 +360,7 @@ impl Shard {
             }
         };
         producer.sequence = sequence;
-        producer.received_bytes += size as u64;
-        producer.received_messages += 1;
+        producer.credit.received(size);
         let destination = producer.destination;
         self.reserved -= size as u64;
         Ok(Admitted {
@@ -512,7 +453,7 @@ impl Shard {
             let count = runs.len();
             let messages: u64 = runs.iter().map(|run| u64::from(run.count.get())).sum();
             producer.runs.drain(..count);
-            producer.completed_messages += messages;
+            producer.credit.completed(messages);
             self.counters.add(Counter::Completions, messages);
             self.counters.add(Counter::CompletionFrames, 1);
         }
@@ -532,8 +473,7 @@ impl Shard {
         }
         producer.completing = false;
         let link = producer.link;
-        let low = producer.outstanding_bytes() * 2 < producer.window
-            || producer.outstanding_messages() * 2 < u64::from(limits::IN_FLIGHT_MESSAGES_MAX);
+        let low = producer.credit.is_low();
         self.mark_dirty(link);
         if request.is_some() {
             self.remove_producer(handle);
@@ -543,98 +483,6 @@ impl Shard {
         false
     }
 
-    /// Grants what there is and tells the client; has the producer wait if that
-    /// was not enough, or if there is no room to tell it.
-    fn renew(&mut self, now: Now, handle: Handle) {
-        const CREDIT_SIZE: usize = CONTROL_HEADER_SIZE + size_of::<Credit>();
-        let Some(producer) = self.producers.get(handle) else {
-            return;
-        };
-        let (link, before) = (
-            producer.link,
-            (producer.granted_bytes, producer.granted_messages),
-        );
-        let room = self.links.get(link).map_or(0, |link| link.egress.room());
-        if room < CREDIT_SIZE {
-            self.wait(handle);
-            return;
-        }
-        self.grant(handle);
-        let Some(producer) = self.producers.get_mut(handle) else {
-            return;
-        };
-        let enough = producer.outstanding_bytes() >= producer.wanted.max(producer.window / 2);
-        if enough {
-            producer.wanted = 0;
-        }
-        let credit = Credit {
-            bytes: producer.granted_bytes.into(),
-            messages: producer.granted_messages.into(),
-        };
-        if before != (producer.granted_bytes, producer.granted_messages)
-            && let Err(fault) = self.answer(now, link, handle.0, &credit, &[])
-        {
-            self.fault(now, link, &fault);
-        }
-        if !enough {
-            self.wait(handle);
-        }
-    }
-
-    /// Raises a producer's grant as far as its window, its destination and the
-    /// pool allow.
-    fn grant(&mut self, handle: Handle) {
-        let Some(producer) = self.producers.get(handle) else {
-            return;
-        };
-        let destination = producer.destination;
-        let full = self.is_full(destination);
-        let room = self.ingress_room();
-        let pool = self.plan.ingress;
-        let calm = self.reserved < pool / 2;
-        let Some(producer) = self.producers.get_mut(handle) else {
-            return;
-        };
-        // Doubles with use: the last grant is at least half used up.
-        if calm && producer.received_bytes > 0 && producer.outstanding_bytes() * 2 < producer.window
-        {
-            let most = u64::from(limits::IN_FLIGHT_BYTES_MAX).min(pool / SHARE_OF_POOL);
-            producer.window = (producer.window * 2).min(most.max(producer.window));
-        }
-        producer.granted_messages = producer
-            .granted_messages
-            .max(producer.completed_messages + u64::from(limits::IN_FLIGHT_MESSAGES_MAX));
-        if full {
-            return;
-        }
-        let wish = producer.received_bytes + producer.window.max(producer.wanted);
-        let more = wish.saturating_sub(producer.granted_bytes).min(room);
-        producer.granted_bytes += more;
-        self.reserved += more;
-    }
-
-    /// Gives those that wait for credit another look.
-    pub(super) fn serve_waiting(&mut self, now: Now) {
-        for _ in 0..self.waiting.len().min(WAITING_PER_TURN) {
-            let Some(handle) = self.waiting.pop_front() else {
-                break;
-            };
-            if let Some(producer) = self.producers.get_mut(handle) {
-                producer.waiting = false;
-                self.renew(now, handle);
-            }
-        }
-    }
-
-    fn wait(&mut self, handle: Handle) {
-        if let Some(producer) = self.producers.get_mut(handle)
-            && !producer.waiting
-        {
-            producer.waiting = true;
-            self.waiting.push_back(handle);
-        }
-    }
-
     fn mark_completing(&mut self, handle: Handle) {
         if let Some(producer) = self.producers.get_mut(handle)
             && !producer.completing
@@ -642,21 +490,6 @@ impl Shard {
             producer.completing = true;
             self.completing.push(handle);
         }
-    }
-
-    /// Whether a destination holds all the memory that it may.
-    fn is_full(&self, destination: DestinationNumber) -> bool {
-        let local = &self.locals[destination.0 as usize];
-        (local.chunks() * CHUNK) as u64 >= self.plan.destination
-    }
-
-    /// Frame bytes that may still be granted: the rest of the pool, and no more
-    /// than finds a place beside what egress and the partitions may need.
-    fn ingress_room(&self) -> u64 {
-        let free = (self.arena.free() * CHUNK) as u64;
-        let kept = self.plan.egress + (self.partitions * CHUNK) as u64;
-        let placeable = (free.saturating_sub(kept) / RESERVE_FACTOR).saturating_sub(self.reserved);
-        (self.plan.ingress - self.reserved).min(placeable)
     }
 
     /// Finds or creates a destination for somebody on `link`.
@@ -744,7 +577,7 @@ fn copy_to_chain(arena: &mut crate::memory::Arena, bytes: &[u8]) -> Option<Chunk
 }
 
 #[cold]
-fn not_open(handle: Handle) -> Fault {
+pub(super) fn not_open(handle: Handle) -> Fault {
     Fault::new(
         Refusal::NotOpen,
         format!("no producer {handle} is open on this link"),
@@ -758,8 +591,8 @@ fn beyond_credit(producer: &Producer, size: usize) -> Fault {
         format!(
             "producer {} sent {size} bytes with credit for {} bytes and {} messages",
             producer.id,
-            producer.outstanding_bytes(),
-            producer.outstanding_messages()
+            producer.credit.outstanding_bytes(),
+            producer.credit.outstanding_messages()
         ),
     )
 }

@@ -1,0 +1,252 @@
+//! Credit: what producers may have on their way, reserved ahead.
+//!
+//! A grant is a position in frame bytes and one in messages, never taken back.
+//! What is granted and not received yet is covered by the ingress pool, so a
+//! frame within credit always finds a place. A window begins small and doubles
+//! with use; a destination that is full, or a pool that is empty, means no new
+//! grant, and the producer waits its turn.
+
+use super::producer::not_open;
+use super::{Fault, Shard};
+use crate::error::Refusal;
+use crate::frame::CONTROL_HEADER_SIZE;
+use crate::frame::control::Credit;
+use crate::id::{DestinationNumber, Handle};
+use crate::limits;
+use crate::memory::CHUNK;
+use crate::time::Now;
+
+/// What of the ingress pool one producer's grant may grow to.
+const SHARE_OF_POOL: u64 = 32;
+/// Producers that are looked at in a turn because memory came free.
+const WAITING_PER_TURN: usize = 64;
+/// What reserved bytes may take up in chunks: a frame may leave almost half of
+/// its chunk unused.
+const RESERVE_FACTOR: u64 = 2;
+/// What one producer may send, and how much of it came.
+#[derive(Debug)]
+pub(super) struct Grant {
+    granted_bytes: u64,
+    granted_messages: u64,
+    received_bytes: u64,
+    received_messages: u64,
+    /// Sends whose outcome was written to the link.
+    completed_messages: u64,
+    /// Bytes that a new grant covers.
+    window: u64,
+    /// A frame of this size waits at the client.
+    wanted: u64,
+    /// Stands in the list of those that wait.
+    waiting: bool,
+}
+
+impl Default for Grant {
+    fn default() -> Self {
+        Self {
+            granted_bytes: 0,
+            granted_messages: 0,
+            received_bytes: 0,
+            received_messages: 0,
+            completed_messages: 0,
+            window: u64::from(limits::CREDIT_INITIAL),
+            wanted: 0,
+            waiting: false,
+        }
+    }
+}
+
+impl Grant {
+    /// A frame came in.
+    #[inline]
+    pub(super) fn received(&mut self, size: usize) {
+        self.received_bytes += size as u64;
+        self.received_messages += 1;
+    }
+
+    /// Outcomes were written.
+    pub(super) fn completed(&mut self, messages: u64) {
+        self.completed_messages += messages;
+    }
+
+    /// The position in frame bytes.
+    pub(super) fn bytes(&self) -> u64 {
+        self.granted_bytes
+    }
+
+    /// The position in messages.
+    pub(super) fn messages(&self) -> u64 {
+        self.granted_messages
+    }
+
+    /// Whether a frame of `size` bytes may come.
+    #[inline]
+    pub(super) fn covers(&self, size: usize) -> bool {
+        self.outstanding_bytes() >= size as u64 && self.outstanding_messages() > 0
+    }
+
+    /// Granted and not received: what is reserved.
+    #[inline]
+    pub(super) fn outstanding_bytes(&self) -> u64 {
+        self.granted_bytes - self.received_bytes
+    }
+
+    pub(super) fn outstanding_messages(&self) -> u64 {
+        self.granted_messages - self.received_messages
+    }
+
+    /// Whether it is time for a new grant: half of the last one is used up.
+    pub(super) fn is_low(&self) -> bool {
+        self.outstanding_bytes() * 2 < self.window
+            || self.outstanding_messages() * 2 < u64::from(limits::IN_FLIGHT_MESSAGES_MAX)
+    }
+
+    fn is_enough(&self) -> bool {
+        self.outstanding_bytes() >= self.wanted.max(self.window / 2)
+    }
+
+    fn position(&self) -> Credit {
+        Credit {
+            bytes: self.granted_bytes.into(),
+            messages: self.granted_messages.into(),
+        }
+    }
+
+    /// Doubles the window, up to `most`, if the last grant was used.
+    fn widen(&mut self, most: u64) {
+        if self.received_bytes > 0 && self.outstanding_bytes() * 2 < self.window {
+            self.window = (self.window * 2).min(most.max(self.window));
+        }
+    }
+
+    /// Raises the position in messages: outcomes that were not written count as
+    /// on their way, so that they stay within the window too.
+    fn raise_messages(&mut self) {
+        let most = self.completed_messages + u64::from(limits::IN_FLIGHT_MESSAGES_MAX);
+        self.granted_messages = self.granted_messages.max(most);
+    }
+
+    /// Raises the position in bytes by at most `room`; returns by how much.
+    fn raise_bytes(&mut self, room: u64) -> u64 {
+        let wish = self.received_bytes + self.window.max(self.wanted);
+        let more = wish.saturating_sub(self.granted_bytes).min(room);
+        self.granted_bytes += more;
+        more
+    }
+}
+
+impl Shard {
+    /// A client has a frame that its credit does not cover.
+    pub(super) fn want_credit(
+        &mut self,
+        link: Handle,
+        handle: Handle,
+        bytes: u64,
+    ) -> Result<(), Fault> {
+        if bytes > u64::from(limits::FRAME_SIZE_MAX) + 8 {
+            return Err(Fault::new(
+                Refusal::FrameTooLarge,
+                "credit was asked for a frame beyond the limit",
+            ));
+        }
+        let producer = self
+            .producers
+            .get_mut(handle)
+            .filter(|producer| producer.link == link)
+            .ok_or_else(|| not_open(handle))?;
+        producer.credit.wanted = bytes;
+        self.wait(handle);
+        Ok(())
+    }
+
+    /// Grants what there is and tells the client; has the producer wait if that
+    /// was not enough, or if there is no room to tell it.
+    pub(super) fn renew(&mut self, now: Now, handle: Handle) {
+        const CREDIT_SIZE: usize = CONTROL_HEADER_SIZE + size_of::<Credit>();
+        let Some(producer) = self.producers.get(handle) else {
+            return;
+        };
+        let (link, before) = (producer.link, producer.credit.position());
+        let room = self.links.get(link).map_or(0, |link| link.egress.room());
+        if room < CREDIT_SIZE {
+            self.wait(handle);
+            return;
+        }
+        self.grant(handle);
+        let Some(producer) = self.producers.get_mut(handle) else {
+            return;
+        };
+        let (after, enough) = (producer.credit.position(), producer.credit.is_enough());
+        if enough {
+            producer.credit.wanted = 0;
+        }
+        if after != before
+            && let Err(fault) = self.answer(now, link, handle.0, &after, &[])
+        {
+            self.fault(now, link, &fault);
+        }
+        if !enough {
+            self.wait(handle);
+        }
+    }
+
+    /// Raises a producer's grant as far as its window, its destination and the
+    /// pool allow.
+    pub(super) fn grant(&mut self, handle: Handle) {
+        let Some(destination) = self.producers.get(handle).map(|it| it.destination) else {
+            return;
+        };
+        let room = if self.is_full(destination) {
+            0
+        } else {
+            self.ingress_room()
+        };
+        let pool = self.plan.ingress;
+        let calm = self.reserved < pool / 2;
+        let Some(producer) = self.producers.get_mut(handle) else {
+            return;
+        };
+        let credit = &mut producer.credit;
+        if calm {
+            credit.widen(u64::from(limits::IN_FLIGHT_BYTES_MAX).min(pool / SHARE_OF_POOL));
+        }
+        credit.raise_messages();
+        self.reserved += credit.raise_bytes(room);
+    }
+
+    /// Gives those that wait for credit another look.
+    pub(super) fn serve_waiting(&mut self, now: Now) {
+        for _ in 0..self.waiting.len().min(WAITING_PER_TURN) {
+            let Some(handle) = self.waiting.pop_front() else {
+                break;
+            };
+            if let Some(producer) = self.producers.get_mut(handle) {
+                producer.credit.waiting = false;
+                self.renew(now, handle);
+            }
+        }
+    }
+
+    fn wait(&mut self, handle: Handle) {
+        if let Some(producer) = self.producers.get_mut(handle)
+            && !producer.credit.waiting
+        {
+            producer.credit.waiting = true;
+            self.waiting.push_back(handle);
+        }
+    }
+
+    /// Whether a destination holds all the memory that it may.
+    fn is_full(&self, destination: DestinationNumber) -> bool {
+        let local = &self.locals[destination.0 as usize];
+        (local.chunks() * CHUNK) as u64 >= self.plan.destination
+    }
+
+    /// Frame bytes that may still be granted: the rest of the pool, and no more
+    /// than finds a place beside what egress and the partitions may need.
+    fn ingress_room(&self) -> u64 {
+        let free = (self.arena.free() * CHUNK) as u64;
+        let kept = self.plan.egress + (self.partitions * CHUNK) as u64;
+        let placeable = (free.saturating_sub(kept) / RESERVE_FACTOR).saturating_sub(self.reserved);
+        (self.plan.ingress - self.reserved).min(placeable)
+    }
+}
