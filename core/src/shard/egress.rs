@@ -207,6 +207,11 @@ impl Egress {
         self.bytes
     }
 
+    /// Chunks of the arena that it holds itself.
+    pub(super) fn chunks(&self) -> usize {
+        usize::from(self.block.is_some())
+    }
+
     fn reserve(&mut self, arena: &mut Arena, size: usize, limit: usize) -> Result<(), NoRoom> {
         if self.written + size > limit {
             return Err(NoRoom);

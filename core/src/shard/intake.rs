@@ -43,6 +43,13 @@ impl Intake {
             arena.give_chain(assembly.head);
         }
     }
+
+    /// Chunks of the arena that it holds.
+    pub(super) fn chunks(&self) -> usize {
+        self.assembly
+            .as_ref()
+            .map_or(0, |assembly| assembly.filled.div_ceil(CHUNK))
+    }
 }
 
 impl From<DecodeError> for Fault {

@@ -509,6 +509,25 @@ impl Shard {
         }
     }
 
+    /// As [`Shard::invariants`], and that every message is where its partition says
+    /// and every chunk that is lent has an owner. Walks all that is kept: for tests
+    /// and simulations.
+    pub fn audit(&self) {
+        self.invariants();
+        let mut owned = 0;
+        for local in &self.locals {
+            owned += local.chunks();
+            for partition in &local.partitions {
+                partition.audit(&self.arena);
+            }
+        }
+        for (_, link) in self.links.iter() {
+            owned += link.egress.chunks() + link.intake.chunks();
+        }
+        let lent = self.arena.chunks() as usize - self.arena.free();
+        assert_eq!(owned, lent, "every chunk that is lent has an owner");
+    }
+
     /// Writes a control frame to a link; a link that has no room for answers has
     /// not read for long.
     fn answer<F: frame::control::Fields>(
