@@ -6,7 +6,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, value_parser};
+use courser::Endpoints;
+use courser_core::client::Start;
+use courser_core::id::Offset;
+use courser_core::name::Destination;
 use courser_transport::Transport;
 use courser_transport::affinity::Cores;
 use courser_transport::idle::IdleStrategy;
@@ -38,6 +42,12 @@ struct CommandLine {
 pub(crate) enum Verb {
     /// Run a broker until SIGINT or SIGTERM
     Serve(ServeOptions),
+    /// Send messages and wait until the broker has acknowledged each
+    Send(SendOptions),
+    /// Print messages and acknowledge each once it is printed
+    Receive(ReceiveOptions),
+    /// Print what the broker counts, in all and for each destination
+    Stats(StatsOptions),
     /// Measure, always beside the floor of the same run
     Bench(BenchOptions),
     /// Print every bound and what happens when it is reached
@@ -68,6 +78,88 @@ pub(crate) struct ServeOptions {
     /// Accept connections from other machines, without asking who they are
     #[arg(long)]
     pub(crate) insecure: bool,
+}
+
+/// Where the broker is.
+#[derive(Debug, Args)]
+pub(crate) struct Connection {
+    /// The broker's address
+    #[arg(long = "connect", value_name = "HOST:PORT", default_value = "127.0.0.1:7420", value_parser = Endpoints::parse)]
+    pub(crate) endpoints: Endpoints,
+}
+
+/// `courser send`.
+#[derive(Debug, Args)]
+pub(crate) struct SendOptions {
+    /// queue:NAME, topic:NAME, or NAME for a queue
+    #[arg(value_name = "DEST", value_parser = Destination::parse)]
+    pub(crate) destination: Destination,
+    /// The messages; without any, each line of standard input is one
+    #[arg(value_name = "MESSAGE", conflicts_with = "count")]
+    pub(crate) messages: Vec<String>,
+    /// Send so many made-up messages, each with its number
+    #[arg(long, value_name = "N")]
+    pub(crate) count: Option<u64>,
+    /// The size of made-up messages, such as 64 or 1KiB
+    #[arg(long, value_name = "SIZE", default_value = "64", requires = "count", value_parser = quantity::size_u32)]
+    pub(crate) size: u32,
+    /// The partitions that the destination is to have
+    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
+    pub(crate) partitions: Option<u32>,
+    /// Keep every message in the one partition that this key leads to
+    #[arg(long, value_name = "KEY")]
+    pub(crate) key: Option<String>,
+    /// How much each partition keeps of what every subscription has acknowledged
+    #[arg(long, value_name = "SIZE", value_parser = quantity::size)]
+    pub(crate) retain: Option<u64>,
+    /// Write a line for each acknowledgement, in their order:
+    /// sequence, partition, offset, CRC-32C of the body, producer
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ack_log: Option<PathBuf>,
+    /// How long each message may take to be acknowledged
+    #[arg(long, value_name = "DURATION", default_value = "3s", value_parser = quantity::duration)]
+    pub(crate) timeout: Duration,
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+}
+
+/// `courser receive`.
+#[derive(Debug, Args)]
+pub(crate) struct ReceiveOptions {
+    /// queue:NAME, topic:NAME, or NAME for a queue
+    #[arg(value_name = "DEST", value_parser = Destination::parse)]
+    pub(crate) destination: Destination,
+    /// The topic's subscription; without one, a subscription that ends with this command
+    #[arg(long, value_name = "NAME")]
+    pub(crate) subscription: Option<String>,
+    /// Where a new subscription begins: earliest, latest or an offset
+    #[arg(long, value_name = "START", default_value = "earliest", value_parser = start)]
+    pub(crate) from: Start,
+    /// End after so many messages
+    #[arg(long, value_name = "N", value_parser = value_parser!(u64).range(1..))]
+    pub(crate) count: Option<u64>,
+    /// With --count: how long all of them may take. Without: how long a silence ends it
+    #[arg(long, value_name = "DURATION", value_parser = quantity::duration)]
+    pub(crate) timeout: Option<Duration>,
+    /// Write a line for each message, in their order:
+    /// partition, offset, CRC-32C of the body, producer, sequence
+    #[arg(long, value_name = "FILE")]
+    pub(crate) dump: Option<PathBuf>,
+    /// Print the bodies and nothing between them
+    #[arg(long)]
+    pub(crate) raw: bool,
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+}
+
+/// `courser stats`.
+#[derive(Debug, Args)]
+pub(crate) struct StatsOptions {
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) connection: Connection,
 }
 
 /// `courser bench`.
@@ -165,6 +257,17 @@ fn one_line(text: &str) -> String {
 fn listen_address(text: &str) -> Result<SocketAddr, String> {
     text.parse()
         .map_err(|_| String::from("an address is IP:PORT, such as 127.0.0.1:7420 or [::1]:0"))
+}
+
+fn start(text: &str) -> Result<Start, String> {
+    match text {
+        "earliest" => Ok(Start::Earliest),
+        "latest" => Ok(Start::Latest),
+        offset => offset
+            .parse()
+            .map(|offset| Start::Offset(Offset(offset)))
+            .map_err(|_| String::from("a start is earliest, latest or an offset, such as 0")),
+    }
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

@@ -4,9 +4,15 @@
 use std::io;
 use std::process::ExitCode;
 
+use courser::{
+    AcknowledgeError, Cause, ConnectError, Destination, LinkEnd, ReceiveError, Refusal,
+    RequestError, SendError,
+};
 use courser_bench::BenchError;
 use courser_transport::StartError;
 
+use crate::receive::ReceiveFailed;
+use crate::send::SendFailed;
 use crate::serve::ServeError;
 
 /// The exit statuses besides 0. They are stable.
@@ -39,6 +45,26 @@ pub(crate) enum CommandError {
     /// `courser serve`.
     #[error(transparent)]
     Serve(#[from] ServeError),
+    /// No broker was reached.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// A destination was not opened.
+    #[error("{destination} cannot be opened: {source}")]
+    Open {
+        /// Which one.
+        destination: Destination,
+        /// Why.
+        source: RequestError,
+    },
+    /// The broker did not answer a question.
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    /// `courser send`.
+    #[error(transparent)]
+    Send(#[from] SendFailed),
+    /// `courser receive`.
+    #[error(transparent)]
+    Receive(#[from] ReceiveFailed),
     /// `courser bench` could not measure.
     #[error(transparent)]
     Bench(#[from] BenchError),
@@ -51,6 +77,15 @@ pub(crate) enum CommandError {
 }
 
 impl CommandError {
+    /// A destination was not opened.
+    pub(crate) fn opening(destination: &Destination, source: RequestError) -> Self {
+        let destination = destination.clone();
+        Self::Open {
+            destination,
+            source,
+        }
+    }
+
     /// What the process answers with.
     pub(crate) fn status(&self) -> Status {
         match self {
@@ -66,6 +101,35 @@ impl CommandError {
                 },
                 ServeError::Signals(_) => Status::Failed,
             },
+            Self::Connect(error) => match error {
+                ConnectError::Address(_) => Status::Usage,
+                ConnectError::SentAway { end, .. } => link_ended(end),
+                _ => Status::CannotConnect,
+            },
+            Self::Open { source, .. } | Self::Request(source) => request_failed(source),
+            Self::Send(error) => match error {
+                SendFailed::Send { source, .. } => send_failed(source),
+                SendFailed::Input { .. } | SendFailed::AckLog(_) => Status::Failed,
+            },
+            Self::Receive(error) => match error {
+                ReceiveFailed::Receive(ReceiveError::LinkEnded(end))
+                | ReceiveFailed::Acknowledge {
+                    source: AcknowledgeError::LinkEnded(end),
+                    ..
+                } => link_ended(end),
+                ReceiveFailed::Acknowledge {
+                    source: AcknowledgeError::Refused { .. },
+                    ..
+                } => Status::Refused,
+                ReceiveFailed::Acknowledge { .. } | ReceiveFailed::TooFew { .. } => {
+                    Status::TimedOut
+                }
+                ReceiveFailed::Receive(_)
+                | ReceiveFailed::Stopped { .. }
+                | ReceiveFailed::Dump(_)
+                | ReceiveFailed::Output(_)
+                | ReceiveFailed::Signals(_) => Status::Failed,
+            },
             Self::Bench(error) => match error {
                 BenchError::Option { .. }
                 | BenchError::CpuNotAllowed { .. }
@@ -77,8 +141,8 @@ impl CommandError {
         }
     }
 
-    /// The message as it is printed: the error, its code if it has one, and its
-    /// causes as far as the message does not name them.
+    /// The message as it is printed: the error, its code if it has one, its causes as
+    /// far as the message does not name them, and what to do where that is known.
     pub(crate) fn report(&self) -> String {
         let code = match self {
             Self::Serve(ServeError::Start(error)) => format!("[{}]", error.code()),
@@ -92,6 +156,67 @@ impl CommandError {
                 cause = deeper.source();
             }
         }
+        if let Some(fix) = self.fix() {
+            text.push_str("\n  fix    ");
+            text.push_str(fix);
+        }
         text
+    }
+
+    fn fix(&self) -> Option<&'static str> {
+        match self {
+            Self::Connect(ConnectError::Refused { .. }) => {
+                Some("courser serve · or --connect HOST:PORT")
+            }
+            Self::Open {
+                source: RequestError::Refused { refusal, .. },
+                ..
+            } => match refusal {
+                Some(Refusal::PreconditionFailed) => {
+                    Some("leave out --partitions and --retain, or choose another name")
+                }
+                Some(Refusal::Exclusive) => {
+                    Some("end the other consumer, or choose another --subscription")
+                }
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+}
+
+fn request_failed(error: &RequestError) -> Status {
+    match error {
+        RequestError::Refused { .. } | RequestError::Elsewhere { .. } => Status::Refused,
+        RequestError::TimedOut { .. } => Status::TimedOut,
+        RequestError::LinkEnded(end) => link_ended(end),
+        RequestError::Name { .. } | RequestError::NotMade(_) => Status::Usage,
+        _ => Status::Failed,
+    }
+}
+
+fn send_failed(error: &SendError) -> Status {
+    match error {
+        SendError::NotStored { cause } | SendError::Unknown { cause } => match cause {
+            Cause::TimedOut => Status::TimedOut,
+            Cause::LinkEnded(end) => link_ended(end),
+            _ => Status::Failed,
+        },
+        SendError::Refused(_) | SendError::RefusedWithCode(_) => Status::Refused,
+        SendError::TooLarge { .. } | SendError::NoSuchPartition { .. } => Status::Usage,
+        _ => Status::CannotConnect,
+    }
+}
+
+/// A broker that says why it ends a link has refused something, unless it only stops.
+fn link_ended(end: &LinkEnd) -> Status {
+    match end {
+        LinkEnd::Farewell {
+            refusal: Some(Refusal::Stopping),
+            ..
+        } => Status::CannotConnect,
+        LinkEnd::Farewell { .. } | LinkEnd::SessionRefused { .. } => Status::Refused,
+        LinkEnd::HelloTimedOut => Status::TimedOut,
+        _ => Status::CannotConnect,
     }
 }

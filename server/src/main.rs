@@ -6,6 +6,7 @@
 //! | `quantity` | durations and sizes as people write them |
 //! | `error` | how a command ends when it does not end well, and its exit status |
 //! | `output` | answers on standard output, as text or JSON |
+//! | `source`, `records` | bodies to send; what became of messages, a line each |
 //! | `signals` | SIGINT and SIGTERM as a wish to stop |
 //! | `serve` `send` `receive` `stats` `limits` `bench` | a verb each |
 
@@ -15,8 +16,13 @@ mod error;
 mod limits;
 mod output;
 mod quantity;
+mod receive;
+mod records;
+mod send;
 mod serve;
 mod signals;
+mod source;
+mod stats;
 
 use std::process::ExitCode;
 
@@ -33,6 +39,9 @@ fn main() -> ExitCode {
     };
     let ended = match verb {
         Verb::Serve(options) => serve::serve(&options),
+        Verb::Send(options) => send::send(&options),
+        Verb::Receive(options) => receive::receive(&options),
+        Verb::Stats(options) => stats::stats(&options),
         Verb::Bench(options) => bench::bench(&options),
         Verb::Limits(options) => limits::limits(&options),
     };

@@ -1,0 +1,259 @@
+//! `courser send`: messages out, acknowledgements in, and an honest count of both.
+//!
+//! ```text
+//!   source --> try_enqueue --> window of the producer --> outcomes, in order --> ack log
+//!                   full? ---- wait for an outcome ----------^
+//! ```
+//!
+//! Sends are pipelined: the window is filled, then each outcome makes room for one
+//! more. Before it waits for somebody who types, everything sent is answered.
+//!
+//! Invariant: `checksums` holds one entry for each send without an outcome, in order.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+use std::time::Duration;
+
+use courser::{Client, Completion, Message, Producer, SendError, Sequence, TrySendError};
+use courser_bench::units;
+use courser_core::frame::checksum;
+
+use crate::args::SendOptions;
+use crate::error::CommandError;
+use crate::output;
+use crate::records::{Records, RecordsError};
+use crate::source::Source;
+
+/// An outcome is there when its send's time is over; this much later it is missing.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// Why not every message was acknowledged.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SendFailed {
+    /// A send failed, which ended the command.
+    #[error("message {number}: {source}\n  seen   {tally}")]
+    Send {
+        /// Which message, counted from 1.
+        number: u64,
+        /// What became of it.
+        source: SendError,
+        /// What became of all.
+        tally: Tally,
+    },
+    /// Standard input cannot be read.
+    #[error("cannot read standard input: {source}\n  seen   {tally}")]
+    Input {
+        /// The system's answer.
+        source: io::Error,
+        /// What became of the messages until then.
+        tally: Tally,
+    },
+    /// The ack log cannot be written.
+    #[error(transparent)]
+    AckLog(#[from] RecordsError),
+}
+
+/// What became of the messages.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Tally {
+    acknowledged: u64,
+    /// Certainly not in the broker.
+    not_stored: u64,
+    /// Perhaps in the broker.
+    unknown: u64,
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} acknowledged, {} not stored, {} unknown",
+            units::count(self.acknowledged),
+            units::count(self.not_stored),
+            units::count(self.unknown)
+        )
+    }
+}
+
+/// Sends what it is given and says how much of it was acknowledged.
+pub(crate) fn send(options: &SendOptions) -> Result<(), CommandError> {
+    let source = match (options.count, &options.messages[..]) {
+        (Some(count), _) => Source::numbered(count, options.size as usize),
+        (None, []) => Source::lines(),
+        (None, messages) => Source::given(messages.to_vec()),
+    };
+    let log = options.ack_log.as_deref().map(Records::create);
+    let log = log.transpose().map_err(SendFailed::AckLog)?;
+    let client = Client::connect(options.connection.endpoints.clone())?;
+    let mut sending = Sending {
+        producer: open(&client, options)?,
+        key: options.key.as_deref(),
+        patience: options.timeout.saturating_add(GRACE),
+        log,
+        checksums: VecDeque::new(),
+        tally: Tally::default(),
+        failure: None,
+    };
+    sending.run(source)?;
+    let Sending {
+        producer, tally, ..
+    } = sending;
+    // Everything is acknowledged; how the goodbye goes changes nothing about that.
+    let _told = producer.close().and_then(|()| client.close());
+    output::print(&format_args!(
+        "acknowledged {} messages\n",
+        units::count(tally.acknowledged)
+    ))
+}
+
+fn open(client: &Client, options: &SendOptions) -> Result<Producer, CommandError> {
+    let mut builder = client
+        .producer(&options.destination)
+        .name("courser send")
+        .send_timeout(options.timeout);
+    if let Some(partitions) = options.partitions {
+        builder = builder.partitions(partitions);
+    }
+    if let Some(bytes) = options.retain {
+        builder = builder.retain(bytes);
+    }
+    builder
+        .create()
+        .map_err(|source| CommandError::opening(&options.destination, source))
+}
+
+struct Sending<'a> {
+    producer: Producer,
+    key: Option<&'a str>,
+    /// How long an outcome may take to come.
+    patience: Duration,
+    log: Option<Records>,
+    checksums: VecDeque<u32>,
+    tally: Tally,
+    /// The first send that failed.
+    failure: Option<(u64, SendError)>,
+}
+
+impl Sending<'_> {
+    /// Sends until the source is dry or a send has failed, and waits for every outcome.
+    fn run(&mut self, mut source: Source) -> Result<(), SendFailed> {
+        let mut number = 0;
+        let mut unreadable = None;
+        while self.failure.is_none() {
+            if source.may_wait() {
+                self.settle_all()?;
+                if self.failure.is_some() {
+                    break;
+                }
+            }
+            match source.next() {
+                Ok(Some(body)) => {
+                    number += 1;
+                    self.send(number, body)?;
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    unreadable = Some(error);
+                    break;
+                }
+            }
+        }
+        self.settle_all()?;
+        let tally = self.tally;
+        match (self.failure.take(), unreadable) {
+            (Some((number, source)), _) => Err(SendFailed::Send {
+                number,
+                source,
+                tally,
+            }),
+            (None, Some(source)) => Err(SendFailed::Input { source, tally }),
+            (None, None) => Ok(()),
+        }
+    }
+
+    /// Hands one message over, waiting for room while the window is full.
+    fn send(&mut self, number: u64, body: Vec<u8>) -> Result<(), SendFailed> {
+        let checksum = checksum::body(&body);
+        let message = match self.key {
+            Some(key) => Message::new(body).with_key(key),
+            None => Message::new(body),
+        };
+        while self.failure.is_none() {
+            match self.producer.try_enqueue(&message) {
+                Ok(sequence) => {
+                    debug_assert_eq!(sequence, Sequence(number));
+                    self.checksums.push_back(checksum);
+                    break;
+                }
+                Err(TrySendError::WouldBlock) => self.settle_some()?,
+                Err(TrySendError::Failed(error)) => {
+                    self.tally.not_stored += 1;
+                    self.failure = Some((number, error));
+                }
+                Err(error) => unreachable!("a send is taken, too early, or failed: {error}"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for an outcome and takes all that are there.
+    fn settle_some(&mut self) -> Result<(), SendFailed> {
+        let mut next = self.producer.poll_for(self.patience);
+        if next.is_none() {
+            self.give_up();
+        }
+        while let Some(completion) = next {
+            self.settle(&completion)?;
+            next = self.producer.poll();
+        }
+        // What was logged can be read while the next outcomes are on their way.
+        match &mut self.log {
+            Some(log) => Ok(log.flush()?),
+            None => Ok(()),
+        }
+    }
+
+    fn settle_all(&mut self) -> Result<(), SendFailed> {
+        while !self.checksums.is_empty() {
+            self.settle_some()?;
+        }
+        Ok(())
+    }
+
+    fn settle(&mut self, completion: &Completion) -> Result<(), SendFailed> {
+        let Completion { sequence, result } = completion;
+        let checksum = self
+            .checksums
+            .pop_front()
+            .expect("each send has one outcome and came before it");
+        match result {
+            Ok(receipt) => {
+                self.tally.acknowledged += 1;
+                if let Some(log) = &mut self.log {
+                    log.acknowledged(receipt.position, checksum, receipt.id)?;
+                }
+            }
+            Err(error) => {
+                match error {
+                    SendError::Unknown { .. } => self.tally.unknown += 1,
+                    _ => self.tally.not_stored += 1,
+                }
+                self.failure
+                    .get_or_insert_with(|| (sequence.0, error.clone()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Outcomes that should be there are not: nobody knows about these sends.
+    fn give_up(&mut self) {
+        let missing = self.checksums.len() as u64;
+        self.checksums.clear();
+        self.tally.unknown += missing;
+        let first = self.tally.acknowledged + self.tally.not_stored + self.tally.unknown - missing;
+        let cause = courser::Cause::TimedOut;
+        self.failure
+            .get_or_insert_with(|| (first + 1, SendError::Unknown { cause }));
+    }
+}
