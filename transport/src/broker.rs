@@ -506,7 +506,7 @@ fn run_shard(plan: ShardPlan, report: &Report) {
             Err(refused) => Some(refused),
         },
     };
-    match EpollRing::new(size) {
+    match EpollRing::new(size.one_at_a_time()) {
         Ok(ring) => run_on(ring, refused, plan, report),
         Err(errno) => failed(StartError::kernel("an epoll set")(errno)),
     }

@@ -16,16 +16,11 @@ use std::collections::VecDeque;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, OwnedFd};
 
-use super::pages::Pages;
-use super::{
-    AttachRefused, Buffer, Completion, PIECES_MAX, Received, Ring, RingFault, RingSize, Slot, Wait,
-};
+use super::buffers::Buffers;
+use super::direct::{self, DIRECT_MAX};
+use super::{AttachRefused, Buffer, Completion, Received, Ring, RingFault, RingSize, Slot, Wait};
 use crate::doorbell::Doorbell;
 use crate::sys::{self, Errno};
-
-/// Up to so many sockets a spinning turn receives from directly, without asking epoll
-/// first: the question costs as much as the answer.
-const DIRECT_MAX: usize = 2;
 
 /// A spinning turn asks epoll all the same once in so many, for whatever a receive
 /// does not tell.
@@ -99,7 +94,7 @@ impl EpollRing {
             in_a_row: 0,
             attached: Vec::with_capacity(size.slots as usize),
             spins: 0,
-            buffers: Buffers::new(size)?,
+            buffers: Buffers::new(0, size.buffers.max(1), size.buffer_size)?,
         })
     }
 
@@ -250,20 +245,7 @@ impl Ring for EpollRing {
     }
 
     unsafe fn send(&mut self, slot: Slot, pieces: &[&[u8]]) {
-        let mut vectors = [libc::iovec {
-            iov_base: std::ptr::null_mut(),
-            iov_len: 0,
-        }; PIECES_MAX];
-        for (vector, piece) in vectors.iter_mut().zip(pieces) {
-            vector.iov_base = piece.as_ptr().cast_mut().cast();
-            vector.iov_len = piece.len();
-        }
-        let count = pieces.len().min(PIECES_MAX);
-        let socket = self.watched(slot).socket.as_fd();
-        // SAFETY: the vectors name the pieces, which are borrowed for this call.
-        let result = unsafe { sys::send_vectors(socket, &mut vectors[..count]) };
-        // A send is bounded by the socket's buffer, far below 4 GiB.
-        let result = result.map(|bytes| u32::try_from(bytes).unwrap_or(u32::MAX));
+        let result = direct::send(self.watched(slot).socket.as_fd(), pieces);
         self.facts.push_back(Completion::Sent { slot, result });
     }
 
@@ -349,7 +331,7 @@ impl Ring for EpollRing {
             // A full buffer means that there is more: it is worth another look, a
             // bounded number of times, so that more leaves in one answer.
             let full = matches!(&fact, Some(Completion::Received { received: Received::Bytes(buffer), .. })
-                if buffer.length() == self.buffers.size);
+                if buffer.length() == self.buffers.size());
             if full && self.in_a_row < RECEIVES_IN_A_ROW {
                 self.in_a_row += 1;
             } else {
@@ -393,62 +375,5 @@ fn unpack(data: u64) -> Slot {
     Slot {
         index: half(data),
         generation: half(data >> 32),
-    }
-}
-
-/// Page-aligned receive buffers, the one given back last used first.
-#[derive(Debug)]
-struct Buffers {
-    pages: Pages,
-    size: usize,
-    free: Vec<u16>,
-}
-
-impl Buffers {
-    fn new(size: RingSize) -> Result<Self, Errno> {
-        let count = usize::from(size.buffers.max(1));
-        let bytes = (size.buffer_size.max(1) as usize).next_multiple_of(sys::page_size());
-        let mut pages = Pages::map(count * bytes)?;
-        pages.touch();
-        Ok(Self {
-            pages,
-            size: bytes,
-            free: (0..size.buffers.max(1)).rev().collect(),
-        })
-    }
-
-    fn take(&mut self) -> Option<u16> {
-        self.free.pop()
-    }
-
-    fn put(&mut self, number: u16) {
-        self.free.push(number);
-    }
-
-    /// The whole of a buffer that was taken and not lent yet.
-    fn space(&mut self, number: u16) -> &mut [u8] {
-        let offset = usize::from(number) * self.size;
-        assert!(
-            offset + self.size <= self.pages.length(),
-            "a buffer of this ring"
-        );
-        // SAFETY: the range lies within the mapping (asserted), and the number was
-        // taken from the free list, so no other slice covers it.
-        unsafe {
-            std::slice::from_raw_parts_mut(self.pages.start().as_ptr().add(offset), self.size)
-        }
-    }
-
-    fn bytes(&self, buffer: &Buffer) -> &[u8] {
-        let offset = usize::from(buffer.number) * self.size;
-        assert!(
-            buffer.length() <= self.size && offset + self.size <= self.pages.length(),
-            "a buffer of this ring"
-        );
-        // SAFETY: the range lies within the mapping (asserted); the buffer is on loan,
-        // so nothing writes to it before it is given back, which uses it up.
-        unsafe {
-            std::slice::from_raw_parts(self.pages.start().as_ptr().add(offset), buffer.length())
-        }
     }
 }

@@ -19,6 +19,9 @@
 //! at the completion queue alone finds nothing new, and only the thread that made the
 //! ring may enter it.
 //!
+//! A thread that keeps spinning over one or two sockets gets them served by direct calls
+//! (`direct.rs`); the first sleep or the third socket ends that.
+//!
 //! Invariants:
 //! - `in_flight` counts the operations whose last completion was not taken; a seat's
 //!   own count is its share, and a slot is detached only at zero.
@@ -43,6 +46,8 @@ use std::time::{Duration, Instant};
 use io_uring::types::{CancelBuilder, Fd, Fixed, SubmitArgs, Timespec};
 use io_uring::{EnterFlags, cqueue, opcode, squeue};
 
+use super::buffers::Buffers;
+use super::direct::{self, DIRECT_MAX};
 use super::refusal::{Cause, IoUringRefused};
 use super::{AttachRefused, Buffer, Completion, Received, Ring, RingFault, RingSize, Slot, Wait};
 use crate::doorbell::Doorbell;
@@ -50,6 +55,19 @@ use crate::sys::{self, Errno};
 use kernel::{Kernel, LADDER, SUBMISSIONS, check_operations, climb_down, refused};
 use memory::{BUFFER_GROUP, ProvidedBuffers, SendHeaders};
 use word::{Kind, POLL_IN, POLL_OUT, unpack, word};
+
+/// After so many turns that did not sleep, a millisecond or so, a lone socket is hot.
+const DIRECT_AFTER: u32 = 2048;
+
+/// In direct mode the ring itself is looked after once in so many turns.
+const ENTER_EVERY: u32 = 64;
+
+/// Bytes of a buffer for direct receives: as much as several of the others, because a
+/// turn makes one call per socket.
+const DIRECT_BUFFER_SIZE: u32 = 64 * 1024;
+
+/// Operations that the ring itself always has in flight: the watch over the doorbell.
+const OWN_OPERATIONS: u32 = 1;
 
 /// How long a drop waits for the kernel to end what it was told to cancel.
 const DRAIN_TIME: Duration = Duration::from_secs(2);
@@ -62,6 +80,15 @@ pub struct IoUringRing {
     seats: ManuallyDrop<Box<[Option<Seat>]>>,
     headers: ManuallyDrop<SendHeaders>,
     doorbell: ManuallyDrop<Doorbell>,
+    /// Who is attached, in no order.
+    attached: Vec<Slot>,
+    /// Facts that did not come through the completion queue; told before those that do.
+    facts: VecDeque<Completion>,
+    /// Sockets are served by direct calls.
+    direct: bool,
+    direct_buffers: Buffers,
+    /// Turns without a sleep, one after the other.
+    spins: u32,
     deferred: VecDeque<squeue::Entry>,
     in_flight: u32,
     /// Times that the kernel had more completions than room for them.
@@ -77,6 +104,22 @@ struct Seat {
     socket: OwnedFd,
     generation: u32,
     in_flight: u32,
+    receiving: Receiving,
+    /// The driver ends everything on this slot.
+    cancelling: bool,
+}
+
+/// How the receive of a seat is served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Receiving {
+    /// None is armed.
+    No,
+    /// By a multishot operation.
+    Multishot,
+    /// By a multishot operation that we cancelled to go on directly.
+    Retiring,
+    /// By direct calls.
+    Direct,
 }
 
 impl IoUringRing {
@@ -114,6 +157,12 @@ impl IoUringRing {
         })?;
         let mut seats = Vec::new();
         seats.resize_with(slots as usize, || None);
+        let direct_buffers = buffers
+            .and_more(DIRECT_MAX, DIRECT_BUFFER_SIZE)
+            .map_err(|errno| Cause::Call {
+                call: "mmap",
+                errno,
+            })?;
         let no_iowait = kernel.no_iowait;
         let mut ring = Self {
             kernel: ManuallyDrop::new(kernel),
@@ -121,6 +170,11 @@ impl IoUringRing {
             seats: ManuallyDrop::new(seats.into_boxed_slice()),
             headers: ManuallyDrop::new(headers),
             doorbell: ManuallyDrop::new(doorbell),
+            attached: Vec::with_capacity(slots as usize),
+            facts: VecDeque::with_capacity(SUBMISSIONS as usize),
+            direct: false,
+            direct_buffers,
+            spins: 0,
             deferred: VecDeque::with_capacity(SUBMISSIONS as usize),
             in_flight: 0,
             overflows: 0,
@@ -289,11 +343,16 @@ impl IoUringRing {
         if !more {
             self.in_flight -= 1;
         }
-        if kind == Kind::Doorbell {
-            if !more {
-                self.arm_doorbell();
+        match kind {
+            Kind::Doorbell => {
+                if !more {
+                    self.arm_doorbell();
+                }
+                return (result >= 0).then_some(Completion::Woken);
             }
-            return (result >= 0).then_some(Completion::Woken);
+            // Our own; what it ended reports for itself.
+            Kind::Retire => return None,
+            Kind::Receive | Kind::Send | Kind::Writable | Kind::Cancel => {}
         }
         if !more && let Some(seat) = self.seats[slot.position()].as_mut() {
             debug_assert_eq!(
@@ -303,19 +362,127 @@ impl IoUringRing {
             seat.in_flight -= 1;
         }
         Some(match kind {
-            Kind::Receive => Completion::Received {
-                slot,
-                received: self.received(flags, result),
-                more,
-            },
+            Kind::Receive => {
+                let received = self.received(flags, result);
+                return self.settle_receive(slot, received, more);
+            }
             Kind::Send => Completion::Sent {
                 slot,
                 result: outcome(result),
             },
             Kind::Writable => Completion::Writable { slot },
             Kind::Cancel => Completion::Cancelled { slot },
-            Kind::Doorbell => unreachable!("answered above"),
+            Kind::Doorbell | Kind::Retire => unreachable!("answered above"),
         })
+    }
+
+    /// The end of a receive that we cancelled ourselves is none for the driver: it goes on
+    /// directly, or again as a multishot if that is what is wanted by now.
+    fn settle_receive(&mut self, slot: Slot, received: Received, more: bool) -> Option<Completion> {
+        let Some(seat) = self.seats[slot.position()].as_mut().filter(|_| !more) else {
+            return Some(Completion::Received {
+                slot,
+                received,
+                more,
+            });
+        };
+        let retired = seat.receiving == Receiving::Retiring && !seat.cancelling;
+        seat.receiving = Receiving::No;
+        let (received, more) = match received {
+            Received::Failed(Errno(libc::ECANCELED)) if retired => (None, true),
+            Received::Bytes(buffer) if retired => (Some(Received::Bytes(buffer)), true),
+            received => (Some(received), false),
+        };
+        if more {
+            self.arm_receive(slot);
+        }
+        received.map(|received| Completion::Received {
+            slot,
+            received,
+            more,
+        })
+    }
+
+    fn arm_multishot(&mut self, slot: Slot) {
+        self.seat(slot).receiving = Receiving::Multishot;
+        let entry = opcode::RecvMulti::new(Fixed(slot.index), BUFFER_GROUP).build();
+        // SAFETY: the kernel writes into provided buffers only, which outlive it.
+        unsafe { self.begin(Kind::Receive, slot, entry) };
+    }
+
+    /// Whether direct calls fit the turns as they are.
+    fn wants_direct(&self) -> bool {
+        self.spins >= DIRECT_AFTER && (1..=DIRECT_MAX).contains(&self.attached.len())
+    }
+
+    /// Into direct mode: multishots are cancelled, and go on directly once they ended.
+    fn go_direct(&mut self) {
+        self.direct = true;
+        for position in 0..self.attached.len() {
+            let slot = self.attached[position];
+            let seat = self.seat(slot);
+            if seat.receiving == Receiving::Multishot && !seat.cancelling {
+                seat.receiving = Receiving::Retiring;
+                let multishot = CancelBuilder::user_data(word(Kind::Receive, slot));
+                let entry = opcode::AsyncCancel2::new(multishot).build();
+                // SAFETY: the entry names no memory.
+                unsafe { self.queue(entry.user_data(word(Kind::Retire, slot))) };
+            }
+        }
+    }
+
+    /// Out of direct mode: multishots take over and find what has arrived meanwhile.
+    fn leave_direct(&mut self) {
+        self.direct = false;
+        for position in 0..self.attached.len() {
+            let slot = self.attached[position];
+            if self.seat(slot).receiving == Receiving::Direct {
+                self.arm_multishot(slot);
+            }
+        }
+    }
+
+    /// Receives once from each socket in direct mode. Answers the number of calls.
+    fn receive_directly(&mut self) -> u32 {
+        let mut calls = 0;
+        for position in 0..self.attached.len() {
+            let slot = self.attached[position];
+            let Some(seat) = self.seats[slot.position()]
+                .as_mut()
+                .filter(|seat| seat.receiving == Receiving::Direct)
+            else {
+                continue;
+            };
+            let Some(number) = self.direct_buffers.take() else {
+                continue;
+            };
+            calls += 1;
+            let space = self.direct_buffers.space(number);
+            let received = match sys::receive(seat.socket.as_fd(), space) {
+                Ok(length) if length > 0 => Received::Bytes(Buffer {
+                    number,
+                    length: u32::try_from(length).expect("a buffer's size is a u32"),
+                }),
+                result => {
+                    self.direct_buffers.put(number);
+                    match result {
+                        Ok(_) => Received::End,
+                        Err(Errno(libc::EAGAIN | libc::EINTR)) => continue,
+                        Err(errno) => Received::Failed(errno),
+                    }
+                }
+            };
+            let more = matches!(received, Received::Bytes(_));
+            if !more {
+                seat.receiving = Receiving::No;
+            }
+            self.facts.push_back(Completion::Received {
+                slot,
+                received,
+                more,
+            });
+        }
+        calls
     }
 
     /// A receive that failed or ended may still have taken a buffer, when the data
@@ -363,17 +530,27 @@ impl Ring for IoUringRing {
             socket,
             generation: slot.generation,
             in_flight: 0,
+            receiving: Receiving::No,
+            cancelling: false,
         });
+        self.attached.push(slot);
         Ok(())
     }
 
     fn arm_receive(&mut self, slot: Slot) {
-        let entry = opcode::RecvMulti::new(Fixed(slot.index), BUFFER_GROUP).build();
-        // SAFETY: the kernel writes into provided buffers only, which outlive it.
-        unsafe { self.begin(Kind::Receive, slot, entry) };
+        if self.direct {
+            self.seat(slot).receiving = Receiving::Direct;
+        } else {
+            self.arm_multishot(slot);
+        }
     }
 
     unsafe fn send(&mut self, slot: Slot, pieces: &[&[u8]]) {
+        if self.direct {
+            let result = direct::send(self.seat(slot).socket.as_fd(), pieces);
+            self.facts.push_back(Completion::Sent { slot, result });
+            return;
+        }
         let socket = Fixed(slot.index);
         let entry = match pieces {
             [piece] => {
@@ -401,6 +578,16 @@ impl Ring for IoUringRing {
     }
 
     fn cancel(&mut self, slot: Slot) {
+        let seat = self.seat(slot);
+        seat.cancelling = true;
+        if seat.receiving == Receiving::Direct {
+            seat.receiving = Receiving::No;
+            self.facts.push_back(Completion::Received {
+                slot,
+                received: Received::Failed(Errno(libc::ECANCELED)),
+                more: false,
+            });
+        }
         let everything = CancelBuilder::fd(Fixed(slot.index)).all();
         let entry = opcode::AsyncCancel2::new(everything).build();
         // SAFETY: the entry names no memory.
@@ -422,6 +609,7 @@ impl Ring for IoUringRing {
             .submitter
             .register_files_update(slot.index, &[-1]);
         debug_assert!(removed.is_ok(), "emptying a place cannot fail");
+        self.attached.retain(|other| *other != slot);
         self.seats[slot.position()]
             .take()
             .expect("the slot was attached a line ago")
@@ -430,18 +618,41 @@ impl Ring for IoUringRing {
 
     fn turn(&mut self, wait: Wait) -> Result<u32, RingFault> {
         self.buffers.publish();
+        self.spins = match wait {
+            Wait::No => self.spins.saturating_add(1),
+            Wait::AtMost(_) => 0,
+        };
+        match (self.direct, self.wants_direct()) {
+            (false, true) => self.go_direct(),
+            (true, false) => self.leave_direct(),
+            (true, true) | (false, false) => {}
+        }
+        let mut calls = 0;
+        if self.direct {
+            calls += self.receive_directly();
+            let nothing_else = self.kernel.submission.is_empty()
+                && self.deferred.is_empty()
+                && self.in_flight == OWN_OPERATIONS;
+            if nothing_else && !self.spins.is_multiple_of(ENTER_EVERY) {
+                return Ok(calls);
+            }
+        }
         self.queue_deferred();
         self.kernel.completion.sync();
         // Completions that are here already, or operations that found no room, are
         // not slept on.
         let wait = match wait {
-            Wait::AtMost(_) if self.kernel.completion.is_empty() && self.deferred.is_empty() => {
+            Wait::AtMost(_)
+                if self.kernel.completion.is_empty()
+                    && self.deferred.is_empty()
+                    && self.facts.is_empty() =>
+            {
                 wait
             }
             _ => Wait::No,
         };
         self.enter(wait)?;
-        let mut calls = 1;
+        calls += 1;
         // A burst larger than the queue goes in several calls of the same turn; each
         // must have made room, or the rest waits for the next turn.
         while !self.deferred.is_empty() && !self.kernel.submission.is_full() {
@@ -457,6 +668,9 @@ impl Ring for IoUringRing {
     }
 
     fn next(&mut self) -> Option<Completion> {
+        if let Some(fact) = self.facts.pop_front() {
+            return Some(fact);
+        }
         while let Some(entry) = self.kernel.completion.next() {
             let fact = self.account(&entry);
             if fact.is_some() {
@@ -467,11 +681,19 @@ impl Ring for IoUringRing {
     }
 
     fn bytes(&self, buffer: &Buffer) -> &[u8] {
-        self.buffers.bytes(buffer)
+        if self.direct_buffers.has(buffer.number) {
+            self.direct_buffers.bytes(buffer)
+        } else {
+            self.buffers.bytes(buffer)
+        }
     }
 
     fn give_back(&mut self, buffer: Buffer) {
-        self.buffers.give_back(buffer.number);
+        if self.direct_buffers.has(buffer.number) {
+            self.direct_buffers.put(buffer.number);
+        } else {
+            self.buffers.give_back(buffer.number);
+        }
     }
 
     fn doorbell(&self) -> &Doorbell {

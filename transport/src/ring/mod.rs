@@ -27,6 +27,8 @@
 //!
 //! What a ring does not do: decide. It neither re-arms nor retries nor closes.
 
+mod buffers;
+mod direct;
 pub mod epoll;
 pub mod io_uring;
 pub(crate) mod outgoing;
@@ -181,6 +183,19 @@ pub struct RingSize {
     pub buffers: u16,
     /// Bytes of one receive buffer; rounded up to whole pages.
     pub buffer_size: u32,
+}
+
+impl RingSize {
+    /// The same for a ring that fills one buffer at a time, and gets it back before the
+    /// next: few, and as large as a second-level cache likes them.
+    #[must_use]
+    pub fn one_at_a_time(self) -> Self {
+        Self {
+            buffers: 16,
+            buffer_size: 64 * 1024,
+            ..self
+        }
+    }
 }
 
 impl Default for RingSize {

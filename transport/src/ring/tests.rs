@@ -576,6 +576,177 @@ fn a_ring_dropped_in_flight_lets_go_of_everything<R: Ring<Socket = OwnedFd>>(mut
     );
 }
 
+/// Turns without a sleep, as a busy shard's. Every ring serves a lone socket differently
+/// after enough of them.
+fn spin<R: Ring>(ring: &mut R, turns: usize) {
+    for _ in 0..turns {
+        ring.turn(Wait::No).unwrap();
+        if let Some(completion) = ring.next() {
+            panic!("unexpected {completion:?}");
+        }
+    }
+}
+
+const LONG: usize = 5_000;
+
+/// Hears so many bytes of one slot, without a sleep.
+fn hear<R: Ring>(ring: &mut R, slot: Slot, length: usize) -> Vec<u8> {
+    let started = Instant::now();
+    let mut heard = Vec::new();
+    while heard.len() < length {
+        assert!(started.elapsed() < DEADLINE, "{} bytes heard", heard.len());
+        ring.turn(Wait::No).unwrap();
+        while let Some(completion) = ring.next() {
+            let Completion::Received {
+                slot: from,
+                received,
+                more,
+            } = completion
+            else {
+                panic!("unexpected {completion:?}");
+            };
+            assert_eq!(from, slot);
+            match received {
+                Received::Bytes(buffer) => {
+                    heard.extend_from_slice(ring.bytes(&buffer));
+                    ring.give_back(buffer);
+                }
+                Received::Failed(errno) => assert_eq!(errno, Errno(libc::ENOBUFS)),
+                Received::End => panic!("the peer goes on"),
+            }
+            if !more {
+                ring.arm_receive(slot);
+            }
+        }
+    }
+    heard
+}
+
+fn a_spun_over_socket_keeps_its_order<R: Ring<Socket = OwnedFd>>(mut ring: R) {
+    let (ours, mut theirs) = tcp_pair();
+    ring.attach(slot(0), ours).unwrap();
+    ring.arm_receive(slot(0));
+    let sent = pattern(300_000);
+    // The change falls among the bytes, wherever the machine happens to be.
+    let writer = {
+        let sent = sent.clone();
+        std::thread::spawn(move || {
+            for piece in sent.chunks(777) {
+                theirs.write_all(piece).unwrap();
+            }
+            theirs
+        })
+    };
+    assert!(hear(&mut ring, slot(0), sent.len()) == sent, "bytes differ");
+    let mut theirs = writer.join().unwrap();
+    spin(&mut ring, LONG);
+    send_all(&mut ring, slot(0), b"an answer");
+    let mut answer = [0; 9];
+    theirs.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"an answer");
+    spin(&mut ring, LONG);
+    theirs.write_all(&sent[..1000]).unwrap();
+    assert!(hear(&mut ring, slot(0), 1000) == sent[..1000]);
+}
+
+fn a_spun_over_socket_is_heard_by_a_sleeper_and_beside_others<R: Ring<Socket = OwnedFd>>(
+    mut ring: R,
+) {
+    let (ours, mut theirs) = tcp_pair();
+    ring.attach(slot(0), ours).unwrap();
+    ring.arm_receive(slot(0));
+    for round in 0..3_u8 {
+        spin(&mut ring, LONG);
+        ring.turn(Wait::AtMost(Some(Duration::ZERO))).unwrap();
+        assert!(ring.next().is_none());
+        theirs.write_all(&[round; 100]).unwrap();
+        let mut heard = 0;
+        until(&mut ring, |ring, completion| {
+            let Completion::Received {
+                received: Received::Bytes(buffer),
+                more,
+                ..
+            } = completion
+            else {
+                panic!("unexpected {completion:?}");
+            };
+            assert!(ring.bytes(&buffer).iter().all(|&byte| byte == round));
+            heard += buffer.length();
+            ring.give_back(buffer);
+            if !more {
+                ring.arm_receive(slot(0));
+            }
+            heard == 100
+        });
+    }
+    spin(&mut ring, LONG);
+    let mut others: Vec<TcpStream> = (1..6)
+        .map(|index| {
+            let (ours, theirs) = tcp_pair();
+            ring.attach(slot(index), ours).unwrap();
+            ring.arm_receive(slot(index));
+            theirs
+        })
+        .collect();
+    theirs.write_all(b"first").unwrap();
+    assert_eq!(hear(&mut ring, slot(0), 5), b"first");
+    for (index, other) in (1..6).zip(&mut others) {
+        other.write_all(b"other").unwrap();
+        assert_eq!(hear(&mut ring, slot(index), 5), b"other");
+    }
+    for index in 1..6 {
+        drop(close(&mut ring, slot(index), 1));
+    }
+    spin(&mut ring, LONG);
+    theirs.write_all(b"alone").unwrap();
+    assert_eq!(hear(&mut ring, slot(0), 5), b"alone");
+}
+
+fn a_spun_over_socket_closes_at_any_turn<R: Ring<Socket = OwnedFd>>(mut ring: R) {
+    let mut tenant = slot(0);
+    for turns in (0..40).map(|turn| 2_030 + turn).chain([LONG]) {
+        let (ours, mut theirs) = tcp_pair();
+        // From a sleep on, as if the ring were new.
+        ring.turn(Wait::AtMost(Some(Duration::ZERO))).unwrap();
+        ring.attach(tenant, ours).unwrap();
+        ring.arm_receive(tenant);
+        spin(&mut ring, turns);
+        if turns % 2 == 0 {
+            theirs.write_all(b"in between").unwrap();
+        }
+        drop(close(&mut ring, tenant, 1));
+        let end = theirs.read(&mut [0]);
+        assert!(
+            matches!(end, Ok(0))
+                || end.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionReset)
+        );
+        tenant = tenant.next_tenant();
+    }
+}
+
+fn a_spun_over_peer_ends_once<R: Ring<Socket = OwnedFd>>(mut ring: R) {
+    let (ours, mut theirs) = tcp_pair();
+    ring.attach(slot(0), ours).unwrap();
+    ring.arm_receive(slot(0));
+    spin(&mut ring, LONG);
+    theirs.write_all(b"bye").unwrap();
+    drop(theirs);
+    assert_eq!(hear(&mut ring, slot(0), 3), b"bye");
+    until(&mut ring, |_, completion| {
+        assert!(matches!(
+            completion,
+            Completion::Received {
+                received: Received::End,
+                more: false,
+                ..
+            }
+        ));
+        true
+    });
+    spin(&mut ring, LONG);
+    drop(close(&mut ring, slot(0), 0));
+}
+
 macro_rules! suite {
     ($module:ident, $make:ident: $($test:ident)*) => {
         mod $module {
@@ -611,6 +782,10 @@ suite! {
     bytes_for_a_sleeper_end_its_sleep
     a_burst_beyond_the_queue_loses_nothing
     a_ring_dropped_in_flight_lets_go_of_everything
+    a_spun_over_socket_keeps_its_order
+    a_spun_over_socket_is_heard_by_a_sleeper_and_beside_others
+    a_spun_over_socket_closes_at_any_turn
+    a_spun_over_peer_ends_once
 }
 
 #[test]

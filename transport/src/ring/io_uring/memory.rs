@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use io_uring::Submitter;
 use io_uring::types::BufRingEntry;
 
+use super::super::buffers::Buffers;
 use super::super::pages::Pages;
 use super::super::refusal::Cause;
 use super::super::{Buffer, PIECES_MAX, RingSize, Slot};
@@ -65,6 +66,11 @@ impl ProvidedBuffers {
         (0..count).for_each(|number| buffers.give_back(number));
         buffers.publish();
         Ok(buffers)
+    }
+
+    /// Further buffers, numbered on from these, that the kernel does not know.
+    pub(super) fn and_more(&self, count: usize, size: u32) -> Result<Buffers, Errno> {
+        Buffers::new(self.count, u16::try_from(count).unwrap_or(u16::MAX), size)
     }
 
     fn start_of(&self, number: u16) -> NonNull<u8> {

@@ -17,6 +17,8 @@ pub(super) enum Kind {
     Writable = 3,
     Cancel = 4,
     Doorbell = 5,
+    /// A cancellation of the ring's own, of a multishot that goes on directly.
+    Retire = 6,
 }
 
 const SLOT_BITS: u32 = Slot::INDEX_LIMIT.trailing_zeros();
@@ -38,6 +40,7 @@ pub(super) fn unpack(word: u64) -> Option<(Kind, Slot)> {
         3 => Kind::Writable,
         4 => Kind::Cancel,
         5 => Kind::Doorbell,
+        6 => Kind::Retire,
         _ => return None,
     };
     let low = |value: u64, bits: u32| u32::try_from(value & ((1 << bits) - 1)).unwrap_or(0);
@@ -66,6 +69,7 @@ mod tests {
             Kind::Writable,
             Kind::Cancel,
             Kind::Doorbell,
+            Kind::Retire,
         ] {
             assert_eq!(unpack(word(kind, slot)), Some((kind, slot)));
         }
