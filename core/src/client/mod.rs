@@ -781,6 +781,15 @@ impl Client {
                 .iter()
                 .any(|(_, producer)| producer.has_unplanned());
         if !waits {
+            // What was handed out counts, so the broker has to know of all of it.
+            for handle in handles_of(&self.consumers) {
+                if let Some(consumer) = self.consumers.get_mut(handle)
+                    && consumer.phase == consumer::Phase::Open
+                    && consumer.owes_report()
+                {
+                    consumer.grant(&mut self.outbound);
+                }
+            }
             self.say(0, &control::Goodbye::default(), &[]);
             self.phase = Phase::Left;
         }

@@ -1033,6 +1033,23 @@ fn goodbye_is_said_behind_everything_else() {
     assert_eq!(results[0], (1, Err(Failure::Unknown(Cause::Left))));
 }
 
+/// A consumer took a message out of a window of many and said goodbye without
+/// having acknowledged it. The broker had not heard that the message was handed
+/// out, so the next consumer got it as if for the first time.
+#[test]
+fn goodbye_is_said_behind_a_report_of_what_was_handed_out() {
+    let mut script = Script::open();
+    let consumer = script.consumer(ConsumerRequest::new(queue("q")), 9, 1);
+    script.deliver(9, 0, 0, &[b"a", b"b"]);
+    assert!(script.client.poll_message(consumer).is_some());
+    assert!(script.said().is_empty(), "far from a quarter of the window");
+    script.client.goodbye();
+    let said = script.said();
+    let (handle, report) = said[0].fields::<control::Allow>();
+    assert_eq!((handle, report.handed.get()), (9, 1));
+    assert_eq!(said[1].kind(), Kind::Goodbye);
+}
+
 #[test]
 fn lookups_pings_and_stats_are_answered_by_events() {
     let mut script = Script::open();
