@@ -10,8 +10,8 @@ mod ring {
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use ring::contenders::{
-    Cpus, MESSAGE_SIZE, WakeCheck, courser_burst, courser_round_trips, rtrb_burst_chunks,
-    rtrb_burst_single, rtrb_round_trips,
+    Cpus, MESSAGE_SIZE, RECORD_SIZE, WakeCheck, courser_burst, courser_round_trips,
+    rtrb_burst_chunks, rtrb_burst_single, rtrb_round_trips,
 };
 
 /// Messages a burst measures at least, so that starting the peer is lost in it.
@@ -47,8 +47,15 @@ fn bursts(criterion: &mut Criterion) {
                 },
             );
         }
-        group.bench_function(format!("rtrb chunks/batch {batch}"), |bencher| {
-            bencher.iter_custom(|times| rtrb_burst_chunks(cpus, times * BURST_MIN, batch));
+        group.bench_function(format!("rtrb chunks/batch {batch}/slots 64"), |bencher| {
+            bencher.iter_custom(|times| {
+                rtrb_burst_chunks::<MESSAGE_SIZE>(cpus, times * BURST_MIN, batch)
+            });
+        });
+        group.bench_function(format!("rtrb chunks/batch {batch}/slots 72"), |bencher| {
+            bencher.iter_custom(|times| {
+                rtrb_burst_chunks::<RECORD_SIZE>(cpus, times * BURST_MIN, batch)
+            });
         });
     }
     group.bench_function("rtrb push and pop", |bencher| {

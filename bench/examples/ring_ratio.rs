@@ -4,6 +4,10 @@
 //! ```text
 //! cargo run --release -p courser-bench --example ring_ratio [PAIRS]
 //! ```
+//!
+//! Courser's records carry their length and so are 72 bytes for a message of
+//! 64; `rtrb` is measured with slots of either size. The wake check, which makes
+//! sleeping readers possible, has no counterpart in `rtrb`.
 
 #[path = "../benches/ring/contenders.rs"]
 mod contenders;
@@ -12,8 +16,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use contenders::{
-    Cpus, WakeCheck, courser_burst, courser_round_trips, rtrb_burst_chunks, rtrb_burst_single,
-    rtrb_round_trips,
+    Cpus, MESSAGE_SIZE, RECORD_SIZE, WakeCheck, courser_burst, courser_round_trips,
+    rtrb_burst_chunks, rtrb_burst_single, rtrb_round_trips,
 };
 use courser_bench::compare::PairedRatio;
 
@@ -39,9 +43,9 @@ fn main() -> ExitCode {
     );
 
     let rtrb_trips = || rtrb_round_trips(cpus, ROUNDS);
-    let rtrb_16 = || rtrb_burst_chunks(cpus, MESSAGES, 16);
-    let rtrb_64 = || rtrb_burst_chunks(cpus, MESSAGES, 64);
-    let burst = |batch, check| move || courser_burst(cpus, MESSAGES, batch, check);
+    let rtrb = |batch| move || rtrb_burst_chunks::<MESSAGE_SIZE>(cpus, MESSAGES, batch);
+    let rtrb_records = |batch| move || rtrb_burst_chunks::<RECORD_SIZE>(cpus, MESSAGES, batch);
+    let courser = |batch, check| move || courser_burst(cpus, MESSAGES, batch, check);
     let trips = |name, first: &dyn Fn() -> Duration| {
         compare(name, pairs, ROUNDS, first, &rtrb_trips);
     };
@@ -50,35 +54,31 @@ fn main() -> ExitCode {
         courser_round_trips(cpus, ROUNDS)
     });
 
-    let messages = |name, first: &dyn Fn() -> Duration, second: &dyn Fn() -> Duration| {
+    let messages = |name: &str, first: &dyn Fn() -> Duration, second: &dyn Fn() -> Duration| {
         compare(name, pairs, MESSAGES, first, second);
     };
-    messages("burst of 64: rtrb / rtrb (noise)", &rtrb_64, &rtrb_64);
-    messages(
-        "burst of 64: courser / rtrb chunks",
-        &burst(64, WakeCheck::Left),
-        &rtrb_64,
-    );
-    messages(
-        "burst of 64: courser with wake check / rtrb chunks",
-        &burst(64, WakeCheck::Done),
-        &rtrb_64,
-    );
-    messages(
-        "burst of 16: courser / rtrb chunks",
-        &burst(16, WakeCheck::Left),
-        &rtrb_16,
-    );
-    messages(
-        "burst of 16: courser with wake check / rtrb chunks",
-        &burst(16, WakeCheck::Done),
-        &rtrb_16,
-    );
+    messages("burst of 64: rtrb / rtrb (noise)", &rtrb(64), &rtrb(64));
     messages(
         "burst of 16: courser with wake check / rtrb push and pop",
-        &burst(16, WakeCheck::Done),
+        &courser(16, WakeCheck::Done),
         &|| rtrb_burst_single(cpus, MESSAGES),
     );
+    for batch in [16, 64] {
+        let spinning = courser(batch, WakeCheck::Left);
+        let sleeping = courser(batch, WakeCheck::Done);
+        let name = |what: &str| format!("burst of {batch}: {what}");
+        messages(&name("courser / rtrb chunks"), &spinning, &rtrb(batch));
+        messages(
+            &name("courser / rtrb chunks, 72-byte slots"),
+            &spinning,
+            &rtrb_records(batch),
+        );
+        messages(
+            &name("courser with wake check / the latter"),
+            &sleeping,
+            &rtrb_records(batch),
+        );
+    }
     ExitCode::SUCCESS
 }
 

@@ -16,6 +16,8 @@ use rtrb::chunks::ChunkError;
 
 /// Bytes of a message.
 pub(crate) const MESSAGE_SIZE: usize = 64;
+/// Bytes that a message takes in Courser's ring, with the word before it.
+pub(crate) const RECORD_SIZE: usize = MESSAGE_SIZE + 8;
 /// Bytes of each ring.
 pub(crate) const CAPACITY: u32 = 64 * 1024;
 
@@ -43,8 +45,8 @@ impl Cpus {
     }
 }
 
-fn message(sequence: u64) -> Message {
-    let mut message = [0; MESSAGE_SIZE];
+fn message<const SIZE: usize>(sequence: u64) -> [u8; SIZE] {
+    let mut message = [0; SIZE];
     message[..8].copy_from_slice(&sequence.to_le_bytes());
     message
 }
@@ -92,7 +94,7 @@ pub(crate) fn courser_round_trips(cpus: Cpus, rounds: u64) -> Duration {
         move || {
             for round in 0..rounds {
                 ping_in
-                    .push(&message(round))
+                    .push(&message::<MESSAGE_SIZE>(round))
                     .expect("one message is in flight");
                 let _wake = ping_in.publish();
                 let mut came = 0;
@@ -175,7 +177,7 @@ pub(crate) fn courser_burst(cpus: Cpus, messages: u64, batch: u64, check: WakeCh
             let mut next = 0;
             while next < messages {
                 let end = messages.min(next + batch);
-                while next < end && writer.push(&message(next)).is_ok() {
+                while next < end && writer.push(&message::<MESSAGE_SIZE>(next)).is_ok() {
                     next += 1;
                 }
                 match check {
@@ -222,9 +224,16 @@ pub(crate) fn rtrb_burst_single(cpus: Cpus, messages: u64) -> Duration {
 
 /// The same in batches of `batch` over `rtrb`: chunks, each committed once and
 /// read in place.
-pub(crate) fn rtrb_burst_chunks(cpus: Cpus, messages: u64, batch: u64) -> Duration {
-    let slots = CAPACITY as usize / MESSAGE_SIZE;
-    let (mut producer, mut consumer) = RingBuffer::<Message>::new(slots);
+///
+/// `SLOT_SIZE` is [`MESSAGE_SIZE`], or [`RECORD_SIZE`] for as many bytes as
+/// Courser's ring moves: `rtrb`'s slots know no length, its records do.
+pub(crate) fn rtrb_burst_chunks<const SLOT_SIZE: usize>(
+    cpus: Cpus,
+    messages: u64,
+    batch: u64,
+) -> Duration {
+    let slots = CAPACITY as usize / SLOT_SIZE;
+    let (mut producer, mut consumer) = RingBuffer::<[u8; SLOT_SIZE]>::new(slots);
     pair(
         cpus,
         move || {
@@ -258,7 +267,7 @@ pub(crate) fn rtrb_burst_chunks(cpus: Cpus, messages: u64, batch: u64) -> Durati
                         producer.write_chunk_uninit(some).expect("so many are free")
                     }
                 };
-                let filled = chunk.fill_from_iter((next..).map(message));
+                let filled = chunk.fill_from_iter((next..).map(message::<SLOT_SIZE>));
                 next += filled as u64;
             }
         },
