@@ -535,6 +535,7 @@ fn run_on<R: Ring<Socket = std::os::fd::OwnedFd>>(
         entrance: ShardEntrance {
             sender,
             stats: stats.clone(),
+            slots: ring.slots(),
             arena: shard.region(),
         },
         setting: ShardSetting {

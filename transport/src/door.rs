@@ -93,6 +93,8 @@ impl DoorControl {
 pub(crate) struct ShardEntrance {
     pub(crate) sender: Sender<LetIn>,
     pub(crate) stats: ShardStats,
+    /// How many connections it has places for.
+    pub(crate) slots: u32,
     /// The arena's address and length.
     pub(crate) arena: (usize, usize),
 }
@@ -146,10 +148,12 @@ impl Porter {
             .soft
             .saturating_sub(DESCRIPTORS_RESERVED);
         let defaults = DoorLimits::default();
+        let slots = shards.iter().map(|shard| shard.slots).sum();
         let limits = DoorLimits {
             links: defaults
                 .links
                 .min(u32::try_from(descriptors).unwrap_or(u32::MAX))
+                .min(slots)
                 .max(1),
             ..defaults
         };

@@ -185,6 +185,26 @@ fn whoever_breaks_the_protocol_learns_why() {
     }
 }
 
+#[test]
+fn whoever_finds_no_place_is_told_so_and_finds_one_later() {
+    for transport in [Transport::Auto, Transport::Epoll] {
+        let mut config = config(transport);
+        config.ring.slots = 3;
+        let broker = Broker::start(config).unwrap();
+        let opened = |event| matches!(event, Event::Opened { .. }).then_some(());
+        let mut inside: Vec<TestClient> = (0..3)
+            .map(|_| TestClient::connect(broker.address()))
+            .collect();
+        inside.iter_mut().for_each(|client| client.event(opened));
+        let mut outside = TcpStream::connect(broker.address()).unwrap();
+        assert_eq!(farewell(&rest_of(&mut outside)), Refusal::TooManyLinks);
+        drop(inside);
+        read_until(&broker, Counter::LinksClosed, 3);
+        TestClient::connect(broker.address()).event(opened);
+        broker.stop();
+    }
+}
+
 /// The counter, once it has reached a value.
 fn read_until(broker: &Broker, counter: Counter, value: u64) -> u64 {
     eventually(counter.name(), || read(broker, counter) >= value);
