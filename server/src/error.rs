@@ -178,6 +178,18 @@ impl CommandError {
                 Some(Refusal::Exclusive) => {
                     Some("end the other consumer, or choose another --subscription")
                 }
+                Some(Refusal::IllegalArgument) => Some(
+                    "see courser limits; all that a destination retains has to fit into an eighth of the broker's memory",
+                ),
+                _ => None,
+            },
+            Self::Send(SendFailed::Send { source, .. }) => match source {
+                SendError::NotStored {
+                    cause: Cause::TimedOut,
+                } => Some(
+                    "if the destination is full, receive from it or serve with more --memory; else allow more --timeout",
+                ),
+                SendError::TooLarge { .. } => Some("send smaller messages; see courser limits"),
                 _ => None,
             },
             _ => None,

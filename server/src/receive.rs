@@ -159,21 +159,24 @@ fn batch(consumer: &mut Consumer, writing: &mut Writing, wanted: u64) -> Result<
             // Only what is confirmed makes room for more.
             match error {
                 AcknowledgeError::WouldBlock => confirm(consumer, writing.received)?,
-                source => {
-                    let received = writing.received;
-                    return Err(ReceiveFailed::Acknowledge { received, source });
-                }
+                source => return Err(unacknowledged(writing.received)(source)),
             }
         }
     }
-    Ok(())
+    // Told at once: what a kill can bring back is one batch.
+    match consumer.flush() {
+        Ok(()) | Err(AcknowledgeError::WouldBlock) => Ok(()),
+        Err(source) => Err(unacknowledged(writing.received)(source)),
+    }
 }
 
 /// Waits until the broker has settled everything acknowledged.
 fn confirm(consumer: &mut Consumer, received: u64) -> Result<(), ReceiveFailed> {
-    consumer
-        .confirm()
-        .map_err(|source| ReceiveFailed::Acknowledge { received, source })
+    consumer.confirm().map_err(unacknowledged(received))
+}
+
+fn unacknowledged(received: u64) -> impl Fn(AcknowledgeError) -> ReceiveFailed {
+    move |source| ReceiveFailed::Acknowledge { received, source }
 }
 
 /// What was received, on its way to standard output and to the dump.

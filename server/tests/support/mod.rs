@@ -9,7 +9,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -60,7 +60,9 @@ impl Running {
         let input = input.to_owned();
         // A child that reads nothing closes the pipe, which is its own business.
         thread::spawn(move || stdin.write_all(input.as_bytes()));
-        let (sender, stdout) = channel();
+        // A few lines ahead of the test and no more: a child whose lines are not read
+        // has to wait, as it would in a pipeline.
+        let (sender, stdout) = sync_channel(16);
         let mut lines = BufReader::new(child.stdout.take().unwrap());
         thread::spawn(move || {
             let mut line = String::new();
@@ -151,10 +153,15 @@ pub struct Broker {
 impl Broker {
     /// Starts one and waits until it accepts connections.
     pub fn start(transport: &str) -> Self {
-        Self::try_start(transport).unwrap_or_else(|ended| panic!("no broker: {ended:?}"))
+        Self::start_with(transport, "256MiB")
     }
 
-    fn try_start(transport: &str) -> Result<Self, Ended> {
+    /// The same with a memory bound.
+    pub fn start_with(transport: &str, memory: &str) -> Self {
+        Self::try_start(transport, memory).unwrap_or_else(|ended| panic!("no broker: {ended:?}"))
+    }
+
+    fn try_start(transport: &str, memory: &str) -> Result<Self, Ended> {
         let mut running = Running::start(&[
             "serve",
             "--listen",
@@ -162,7 +169,7 @@ impl Broker {
             "--cores",
             "none",
             "--memory",
-            "256MiB",
+            memory,
             "--transport",
             transport,
         ]);
@@ -190,6 +197,31 @@ impl Broker {
         Running::start(&self.arguments(line))
     }
 
+    /// What `courser stats --json` says.
+    pub fn stats(&self) -> serde_json::Value {
+        let ended = self.courser("stats --json");
+        assert_eq!(ended.status, Some(0), "{ended:?}");
+        serde_json::from_str(&ended.stdout).unwrap()
+    }
+
+    /// What it says of one destination, once `is_so`.
+    pub fn wait_until(
+        &self,
+        destination: &str,
+        is_so: impl Fn(&serde_json::Value) -> bool,
+    ) -> serde_json::Value {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            let stats = self.stats();
+            let rows = stats["destinations"].as_array().unwrap();
+            let row = rows.iter().find(|row| row["destination"] == destination);
+            if let Some(row) = row.filter(|row| is_so(row)) {
+                return row.clone();
+            }
+            assert!(Instant::now() < deadline, "{destination} is still {row:?}");
+        }
+    }
+
     fn arguments(&self, line: &str) -> Vec<String> {
         let words = line.split_whitespace().map(str::to_owned);
         words
@@ -211,7 +243,7 @@ impl Broker {
 /// the machine allows it, which is said.
 pub fn on_both_transports(test: impl Fn(Broker)) {
     test(Broker::start("epoll"));
-    match Broker::try_start("io_uring") {
+    match Broker::try_start("io_uring", "256MiB") {
         Ok(broker) => test(broker),
         Err(ended) => {
             assert_eq!(ended.status, Some(1), "{ended:?}");
