@@ -1,0 +1,1033 @@
+//! A client with its application: the real client machine, driven by a plan.
+//!
+//! Everything it does and everything it is told passes by the model. When its
+//! link ends it takes what outcomes there are, rests, and comes back with a new
+//! link and new producers, as an application would.
+
+use courser_core::client::{
+    Client, Config, ConsumerKey, ConsumerRequest, Event, LinkEnd, Outgoing, ProducerKey,
+    ProducerRequest, Route, SendError, Start, StatsReport,
+};
+use courser_core::error::Refusal;
+use courser_core::frame::property;
+use courser_core::id::{Offset, PartitionIndex, Position, RequestId};
+use courser_core::limits;
+use courser_core::routing;
+use courser_core::time::{Monotonic, Now};
+
+use crate::model::{Asked, Content, Handed, Model};
+use crate::plan::{
+    Acks, ActorPlan, ConsumerPlan, DestinationPlan, MILLISECOND, ProducerPlan, Routes,
+    SUBSCRIPTIONS, Sizes,
+};
+use crate::random::Random;
+use crate::trace::{Fact, Trace, digest};
+use crate::violation::{Rule, Violation};
+
+/// What an actor may look at and change while it acts.
+pub(crate) struct Scene<'a> {
+    /// The actor's connection.
+    pub(crate) connection: usize,
+    pub(crate) now: Now,
+    pub(crate) model: &'a mut Model,
+    pub(crate) trace: &'a mut Trace,
+    pub(crate) destinations: &'a [DestinationPlan],
+    /// Faults have stopped.
+    pub(crate) calm: bool,
+    /// A link may have been ended for silence: the network was at fault.
+    pub(crate) excused: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State<K> {
+    Closed,
+    Opening(RequestId),
+    Open(K),
+    Closing(RequestId, K),
+}
+
+struct ProducerSlot {
+    plan: ProducerPlan,
+    left: u64,
+    state: State<ProducerKey>,
+    /// Who it is at the broker, while it is known.
+    id: Option<u64>,
+    /// Opened once, to found its destination.
+    founding: bool,
+    founded: bool,
+}
+
+struct ConsumerSlot {
+    plan: ConsumerPlan,
+    state: State<ConsumerKey>,
+    /// Its number in the model.
+    number: Option<usize>,
+    /// Messages until its application closes it.
+    left: u64,
+    /// Handed out since the last cumulative acknowledgement.
+    since: u64,
+    from_calm: bool,
+}
+
+/// See the module.
+pub(crate) struct Actor {
+    index: usize,
+    plan: ActorPlan,
+    random: Random,
+    machine: Option<Client>,
+    producers: Vec<ProducerSlot>,
+    consumers: Vec<ConsumerSlot>,
+    leaving: bool,
+    stats_asked: bool,
+    stats: Option<StatsReport>,
+    body: Vec<u8>,
+}
+
+impl Actor {
+    pub(crate) fn new(
+        index: usize,
+        plan: ActorPlan,
+        destinations: &[DestinationPlan],
+        random: Random,
+    ) -> Self {
+        let mut producers: Vec<ProducerSlot> = plan
+            .producers
+            .iter()
+            .map(|plan| ProducerSlot::new(plan.clone(), false))
+            .collect();
+        let mut consumers: Vec<ConsumerSlot> = plan
+            .consumers
+            .iter()
+            .map(|plan| ConsumerSlot::new(plan.clone(), false))
+            .collect();
+        if plan.warden {
+            for (index, destination) in destinations.iter().enumerate() {
+                producers.push(ProducerSlot::new(ProducerPlan::founding(index), true));
+                if destination.is_queue() {
+                    consumers.push(ConsumerSlot::new(ConsumerPlan::draining(index, None), true));
+                } else {
+                    consumers.extend(SUBSCRIPTIONS.map(|name| {
+                        ConsumerSlot::new(ConsumerPlan::draining(index, Some(name)), true)
+                    }));
+                }
+            }
+        }
+        Self {
+            index,
+            plan,
+            random,
+            machine: None,
+            producers,
+            consumers,
+            leaving: false,
+            stats_asked: false,
+            stats: None,
+            body: Vec::new(),
+        }
+    }
+
+    // What the world asks and tells.
+
+    pub(crate) fn is_connected(&self) -> bool {
+        self.machine.is_some()
+    }
+
+    /// Whether every destination has its shape.
+    pub(crate) fn has_founded(&self) -> bool {
+        self.producers
+            .iter()
+            .all(|slot| !slot.founding || slot.founded)
+    }
+
+    /// When it acts next.
+    pub(crate) fn pause(&mut self, calm: bool) -> u64 {
+        let pace = if calm {
+            self.plan.pace.min(10 * MILLISECOND)
+        } else {
+            self.plan.pace
+        };
+        self.random.wait(pace).max(1000)
+    }
+
+    pub(crate) fn connect(&mut self, now: Now) {
+        let mut machine = Client::new(Config {
+            name: format!("actor {}", self.index).into(),
+            ..Config::default()
+        });
+        machine.connected(now.monotonic);
+        self.machine = Some(machine);
+        self.leaving = false;
+        self.stats_asked = false;
+    }
+
+    pub(crate) fn received(
+        &mut self,
+        scene: &mut Scene<'_>,
+        bytes: &[u8],
+    ) -> Result<(), Violation> {
+        if let Some(machine) = &mut self.machine {
+            machine.received(bytes);
+        }
+        self.look(scene, !self.plan.lazy || scene.calm)
+    }
+
+    pub(crate) fn closed(&mut self, scene: &mut Scene<'_>) -> Result<(), Violation> {
+        if let Some(machine) = &mut self.machine {
+            machine.closed();
+        }
+        self.look(scene, true)
+    }
+
+    /// Deadlines that have come.
+    pub(crate) fn expire(&mut self, scene: &mut Scene<'_>) -> Result<(), Violation> {
+        let now = scene.now.monotonic;
+        let Some(machine) = self
+            .machine
+            .as_mut()
+            .filter(|machine| machine.next_deadline() <= now)
+        else {
+            return Ok(());
+        };
+        machine.expire(now);
+        self.look(scene, true)
+    }
+
+    pub(crate) fn next_deadline(&self) -> Option<u64> {
+        let deadline = self.machine.as_ref()?.next_deadline();
+        (deadline != Monotonic::NEVER).then_some(deadline.0)
+    }
+
+    /// Dies without a word.
+    pub(crate) fn vanish(&mut self, scene: &mut Scene<'_>) {
+        scene.trace.note(Fact::Vanished { peer: self.index });
+        scene.model.link_breaks(scene.connection);
+        self.machine = None;
+        self.forget();
+    }
+
+    /// Copies what it has to say, at most `room` bytes.
+    pub(crate) fn write(&mut self, room: usize, into: &mut Vec<u8>) {
+        into.clear();
+        let Some(machine) = &mut self.machine else {
+            return;
+        };
+        for slice in machine.pieces().slices() {
+            let count = slice.len().min(room - into.len());
+            into.extend_from_slice(&slice[..count]);
+        }
+        machine.sent(into.len());
+    }
+
+    pub(crate) fn has_more_to_write(&self) -> bool {
+        self.machine.as_ref().is_some_and(Client::has_pieces)
+    }
+
+    /// The link has ended: the connection is of no more use.
+    pub(crate) fn wants_close(&self) -> bool {
+        self.machine.as_ref().is_some_and(Client::wants_close)
+    }
+
+    /// The connection is closed and everything taken.
+    pub(crate) fn disconnected(&mut self, scene: &mut Scene<'_>) -> Result<(), Violation> {
+        self.look(scene, true)?;
+        scene.model.link_breaks(scene.connection);
+        for slot in &self.producers {
+            if let Some(id) = slot.id {
+                scene.model.producer_ended(id)?;
+            }
+        }
+        self.machine = None;
+        self.forget();
+        Ok(())
+    }
+
+    /// Asks to leave: everything is drained.
+    pub(crate) fn leave(&mut self, scene: &mut Scene<'_>) {
+        if let Some(machine) = &mut self.machine {
+            scene.trace.note(Fact::Goodbye { peer: self.index });
+            machine.goodbye();
+            self.leaving = true;
+            scene.model.link_breaks(scene.connection);
+        }
+    }
+
+    /// What the broker said of its destinations, if it was asked and answered.
+    pub(crate) fn take_stats(&mut self) -> Option<StatsReport> {
+        self.stats.take()
+    }
+
+    /// Whether it has nothing left to do: every send sent and answered, everything
+    /// acknowledged.
+    pub(crate) fn is_at_rest(&self, model: &Model) -> bool {
+        let sends = self
+            .producers
+            .iter()
+            .all(|slot| slot.left == 0 && slot.id.is_none_or(|id| model.is_answered(id)));
+        let held = self.consumers.iter().all(|slot| {
+            slot.number
+                .is_none_or(|number| model.held(number).is_empty())
+        });
+        sends && held
+    }
+
+    /// What it is waiting for, for a failure's text.
+    pub(crate) fn describe(&self, model: &Model) -> String {
+        use core::fmt::Write as _;
+        let mut text = format!("actor {}:", self.index);
+        for slot in &self.producers {
+            let answered = slot.id.is_none_or(|id| model.is_answered(id));
+            if slot.left > 0 || !answered {
+                write!(
+                    text,
+                    " producer {:?} {:?} left {} answered {answered};",
+                    slot.id, slot.state, slot.left
+                )
+                .expect("a string takes everything");
+            }
+        }
+        for slot in &self.consumers {
+            let held = slot.number.map_or(0, |number| model.held(number).len());
+            write!(
+                text,
+                " consumer {:?} {:?} holds {held};",
+                slot.number, slot.state
+            )
+            .expect("a string takes everything");
+        }
+        text
+    }
+
+    // What its application does.
+
+    /// Acts as planned.
+    pub(crate) fn act(&mut self, scene: &mut Scene<'_>) -> Result<(), Violation> {
+        self.look(scene, true)?;
+        if self
+            .machine
+            .as_ref()
+            .is_none_or(|machine| !machine.is_open())
+            || self.leaving
+        {
+            return Ok(());
+        }
+        self.open(scene);
+        for index in 0..self.producers.len() {
+            self.send(scene, index)?;
+        }
+        for index in 0..self.consumers.len() {
+            self.consume(scene, index)?;
+        }
+        if let Some(mean) = self.plan.churn
+            && !scene.calm
+            && self.random.chance(1, mean)
+        {
+            self.churn(scene)?;
+        }
+        if self.plan.warden && scene.calm && !self.stats_asked {
+            let machine = self.machine.as_mut().expect("it was looked at above");
+            self.stats_asked = machine.ask_stats().is_ok();
+        }
+        Ok(())
+    }
+
+    /// Opens what is closed and not done.
+    fn open(&mut self, scene: &mut Scene<'_>) {
+        let Some(machine) = &mut self.machine else {
+            return;
+        };
+        for slot in &mut self.producers {
+            let done = if slot.founding {
+                slot.founded
+            } else {
+                slot.left == 0
+            };
+            if slot.state != State::Closed || done {
+                continue;
+            }
+            let shape = &scene.destinations[slot.plan.destination];
+            let mut request = ProducerRequest::new(shape.destination.clone());
+            if slot.founding {
+                request.partitions = shape.partitions;
+                request.retain = shape.retain;
+            }
+            request.batch = slot.plan.batch;
+            request.messages_in_flight_max = slot.plan.messages_in_flight_max;
+            request.bytes_in_flight_max = slot.plan.bytes_in_flight_max;
+            if let Ok(request) = machine.open_producer(request) {
+                slot.state = State::Opening(request);
+            }
+        }
+        for slot in &mut self.consumers {
+            if slot.state != State::Closed || (slot.from_calm && !scene.calm) {
+                continue;
+            }
+            let destination = slot.plan.destination;
+            let request = ConsumerRequest {
+                subscription: slot.plan.subscription.unwrap_or("").into(),
+                start: slot.plan.start,
+                messages_max: slot.plan.messages_max,
+                bytes_max: slot.plan.bytes_max,
+                ..ConsumerRequest::new(scene.destinations[destination].destination.clone())
+            };
+            if let Ok(request) = machine.open_consumer(request) {
+                slot.state = State::Opening(request);
+                slot.number = Some(scene.model.consumer_asked(
+                    scene.connection,
+                    destination,
+                    slot.plan.subscription,
+                ));
+                slot.left = slot.plan.lifetime.unwrap_or(u64::MAX);
+            }
+        }
+    }
+
+    fn send(&mut self, scene: &mut Scene<'_>, index: usize) -> Result<(), Violation> {
+        let slot = &mut self.producers[index];
+        let (State::Open(key), Some(id)) = (slot.state, slot.id) else {
+            return Ok(());
+        };
+        let Some(machine) = &mut self.machine else {
+            return Ok(());
+        };
+        if slot.founding || (slot.left == 0 && self.random.chance(1, 4)) {
+            // Closing answers once every send so far is answered.
+            if let Ok(request) = machine.close_producer(key) {
+                slot.state = State::Closing(request, key);
+            }
+            return Ok(());
+        }
+        let burst = self.random.range(1, slot.plan.burst);
+        for _ in 0..burst.min(slot.left) {
+            let size = slot.plan.sizes.draw(&mut self.random);
+            self.body.resize(size, 0);
+            self.random.fill(&mut self.body);
+            let mut properties = Vec::new();
+            for number in 0..self.random.below(8).saturating_sub(4) {
+                property::push(&mut properties, &format!("p{number}"), "value")
+                    .expect("a few short properties are within the limits");
+            }
+            let partitions = scene.destinations[slot.plan.destination].partitions;
+            let (route, asked) = slot.plan.routes.draw(&mut self.random, partitions);
+            let deadline = match slot.plan.patience {
+                Some(patience) if !scene.calm => Monotonic(scene.now.monotonic.0 + patience),
+                _ => Monotonic::NEVER,
+            };
+            let message = Outgoing {
+                properties: &properties,
+                body: &self.body,
+                route,
+                deadline,
+            };
+            let content = Content {
+                digest: digest(&properties) ^ digest(&self.body).rotate_left(1),
+                body: size,
+                key_hash: match asked {
+                    Asked::Key(hash) => Some(hash),
+                    _ => None,
+                },
+            };
+            match machine.send(scene.now, key, &message) {
+                Ok(sequence) => {
+                    slot.left -= 1;
+                    scene.trace.note(Fact::Send {
+                        id,
+                        sequence: sequence.0,
+                        bytes: size,
+                    });
+                    scene
+                        .model
+                        .sent(id, sequence.0, asked, content, deadline.0)?;
+                }
+                Err(SendError::WouldBlock) => break,
+                Err(error) => {
+                    return Err(Violation::new(
+                        Rule::Request,
+                        format!("send of {size} bytes: {error}"),
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn consume(&mut self, scene: &mut Scene<'_>, index: usize) -> Result<(), Violation> {
+        let slot = &mut self.consumers[index];
+        let (State::Open(key), Some(number)) = (slot.state, slot.number) else {
+            return Ok(());
+        };
+        let Some(machine) = &mut self.machine else {
+            return Ok(());
+        };
+        let appetite = if scene.calm {
+            500
+        } else {
+            self.random.range(0, slot.plan.appetite)
+        };
+        for _ in 0..appetite {
+            let Some(message) = machine.poll_message(key) else {
+                break;
+            };
+            let position = message.position();
+            let handed = Handed {
+                producer: message.id().producer.0,
+                sequence: message.id().sequence.0,
+                partition: position.partition.0,
+                offset: position.offset.0,
+                count: message.delivery_count(),
+                content: Content {
+                    digest: digest(message.property_block())
+                        ^ digest(message.body()).rotate_left(1),
+                    body: message.body().len(),
+                    key_hash: message.key_hash(),
+                },
+            };
+            scene.trace.note(Fact::Handed {
+                consumer: number,
+                partition: position.partition,
+                offset: position.offset.0,
+                count: handed.count,
+            });
+            scene.model.handed(number, &handed)?;
+            slot.since += 1;
+            slot.left = slot.left.saturating_sub(1);
+            let acks = if scene.calm {
+                Acks::Each
+            } else {
+                slot.plan.acks
+            };
+            match acks {
+                Acks::Each => {
+                    acknowledge(
+                        machine,
+                        scene,
+                        number,
+                        key,
+                        (handed.partition, handed.offset),
+                    );
+                }
+                Acks::Through(each) if slot.since >= each => {
+                    slot.since = 0;
+                    acknowledge_through(machine, scene, number, key);
+                }
+                Acks::Late(hold) if scene.model.held(number).len() as u64 >= hold => {
+                    let mut held = scene.model.held(number).to_vec();
+                    self.random.shuffle(&mut held);
+                    for place in held {
+                        acknowledge(machine, scene, number, key, place);
+                    }
+                }
+                _ => {}
+            }
+        }
+        if scene.calm {
+            for place in scene.model.held(number).to_vec() {
+                acknowledge(machine, scene, number, key, place);
+            }
+        }
+        if self.random.chance(slot.plan.confirms, 1000)
+            && let Ok(Some(token)) = machine.confirm(key)
+        {
+            scene.trace.note(Fact::ConfirmAsked {
+                consumer: number,
+                token,
+            });
+            scene.model.confirm_asked(number, token);
+        }
+        if slot.left == 0 && !scene.calm {
+            self.close_consumer(scene, index)?;
+        }
+        Ok(())
+    }
+
+    fn close_consumer(&mut self, scene: &mut Scene<'_>, index: usize) -> Result<(), Violation> {
+        let slot = &mut self.consumers[index];
+        let (State::Open(key), Some(number), Some(machine)) =
+            (slot.state, slot.number, &mut self.machine)
+        else {
+            return Ok(());
+        };
+        match machine.close_consumer(key) {
+            Ok(request) => {
+                slot.state = State::Closing(request, key);
+                scene.model.consumer_departs(number);
+                Ok(())
+            }
+            Err(error) => Err(Violation::new(
+                Rule::Request,
+                format!("close of consumer {number}: {error}"),
+            )),
+        }
+    }
+
+    /// Closes something, or leaves.
+    fn churn(&mut self, scene: &mut Scene<'_>) -> Result<(), Violation> {
+        match self.random.below(3) {
+            0 if !self.consumers.is_empty() => {
+                let index = self.random.index(self.consumers.len());
+                self.close_consumer(scene, index)
+            }
+            1 if !self.producers.is_empty() => {
+                let index = self.random.index(self.producers.len());
+                let slot = &mut self.producers[index];
+                if let (State::Open(key), Some(machine)) = (slot.state, &mut self.machine)
+                    && let Ok(request) = machine.close_producer(key)
+                {
+                    slot.state = State::Closing(request, key);
+                }
+                Ok(())
+            }
+            _ => {
+                self.leave(scene);
+                Ok(())
+            }
+        }
+    }
+
+    // What its application is told.
+
+    /// Takes events, and outcomes if asked to.
+    fn look(&mut self, scene: &mut Scene<'_>, outcomes: bool) -> Result<(), Violation> {
+        while let Some(event) = self.machine.as_mut().and_then(Client::poll_event) {
+            self.event(scene, event)?;
+        }
+        let Some(machine) = &mut self.machine else {
+            return Ok(());
+        };
+        if !outcomes {
+            return Ok(());
+        }
+        while let Some(key) = machine.next_completed() {
+            let Some(id) = self
+                .producers
+                .iter()
+                .find(|slot| matches!(slot.state, State::Open(open) | State::Closing(_, open) if open == key))
+                .and_then(|slot| slot.id)
+            else {
+                continue;
+            };
+            while let Some(completion) = machine.poll_completion(key) {
+                let (outcome, offset) = match &completion.result {
+                    Ok(stored) => ("stored", stored.position.offset.0),
+                    Err(courser_core::client::Failure::Unknown(_)) => ("unknown", 0),
+                    Err(courser_core::client::Failure::NotStored(_)) => ("not stored", 0),
+                    Err(_) => ("refused", 0),
+                };
+                scene.trace.note(Fact::Completed {
+                    id,
+                    sequence: completion.sequence.0,
+                    outcome,
+                    offset,
+                });
+                scene
+                    .model
+                    .completed(id, completion.sequence.0, &completion.result)?;
+            }
+        }
+        for id in self.producers.iter().filter_map(|slot| slot.id) {
+            // Deadlines are looked at when they come, so one that is just now may wait.
+            scene
+                .model
+                .outcomes_taken(id, scene.now.monotonic.0.saturating_sub(1))?;
+        }
+        Ok(())
+    }
+
+    fn event(&mut self, scene: &mut Scene<'_>, event: Event) -> Result<(), Violation> {
+        match event {
+            Event::Opened { .. } => scene.trace.note(Fact::Opened { peer: self.index }),
+            Event::ProducerOpened {
+                request,
+                producer,
+                id,
+                partitions,
+                ..
+            } => {
+                scene.trace.note(Fact::ProducerOpened {
+                    peer: self.index,
+                    id: id.0,
+                });
+                if let Some(slot) = self
+                    .producers
+                    .iter_mut()
+                    .find(|slot| slot.state == State::Opening(request))
+                {
+                    slot.state = State::Open(producer);
+                    slot.id = Some(id.0);
+                    scene
+                        .model
+                        .producer_opened(id.0, slot.plan.destination, partitions)?;
+                }
+            }
+            Event::ConsumerOpened {
+                request,
+                consumer,
+                starts,
+            } => {
+                self.consumer_opened(scene, request, consumer, &starts)?;
+            }
+            Event::ProducerClosed { request, .. } => self.producer_closed(scene, request)?,
+            Event::ConsumerClosed { request, consumer } => {
+                if let Some(slot) = self
+                    .consumers
+                    .iter_mut()
+                    .find(|slot| slot.state == State::Closing(request, consumer))
+                {
+                    let number = slot.number.take();
+                    slot.state = State::Closed;
+                    if let Some(number) = number {
+                        scene.model.consumer_gone(number);
+                    }
+                    scene.trace.note(Fact::ConsumerClosed {
+                        peer: self.index,
+                        consumer: number.unwrap_or(usize::MAX),
+                    });
+                }
+                if let Some(machine) = &mut self.machine {
+                    machine.forget_consumer(consumer);
+                }
+            }
+            Event::Acknowledged {
+                consumer,
+                confirm,
+                refusal,
+            } => {
+                let number = self
+                    .consumers
+                    .iter()
+                    .find(|slot| {
+                        matches!(slot.state, State::Open(key) | State::Closing(_, key) if key == consumer)
+                    })
+                    .and_then(|slot| slot.number);
+                if let Some(number) = number {
+                    scene.trace.note(Fact::Confirmed {
+                        consumer: number,
+                        token: confirm,
+                    });
+                    scene.model.confirmed(number, confirm, refusal)?;
+                }
+            }
+            Event::Refused {
+                request,
+                refusal,
+                code,
+                text,
+            } => {
+                self.refused(scene, request, refusal, code, &text)?;
+            }
+            Event::Stats { report, .. } => {
+                self.stats = Some(report);
+                self.stats_asked = false;
+            }
+            Event::Located { .. } | Event::Pong { .. } => {}
+            Event::Redirected { address, .. } => {
+                return Err(Violation::new(
+                    Rule::Request,
+                    format!("sent elsewhere, to {address}"),
+                ));
+            }
+            Event::Ended(end) => {
+                scene.trace.note(Fact::Ended {
+                    peer: self.index,
+                    end: end.to_string(),
+                });
+                check_end(scene, self.index, &end)?;
+                scene.model.link_breaks(scene.connection);
+            }
+        }
+        Ok(())
+    }
+
+    fn consumer_opened(
+        &mut self,
+        scene: &mut Scene<'_>,
+        request: RequestId,
+        key: ConsumerKey,
+        starts: &[Offset],
+    ) -> Result<(), Violation> {
+        let Some(slot) = self
+            .consumers
+            .iter_mut()
+            .find(|slot| slot.state == State::Opening(request))
+        else {
+            return Ok(());
+        };
+        let Some(number) = slot.number else {
+            return Ok(());
+        };
+        scene.model.consumer_opened(number, starts)?;
+        slot.state = State::Open(key);
+        slot.since = 0;
+        scene.trace.note(Fact::ConsumerOpened {
+            peer: self.index,
+            consumer: number,
+            subscription: scene.model.subscription_of(number),
+        });
+        Ok(())
+    }
+
+    fn producer_closed(
+        &mut self,
+        scene: &mut Scene<'_>,
+        request: RequestId,
+    ) -> Result<(), Violation> {
+        // The last outcomes lie before this answer.
+        self.look_at_outcomes_of_closing(scene, request)?;
+        let Some(slot) = self
+            .producers
+            .iter_mut()
+            .find(|slot| matches!(slot.state, State::Closing(closing, _) if closing == request))
+        else {
+            return Ok(());
+        };
+        if let Some(id) = slot.id.take() {
+            scene.trace.note(Fact::ProducerClosed {
+                peer: self.index,
+                id,
+            });
+            scene.model.producer_ended(id)?;
+        }
+        slot.founded = true;
+        if let (State::Closing(_, key), Some(machine)) = (slot.state, &mut self.machine)
+            && !machine.forget_producer(key)
+        {
+            return Err(Violation::new(
+                Rule::Request,
+                "a closed producer cannot be forgotten".into(),
+            ));
+        }
+        slot.state = State::Closed;
+        Ok(())
+    }
+
+    fn look_at_outcomes_of_closing(
+        &mut self,
+        scene: &mut Scene<'_>,
+        request: RequestId,
+    ) -> Result<(), Violation> {
+        let Some(machine) = &mut self.machine else {
+            return Ok(());
+        };
+        for slot in &self.producers {
+            if let (State::Closing(closing, key), Some(id)) = (slot.state, slot.id)
+                && closing == request
+            {
+                while let Some(completion) = machine.poll_completion(key) {
+                    scene
+                        .model
+                        .completed(id, completion.sequence.0, &completion.result)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn refused(
+        &mut self,
+        scene: &mut Scene<'_>,
+        request: RequestId,
+        refusal: Option<Refusal>,
+        code: u16,
+        text: &str,
+    ) -> Result<(), Violation> {
+        scene.trace.note(Fact::RequestRefused {
+            peer: self.index,
+            code,
+        });
+        let slot = self
+            .consumers
+            .iter_mut()
+            .find(|slot| slot.state == State::Opening(request));
+        match (slot, refusal) {
+            (Some(slot), Some(Refusal::Exclusive)) if slot.plan.subscription.is_some() => {
+                slot.state = State::Closed;
+                if let Some(number) = slot.number.take() {
+                    scene.model.consumer_refused(number);
+                }
+                Ok(())
+            }
+            _ => Err(Violation::new(
+                Rule::Request,
+                format!(
+                    "actor {} was refused {request:?} with code {code}: {text}",
+                    self.index
+                ),
+            )),
+        }
+    }
+
+    fn forget(&mut self) {
+        for slot in &mut self.producers {
+            slot.state = State::Closed;
+            slot.id = None;
+        }
+        for slot in &mut self.consumers {
+            slot.state = State::Closed;
+            slot.number = None;
+        }
+        self.leaving = false;
+        self.stats_asked = false;
+    }
+}
+
+fn acknowledge(
+    machine: &mut Client,
+    scene: &mut Scene<'_>,
+    number: usize,
+    key: ConsumerKey,
+    (partition, offset): (u32, u64),
+) {
+    let position = Position {
+        partition: PartitionIndex(partition),
+        offset: Offset(offset),
+    };
+    // What is not taken now stays held, and is tried again when it is calm.
+    if machine.acknowledge(key, position).is_ok() {
+        scene.trace.note(Fact::Acknowledged {
+            consumer: number,
+            partition: position.partition,
+            offset,
+            through: false,
+        });
+        scene.model.acknowledged(number, (partition, offset));
+    }
+}
+
+/// Acknowledges the last message of each partition, and with it all before.
+fn acknowledge_through(
+    machine: &mut Client,
+    scene: &mut Scene<'_>,
+    number: usize,
+    key: ConsumerKey,
+) {
+    let mut last: Vec<(u32, u64)> = Vec::new();
+    for (partition, offset) in scene.model.held(number) {
+        match last.iter_mut().find(|(other, _)| other == partition) {
+            Some(entry) => entry.1 = *offset,
+            None => last.push((*partition, *offset)),
+        }
+    }
+    for (partition, offset) in last {
+        let position = Position {
+            partition: PartitionIndex(partition),
+            offset: Offset(offset),
+        };
+        if machine.acknowledge_through(key, position).is_ok() {
+            scene.trace.note(Fact::Acknowledged {
+                consumer: number,
+                partition: position.partition,
+                offset,
+                through: true,
+            });
+            scene
+                .model
+                .acknowledged_through(number, (partition, offset));
+        }
+    }
+}
+
+/// Whether a link may end like this between well-behaved peers.
+fn check_end(scene: &Scene<'_>, peer: usize, end: &LinkEnd) -> Result<(), Violation> {
+    let fair = match end {
+        LinkEnd::Lost | LinkEnd::Left => true,
+        LinkEnd::HelloTimedOut => scene.excused,
+        LinkEnd::Farewell { refusal, .. } => match refusal {
+            Some(Refusal::Stopping) => true,
+            Some(Refusal::Stalled | Refusal::FrameTimeout | Refusal::HelloTimeout) => scene.excused,
+            _ => false,
+        },
+        LinkEnd::SessionRefused { .. } | LinkEnd::Fault(_) | LinkEnd::Backlog => false,
+    };
+    if fair {
+        Ok(())
+    } else {
+        Err(Violation::new(
+            Rule::LinkEnd,
+            format!("of actor {peer}: {end}"),
+        ))
+    }
+}
+
+impl ProducerSlot {
+    fn new(plan: ProducerPlan, founding: bool) -> Self {
+        Self {
+            left: plan.quota,
+            plan,
+            state: State::Closed,
+            id: None,
+            founding,
+            founded: false,
+        }
+    }
+}
+
+impl ConsumerSlot {
+    fn new(plan: ConsumerPlan, from_calm: bool) -> Self {
+        Self {
+            plan,
+            state: State::Closed,
+            number: None,
+            left: 0,
+            since: 0,
+            from_calm,
+        }
+    }
+}
+
+impl ProducerPlan {
+    fn founding(destination: usize) -> Self {
+        Self {
+            destination,
+            quota: 0,
+            burst: 1,
+            sizes: Sizes {
+                most: 1,
+                large: 0,
+                large_most: 0,
+            },
+            routes: Routes::Turn,
+            batch: None,
+            messages_in_flight_max: 1,
+            bytes_in_flight_max: limits::MIB,
+            patience: None,
+        }
+    }
+}
+
+impl ConsumerPlan {
+    fn draining(destination: usize, subscription: Option<&'static str>) -> Self {
+        Self {
+            destination,
+            subscription,
+            start: Start::Earliest,
+            messages_max: limits::PREFETCH_MESSAGES,
+            bytes_max: limits::PREFETCH_BYTES,
+            acks: Acks::Each,
+            confirms: 0,
+            appetite: 500,
+            lifetime: None,
+        }
+    }
+}
+
+impl Routes {
+    fn draw(self, random: &mut Random, partitions: u32) -> (Route, Asked) {
+        let kind = match self {
+            Self::Mixed => random.pick(&[Self::Turn, Self::Keys, Self::Partitions]),
+            other => other,
+        };
+        match kind {
+            Self::Keys => {
+                let hash = routing::key_hash(&random.below(50).to_le_bytes());
+                (Route::Key(hash), Asked::Key(hash))
+            }
+            Self::Partitions => {
+                let partition = u32::try_from(random.below(partitions.into())).unwrap_or(0);
+                (
+                    Route::Partition(PartitionIndex(partition)),
+                    Asked::Partition(partition),
+                )
+            }
+            Self::Turn | Self::Mixed => (Route::Turn, Asked::Turn),
+        }
+    }
+}

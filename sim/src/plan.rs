@@ -1,0 +1,421 @@
+//! What a seed draws before its world begins: which faults are on, who is
+//! there, how large and how fast everything is.
+//!
+//! Swarm testing: a run with a few faults and extremes finds more than one with
+//! a little of everything, because faults hide each other.
+
+use courser_core::client::{BatchLimits, Start};
+use courser_core::id::Offset;
+use courser_core::limits::{KIB, MIB};
+use courser_core::name::{Destination, DestinationKind};
+
+use crate::random::Random;
+
+/// Nanoseconds.
+pub(crate) const MICROSECOND: u64 = 1_000;
+/// Nanoseconds.
+pub(crate) const MILLISECOND: u64 = 1_000 * MICROSECOND;
+/// Nanoseconds.
+pub(crate) const SECOND: u64 = 1_000 * MILLISECOND;
+
+/// What can go wrong. The order is that of the report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum FaultKind {
+    /// The connection breaks; any part of what is under way is lost.
+    Reset,
+    /// A client dies without a word; the broker notices later.
+    Vanish,
+    /// Nothing passes for a while, in either direction.
+    Blackhole,
+    /// A client reads nothing for a while.
+    Stall,
+    /// A connection is refused.
+    Refuse,
+    /// The shard's thread does not run for a while.
+    Pause,
+    /// The kernel takes fewer bytes than it was given.
+    ShortSend,
+    /// The kernel takes no byte.
+    EmptySend,
+    /// A peer breaks the rules.
+    Rogue,
+}
+
+impl FaultKind {
+    /// Every kind.
+    pub const ALL: [Self; 9] = [
+        Self::Reset,
+        Self::Vanish,
+        Self::Blackhole,
+        Self::Stall,
+        Self::Refuse,
+        Self::Pause,
+        Self::ShortSend,
+        Self::EmptySend,
+        Self::Rogue,
+    ];
+
+    /// Its name in reports.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Reset => "resets",
+            Self::Vanish => "vanished peers",
+            Self::Blackhole => "blackholes",
+            Self::Stall => "stalled readers",
+            Self::Refuse => "refused connections",
+            Self::Pause => "pauses of the shard",
+            Self::ShortSend => "short sends",
+            Self::EmptySend => "sends of nothing",
+            Self::Rogue => "rogue peers",
+        }
+    }
+}
+
+/// Everything that a seed draws.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    /// How long faults go on.
+    pub(crate) storm: u64,
+    pub(crate) network: NetworkPlan,
+    pub(crate) faults: FaultPlan,
+    pub(crate) destinations: Vec<DestinationPlan>,
+    pub(crate) actors: Vec<ActorPlan>,
+    pub(crate) rogues: usize,
+    /// Whether the broker stops at the end, or the clients leave.
+    pub(crate) ends_by_stop: bool,
+}
+
+/// How bytes travel.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NetworkPlan {
+    /// The longest delay of a byte.
+    pub(crate) delay_max: u64,
+    /// What a socket buffers in one direction.
+    pub(crate) capacity: usize,
+    /// The most bytes of one read.
+    pub(crate) read_max: usize,
+    /// The longest time from a fact to the shard's turn.
+    pub(crate) turn_max: u64,
+    /// The longest time until the kernel answers a send.
+    pub(crate) submit_max: u64,
+    /// Of 1000 sends so many are short.
+    pub(crate) short_sends: u64,
+}
+
+/// The mean time between two faults of a kind on one connection; `None` is never.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct FaultPlan {
+    pub(crate) reset: Option<u64>,
+    pub(crate) vanish: Option<u64>,
+    pub(crate) blackhole: Option<u64>,
+    pub(crate) stall: Option<u64>,
+    /// On the shard.
+    pub(crate) pause: Option<u64>,
+    /// Of 1000 connections so many are refused.
+    pub(crate) refused: u64,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct DestinationPlan {
+    pub(crate) destination: Destination,
+    pub(crate) partitions: u32,
+    pub(crate) retain: Option<u64>,
+}
+
+impl DestinationPlan {
+    pub(crate) fn is_queue(&self) -> bool {
+        self.destination.kind == DestinationKind::Queue
+    }
+}
+
+/// The names that a topic's lasting subscriptions have.
+pub(crate) const SUBSCRIPTIONS: [&str; 2] = ["first", "second"];
+
+/// A client and what its application does.
+#[derive(Clone, Debug)]
+pub(crate) struct ActorPlan {
+    /// The mean time between two acts.
+    pub(crate) pace: u64,
+    /// Takes outcomes only when it acts, not when they come.
+    pub(crate) lazy: bool,
+    /// The mean number of acts after which it closes something, or leaves.
+    pub(crate) churn: Option<u64>,
+    pub(crate) producers: Vec<ProducerPlan>,
+    pub(crate) consumers: Vec<ConsumerPlan>,
+    /// Founds every destination, and drains every subscription once it is calm.
+    pub(crate) warden: bool,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct ProducerPlan {
+    pub(crate) destination: usize,
+    /// Messages over the whole run.
+    pub(crate) quota: u64,
+    /// The most messages of one act.
+    pub(crate) burst: u64,
+    pub(crate) sizes: Sizes,
+    pub(crate) routes: Routes,
+    pub(crate) batch: Option<BatchLimits>,
+    pub(crate) messages_in_flight_max: u32,
+    pub(crate) bytes_in_flight_max: u32,
+    /// How long a send may take; `None` is for ever.
+    pub(crate) patience: Option<u64>,
+}
+
+/// How large bodies are.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sizes {
+    pub(crate) most: u64,
+    /// Of 1000 messages so many are large.
+    pub(crate) large: u64,
+    pub(crate) large_most: u64,
+}
+
+impl Sizes {
+    pub(crate) fn draw(self, random: &mut Random) -> usize {
+        let size = if random.chance(self.large, 1000) {
+            random.range(u64::from(60 * KIB), self.large_most)
+        } else if random.chance(1, 16) {
+            0
+        } else {
+            random.magnitude(1, self.most)
+        };
+        crate::random::size(size)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Routes {
+    Turn,
+    Keys,
+    Partitions,
+    Mixed,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct ConsumerPlan {
+    pub(crate) destination: usize,
+    /// `None`: the queue's, or one that ends with its consumer.
+    pub(crate) subscription: Option<&'static str>,
+    pub(crate) start: Start,
+    pub(crate) messages_max: u32,
+    pub(crate) bytes_max: u32,
+    pub(crate) acks: Acks,
+    /// Of 1000 rounds of acknowledgements so many ask for a confirmation.
+    pub(crate) confirms: u64,
+    /// The most messages it takes in one act.
+    pub(crate) appetite: u64,
+    /// Closed by its application after about so many messages.
+    pub(crate) lifetime: Option<u64>,
+}
+
+/// When a consumer acknowledges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Acks {
+    /// Each message at once.
+    Each,
+    /// Everything so far, each so many messages.
+    Through(u64),
+    /// One by one in any order, once so many are held.
+    Late(u64),
+    /// Not until it is calm.
+    Never,
+}
+
+impl Plan {
+    /// Draws a plan.
+    pub(crate) fn draw(random: &mut Random) -> Self {
+        // One in eight runs is about memory: large messages and slow consumers.
+        let heavy = random.chance(1, 8);
+        let storm = random.range(2, 25) * SECOND;
+        let destinations: Vec<_> = (0..random.count(1, 4))
+            .map(|index| destination(random, index, heavy))
+            .collect();
+        let actors = random.count(1, 6);
+        let mut plan = Self {
+            storm,
+            network: network(random, heavy),
+            faults: faults(random),
+            actors: (0..actors)
+                .map(|_| actor(random, &destinations, heavy, actors))
+                .collect(),
+            destinations,
+            rogues: if random.chance(1, 2) {
+                random.count(1, 3)
+            } else {
+                0
+            },
+            ends_by_stop: random.chance(1, 3),
+        };
+        plan.actors.push(ActorPlan {
+            pace: 5 * MILLISECOND,
+            lazy: false,
+            churn: None,
+            producers: Vec::new(),
+            consumers: Vec::new(),
+            warden: true,
+        });
+        plan
+    }
+}
+
+fn network(random: &mut Random, heavy: bool) -> NetworkPlan {
+    let read_max = if heavy {
+        random.pick(&[4096, 65_536, 1 << 20])
+    } else {
+        random.pick(&[100, 1500, 1500, 4096, 65_536, 65_536])
+    };
+    NetworkPlan {
+        delay_max: random.magnitude(5 * MICROSECOND, 50 * MILLISECOND),
+        capacity: crate::random::size(random.magnitude(if heavy { 32_768 } else { 2048 }, 1 << 20)),
+        read_max,
+        turn_max: random.magnitude(MICROSECOND, 5 * MILLISECOND),
+        submit_max: random.magnitude(MICROSECOND, 2 * MILLISECOND),
+        short_sends: random.pick(&[0, 20, 300]),
+    }
+}
+
+fn faults(random: &mut Random) -> FaultPlan {
+    let mut sometimes = |least, most| {
+        random
+            .chance(1, 3)
+            .then(|| random.magnitude(least * MILLISECOND, most * MILLISECOND))
+    };
+    FaultPlan {
+        reset: sometimes(300, 10_000),
+        vanish: sometimes(500, 20_000),
+        blackhole: sometimes(500, 10_000),
+        stall: sometimes(500, 10_000),
+        pause: sometimes(300, 5_000),
+        refused: sometimes(1, 2).map_or(0, |_| 300),
+    }
+}
+
+fn destination(random: &mut Random, index: usize, heavy: bool) -> DestinationPlan {
+    let kind = random.pick(&[
+        DestinationKind::Queue,
+        DestinationKind::Queue,
+        DestinationKind::Topic,
+    ]);
+    let partitions = random.pick(&[1, 1, 1, 2, 3, 7]);
+    let retain = random.chance(1, 4).then(|| {
+        let most = if heavy { MIB } else { 128 * KIB };
+        random.magnitude(1, most.into())
+    });
+    DestinationPlan {
+        destination: Destination::new(kind, &format!("/sim/d{index}"))
+            .expect("the name follows the rule"),
+        partitions,
+        retain,
+    }
+}
+
+fn actor(
+    random: &mut Random,
+    destinations: &[DestinationPlan],
+    heavy: bool,
+    actors: usize,
+) -> ActorPlan {
+    let both = actors == 1;
+    let producers = if both || random.chance(2, 3) {
+        random.count(1, 3)
+    } else {
+        0
+    };
+    let consumers = if both || producers == 0 || random.chance(1, 2) {
+        random.count(1, 3)
+    } else {
+        0
+    };
+    ActorPlan {
+        pace: random.magnitude(200 * MICROSECOND, 200 * MILLISECOND),
+        lazy: random.chance(1, 4),
+        churn: random.chance(1, 3).then(|| random.magnitude(20, 500)),
+        producers: (0..producers)
+            .map(|_| producer(random, destinations.len(), heavy))
+            .collect(),
+        consumers: (0..consumers)
+            .map(|_| consumer(random, destinations, heavy))
+            .collect(),
+        warden: false,
+    }
+}
+
+fn producer(random: &mut Random, destinations: usize, heavy: bool) -> ProducerPlan {
+    let large_most = if heavy {
+        u64::from(random.pick(&[100 * KIB, 300 * KIB, MIB]))
+    } else {
+        u64::from(100 * KIB)
+    };
+    let large = if heavy {
+        random.pick(&[100, 1000])
+    } else {
+        random.pick(&[0, 0, 0, 10])
+    };
+    // Bytes of all its messages stay within a few MiB, so that no run is long.
+    let quota = if heavy {
+        (u64::from(12 * MIB) / large_most).min(200)
+    } else {
+        random.magnitude(10, 1000)
+    };
+    ProducerPlan {
+        destination: random.index(destinations),
+        quota,
+        burst: random.magnitude(1, 200),
+        sizes: Sizes {
+            most: random.pick(&[16, 300, 4096]),
+            large,
+            large_most,
+        },
+        routes: random.pick(&[
+            Routes::Turn,
+            Routes::Keys,
+            Routes::Partitions,
+            Routes::Mixed,
+        ]),
+        batch: random.chance(1, 3).then(|| BatchLimits {
+            messages_max: u32::try_from(random.magnitude(1, 100)).unwrap_or(1),
+            bytes_max: u32::try_from(random.magnitude(200, 100_000)).unwrap_or(1),
+        }),
+        messages_in_flight_max: random.pick(&[1, 2, 10, 1024, 1024]),
+        bytes_in_flight_max: if large == 0 {
+            random.pick(&[8 * KIB, 64 * KIB, 8 * MIB])
+        } else {
+            random.pick(&[2 * MIB, 8 * MIB])
+        },
+        patience: random.pick(&[
+            Some(3 * SECOND),
+            Some(3 * SECOND),
+            Some(50 * MILLISECOND),
+            None,
+        ]),
+    }
+}
+
+fn consumer(random: &mut Random, destinations: &[DestinationPlan], heavy: bool) -> ConsumerPlan {
+    let destination = random.index(destinations.len());
+    let queue = destinations[destination].is_queue();
+    let subscription = (!queue && random.chance(2, 3)).then(|| random.pick(&SUBSCRIPTIONS));
+    let start = if queue {
+        Start::Earliest
+    } else {
+        random.pick(&[Start::Earliest, Start::Latest, Start::Offset(Offset(20))])
+    };
+    ConsumerPlan {
+        destination,
+        subscription,
+        start,
+        messages_max: random.pick(&[1, 2, 7, 100, 256, 1000]),
+        bytes_max: random.pick(&[1, 1000, 64 * KIB, MIB]),
+        acks: match random.below(8) {
+            0..=2 => Acks::Each,
+            3 | 4 => Acks::Through(random.magnitude(1, 50)),
+            5 | 6 => Acks::Late(random.magnitude(2, 100)),
+            _ => Acks::Never,
+        },
+        confirms: random.pick(&[0, 100, 1000]),
+        appetite: random.magnitude(1, if heavy { 20 } else { 200 }),
+        lifetime: random.chance(1, 4).then(|| random.magnitude(5, 300)),
+    }
+}

@@ -1,0 +1,122 @@
+//! What runs did, summed up.
+
+use core::fmt;
+
+use crate::plan::FaultKind;
+use crate::trace::Seconds;
+
+/// The figures of one run, or of many.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Runs.
+    pub seeds: u64,
+    /// The hash of everything that happened; of many runs, of their hashes.
+    pub hash: u64,
+    /// Things that happened.
+    pub facts: u64,
+    /// Turns of shards.
+    pub turns: u64,
+    /// Nanoseconds of virtual time.
+    pub virtual_time: u64,
+    /// Messages that clients took.
+    pub sends: u64,
+    /// Sends that were told a place.
+    pub stored: u64,
+    /// Sends that were told that they are not stored.
+    pub failed: u64,
+    /// Sends that were told that they may be stored.
+    pub unknown: u64,
+    /// Messages that applications were given.
+    pub handed: u64,
+    /// Of these, handed out before.
+    pub redelivered: u64,
+    /// Acknowledgements.
+    pub acknowledged: u64,
+    /// Of these, confirmed.
+    pub confirmed: u64,
+    /// Connections.
+    pub connections: u64,
+    /// Logs that were thinned out.
+    pub thinnings: u64,
+    /// The most chunks of memory in use.
+    pub chunks_most: usize,
+    /// Faults, in the order of [`FaultKind::ALL`].
+    pub faults: [u64; FaultKind::ALL.len()],
+}
+
+impl Report {
+    /// Adds another run's figures.
+    pub fn add(&mut self, other: &Self) {
+        self.seeds += other.seeds;
+        self.hash = self.hash.rotate_left(7) ^ other.hash;
+        self.facts += other.facts;
+        self.turns += other.turns;
+        self.virtual_time += other.virtual_time;
+        self.sends += other.sends;
+        self.stored += other.stored;
+        self.failed += other.failed;
+        self.unknown += other.unknown;
+        self.handed += other.handed;
+        self.redelivered += other.redelivered;
+        self.acknowledged += other.acknowledged;
+        self.confirmed += other.confirmed;
+        self.connections += other.connections;
+        self.thinnings += other.thinnings;
+        self.chunks_most = self.chunks_most.max(other.chunks_most);
+        for (sum, more) in self.faults.iter_mut().zip(other.faults) {
+            *sum += more;
+        }
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{:<28}{:>16}", "seeds", self.seeds)?;
+        writeln!(f, "{:<28}{:>16x}", "hash", self.hash)?;
+        writeln!(
+            f,
+            "{:<28}{:>16}",
+            "virtual seconds",
+            self.virtual_time / 1_000_000_000
+        )?;
+        for (name, value) in [
+            ("facts", self.facts),
+            ("turns of the shard", self.turns),
+            ("connections", self.connections),
+            ("sends", self.sends),
+            ("  stored", self.stored),
+            ("  not stored", self.failed),
+            ("  unknown", self.unknown),
+            ("messages handed out", self.handed),
+            ("  again", self.redelivered),
+            ("acknowledgements", self.acknowledged),
+            ("  confirmed", self.confirmed),
+            ("logs thinned out", self.thinnings),
+            ("most chunks in use", self.chunks_most as u64),
+        ] {
+            writeln!(f, "{name:<28}{value:>16}")?;
+        }
+        for (kind, count) in FaultKind::ALL.iter().zip(self.faults) {
+            writeln!(f, "{:<28}{count:>16}", kind.name())?;
+        }
+        Ok(())
+    }
+}
+
+/// A report of one run on one line.
+pub struct Line<'a>(pub &'a Report);
+
+impl fmt::Display for Line<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let report = self.0;
+        write!(
+            f,
+            "{:016x}  {} virtual s, {} sends, {} handed out, {} faults",
+            report.hash,
+            Seconds(report.virtual_time),
+            report.sends,
+            report.handed,
+            report.faults.iter().sum::<u64>()
+        )
+    }
+}
