@@ -131,6 +131,31 @@ pub enum BenchError {
         waited: Duration,
     },
 
+    /// The broker owes an outcome or a message and does not give it.
+    #[error("the broker has owed an outcome or a message for {waited:?}")]
+    NoAnswer {
+        /// How long it was waited for.
+        waited: Duration,
+    },
+
+    /// The embedded broker did not start.
+    #[error("the broker does not start")]
+    Start(#[from] courser_transport::StartError),
+
+    /// The broker cannot be put on its core.
+    #[error("the broker cannot be put on its core")]
+    Placement(#[from] courser_transport::affinity::AffinityError),
+
+    /// The client library did not do what it was asked to.
+    #[error("cannot {doing}")]
+    Client {
+        /// What was tried, as a verb and its object.
+        doing: &'static str,
+        /// The library's answer.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+
     /// An option asks for something that cannot be measured.
     #[error("{option}: {problem}")]
     Option {
@@ -161,6 +186,18 @@ impl BenchError {
     /// Wraps a socket call's error with what was tried.
     pub(crate) fn socket(doing: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Socket { doing, source }
+    }
+
+    /// Wraps what the client library said with what was tried.
+    #[cold]
+    pub(crate) fn client(
+        doing: &'static str,
+        source: impl std::error::Error + Send + Sync + 'static,
+    ) -> Self {
+        Self::Client {
+            doing,
+            source: Box::new(source),
+        }
     }
 
     /// True if the machine does not offer what was asked for (io_uring switched

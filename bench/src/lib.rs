@@ -17,6 +17,8 @@
 //! | noun | where |
 //! |---|---|
 //! | the floors: round trip, relay, stream, ring, gaps | [`floor`] |
+//! | the broker's workloads beside them | [`workload`] |
+//! | every message sent, completed, received, in order | [`ledger`] |
 //! | percentiles that refuse to be printed when they mean nothing | [`histogram`] |
 //! | ratios of paired slices, and the noise below which they say nothing | [`compare`] |
 //! | cores: which there are, which we may use, where a thread runs | [`pin`] |
@@ -31,6 +33,7 @@ pub mod compare;
 pub mod error;
 pub mod floor;
 pub mod histogram;
+pub mod ledger;
 pub mod machine;
 pub mod page_buffer;
 pub mod pin;
@@ -38,6 +41,7 @@ pub mod progress;
 pub mod report;
 pub mod table;
 pub mod units;
+pub mod workload;
 
 mod series;
 mod sys;
@@ -45,3 +49,4 @@ mod watch;
 
 pub use error::BenchError;
 pub use report::Report;
+pub use workload::{Options, Workload, run};

@@ -17,6 +17,7 @@ use crate::floor::gaps::Gaps;
 use crate::floor::ring::RingFloor;
 use crate::floor::stream::Rate;
 use crate::histogram::Percentiles;
+use crate::ledger::Ledger;
 use crate::machine::{Machine, StolenTime};
 use crate::pin::{Cores, Distance};
 use crate::table::{Align, Table};
@@ -34,12 +35,23 @@ pub struct Report {
     /// Whether things that have to be equal were.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub checks: Vec<Check>,
+    /// Every message of every workload of the broker, and what was wrong with it.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub books: Vec<Books>,
     /// What a reader has to know to use the figures.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub notes: Vec<String>,
 }
 
 impl Report {
+    /// True if things that have to be equal were not, or if a message was lost,
+    /// repeated, damaged or out of its order.
+    #[must_use]
+    pub fn checks_failed(&self) -> bool {
+        let differs = |check: &Check| check.verdict == Verdict::Differs;
+        self.checks.iter().any(differs) || self.books.iter().any(|books| !books.ledger.is_clean())
+    }
+
     /// Adds a note for every result that seems better than its floor: such a
     /// ratio is not to be used before somebody has explained it.
     pub fn note_results_beyond_the_floor(&mut self) {
@@ -118,6 +130,12 @@ pub struct RunHeader {
     pub distance: Distance,
     /// What an acknowledgement means in this run: `memory` or `flushed`.
     pub durability: String,
+    /// The broker, if there was one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub broker: Option<String>,
+    /// What becomes of the messages that were sent.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub retention: Option<String>,
     /// What comparing a thing with itself gave in this run.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub noise: Option<Noise>,
@@ -138,6 +156,8 @@ impl RunHeader {
             distance: cores.distance(),
             cores,
             durability: "memory".to_owned(),
+            broker: None,
+            retention: None,
             noise: None,
             plan: String::new(),
         }
@@ -184,6 +204,9 @@ pub struct Measurement {
     /// How much passed, for workloads about throughput.
     #[serde(flatten)]
     pub rate: Option<RatePerSecond>,
+    /// Whether its warm-up came to rest before its time was over.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub settled: Option<bool>,
     /// What single slices showed.
     #[serde(flatten)]
     pub slices: SliceSummary,
@@ -208,6 +231,7 @@ impl Measurement {
             mode,
             latency: Some(percentiles),
             rate: None,
+            settled: None,
             slices: SliceSummary::default(),
             floor: FloorComparison::default(),
         }
@@ -223,6 +247,7 @@ impl Measurement {
             mode,
             latency: None,
             rate: Some(rate.into()),
+            settled: None,
             slices: SliceSummary::default(),
             floor: FloorComparison::default(),
         }
@@ -232,6 +257,13 @@ impl Measurement {
     #[must_use]
     pub fn of_kind(mut self, kind: impl fmt::Display) -> Self {
         self.kind = Some(kind.to_string());
+        self
+    }
+
+    /// Says whether its warm-up came to rest.
+    #[must_use]
+    pub fn settled(mut self, settled: bool) -> Self {
+        self.settled = Some(settled);
         self
     }
 
@@ -413,6 +445,46 @@ impl fmt::Display for Check {
     }
 }
 
+/// Every message of one workload at one payload.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Books {
+    /// What was done.
+    pub workload: String,
+    /// Bytes of body.
+    pub payload_bytes: u32,
+    /// How the client waited.
+    pub mode: Mode,
+    /// The counts.
+    #[serde(flatten)]
+    pub ledger: Ledger,
+}
+
+impl fmt::Display for Books {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ledger = &self.ledger;
+        write!(
+            formatter,
+            "{}, {}, {}: {} sent, {} completed in order, {} received in order",
+            self.workload,
+            units::bytes(u64::from(self.payload_bytes)),
+            self.mode,
+            units::count(ledger.sent),
+            units::count(ledger.completed),
+            units::count(ledger.received),
+        )?;
+        if ledger.is_clean() {
+            return formatter.write_str(", each once");
+        }
+        formatter.write_str("; FAILED")?;
+        for (what, count) in ledger.faults.by_name() {
+            if count > 0 {
+                write!(formatter, "; {what}: {}", units::count(count))?;
+            }
+        }
+        Ok(())
+    }
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let header = &self.header;
@@ -427,7 +499,13 @@ impl fmt::Display for Report {
         if !header.plan.is_empty() {
             writeln!(formatter, "plan      {}", header.plan)?;
         }
+        if let Some(broker) = &header.broker {
+            writeln!(formatter, "broker    {broker}")?;
+        }
         writeln!(formatter, "acks      {}", header.durability)?;
+        if let Some(retention) = &header.retention {
+            writeln!(formatter, "kept      {retention}")?;
+        }
         write!(formatter, "{}", self.conditions)?;
         if let Some(noise) = &header.noise {
             writeln!(
@@ -447,8 +525,11 @@ impl fmt::Display for Report {
                 write!(formatter, "\n{table}")?;
             }
         }
-        if !self.checks.is_empty() || !self.notes.is_empty() {
+        if !(self.checks.is_empty() && self.books.is_empty() && self.notes.is_empty()) {
             writeln!(formatter)?;
+        }
+        for books in &self.books {
+            writeln!(formatter, "messages  {books}")?;
         }
         for check in &self.checks {
             writeln!(formatter, "check     {check}")?;
@@ -705,6 +786,7 @@ mod tests {
                 results,
                 conditions: Conditions::default(),
                 checks: Vec::new(),
+                books: Vec::new(),
                 notes: Vec::new(),
             };
             report.note_results_beyond_the_floor();

@@ -164,6 +164,7 @@ fn run(options: &FloorOptions, cores: Cores) -> Result<Report, BenchError> {
         results: Vec::new(),
         conditions,
         checks: Vec::new(),
+        books: Vec::new(),
         notes,
     };
     for &payload in &options.payloads {

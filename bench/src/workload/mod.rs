@@ -1,0 +1,126 @@
+//! The broker's workloads, each beside its floor.
+//!
+//! | workload | what is timed | its floor |
+//! |---|---|---|
+//! | round trip | produce to ack, one in flight | the best framed echo |
+//! | end to end | producer to consumer, one client thread | the relay |
+//! | throughput | acknowledged messages, a window in flight | the stream |
+//! | quick | all three at two sizes, within a minute | theirs |
+//!
+//! ```text
+//!   run ---- slices ----> floor lane ---- echo | relay | stream    rests
+//!        A B B A ...      broker lane --- Target: embedded | remote  rests
+//!                              |
+//!                          Ledger: every completion, every message, in order
+//! ```
+//!
+//! Floor and broker share the broker's core and never run at once: the one that
+//! is not measured sleeps. Every workload keeps a [`Ledger`](crate::ledger::Ledger)
+//! over all of its messages, warm-up included; [`Report::checks_failed`] tells
+//! whether it is clean.
+//!
+//! [`Report::checks_failed`]: crate::Report::checks_failed
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::error::BenchError;
+use crate::floor::{FloorOptions, floor};
+use crate::pin::Cores;
+use crate::report::Report;
+
+mod books;
+mod end_to_end;
+mod lane;
+mod patience;
+mod round_trip;
+mod run;
+mod target;
+mod throughput;
+
+/// What to measure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Workload {
+    /// All workloads of the broker, short.
+    Quick,
+    /// The floors alone, without a broker.
+    Floor,
+    /// Produce to ack, one in flight.
+    RoundTrip,
+    /// Producer to consumer, one in flight.
+    EndToEnd,
+    /// Acknowledged messages per second.
+    Throughput,
+}
+
+impl fmt::Display for Workload {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Quick => "quick",
+            Self::Floor => "floor",
+            Self::RoundTrip => "round trip",
+            Self::EndToEnd => "end to end",
+            Self::Throughput => "throughput",
+        })
+    }
+}
+
+/// How to measure it.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Bytes of body, [`PAYLOAD_BYTES_MIN`] to 4 MiB; the workload's own choice if
+    /// empty.
+    pub payloads: Vec<u32>,
+    /// How long the whole run takes, about; the workload's own choice if not
+    /// given.
+    pub duration: Option<Duration>,
+    /// Which broker: one in this process if not given.
+    pub connect: Option<SocketAddr>,
+    /// Which cores; chosen by nearness if not given. A broker that runs elsewhere
+    /// is where it is; its floors run on `cores.broker`.
+    pub cores: Option<Cores>,
+}
+
+/// A body has room for the message's number.
+pub const PAYLOAD_BYTES_MIN: u32 = 8;
+
+/// Measures, on threads of its own, and shows its progress on standard error if
+/// that is a terminal.
+///
+/// A broker that loses, repeats or reorders is no error of the measurement: the
+/// report says so, and [`Report::checks_failed`] is true.
+///
+/// # Errors
+/// If an option asks for the impossible, a core or the broker cannot be had, or
+/// a floor fails while it runs.
+pub fn run(workload: Workload, options: &Options) -> Result<Report, BenchError> {
+    if workload == Workload::Floor {
+        let mut floors = FloorOptions {
+            cores: options.cores,
+            ..FloorOptions::default()
+        };
+        if !options.payloads.is_empty() {
+            floors.payloads.clone_from(&options.payloads);
+        }
+        if let Some(duration) = options.duration {
+            floors.duration = duration;
+        }
+        return floor(&floors);
+    }
+    run::run(workload, options)
+}
+
+/// A queue that nobody else uses, also on a broker that outlives this process.
+fn queue_name(workload: &str) -> String {
+    /// Written and read to tell queues of one run apart: nothing hangs on it.
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let time = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or(Duration::ZERO)
+        .as_millis();
+    let process = std::process::id();
+    format!("queue:/bench/{workload}-{time}-{process}-{number}")
+}

@@ -1,0 +1,87 @@
+//! The broker that is measured: one in this process, or one somewhere else.
+//!
+//! An embedded broker spins while it is measured and sleeps while a floor is:
+//! it is adaptive with a spin budget far above any pause within a slice, and
+//! [`Target::rest`] waits for longer than that. A busy turn of an adaptive shard
+//! is the turn of a spinning one, so nothing is given away by it.
+
+use std::net::SocketAddr;
+use std::thread;
+use std::time::Duration;
+
+use courser_transport::affinity::Cores as ShardCores;
+use courser_transport::{Broker, BrokerConfig};
+
+use crate::error::BenchError;
+use crate::pin::Cores;
+
+/// How long an embedded broker spins without work: above what a client takes
+/// between two messages even if the host takes its core away for a while.
+const SPIN_BUDGET: Duration = Duration::from_millis(1);
+
+/// How long a broker that we did not configure is given to come to rest.
+const REMOTE_REST: Duration = Duration::from_millis(5);
+
+/// What is measured.
+#[derive(Debug)]
+pub(super) enum Target {
+    /// In this process, on the broker's core.
+    Embedded(Broker),
+    /// Started by somebody else.
+    Remote(SocketAddr),
+}
+
+impl Target {
+    /// The broker at `address`, or one of our own. To be called on a thread that
+    /// is not pinned: what the broker starts besides its shard inherits the mask.
+    ///
+    /// # Errors
+    /// If the broker does not start.
+    pub(super) fn reach(address: Option<SocketAddr>, cores: Cores) -> Result<Self, BenchError> {
+        if let Some(address) = address {
+            return Ok(Self::Remote(address));
+        }
+        let cores: ShardCores = cores.broker.to_string().parse()?;
+        let broker = Broker::start(BrokerConfig {
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            cores,
+            spin_budget: Some(SPIN_BUDGET),
+            ..BrokerConfig::default()
+        })?;
+        Ok(Self::Embedded(broker))
+    }
+
+    /// Where it accepts connections.
+    pub(super) fn address(&self) -> SocketAddr {
+        match self {
+            Self::Embedded(broker) => broker.address(),
+            Self::Remote(address) => *address,
+        }
+    }
+
+    /// Returns once the broker no longer takes time from its core. Nothing may be
+    /// on its way to it.
+    pub(super) fn rest(&self) {
+        thread::sleep(match self {
+            Self::Embedded(_) => SPIN_BUDGET * 2,
+            Self::Remote(_) => REMOTE_REST,
+        });
+    }
+
+    /// In a line, for a reader of the report.
+    pub(super) fn describe(&self) -> String {
+        match self {
+            Self::Embedded(broker) => {
+                let setting = broker.setting();
+                let rings: Vec<_> = setting.shards.iter().map(|s| s.ring.as_str()).collect();
+                format!(
+                    "embedded, {}; idle {}, spins {} µs before it sleeps",
+                    rings.join("; "),
+                    setting.idle,
+                    setting.spin_budget.as_micros()
+                )
+            }
+            Self::Remote(address) => format!("at {address}, started by somebody else"),
+        }
+    }
+}

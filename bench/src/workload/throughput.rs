@@ -1,0 +1,158 @@
+//! Acknowledged messages per second on one connection, as many in flight as the
+//! producer's window allows.
+//!
+//! ```text
+//!   timed     send until the window is full, collect completions, again ...
+//!             ... until the burst is sent and every message of it is completed
+//!   untimed   a consumer opens, takes and acknowledges all of it, and closes
+//! ```
+//!
+//! What counts is what was completed, from the first send of a burst to its last
+//! completion. A burst is [`BURST_BYTES`], so that memory stays flat without a
+//! consumer taking part in what is measured.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use courser::{Client, CompletionListener, Message, Producer};
+
+use super::books::{self, SharedLedger};
+use super::patience::Patience;
+use super::queue_name;
+use crate::error::BenchError;
+use crate::floor::frame_bytes;
+use crate::floor::stream::Rate;
+use crate::ledger::{self, Ledger};
+
+/// Frame bytes of one burst.
+pub(super) const BURST_BYTES: usize = 32 << 20;
+
+/// Unrecorded messages before every burst: the broker has just woken, or its
+/// memory has just changed.
+const WARM_UP_MESSAGES: u64 = 1024;
+
+/// How the client learns of completions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Learn {
+    /// It polls between sends, on the sending thread.
+    Polling,
+    /// A listener is called on the library's thread.
+    Listening,
+}
+
+/// See the module.
+pub(super) struct Throughput {
+    learn: Learn,
+    client: Client,
+    queue: String,
+    producer: Producer,
+    body: Vec<u8>,
+    ledger: Arc<SharedLedger>,
+}
+
+impl Throughput {
+    /// Connects and opens the producer.
+    ///
+    /// # Errors
+    /// If the broker cannot be reached or refuses.
+    pub(super) fn open(
+        address: SocketAddr,
+        payload: u32,
+        learn: Learn,
+    ) -> Result<Self, BenchError> {
+        let queue = queue_name("throughput");
+        let client = books::connect(address)?;
+        Ok(Self {
+            learn,
+            producer: books::open_producer(&client, &queue)?,
+            client,
+            queue,
+            body: vec![0xA5; payload as usize],
+            ledger: Arc::default(),
+        })
+    }
+
+    /// Sends bursts until they have taken `duration` together.
+    ///
+    /// # Errors
+    /// If the link ends, or nothing is completed for five seconds.
+    pub(super) fn slice(&mut self, duration: Duration) -> Result<Rate, BenchError> {
+        let frame = frame_bytes(self.body.len());
+        let messages = (BURST_BYTES / frame).max(1) as u64;
+        let mut rate = Rate::default();
+        while rate.elapsed < duration {
+            self.burst(WARM_UP_MESSAGES.min(messages))?;
+            let began = Instant::now();
+            self.burst(messages)?;
+            rate.add(&Rate {
+                messages,
+                bytes: messages * frame as u64,
+                elapsed: began.elapsed(),
+            });
+            let (client, queue, body_bytes) = (&self.client, &self.queue, self.body.len());
+            self.ledger
+                .with(|ledger| books::take_backlog(client, queue, body_bytes, ledger))?;
+        }
+        Ok(rate)
+    }
+
+    /// How the client learns of completions.
+    pub(super) fn learn(&self) -> Learn {
+        self.learn
+    }
+
+    /// Every message so far.
+    pub(super) fn ledger(&self) -> Ledger {
+        self.ledger.with(|ledger| *ledger)
+    }
+
+    /// Sends so many messages and returns once all are completed.
+    fn burst(&mut self, messages: u64) -> Result<(), BenchError> {
+        match self.learn {
+            Learn::Polling => {
+                let (producer, body) = (&self.producer, &mut self.body);
+                self.ledger
+                    .with(|ledger| poll_burst(producer, body, messages, ledger))
+            }
+            Learn::Listening => self.listen_burst(messages),
+        }
+    }
+
+    fn listen_burst(&mut self, messages: u64) -> Result<(), BenchError> {
+        let first = self.ledger.with(|ledger| {
+            let first = ledger.next();
+            ledger.sent_many(messages);
+            first
+        });
+        for number in first..first + messages {
+            ledger::stamp(&mut self.body, number);
+            let listener: Arc<dyn CompletionListener> = self.ledger.clone();
+            self.producer
+                .send_async(Message::new(self.body.as_slice()), listener)
+                .map_err(|refused| BenchError::client("send", refused.error))?;
+        }
+        self.producer
+            .flush()
+            .map_err(|error| BenchError::client("flush", error))
+    }
+}
+
+fn poll_burst(
+    producer: &Producer,
+    body: &mut [u8],
+    messages: u64,
+    ledger: &mut Ledger,
+) -> Result<(), BenchError> {
+    let end = ledger.next() + messages;
+    let mut patience = Patience::default();
+    while ledger.next() < end || ledger.outstanding() > 0 {
+        while ledger.next() < end && books::try_enqueue(producer, body, ledger)? {}
+        if books::completions(producer, ledger) {
+            patience = Patience::default();
+        } else {
+            patience.look()?;
+        }
+    }
+    Ok(())
+}
