@@ -28,6 +28,10 @@ use crate::source::Source;
 /// An outcome is there when its send's time is over; this much later it is missing.
 const GRACE: Duration = Duration::from_secs(1);
 
+/// The most outcomes that are taken before there is something new on its way: with
+/// more, a broker that answers quickly would see the window run empty.
+const SETTLED_AT_ONCE: usize = 256;
+
 /// Why not every message was acknowledged.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SendFailed {
@@ -197,15 +201,17 @@ impl Sending<'_> {
         Ok(())
     }
 
-    /// Waits for an outcome and takes all that are there.
+    /// Waits for an outcome and takes some more that are there.
     fn settle_some(&mut self) -> Result<(), SendFailed> {
-        let mut next = self.producer.poll_for(self.patience);
-        if next.is_none() {
-            self.give_up();
+        match self.producer.poll_for(self.patience) {
+            Some(completion) => self.settle(&completion)?,
+            None => self.give_up(),
         }
-        while let Some(completion) = next {
+        for _ in 1..SETTLED_AT_ONCE {
+            let Some(completion) = self.producer.poll() else {
+                break;
+            };
             self.settle(&completion)?;
-            next = self.producer.poll();
         }
         // What was logged can be read while the next outcomes are on their way.
         match &mut self.log {
