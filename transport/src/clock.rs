@@ -2,7 +2,7 @@
 //!
 //! The steady clock is read every time, out of the page that the kernel maps into
 //! every process: about 30 ns and no system call. The wall clock is the steady one
-//! plus a distance that is measured again every [`REFRESH`], which halves the cost
+//! plus a distance that is measured again every ten milliseconds, which halves the cost
 //! and means that a step of the wall clock is followed within that time.
 
 use courser_core::time::{Monotonic, Now, Wall};

@@ -1,7 +1,7 @@
 //! A shard's counters as every other thread may read them.
 //!
 //! The shard counts in plain numbers that it alone touches; now and then it copies
-//! them here. A reader sees values that are up to [`PUBLISH_EVERY`] old while the shard
+//! them here. A reader sees values that are up to a millisecond old while the shard
 //! is busy, and exact ones while it sleeps.
 
 use std::sync::Arc;
