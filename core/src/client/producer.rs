@@ -193,6 +193,8 @@ pub(super) struct Producer {
     credit_messages: u64,
     /// The position for whose frame credit was asked.
     wanted: Option<u64>,
+    /// Whether the last send was not taken for want of room.
+    is_held: bool,
     /// Whether it stands in the line of producers with frames to plan.
     in_line: bool,
     /// Whether it stands in the list of producers with outcomes.
@@ -225,6 +227,7 @@ impl Producer {
             credit_bytes: opened.bytes.get(),
             credit_messages: opened.messages.get(),
             wanted: None,
+            is_held: false,
             in_line: false,
             announced: false,
         }
@@ -260,9 +263,8 @@ impl Producer {
                 partitions,
             });
         }
-        if !self.window.has_room()
-            || self.messages - self.messages_answered >= self.messages_in_flight_max
-        {
+        if !self.has_room(size) {
+            self.is_held = true;
             return Err(SendError::WouldBlock);
         }
         let Some(place) = self.outbox.claim(size) else {
@@ -293,7 +295,27 @@ impl Producer {
         let size = encode::message(&envelope, message.properties, message.body, place);
         self.outbox.commit(size);
         self.messages += 1;
+        self.is_held = false;
         Ok(sequence)
+    }
+
+    /// Whether window and outbox take another frame.
+    ///
+    /// Once they were full they take the next one only when an eighth is free:
+    /// with one frame for each answer, both sides would go on exchanging single
+    /// frames, a system call each, where hundreds could share one. TCP avoids
+    /// silly windows for the same reason (RFC 1122, 4.2.3.4).
+    #[inline]
+    fn has_room(&self, size: usize) -> bool {
+        let (messages_max, bytes_max) = (self.messages_in_flight_max, self.outbox.limit());
+        let (messages, bytes) = if self.is_held {
+            ((messages_max / 8).max(1), (bytes_max / 8).max(size))
+        } else {
+            (1, size)
+        };
+        let unanswered = self.messages - self.messages_answered;
+        self.window.len().max(unanswered) + messages <= messages_max
+            && (self.outbox.len() + bytes <= bytes_max || self.outbox.is_empty())
     }
 
     #[cold]

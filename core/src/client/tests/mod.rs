@@ -449,6 +449,30 @@ fn the_window_refuses_what_it_cannot_hold_until_outcomes_are_taken() {
 }
 
 #[test]
+fn a_window_that_was_full_opens_again_once_an_eighth_of_it_is_free() {
+    let mut script = Script::open();
+    let request = ProducerRequest {
+        messages_in_flight_max: 64,
+        ..ProducerRequest::new(queue("q"))
+    };
+    let producer = script.producer(request, &opened(5, 1));
+    for _ in 0..64 {
+        script.send(producer, b"a").unwrap();
+    }
+    assert_eq!(script.send(producer, b"a"), Err(SendError::WouldBlock));
+    script.said();
+    script.complete(5, &[run(1, 7, 0)]);
+    script.results(producer);
+    assert_eq!(script.send(producer, b"a"), Err(SendError::WouldBlock));
+    script.complete(5, &[run(8, 1, 7)]);
+    script.results(producer);
+    for _ in 0..8 {
+        script.send(producer, b"a").unwrap();
+    }
+    assert_eq!(script.send(producer, b"a"), Err(SendError::WouldBlock));
+}
+
+#[test]
 fn a_full_outbox_and_a_message_too_large_are_told_apart() {
     let mut script = Script::open();
     let request = ProducerRequest {
