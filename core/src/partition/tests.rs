@@ -115,6 +115,8 @@ struct Held {
     consumer: usize,
     delivery: u64,
     count: u16,
+    /// Never returned.
+    first: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -489,6 +491,7 @@ impl World {
             return None;
         };
         let run = delivered.run;
+        let first = model.returned.is_empty();
         if let Some((offset, count)) = model.returned.pop_first() {
             assert_eq!(
                 (run.first.0, run.count),
@@ -516,6 +519,7 @@ impl World {
                 consumer,
                 delivery,
                 count,
+                first,
             };
             assert!(
                 model.held.insert(offset, held).is_none(),
@@ -579,7 +583,19 @@ impl World {
             return;
         };
         let last = picked(model, at);
-        let mine = model.held_by(consumer, |offset| offset <= last);
+        let through = model
+            .held
+            .get(&last)
+            .filter(|held| held.consumer == consumer)
+            .map(|held| held.delivery);
+        let mine: Vec<u64> = model
+            .held_by(consumer, |_| true)
+            .into_iter()
+            .filter(|offset| {
+                let held = model.held[offset];
+                through.map_or(*offset <= last && held.first, |last| held.delivery <= last)
+            })
+            .collect();
         let outcome = part(&mut self.partition.parts, model.handle).acknowledge_through(
             &mut self.arena,
             &mut self.partition.log,
@@ -668,7 +684,7 @@ impl World {
                 self.consumer_gone(which, consumer, 0);
             }
             while self.deliver(which, 0, EVERYTHING).is_some() {}
-            self.acknowledge_through(which, 0, Pick::Any(self.sent.len() as u64));
+            self.acknowledge(which, 0, Pick::Any(0), self.sent.len() as u64);
             self.check();
         }
         let bytes: u64 = self

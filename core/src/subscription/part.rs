@@ -40,9 +40,18 @@ struct Entry {
     /// How often it was handed out.
     count: u16,
     state: State,
+    /// Whether it was handed out for the first time, and not after a return.
+    first: bool,
 }
 
 const _: () = assert!(size_of::<Entry>() == 24);
+
+impl Entry {
+    #[inline]
+    fn is_with(&self, consumer: Handle) -> bool {
+        self.state == State::Delivered && self.consumer == consumer
+    }
+}
 
 /// A run handed to a consumer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,10 +80,20 @@ pub struct Part {
     returned: u32,
     /// No returned entry lies below.
     returned_from: Cursor,
-    /// Consumers that acknowledge through an offset, and below which one each of
-    /// them holds nothing: a consumer's next acknowledgement looks no further back,
-    /// however much others hold there.
-    settled_through: Vec<(Handle, Offset)>,
+    /// Consumers that acknowledge through a message, and between which offsets each
+    /// of them may hold something: a consumer's next acknowledgement looks nowhere
+    /// else, however much others hold there.
+    settled_through: Vec<Through>,
+}
+
+/// Where a consumer that acknowledges through a message may hold something.
+#[derive(Clone, Copy, Debug)]
+struct Through {
+    consumer: Handle,
+    /// It holds nothing below.
+    from: Offset,
+    /// It holds nothing here or above.
+    to: Offset,
 }
 
 impl Part {
@@ -121,7 +140,11 @@ impl Part {
                 delivery: delivery + index,
                 count: 1,
                 state: State::Delivered,
+                first: true,
             });
+        }
+        if let Some(through) = self.through_of(consumer) {
+            through.to = Offset(run.first.0 + u64::from(run.count));
         }
         self.live += run.count;
         Some(Delivered { run, count: 1 })
@@ -164,7 +187,12 @@ impl Part {
         outcome
     }
 
-    /// Settles everything that `consumer` holds up to and including `last`.
+    /// Settles `last` and everything that `consumer` was delivered before it.
+    ///
+    /// What returned is delivered behind messages with higher offsets, so the order
+    /// of delivery decides, which only the delivery of `last` tells. If `consumer`
+    /// does not hold `last` (any more), only that is certain to be earlier what lies
+    /// below it and was never with another consumer.
     pub fn acknowledge_through(
         &mut self,
         arena: &mut Arena,
@@ -176,31 +204,51 @@ impl Part {
             settled: 0,
             strange: last >= self.fresh.offset,
         };
-        let mark = self
-            .settled_through
-            .iter()
-            .position(|(other, _)| *other == consumer)
-            .unwrap_or_else(|| {
-                self.settled_through.push((consumer, Offset(0)));
-                self.settled_through.len() - 1
-            });
-        let from = self.settled_through[mark].1;
+        let fresh = self.fresh.offset;
+        let Through { from, to, .. } = *self.through_of_new(consumer);
+        let of_last = self
+            .entries
+            .get(self.index_of(last))
+            .filter(|entry| entry.offset == last && entry.is_with(consumer))
+            .map(|entry| (entry.delivery, entry.first));
+        // Before a message that never returned nothing higher was delivered.
+        let end = match of_last {
+            Some((_, false)) => to,
+            _ => Offset(last.0.saturating_add(1)),
+        };
         let mut run = SettledRun::default();
+        let (mut lowest_kept, mut highest_kept) = (None, None);
         let index = self.index_of(from);
         for entry in self
             .entries
             .range_mut(index..)
-            .take_while(|entry| entry.offset <= last)
+            .take_while(|entry| entry.offset < end)
+            .filter(|entry| entry.is_with(consumer))
         {
-            if entry.state == State::Delivered && entry.consumer == consumer {
+            let covered = match of_last {
+                Some((delivery, _)) => entry.delivery <= delivery,
+                None => entry.first,
+            };
+            if covered {
                 entry.state = State::Settled;
                 run.add(arena, log, entry.offset);
                 outcome.settled += 1;
+            } else {
+                lowest_kept = lowest_kept.or(Some(entry.offset));
+                highest_kept = Some(entry.offset);
             }
         }
         run.end(arena, log);
-        let through = self.fresh.offset.min(Offset(last.0.saturating_add(1)));
-        self.settled_through[mark].1 = from.max(through);
+        let from = match lowest_kept {
+            Some(kept) => kept,
+            None => from.max(end.min(fresh)),
+        };
+        let to = match highest_kept {
+            _ if end < to => to,
+            Some(kept) => Offset(kept.0 + 1),
+            None => from,
+        };
+        *self.through_of_new(consumer) = Through { consumer, from, to };
         self.forget(outcome.settled);
         outcome
     }
@@ -223,7 +271,8 @@ impl Part {
             }
         }
         self.returned += back;
-        self.settled_through.retain(|(other, _)| *other != consumer);
+        self.settled_through
+            .retain(|through| through.consumer != consumer);
         back
     }
 
@@ -312,12 +361,11 @@ impl Part {
             );
             returned += u32::from(entry.state == State::Returned);
             assert!(
-                entry.state != State::Delivered
-                    || self
-                        .settled_through
-                        .iter()
-                        .all(|(other, from)| *other != entry.consumer || entry.offset >= *from),
-                "a consumer holds nothing below what it acknowledged through"
+                self.settled_through
+                    .iter()
+                    .filter(|through| entry.is_with(through.consumer))
+                    .all(|through| (through.from..through.to).contains(&entry.offset)),
+                "a consumer holds nothing outside of where it is looked for"
             );
         }
         assert_eq!(
@@ -360,16 +408,38 @@ impl Part {
         entry.consumer = consumer;
         entry.delivery = delivery;
         entry.count = entry.count.saturating_add(1);
+        entry.first = false;
+        let (offset, count) = (entry.offset, entry.count);
         self.returned -= 1;
-        for (other, from) in &mut self.settled_through {
-            if *other == consumer {
-                *from = entry.offset.min(*from);
-            }
+        if let Some(through) = self.through_of(consumer) {
+            through.from = offset.min(through.from);
+            through.to = Offset(offset.0 + 1).max(through.to);
         }
-        Some(Delivered {
-            run,
-            count: entry.count,
-        })
+        Some(Delivered { run, count })
+    }
+
+    #[inline]
+    fn through_of(&mut self, consumer: Handle) -> Option<&mut Through> {
+        self.settled_through
+            .iter_mut()
+            .find(|through| through.consumer == consumer)
+    }
+
+    /// As [`Part::through_of`]; a consumer that is new to it may hold anything.
+    fn through_of_new(&mut self, consumer: Handle) -> &mut Through {
+        let index = self
+            .settled_through
+            .iter()
+            .position(|through| through.consumer == consumer)
+            .unwrap_or_else(|| {
+                self.settled_through.push(Through {
+                    consumer,
+                    from: Offset(0),
+                    to: self.fresh.offset,
+                });
+                self.settled_through.len() - 1
+            });
+        &mut self.settled_through[index]
     }
 
     /// Drops settled entries: from the front at once, from the middle when they

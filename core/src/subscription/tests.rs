@@ -208,6 +208,34 @@ fn who_acknowledged_through_and_is_given_an_older_message_can_do_so_again() {
     assert_eq!(setting.part.unsettled(), 0);
 }
 
+/// A consumer held messages from the middle of the log when lower ones came back
+/// from another that had gone, and acknowledged through what it had by then: the
+/// lower ones, which it had not even received, were settled and lost.
+#[test]
+fn acknowledging_through_a_message_leaves_what_was_delivered_after_it_though_it_lies_below() {
+    let mut setting = Setting::new(6);
+    let two = RunLimit {
+        messages: 2,
+        ..EVERYTHING
+    };
+    setting.deliver(A, 0, two);
+    setting.deliver(B, 0, two);
+    setting.part.consumer_gone(A, 2);
+    assert_eq!(setting.deliver(B, 2, ONE), Some((0, 1, 2)));
+    assert_eq!(setting.deliver(B, 3, ONE), Some((1, 1, 2)));
+    setting.deliver(B, 4, ONE);
+    // 2, 3, 0, 1 and 4 were delivered to B, in this order.
+    assert_eq!(setting.acknowledge_through(B, 2).settled, 1);
+    assert_eq!(setting.acknowledge_through(B, 0).settled, 2, "3 too");
+    assert!(setting.part.claims(Offset(1)) && setting.part.claims(Offset(4)));
+    setting.part.invariants();
+    // Through one that is settled by now: what was never with another, below it.
+    assert_eq!(setting.acknowledge_through(B, 3).settled, 0);
+    assert_eq!(setting.acknowledge_through(B, 4).settled, 2);
+    setting.part.invariants();
+    assert_eq!(setting.part.unsettled(), 0);
+}
+
 #[test]
 fn what_returns_from_two_consumers_is_handed_out_in_the_order_of_the_log() {
     let mut setting = Setting::new(8);
