@@ -45,6 +45,9 @@ impl ChunkId {
 /// All chunks of one shard.
 #[derive(Debug)]
 pub struct Arena {
+    /// What the allocator gave, and wants back.
+    allocation: NonNull<u8>,
+    /// The first aligned byte of it: where the chunks begin.
     base: NonNull<u8>,
     chunks: u32,
     /// Chunks that were lent and came back.
@@ -73,11 +76,17 @@ impl Arena {
         );
         let layout = Self::layout(chunks);
         // SAFETY: the layout's size is not zero, as `chunks` is not.
-        let base = unsafe { alloc::alloc_zeroed(layout) };
-        let Some(base) = NonNull::new(base) else {
+        let allocation = unsafe { alloc::alloc_zeroed(layout) };
+        let Some(allocation) = NonNull::new(allocation) else {
             alloc::handle_alloc_error(layout)
         };
+        let skip = allocation.as_ptr().align_offset(ARENA_ALIGNMENT);
+        assert!(skip < ARENA_ALIGNMENT, "a byte pointer can be aligned");
+        // SAFETY: the allocation is longer than its chunks by one alignment, so the
+        // first aligned byte and all chunks from there on lie inside.
+        let base = unsafe { allocation.add(skip) };
         Self {
+            allocation,
             base,
             chunks,
             free: Vec::with_capacity(chunks as usize),
@@ -188,7 +197,7 @@ impl Arena {
     /// kernel fault it in ahead of need without touching a byte itself.
     #[must_use]
     pub fn region(&self) -> (usize, usize) {
-        (self.base.as_ptr().addr(), Self::layout(self.chunks).size())
+        (self.base.as_ptr().addr(), self.chunks as usize * CHUNK)
     }
 
     #[inline]
@@ -201,16 +210,18 @@ impl Arena {
         unsafe { self.base.add(chunk.0 as usize * CHUNK) }
     }
 
+    /// Longer by one alignment instead of aligned: an aligned request would have
+    /// many an allocator zero the memory by hand, and so touch all of it.
     fn layout(chunks: u32) -> Layout {
-        Layout::from_size_align(chunks as usize * CHUNK, ARENA_ALIGNMENT)
+        Layout::from_size_align(chunks as usize * CHUNK + ARENA_ALIGNMENT, 16)
             .expect("an arena fits the address space")
     }
 }
 
 impl Drop for Arena {
     fn drop(&mut self) {
-        // SAFETY: `base` came from the same allocator with the same layout.
-        unsafe { alloc::dealloc(self.base.as_ptr(), Self::layout(self.chunks)) };
+        // SAFETY: `allocation` came from the same allocator with the same layout.
+        unsafe { alloc::dealloc(self.allocation.as_ptr(), Self::layout(self.chunks)) };
     }
 }
 

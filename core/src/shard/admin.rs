@@ -1,6 +1,6 @@
 //! What an administrator may ask a shard.
 
-use super::{Fault, Shard};
+use super::{Rejection, Shard};
 use crate::auth::{self, Operation, Target};
 use crate::error::Refusal;
 use crate::frame::control::{Stats, StatsRow};
@@ -31,13 +31,11 @@ impl Shard {
         now: Now,
         link: Handle,
         request: RequestId,
-    ) -> Result<Result<(), Refusal>, Fault> {
+    ) -> Result<(), Rejection> {
         let principal = self.principal(link);
-        if let Err(refusal) = auth::authorize(principal, Operation::Observe, Target::Broker) {
-            return Ok(Err(refusal));
-        }
+        auth::authorize(principal, Operation::Observe, Target::Broker)?;
         if self.reports.iter().any(|report| report.link == link) {
-            return Ok(Err(Refusal::ResourceAllocation));
+            return Err(Refusal::ResourceAllocation.into());
         }
         let counters = self.counters.all();
         let mut tail = Vec::with_capacity(counters.len() * 8);
@@ -57,7 +55,7 @@ impl Shard {
                 next: 0,
             });
         }
-        Ok(Ok(()))
+        Ok(())
     }
 
     /// Continues one answer by a frame.

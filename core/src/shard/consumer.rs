@@ -8,7 +8,7 @@
 //! room on a link.
 
 use super::egress::Pin;
-use super::{Fault, LinkState, Shard};
+use super::{Fault, LinkState, Rejection, Shard};
 use crate::auth::{self, Operation, Target};
 use crate::catalog::Wanted;
 use crate::counters::Counter;
@@ -99,22 +99,14 @@ impl Shard {
         link: Handle,
         request: RequestId,
         open: &OpenConsumer<'_>,
-    ) -> Result<Result<(), Refusal>, Fault> {
-        let opened = self
-            .resolve(
-                link,
-                open.destination,
-                Wanted::default(),
-                Operation::Consume,
-            )
-            .and_then(|destination| {
-                let subscription = self.subscription_for(destination, open)?;
-                Ok((destination, subscription))
-            });
-        let (destination, subscription) = match opened {
-            Ok(opened) => opened,
-            Err(refusal) => return Ok(Err(refusal)),
-        };
+    ) -> Result<(), Rejection> {
+        let destination = self.resolve(
+            link,
+            open.destination,
+            Wanted::default(),
+            Operation::Consume,
+        )?;
+        let subscription = self.subscription_for(destination, open)?;
         let consumer = Consumer {
             link,
             session: open.session,
@@ -128,7 +120,7 @@ impl Shard {
         };
         let Ok(handle) = self.consumers.insert(consumer) else {
             self.end_if_fleeting(subscription);
-            return Ok(Err(Refusal::ResourceAllocation));
+            return Err(Refusal::ResourceAllocation.into());
         };
         if let Some(subscription) = self.subscriptions.get_mut(subscription) {
             subscription.consumers.push(handle);
@@ -155,7 +147,7 @@ impl Shard {
         };
         self.answer(now, link, request.0, &fields, &[&starts])?;
         self.queue_destination(destination);
-        Ok(Ok(()))
+        Ok(())
     }
 
     /// A subscription of `destination` with a part in each partition.

@@ -174,7 +174,7 @@ impl Local {
     }
 }
 
-/// Why a link ends: what its peer did, or a limit.
+/// What a peer did, or which limit it met.
 #[derive(Debug)]
 struct Fault {
     refusal: Refusal,
@@ -196,6 +196,33 @@ impl From<Refusal> for Fault {
             refusal,
             text: String::new(),
         }
+    }
+}
+
+/// Why a frame of the control plane is not obeyed.
+#[derive(Debug)]
+enum Rejection {
+    /// The request is refused; the link goes on.
+    Request(Fault),
+    /// The link ends.
+    Link(Fault),
+}
+
+impl Rejection {
+    fn request(refusal: Refusal, text: impl Into<String>) -> Self {
+        Self::Request(Fault::new(refusal, text))
+    }
+}
+
+impl From<Refusal> for Rejection {
+    fn from(refusal: Refusal) -> Self {
+        Self::Request(refusal.into())
+    }
+}
+
+impl From<Fault> for Rejection {
+    fn from(fault: Fault) -> Self {
+        Self::Link(fault)
     }
 }
 

@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use zerocopy::IntoBytes;
 
 use super::credit::Grant;
-use super::{Fault, LinkState, Shard};
+use super::{Fault, LinkState, Rejection, Shard};
 use crate::auth::{self, Operation, Target};
 use crate::catalog::{Resolved, Wanted};
 use crate::counters::Counter;
@@ -112,12 +112,8 @@ impl Shard {
         link: Handle,
         request: RequestId,
         open: &OpenProducer<'_>,
-    ) -> Result<Result<(), Refusal>, Fault> {
-        let destination =
-            match self.resolve(link, open.destination, open.wanted, Operation::Produce) {
-                Ok(destination) => destination,
-                Err(refusal) => return Ok(Err(refusal)),
-            };
+    ) -> Result<(), Rejection> {
+        let destination = self.resolve(link, open.destination, open.wanted, Operation::Produce)?;
         let partitions = self.locals[destination.0 as usize].partitions.len();
         let id = self.next_producer;
         let producer = Producer {
@@ -143,7 +139,7 @@ impl Shard {
             held: None,
         };
         let Ok(handle) = self.producers.insert(producer) else {
-            return Ok(Err(Refusal::ResourceAllocation));
+            return Err(Refusal::ResourceAllocation.into());
         };
         self.next_producer = ProducerId(id.0 + 1);
         self.local_mut(destination).producers += 1;
@@ -152,7 +148,7 @@ impl Shard {
         }
         self.grant(handle);
         let Some(producer) = self.producers.get(handle) else {
-            return Ok(Ok(()));
+            return Ok(());
         };
         let opened = ProducerOpened {
             handle: handle.0.into(),
@@ -164,7 +160,7 @@ impl Shard {
             messages: producer.credit.messages().into(),
         };
         self.answer(now, link, request.0, &opened, &[])?;
-        Ok(Ok(()))
+        Ok(())
     }
 
     /// A client asks for the producer's end: answered behind its completions.
@@ -499,20 +495,31 @@ impl Shard {
         destination: &Destination,
         wanted: Wanted,
         operation: Operation,
-    ) -> Result<DestinationNumber, Refusal> {
+    ) -> Result<DestinationNumber, Rejection> {
         let principal = self.principal(link);
         if self.catalog.find(destination).is_none() {
             auth::authorize(principal, Operation::Create, Target::Name)?;
             let partitions = wanted.partitions.unwrap_or(1) as usize;
             let chunks = self.arena.chunks() as usize;
             if self.partitions + partitions > chunks / 4 {
-                return Err(Refusal::ResourceAllocation);
+                return Err(Rejection::request(
+                    Refusal::ResourceAllocation,
+                    format!(
+                        "there are {} partitions, and memory for {}",
+                        self.partitions,
+                        chunks / 4
+                    ),
+                ));
             }
-            if wanted
-                .retain
-                .is_some_and(|retain| retain > self.plan.destination / 2)
-            {
-                return Err(Refusal::IllegalArgument);
+            let most = self.plan.destination / 2;
+            if let Some(retain) = wanted.retain.filter(|retain| *retain > most) {
+                return Err(Rejection::request(
+                    Refusal::IllegalArgument,
+                    format!(
+                        "{retain} bytes are to be retained, and at most {most} can be: \
+                         start the broker with more memory, or retain less"
+                    ),
+                ));
             }
         }
         let number = match self.catalog.resolve(destination, wanted)? {

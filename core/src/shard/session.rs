@@ -2,7 +2,7 @@
 
 use super::consumer::{OpenConsumer, Start};
 use super::producer::OpenProducer;
-use super::{Fault, Local, Shard};
+use super::{Fault, Local, Rejection, Shard};
 use crate::auth::{self, Operation, Target};
 use crate::catalog::Wanted;
 use crate::counters::Counter;
@@ -35,50 +35,50 @@ impl Shard {
         subject: u32,
         control: &Control<'_>,
     ) -> Result<(), Fault> {
-        let request = RequestId(subject);
-        let answered = match control {
-            Control::OpenSession(..) => self.open_session(now, link, request)?,
+        match self.obey(now, link, subject, control) {
+            Ok(()) => Ok(()),
+            Err(Rejection::Link(fault)) => Err(fault),
+            Err(Rejection::Request(fault)) => self.refuse(now, link, RequestId(subject), &fault),
+        }
+    }
+
+    fn obey(
+        &mut self,
+        now: Now,
+        link: Handle,
+        subject: u32,
+        control: &Control<'_>,
+    ) -> Result<(), Rejection> {
+        let (request, handle) = (RequestId(subject), Handle(subject));
+        match control {
+            Control::OpenSession(..) => self.open_session(now, link, request),
             Control::CloseSession(fields, _) => {
-                self.close_session(now, link, request, Handle(fields.session.get()))?
+                self.close_session(now, link, request, Handle(fields.session.get()))
             }
-            Control::Lookup(fields, tail) => self.lookup(now, link, request, fields, tail)?,
+            Control::Lookup(fields, tail) => self.lookup(now, link, request, fields, tail),
             Control::OpenProducer(fields, tail) => {
-                self.producer_requested(now, link, request, fields, tail)?
+                self.producer_requested(now, link, request, fields, tail)
             }
             Control::OpenConsumer(fields, tail) => {
-                self.consumer_requested(now, link, request, fields, tail)?
+                self.consumer_requested(now, link, request, fields, tail)
             }
             Control::Close(fields, _) => {
-                self.close_handle(now, link, request, Handle(fields.handle.get()))?
+                self.close_handle(now, link, request, Handle(fields.handle.get()))
+            }
+            Control::AskStats(..) => self.stats(now, link, request),
+            Control::Ping(fields, _) => {
+                let pong = Pong {
+                    token: fields.token,
+                };
+                Ok(self.answer(now, link, subject, &pong, &[])?)
             }
             Control::WantCredit(fields, _) => {
-                self.want_credit(link, Handle(subject), fields.bytes.get())?;
-                Ok(())
+                Ok(self.want_credit(link, handle, fields.bytes.get())?)
             }
-            Control::Batch(fields, _) => {
-                self.batch(link, Handle(subject), fields)?;
-                Ok(())
-            }
-            Control::Allow(fields, _) => {
-                self.allow(link, Handle(subject), fields)?;
-                Ok(())
-            }
+            Control::Batch(fields, _) => Ok(self.batch(link, handle, fields)?),
+            Control::Allow(fields, _) => Ok(self.allow(link, handle, fields)?),
             Control::Acknowledge(fields, tail) => {
-                self.acknowledge(now, link, Handle(subject), fields, tail)?;
-                Ok(())
-            }
-            Control::AskStats(..) => self.stats(now, link, request)?,
-            Control::Ping(fields, _) => {
-                self.answer(
-                    now,
-                    link,
-                    subject,
-                    &Pong {
-                        token: fields.token,
-                    },
-                    &[],
-                )?;
-                Ok(())
+                Ok(self.acknowledge(now, link, handle, fields, tail)?)
             }
             Control::Goodbye(..) => {
                 // Outcomes of this turn still belong to who is leaving.
@@ -87,17 +87,11 @@ impl Shard {
                 self.end(now, link, true);
                 Ok(())
             }
-            other => {
-                return Err(Fault::new(
-                    Refusal::Unexpected,
-                    format!("a client does not send {:?} on an open link", other.kind()),
-                ));
-            }
-        };
-        if let Err(refusal) = answered {
-            self.refuse(now, link, request, refusal)?;
+            other => Err(Rejection::Link(Fault::new(
+                Refusal::Unexpected,
+                format!("a client does not send {:?} on an open link", other.kind()),
+            ))),
         }
-        Ok(())
     }
 
     fn refuse(
@@ -105,14 +99,17 @@ impl Shard {
         now: Now,
         link: Handle,
         request: RequestId,
-        refusal: Refusal,
+        fault: &Fault,
     ) -> Result<(), Fault> {
         self.counters.add(Counter::RequestsRefused, 1);
         let fields = control::Refused {
-            refusal: refusal.code().into(),
+            refusal: fault.refusal.code().into(),
+            text_length: u32::try_from(fault.text.len())
+                .expect("the text is short")
+                .into(),
             ..Default::default()
         };
-        self.answer(now, link, request.0, &fields, &[])
+        self.answer(now, link, request.0, &fields, &[fault.text.as_bytes()])
     }
 
     fn open_session(
@@ -120,13 +117,13 @@ impl Shard {
         now: Now,
         link: Handle,
         request: RequestId,
-    ) -> Result<Result<(), Refusal>, Fault> {
+    ) -> Result<(), Rejection> {
         let open = self.links.get(link).map_or(0, |link| link.sessions.len());
         if open >= limits::SESSIONS_PER_LINK_MAX as usize {
-            return Ok(Err(Refusal::ResourceAllocation));
+            return Err(Refusal::ResourceAllocation.into());
         }
         let Ok(session) = self.sessions.insert(Session { link }) else {
-            return Ok(Err(Refusal::ResourceAllocation));
+            return Err(Refusal::ResourceAllocation.into());
         };
         if let Some(entry) = self.links.get_mut(link) {
             entry.sessions.push(session);
@@ -136,7 +133,7 @@ impl Shard {
             ..Default::default()
         };
         self.answer(now, link, request.0, &fields, &[])?;
-        Ok(Ok(()))
+        Ok(())
     }
 
     fn close_session(
@@ -145,13 +142,13 @@ impl Shard {
         link: Handle,
         request: RequestId,
         session: Handle,
-    ) -> Result<Result<(), Refusal>, Fault> {
+    ) -> Result<(), Rejection> {
         if !self.is_session_of(link, session) {
-            return Ok(Err(Refusal::NotOpen));
+            return Err(Refusal::NotOpen.into());
         }
         self.send_completions(now);
         let Some(entry) = self.links.get(link) else {
-            return Ok(Ok(()));
+            return Ok(());
         };
         let of_session = |handle: &&Handle| {
             self.producers
@@ -180,7 +177,7 @@ impl Shard {
             ..Default::default()
         };
         self.answer(now, link, request.0, &fields, &[])?;
-        Ok(Ok(()))
+        Ok(())
     }
 
     fn lookup(
@@ -190,17 +187,11 @@ impl Shard {
         request: RequestId,
         fields: &control::Lookup,
         tail: &[u8],
-    ) -> Result<Result<(), Refusal>, Fault> {
+    ) -> Result<(), Rejection> {
         let name = core::str::from_utf8(tail).unwrap_or("");
-        let destination =
-            match self.destination(link, fields.session.get(), fields.destination, name) {
-                Ok(destination) => destination,
-                Err(refusal) => return Ok(Err(refusal)),
-            };
+        let destination = self.destination(link, fields.session.get(), fields.destination, name)?;
         let principal = self.principal(link);
-        if let Err(refusal) = auth::authorize(principal, Operation::Lookup, Target::Name) {
-            return Ok(Err(refusal));
-        }
+        auth::authorize(principal, Operation::Lookup, Target::Name)?;
         let found = self.catalog.find(&destination);
         let partitions = found.map_or(0, |number| self.catalog.entry(number).shape.partitions);
         let located = Located {
@@ -210,7 +201,7 @@ impl Shard {
             ..Default::default()
         };
         self.answer(now, link, request.0, &located, &[])?;
-        Ok(Ok(()))
+        Ok(())
     }
 
     fn producer_requested(
@@ -220,27 +211,23 @@ impl Shard {
         request: RequestId,
         fields: &control::OpenProducer,
         tail: &[u8],
-    ) -> Result<Result<(), Refusal>, Fault> {
+    ) -> Result<(), Rejection> {
         let Some((name, rest)) = decode::text(tail, fields.destination_length.get()) else {
-            return Ok(Err(Refusal::InvalidName));
+            return Err(Refusal::InvalidName.into());
         };
         let Some((own, _)) = decode::text(rest, fields.name_length.get()) else {
-            return Ok(Err(Refusal::IllegalArgument));
+            return Err(Refusal::IllegalArgument.into());
         };
-        let destination =
-            match self.destination(link, fields.session.get(), fields.destination, name) {
-                Ok(destination) => destination,
-                Err(refusal) => return Ok(Err(refusal)),
-            };
+        let destination = self.destination(link, fields.session.get(), fields.destination, name)?;
         if own.len() > limits::NAME_SIZE_MAX as usize || fields.options.get() & !OPTION_RETAIN != 0
         {
-            return Ok(Err(Refusal::IllegalArgument));
+            return Err(Refusal::IllegalArgument.into());
         }
         if fields.access != 0 {
-            return Ok(Err(Refusal::Unsupported));
+            return Err(Refusal::Unsupported.into());
         }
         if self.is_out_of_handles(link) {
-            return Ok(Err(Refusal::ResourceAllocation));
+            return Err(Refusal::ResourceAllocation.into());
         }
         let retain = (fields.options.get() & OPTION_RETAIN != 0).then_some(fields.retain.get());
         let partitions = Some(fields.partitions.get()).filter(|partitions| *partitions > 0);
@@ -259,9 +246,9 @@ impl Shard {
         request: RequestId,
         fields: &control::OpenConsumer,
         tail: &[u8],
-    ) -> Result<Result<(), Refusal>, Fault> {
+    ) -> Result<(), Rejection> {
         let Some((name, rest)) = decode::text(tail, fields.destination_length.get()) else {
-            return Ok(Err(Refusal::InvalidName));
+            return Err(Refusal::InvalidName.into());
         };
         let texts = decode::text(rest, fields.subscription_length.get()).and_then(
             |(subscription, rest)| {
@@ -269,31 +256,30 @@ impl Shard {
             },
         );
         let Some((subscription, own)) = texts else {
-            return Ok(Err(Refusal::IllegalArgument));
+            return Err(Refusal::IllegalArgument.into());
         };
-        let destination =
-            match self.destination(link, fields.session.get(), fields.destination, name) {
-                Ok(destination) => destination,
-                Err(refusal) => return Ok(Err(refusal)),
-            };
+        let destination = self.destination(link, fields.session.get(), fields.destination, name)?;
         let start = match fields.start {
             0 => Start::Earliest,
             1 => Start::Latest,
             2 => Start::At(Offset(fields.offset.get())),
-            _ => return Ok(Err(Refusal::IllegalArgument)),
+            _ => return Err(Refusal::IllegalArgument.into()),
         };
         let longest = limits::NAME_SIZE_MAX as usize;
         if own.len() > longest || subscription.len() > longest {
-            return Ok(Err(Refusal::IllegalArgument));
+            return Err(Refusal::IllegalArgument.into());
         }
         if destination.kind == DestinationKind::Queue
             && (!subscription.is_empty() || start != Start::Earliest)
         {
-            // A queue has one place, and every consumer shares it.
-            return Ok(Err(Refusal::IllegalArgument));
+            return Err(Rejection::request(
+                Refusal::IllegalArgument,
+                "a queue has one place, which its consumers share: \
+                 neither a subscription nor a start can be chosen",
+            ));
         }
         if self.is_out_of_handles(link) {
-            return Ok(Err(Refusal::ResourceAllocation));
+            return Err(Refusal::ResourceAllocation.into());
         }
         let open = OpenConsumer {
             session: Handle(fields.session.get()),
@@ -312,14 +298,14 @@ impl Shard {
         link: Handle,
         request: RequestId,
         handle: Handle,
-    ) -> Result<Result<(), Refusal>, Fault> {
+    ) -> Result<(), Rejection> {
         if self
             .producers
             .get(handle)
             .is_some_and(|producer| producer.link == link)
         {
             self.close_producer(handle, request);
-            return Ok(Ok(()));
+            return Ok(());
         }
         if self
             .consumers
@@ -332,9 +318,9 @@ impl Shard {
                 ..Default::default()
             };
             self.answer(now, link, request.0, &closed, &[])?;
-            return Ok(Ok(()));
+            return Ok(());
         }
-        Ok(Err(Refusal::NotOpen))
+        Err(Refusal::NotOpen.into())
     }
 
     /// The destination that a request names, checked.
