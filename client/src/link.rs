@@ -191,10 +191,10 @@ impl Link {
     }
 
     fn write_some(&self, state: &mut State) -> Writing {
-        loop {
+        while state.machine.has_pieces() {
             let pieces = state.machine.pieces();
             let result = match pieces.slices() {
-                [] => return Writing::Done,
+                [] => break,
                 [slice] => (&self.stream).write(slice),
                 slices => {
                     let mut vector = [IoSlice::new(&[]); PIECES_MAX];
@@ -214,6 +214,7 @@ impl Link {
                 },
             }
         }
+        Writing::Done
     }
 
     /// Reads what is there; true if anything was.
@@ -365,6 +366,8 @@ impl Link {
         background: bool,
     ) -> MutexGuard<'a, State> {
         let until = deadline.min(state.machine.next_deadline());
+        // A socket that is shut down is always ready; only the bell counts then.
+        let is_over = state.machine.wants_close();
         let for_room = state.machine.has_pieces();
         state.polling = Some(Polling {
             background,
@@ -378,13 +381,14 @@ impl Link {
             PollFlags::IN
         };
         let mut fds = [
-            PollFd::new(&self.stream, flags),
             PollFd::new(&self.bell, PollFlags::IN),
+            PollFd::new(&self.stream, flags),
         ];
+        let count = if is_over { 1 } else { 2 };
         let time = (until != Monotonic::NEVER).then(|| timespec(until.since(self.now())));
         // An error here is an interruption: the loop around looks again.
-        poll(&mut fds, time.as_ref()).ok();
-        if fds[1].revents().contains(PollFlags::IN) {
+        poll(&mut fds[..count], time.as_ref()).ok();
+        if fds[0].revents().contains(PollFlags::IN) {
             rustix::io::read(&self.bell, &mut [0; 8]).ok();
         }
         let mut state = self.lock();
@@ -668,12 +672,18 @@ impl State {
                 .all(|ledger| ledger.is_quiet() && self.machine.unanswered(ledger.key()) == 0)
     }
 
-    /// Sorts what the machine has to say to those who wait for it.
+    /// Sorts what the machine has to say to those who wait for it: outcomes first,
+    /// so that a producer whose closing is answered has none left.
     fn note(&mut self) {
+        if self.end.is_none() {
+            self.end = self.machine.end().cloned().map(Arc::new);
+        }
+        while let Some(key) = self.machine.next_completed() {
+            self.route(key);
+        }
         while let Some(event) = self.machine.poll_event() {
             match event {
-                Event::Opened { .. } => {}
-                Event::Ended(end) => self.end = Some(Arc::new(end)),
+                Event::Opened { .. } | Event::Ended(_) => {}
                 Event::Acknowledged {
                     consumer,
                     confirm,
@@ -689,9 +699,6 @@ impl State {
                 | Event::Refused { request, .. }
                 | Event::Redirected { request, .. } => self.answered(request, event),
             }
-        }
-        while let Some(key) = self.machine.next_completed() {
-            self.route(key);
         }
     }
 

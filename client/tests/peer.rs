@@ -467,3 +467,27 @@ fn the_layout_of_a_completion_run_is_what_the_script_writes() {
         size_of::<control::CompletionRun>()
     );
 }
+
+#[test]
+fn a_flush_after_the_end_waits_for_the_listener_and_not_for_the_socket() {
+    let address = Peer::play(|peer| {
+        peer.messages(1);
+    });
+    let (client, producer) = producer(address, WAIT);
+    let (tell, told) = mpsc::channel();
+    let (release, held) = mpsc::channel::<()>();
+    producer
+        .send_with("x", move |_, result| {
+            tell.send(result.is_ok()).unwrap();
+            held.recv_timeout(WAIT).unwrap();
+        })
+        .unwrap();
+    assert_eq!(told.recv_timeout(WAIT), Ok(false));
+    thread::scope(|scope| {
+        let flushing = scope.spawn(|| producer.flush());
+        assert_eq!(client.end().as_deref(), Some(&LinkEnd::Lost));
+        assert!(!flushing.is_finished());
+        release.send(()).unwrap();
+        assert_eq!(flushing.join().unwrap(), Ok(()));
+    });
+}
