@@ -157,8 +157,8 @@ pub(super) fn open_consumer(client: &Client, queue: &str) -> Result<Consumer, Be
 
 /// A ledger that a listener writes while its sender sends.
 ///
-/// The lock is the listener's alone while messages are on their way: whoever
-/// sends enters a burst before it begins and reads when it is over.
+/// Whoever sends enters a group of messages before it sends the first of them,
+/// so the lock is the listener's alone nearly always.
 #[derive(Debug, Default)]
 pub(super) struct SharedLedger(Mutex<Ledger>);
 

@@ -74,7 +74,7 @@ impl RoundTrip {
         })
     }
 
-    /// Records round trips for `duration`.
+    /// Records round trips for `duration`, in which the clock also stands still.
     ///
     /// # Errors
     /// If the link ends, or an outcome takes more than five seconds.
@@ -83,21 +83,19 @@ impl RoundTrip {
         duration: Duration,
         histogram: &mut Histogram,
     ) -> Result<(), BenchError> {
-        let mut left = duration;
-        while !left.is_zero() {
+        let ends = Instant::now() + duration;
+        let mut now = Instant::now();
+        while now < ends {
             for _ in 0..WARM_UP_ROUND_TRIPS {
                 self.round_trip()?;
             }
-            let began = Instant::now();
-            let deadline = began + left;
-            let mut now = began;
-            while now < deadline && self.ledger.backlog() < self.backlog_max {
+            now = Instant::now();
+            while now < ends && self.ledger.backlog() < self.backlog_max {
                 let sent = Instant::now();
                 self.round_trip()?;
                 now = Instant::now();
                 histogram.record(now - sent);
             }
-            left = left.saturating_sub(now - began);
             books::take_backlog(&self.client, &self.queue, self.body.len(), &mut self.ledger)?;
         }
         Ok(())

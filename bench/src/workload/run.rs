@@ -10,7 +10,7 @@
 //! neighbours in it and their slices make the pairs of the ratio.
 
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::lane::{Instrument, Lane, Scratch, WarmUp};
 use super::target::Target;
@@ -27,6 +27,13 @@ use crate::watch::Watch;
 
 /// Passes over the lanes of a section, there and back: two slices of each lane.
 const ROUNDS: u32 = 6;
+
+/// Fewer rounds do not carry an interval: six pairs of slices.
+const ROUNDS_MIN: u32 = 3;
+
+/// How far a section may go beyond its share of the time before it makes do with
+/// fewer rounds: somebody else is using the cores then.
+const OVERTIME: f64 = 1.2;
 
 /// The largest body that still is one frame.
 const PAYLOAD_BYTES_MAX: u32 = 4 << 20;
@@ -174,6 +181,12 @@ impl Plan {
         })
     }
 
+    /// How long so many lanes take.
+    fn share(&self, lanes: usize) -> Duration {
+        let lanes = u32::try_from(lanes).unwrap_or(u32::MAX);
+        (self.warm_up.limit + self.slice * 2 * ROUNDS) * lanes
+    }
+
     /// Warm-ups and slices, for the progress bar.
     fn steps(&self) -> u64 {
         let lanes: usize = self.sections.iter().map(Section::lanes).sum();
@@ -233,6 +246,14 @@ fn measure(plan: &Plan, cores: Cores, target: &Target) -> Result<Report, BenchEr
         let mut lanes = Vec::new();
         let measured = open(section, cores, target, &mut lanes)
             .and_then(|()| rounds(plan, target, &mut lanes, &progress));
+        if let Ok(rounds) = measured
+            && rounds < ROUNDS
+        {
+            report.notes.push(format!(
+                "{}: {rounds} rounds instead of {ROUNDS}, because others used the cores",
+                section.workload
+            ));
+        }
         close_books(&lanes, &mut report);
         if let Err(error) = measured {
             if !report.checks_failed() {
@@ -291,19 +312,25 @@ fn open(
     Ok(())
 }
 
+/// Warms all lanes up and makes the rounds; returns how many it made.
 fn rounds(
     plan: &Plan,
     target: &Target,
     lanes: &mut [Lane],
     progress: &Progress,
-) -> Result<(), BenchError> {
+) -> Result<u32, BenchError> {
+    let began = Instant::now();
+    let in_time = plan.share(lanes.len()).mul_f64(OVERTIME);
     let mut scratch = Scratch::default();
     for lane in lanes.iter_mut() {
         progress.next(&format!("warming up: {}", lane.name()));
         lane.warm_up(plan.warm_up, target, &mut scratch)?;
         progress.done();
     }
-    for _ in 0..ROUNDS {
+    for round in 0..ROUNDS {
+        if round >= ROUNDS_MIN && began.elapsed() > in_time {
+            return Ok(round);
+        }
         for there in [true, false] {
             let mut step = |lane: &mut Lane| {
                 progress.next(&lane.name());
@@ -318,7 +345,7 @@ fn rounds(
             }
         }
     }
-    Ok(())
+    Ok(ROUNDS)
 }
 
 fn close_books(lanes: &[Lane], report: &mut Report) {

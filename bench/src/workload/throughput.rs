@@ -32,6 +32,9 @@ pub(super) const BURST_BYTES: usize = 32 << 20;
 /// memory has just changed.
 const WARM_UP_MESSAGES: u64 = 1024;
 
+/// Sends with a listener between two looks at the clock.
+const MESSAGES_PER_CLOCK: u64 = 256;
+
 /// How the client learns of completions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Learn {
@@ -73,18 +76,20 @@ impl Throughput {
         })
     }
 
-    /// Sends bursts until they have taken `duration` together.
+    /// Sends bursts for `duration`, in which the clock also stands still; at least
+    /// one.
     ///
     /// # Errors
     /// If the link ends, or nothing is completed for five seconds.
     pub(super) fn slice(&mut self, duration: Duration) -> Result<Rate, BenchError> {
         let frame = frame_bytes(self.body.len());
-        let messages = (BURST_BYTES / frame).max(1) as u64;
+        let messages_max = (BURST_BYTES / frame).max(1) as u64;
+        let ends = Instant::now() + duration;
         let mut rate = Rate::default();
-        while rate.elapsed < duration {
-            self.burst(WARM_UP_MESSAGES.min(messages))?;
+        loop {
+            self.burst(WARM_UP_MESSAGES.min(messages_max), ends)?;
             let began = Instant::now();
-            self.burst(messages)?;
+            let messages = self.burst(messages_max, ends)?;
             rate.add(&Rate {
                 messages,
                 bytes: messages * frame as u64,
@@ -93,8 +98,10 @@ impl Throughput {
             let (client, queue, body_bytes) = (&self.client, &self.queue, self.body.len());
             self.ledger
                 .with(|ledger| books::take_backlog(client, queue, body_bytes, ledger))?;
+            if Instant::now() >= ends {
+                return Ok(rate);
+            }
         }
-        Ok(rate)
     }
 
     /// How the client learns of completions.
@@ -107,30 +114,41 @@ impl Throughput {
         self.ledger.with(|ledger| *ledger)
     }
 
-    /// Sends so many messages and returns once all are completed.
-    fn burst(&mut self, messages: u64) -> Result<(), BenchError> {
+    /// Sends so many messages, or as many as go out until `ends` and some more,
+    /// and returns how many once all of them are completed.
+    fn burst(&mut self, messages_max: u64, ends: Instant) -> Result<u64, BenchError> {
+        let first = self.ledger().sent;
         match self.learn {
             Learn::Polling => {
                 let (producer, body) = (&self.producer, &mut self.body);
                 self.ledger
-                    .with(|ledger| poll_burst(producer, body, messages, ledger))
+                    .with(|ledger| poll_burst(producer, body, messages_max, ends, ledger))?;
             }
-            Learn::Listening => self.listen_burst(messages),
+            Learn::Listening => self.listen_burst(messages_max, ends)?,
         }
+        Ok(self.ledger().sent - first)
     }
 
-    fn listen_burst(&mut self, messages: u64) -> Result<(), BenchError> {
-        let first = self.ledger.with(|ledger| {
-            let first = ledger.next();
-            ledger.sent_many(messages);
-            first
-        });
-        for number in first..first + messages {
-            ledger::stamp(&mut self.body, number);
-            let listener: Arc<dyn CompletionListener> = self.ledger.clone();
-            self.producer
-                .send_async(Message::new(self.body.as_slice()), listener)
-                .map_err(|refused| BenchError::client("send", refused.error))?;
+    fn listen_burst(&mut self, messages_max: u64, ends: Instant) -> Result<(), BenchError> {
+        let mut left = messages_max;
+        while left > 0 {
+            let group = left.min(MESSAGES_PER_CLOCK);
+            let first = self.ledger.with(|ledger| {
+                let first = ledger.next();
+                ledger.sent_many(group);
+                first
+            });
+            for number in first..first + group {
+                ledger::stamp(&mut self.body, number);
+                let listener: Arc<dyn CompletionListener> = self.ledger.clone();
+                self.producer
+                    .send_async(Message::new(self.body.as_slice()), listener)
+                    .map_err(|refused| BenchError::client("send", refused.error))?;
+            }
+            left -= group;
+            if Instant::now() >= ends {
+                break;
+            }
         }
         self.producer
             .flush()
@@ -141,13 +159,19 @@ impl Throughput {
 fn poll_burst(
     producer: &Producer,
     body: &mut [u8],
-    messages: u64,
+    messages_max: u64,
+    ends: Instant,
     ledger: &mut Ledger,
 ) -> Result<(), BenchError> {
-    let end = ledger.next() + messages;
+    let mut left = messages_max;
     let mut patience = Patience::default();
-    while ledger.next() < end || ledger.outstanding() > 0 {
-        while ledger.next() < end && books::try_enqueue(producer, body, ledger)? {}
+    while left > 0 || ledger.outstanding() > 0 {
+        while left > 0 && books::try_enqueue(producer, body, ledger)? {
+            left -= 1;
+        }
+        if Instant::now() >= ends {
+            left = 0;
+        }
         if books::completions(producer, ledger) {
             patience = Patience::default();
         } else {
