@@ -479,6 +479,50 @@ pub(crate) fn page_size() -> usize {
     usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
 }
 
+/// From here on the calling thread, and every thread and process that it starts, gets
+/// `errno` from each attempt to set up io_uring, as in a container whose profile does
+/// not allow it. There is no way back.
+///
+/// # Errors
+///
+/// If the kernel takes no filters.
+pub fn forbid_io_uring(errno: Errno) -> Result<(), Errno> {
+    let statement = |code: u32, jump_false: u8, k: u32| libc::sock_filter {
+        code: u16::try_from(code).expect("the codes of filters have 16 bits"),
+        jt: 0,
+        jf: jump_false,
+        k,
+    };
+    let number = u32::try_from(libc::SYS_io_uring_setup).expect("the numbers of calls are small");
+    let answer = u32::try_from(errno.0).unwrap_or_default() & libc::SECCOMP_RET_DATA;
+    let mut program = [
+        // The number of the system call is the first word of what a filter sees.
+        statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0),
+        statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 1, number),
+        statement(
+            libc::BPF_RET | libc::BPF_K,
+            0,
+            libc::SECCOMP_RET_ERRNO | answer,
+        ),
+        statement(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let filter = libc::sock_fprog {
+        len: u16::try_from(program.len()).expect("the program is short"),
+        filter: program.as_mut_ptr(),
+    };
+    // SAFETY: the call takes numbers only.
+    checked(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) })?;
+    // SAFETY: the filter and its program are locals, copied by the kernel in the call.
+    checked(unsafe {
+        libc::prctl(
+            libc::PR_SET_SECCOMP,
+            libc::SECCOMP_MODE_FILTER,
+            &raw const filter,
+        )
+    })?;
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]

@@ -11,7 +11,7 @@ use std::time::Duration;
 use courser_transport::ring::epoll::EpollRing;
 use courser_transport::ring::io_uring::IoUringRing;
 use courser_transport::ring::{Cause, Completion, Received, Ring, RingSize, Slot, Wait};
-use courser_transport::sys::Errno;
+use courser_transport::sys::{Errno, forbid_io_uring};
 use courser_transport::{Broker, BrokerConfig, Transport};
 
 const SIZE: RingSize = RingSize {
@@ -19,46 +19,6 @@ const SIZE: RingSize = RingSize {
     buffers: 4,
     buffer_size: 4096,
 };
-
-/// From here on the calling thread, and it alone, gets `errno` from every attempt to
-/// set up io_uring, as in a container whose profile does not allow it.
-fn forbid_io_uring(errno: u16) {
-    let number = u32::try_from(libc::SYS_io_uring_setup).unwrap();
-    let statement = |code: u32, jt: u8, jf: u8, k: u32| libc::sock_filter {
-        code: u16::try_from(code).unwrap(),
-        jt,
-        jf,
-        k,
-    };
-    let mut program = [
-        // The number of the system call is the first word of what a filter sees.
-        statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
-        statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, number),
-        statement(
-            libc::BPF_RET | libc::BPF_K,
-            0,
-            0,
-            libc::SECCOMP_RET_ERRNO | u32::from(errno),
-        ),
-        statement(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
-    ];
-    let filter = libc::sock_fprog {
-        len: u16::try_from(program.len()).unwrap(),
-        filter: program.as_mut_ptr(),
-    };
-    // SAFETY: the filter and its program are locals, copied by the kernel in the call.
-    unsafe {
-        assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
-        assert_eq!(
-            libc::prctl(
-                libc::PR_SET_SECCOMP,
-                libc::SECCOMP_MODE_FILTER,
-                &raw const filter
-            ),
-            0
-        );
-    }
-}
 
 fn epoll_works() {
     let mut ring = EpollRing::new(SIZE).unwrap();
@@ -96,7 +56,7 @@ fn epoll_works() {
 #[test]
 fn under_a_filter_the_message_names_cause_and_fix_and_epoll_works() {
     std::thread::spawn(|| {
-        forbid_io_uring(u16::try_from(libc::EPERM).unwrap());
+        forbid_io_uring(Errno(libc::EPERM)).unwrap();
         let refused = IoUringRing::new(SIZE).expect_err("the filter forbids it");
         assert_eq!(
             refused.cause,
@@ -129,7 +89,7 @@ fn under_a_filter_the_message_names_cause_and_fix_and_epoll_works() {
 fn a_broker_under_a_filter_falls_back_or_refuses_as_it_was_told() {
     std::thread::spawn(|| {
         // The broker's threads inherit the filter.
-        forbid_io_uring(u16::try_from(libc::EPERM).unwrap());
+        forbid_io_uring(Errno(libc::EPERM)).unwrap();
         let config = |transport| BrokerConfig {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             transport,
@@ -159,7 +119,7 @@ fn a_broker_under_a_filter_falls_back_or_refuses_as_it_was_told() {
 #[test]
 fn a_filter_that_pretends_an_old_kernel_is_seen_through() {
     std::thread::spawn(|| {
-        forbid_io_uring(u16::try_from(libc::ENOSYS).unwrap());
+        forbid_io_uring(Errno(libc::ENOSYS)).unwrap();
         let refused = IoUringRing::new(SIZE).expect_err("the filter forbids it");
         let message = refused.to_string();
         assert!(message.starts_with("io_uring is not available: io_uring_setup → ENOSYS\n"));
