@@ -237,9 +237,20 @@ impl Prefetch {
 /// What was settled in one partition since the last round.
 #[derive(Default)]
 struct Settled {
-    /// Everything up to here, this offset included.
-    through: Option<u64>,
+    /// Single messages, each with all that were delivered before it.
+    through: Vec<AckRun>,
     runs: Vec<AckRun>,
+    /// One more than the highest offset that was delivered.
+    delivered: u64,
+    /// Whether a message was delivered behind one with a higher offset: then the
+    /// higher of two offsets need not be the later one.
+    fell: bool,
+}
+
+impl Settled {
+    fn is_empty(&self) -> bool {
+        self.through.is_empty() && self.runs.is_empty()
+    }
 }
 
 /// As many runs as a partition gathers before they become a frame.
@@ -325,6 +336,13 @@ impl Consumer {
                 handle: self.handle,
             });
         }
+        let settled = &mut self.settled[delivery.partition.get() as usize];
+        let (first, end) = (
+            delivery.offset.get(),
+            delivery.offset.get().saturating_add(count),
+        );
+        settled.fell |= first < settled.delivered;
+        settled.delivered = settled.delivered.max(end);
         Ok(())
     }
 
@@ -407,7 +425,7 @@ impl Consumer {
         let index = position.partition.0;
         let settled = self.entry(index)?;
         let offset = position.offset.0;
-        if settled.runs.is_empty() && settled.through.is_none() {
+        if settled.is_empty() {
             self.dirty.push(index);
         }
         let runs = &mut self.settled[index as usize].runs;
@@ -427,9 +445,17 @@ impl Consumer {
     pub(super) fn settle_through(&mut self, position: Position) -> Result<(), AckError> {
         let index = position.partition.0;
         let settled = self.entry(index)?;
-        let is_dirty = !settled.runs.is_empty() || settled.through.is_some();
-        settled.through = settled.through.max(Some(position.offset.0));
-        if !is_dirty {
+        let offset = position.offset.0;
+        let was_empty = settled.is_empty();
+        match settled.through.last_mut() {
+            Some(last) if !settled.fell => last.first.set(last.first.get().max(offset)),
+            Some(last) if last.first.get() == offset => {}
+            _ => settled.through.push(AckRun {
+                first: offset.into(),
+                count: 1.into(),
+            }),
+        }
+        if was_empty {
             self.dirty.push(index);
         }
         Ok(())
@@ -453,7 +479,9 @@ impl Consumer {
     pub(super) fn has_many(&self, partition: PartitionIndex) -> bool {
         self.settled
             .get(partition.0 as usize)
-            .is_some_and(|settled| settled.runs.len() >= RUNS_MAX)
+            .is_some_and(|settled| {
+                settled.runs.len() >= RUNS_MAX || settled.through.len() >= RUNS_MAX
+            })
     }
 
     /// Whether the grant is a quarter of the window behind.
@@ -483,21 +511,18 @@ impl Consumer {
             } else {
                 0
             };
-            if let Some(through) = settled.through {
-                let run = AckRun {
-                    first: through.into(),
-                    count: 1.into(),
-                };
+            if !settled.through.is_empty() {
+                let count = u32::try_from(settled.through.len()).unwrap_or(u32::MAX);
                 let fields = Acknowledge {
                     partition: index.into(),
-                    runs: 1.into(),
+                    runs: count.into(),
                     options: 1.into(),
                     confirm: if settled.runs.is_empty() { token } else { 0 }.into(),
                 };
-                if !outbound.control(self.handle.0, &fields, &[run.as_bytes()]) {
+                if !outbound.control(self.handle.0, &fields, &[settled.through.as_bytes()]) {
                     return asked;
                 }
-                settled.through = None;
+                settled.through.clear();
             }
             if !settled.runs.is_empty() {
                 let count = u32::try_from(settled.runs.len()).unwrap_or(u32::MAX);

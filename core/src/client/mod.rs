@@ -651,6 +651,12 @@ impl Client {
         position: Position,
     ) -> Result<(), AckError> {
         let consumer = self.consumers.get_mut(key.0).ok_or(AckError::Closed)?;
+        if consumer.has_many(position.partition) {
+            if !self.outbound.has_room() {
+                return Err(AckError::WouldBlock);
+            }
+            consumer.speak(&mut self.outbound, false);
+        }
         consumer.settle_through(position)?;
         self.has_news(key);
         Ok(())

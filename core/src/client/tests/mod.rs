@@ -946,6 +946,40 @@ fn a_cumulative_acknowledgement_reaches_back_and_a_confirmation_comes_as_an_even
     );
 }
 
+/// Messages came back from another consumer and were delivered behind higher ones.
+/// Acknowledged through in one round, only the highest offset was said, and what
+/// was delivered after it stayed unsettled although it was confirmed.
+#[test]
+fn cumulative_acknowledgements_become_one_only_while_offsets_rise_as_delivered() {
+    let mut script = Script::open();
+    let consumer = script.consumer(ConsumerRequest::new(queue("q")), 9, 1);
+    let through = |script: &mut Script, offsets: &[u64]| {
+        for offset in offsets {
+            let position = Position {
+                partition: PartitionIndex(0),
+                offset: Offset(*offset),
+            };
+            script
+                .client
+                .acknowledge_through(consumer, position)
+                .unwrap();
+        }
+        let said = script.said();
+        let Said::Control(Kind::Acknowledge, 9, rest) = &said[0] else {
+            panic!("{said:?}")
+        };
+        rest[size_of::<control::Acknowledge>()..]
+            .chunks(size_of::<control::AckRun>())
+            .map(|run| control::AckRun::read_from_bytes(run).unwrap().first.get())
+            .collect::<Vec<u64>>()
+    };
+    script.deliver(9, 0, 5, &[b"a", b"b", b"c"]);
+    assert_eq!(through(&mut script, &[5, 6]), [6]);
+    script.deliver(9, 0, 2, &[b"d"]);
+    script.deliver(9, 0, 8, &[b"e"]);
+    assert_eq!(through(&mut script, &[7, 2, 2, 8]), [7, 2, 8]);
+}
+
 #[test]
 fn a_prefetch_is_exchanged_as_a_whole_and_what_it_handed_out_is_counted() {
     let mut script = Script::open();
