@@ -86,15 +86,19 @@ impl Flow {
         }
     }
 
-    /// A batch comes and goes to two consumers in turn. One acknowledges through,
-    /// the other each run; of every fiftieth it keeps a message until it has `keeps`.
-    fn turn(&mut self) {
+    fn append(&mut self) {
         for frame in self.frames.iter().cycle().take(BATCH) {
             let claims = self.partition.claims();
             let log = &mut self.partition.log;
             log.append(&mut self.arena, frame, claims, Wall(0)).unwrap();
         }
         self.messages += BATCH as u64;
+    }
+
+    /// A batch comes and goes to two consumers in turn. One acknowledges through,
+    /// the other each run; of every fiftieth it keeps a message until it has `keeps`.
+    fn turn(&mut self) {
+        self.append();
         let Partition { log, parts } = &mut self.partition;
         let part = &mut parts[0].1;
         let limit = RunLimit {
@@ -147,4 +151,30 @@ fn a_million_messages_are_appended_delivered_and_settled_without_an_allocation()
         flow.partition.invariants();
         assert_eq!(flow.partition.parts[0].1.unsettled() as usize, keeps);
     }
+}
+
+/// A part remembers how far each consumer has acknowledged, and forgets it with
+/// the consumer.
+#[test]
+fn consumers_that_come_and_go_leave_nothing_behind() {
+    let mut flow = Flow::new(0, 1);
+    let mut visit = |visitor: u32| {
+        flow.append();
+        let consumer = Handle::new(visitor % 1_000, visitor);
+        let Partition { log, parts } = &mut flow.partition;
+        let part = &mut parts[0].1;
+        let limit = RunLimit {
+            messages: u64::MAX,
+            bytes: u64::MAX,
+        };
+        while let Some(delivered) = part.deliver(&flow.arena, log, consumer, 0, limit) {
+            let last = Offset(delivered.run.first.0);
+            part.acknowledge_through(&mut flow.arena, log, consumer, last);
+        }
+        part.consumer_gone(consumer, u64::MAX);
+    };
+    (0..100).for_each(&mut visit);
+    let before = ALLOCATIONS.get();
+    (100..10_000).for_each(&mut visit);
+    assert_eq!(ALLOCATIONS.get() - before, 0);
 }

@@ -853,6 +853,45 @@ fn a_segment_that_was_pinned_while_it_became_thin_is_thinned_out_afterwards() {
     world.finish();
 }
 
+#[test]
+fn thinning_out_goes_on_where_it_ended_and_so_gets_past_what_it_cannot_thin_out() {
+    const FULL: u32 = 400;
+    let mut arena = Arena::new(FULL + 8);
+    let mut partition = Partition::new(ADDRESS, 0);
+    let subscription = Handle::new(1, 1);
+    partition.subscribe(&arena, subscription, Offset(0));
+    let large = frame(0, CHUNK - MESSAGE_HEADER_SIZE);
+    for _ in 0..FULL {
+        let head = chained(&mut arena, &large).unwrap();
+        partition.log.adopt(&mut arena, head, CHUNK, 1, Wall(0));
+    }
+    let small = frame(0, 50);
+    let messages = 1_500;
+    for _ in 0..messages {
+        partition
+            .log
+            .append(&mut arena, &small, 1, Wall(0))
+            .unwrap();
+    }
+    let (log, part) = (&mut partition.log, &mut partition.parts[0].1);
+    while part
+        .deliver(&arena, log, subscription, 0, EVERYTHING)
+        .is_some()
+    {}
+    for offset in (0..messages).filter(|offset| offset % 500 != 250) {
+        let offset = Offset(u64::from(FULL) + offset);
+        part.acknowledge(&mut arena, log, subscription, offset, 1);
+    }
+    let before = partition.log.chunks();
+    let calls = (1..20)
+        .find(|_| !partition.thin_out(&mut arena))
+        .expect("it comes to an end");
+    assert!(calls > 1, "one call does a part of it");
+    assert!(partition.log.chunks() < before);
+    assert!(!partition.log.wants_thinning());
+    partition.audit(&arena);
+}
+
 const RETAIN: u64 = 4 * CHUNK as u64;
 
 impl World {

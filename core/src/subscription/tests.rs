@@ -167,6 +167,26 @@ fn delivery_pauses_at_the_most_unsettled_messages_and_goes_on_below() {
 }
 
 #[test]
+fn a_run_ends_with_the_frame_that_reaches_its_bytes() {
+    let size = message_size(0, 10) as u64;
+    for (bytes, count) in [
+        (0, 1),
+        (1, 1),
+        (size, 1),
+        (size + 1, 2),
+        (2 * size, 2),
+        (2 * size + 1, 3),
+    ] {
+        let limit = RunLimit {
+            messages: u64::MAX,
+            bytes,
+        };
+        let delivered = Setting::new(5).deliver(A, 0, limit);
+        assert_eq!(delivered, Some((0, count, 1)), "{bytes} bytes");
+    }
+}
+
+#[test]
 fn an_acknowledgement_settles_what_its_consumer_holds_and_calls_the_rest_strange() {
     let mut setting = Setting::new(6);
     let three = RunLimit {
