@@ -58,7 +58,7 @@ pub(crate) enum Verb {
 #[derive(Debug, Args)]
 pub(crate) struct ServeOptions {
     /// Where to accept connections; port 0 lets the system choose
-    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:7420", value_parser = listen_address)]
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:7420", value_parser = socket_address)]
     pub(crate) listen: SocketAddr,
     /// Which cpu the shard runs on: auto, none (not pinned) or a number
     #[arg(long, value_name = "LIST")]
@@ -166,7 +166,7 @@ pub(crate) struct StatsOptions {
 #[derive(Debug, Args)]
 pub(crate) struct BenchOptions {
     /// What to measure
-    #[arg(value_enum)]
+    #[arg(value_enum, default_value_t = Workload::Quick)]
     pub(crate) workload: Workload,
     /// Sizes of bodies, such as 64,1KiB
     #[arg(long, value_name = "SIZE,...", value_delimiter = ',', value_parser = quantity::size_u32)]
@@ -174,7 +174,10 @@ pub(crate) struct BenchOptions {
     /// How long to measure, in all and about
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub(crate) seconds: Option<Duration>,
-    /// The cpu of the broker or of what stands in for it
+    /// A broker that runs already; without it, one is started inside for as long as it takes
+    #[arg(long, value_name = "IP:PORT", value_parser = socket_address)]
+    pub(crate) connect: Option<SocketAddr>,
+    /// The cpu of the broker and of its floors
     #[arg(long, value_name = "CPU", requires = "client_core")]
     pub(crate) broker_core: Option<usize>,
     /// The cpu of the client
@@ -188,8 +191,28 @@ pub(crate) struct BenchOptions {
 /// What `courser bench` measures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Workload {
+    /// All of the broker's workloads at two sizes, within a minute
+    Quick,
     /// The least that any program could take on this machine, without a broker
     Floor,
+    /// Produce to acknowledgement, one message in flight
+    Rtt,
+    /// Producer to consumer, one message in flight
+    E2e,
+    /// Acknowledged messages, a window in flight
+    Throughput,
+}
+
+impl From<Workload> for courser_bench::Workload {
+    fn from(workload: Workload) -> Self {
+        match workload {
+            Workload::Quick => Self::Quick,
+            Workload::Floor => Self::Floor,
+            Workload::Rtt => Self::RoundTrip,
+            Workload::E2e => Self::EndToEnd,
+            Workload::Throughput => Self::Throughput,
+        }
+    }
 }
 
 /// `courser limits`.
@@ -254,7 +277,7 @@ fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-fn listen_address(text: &str) -> Result<SocketAddr, String> {
+fn socket_address(text: &str) -> Result<SocketAddr, String> {
     text.parse()
         .map_err(|_| String::from("an address is IP:PORT, such as 127.0.0.1:7420 or [::1]:0"))
 }
@@ -299,8 +322,8 @@ mod tests {
                 "error: invalid value 'x' for '--cores <LIST>': \"x\" is not a list of cpus\n  fix    cores = \"auto\", \"none\" or a list such as \"1\", \"1-3\" or \"0,2\" · courser serve --help",
             ),
             (
-                "courser bench",
-                "error: the following required arguments were not provided: <WORKLOAD>\n  fix    courser bench --help",
+                "courser receive",
+                "error: the following required arguments were not provided: <DEST>\n  fix    courser receive --help",
             ),
             (
                 "courser serve --memory 1GB",

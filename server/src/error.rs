@@ -91,14 +91,7 @@ impl CommandError {
         match self {
             Self::Serve(error) => match error {
                 ServeError::Exposed(_) | ServeError::SeveralShards(_) => Status::Usage,
-                ServeError::Start(error) => match error {
-                    StartError::Cores(_)
-                    | StartError::SeveralShards { .. }
-                    | StartError::Memory { .. } => Status::Usage,
-                    StartError::Listen { .. }
-                    | StartError::IoUring(_)
-                    | StartError::Kernel { .. } => Status::Failed,
-                },
+                ServeError::Start(error) => not_started(error),
                 ServeError::Signals(_) => Status::Failed,
             },
             Self::Connect(error) => match error {
@@ -134,6 +127,11 @@ impl CommandError {
                 BenchError::Option { .. }
                 | BenchError::CpuNotAllowed { .. }
                 | BenchError::SameCpu { .. } => Status::Usage,
+                BenchError::Start(error) => not_started(error),
+                BenchError::NoAnswer { .. } => Status::TimedOut,
+                BenchError::Client { source, .. } if source.is::<ConnectError>() => {
+                    Status::CannotConnect
+                }
                 _ => Status::Failed,
             },
             Self::Check => Status::CheckFailed,
@@ -193,6 +191,17 @@ impl CommandError {
                 _ => None,
             },
             _ => None,
+        }
+    }
+}
+
+fn not_started(error: &StartError) -> Status {
+    match error {
+        StartError::Cores(_) | StartError::SeveralShards { .. } | StartError::Memory { .. } => {
+            Status::Usage
+        }
+        StartError::Listen { .. } | StartError::IoUring(_) | StartError::Kernel { .. } => {
+            Status::Failed
         }
     }
 }

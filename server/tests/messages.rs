@@ -200,6 +200,20 @@ fn after_a_receiver_was_killed_the_next_one_gets_what_was_not_acknowledged() {
     });
 }
 
+/// The first signal asks for an end once the batch at hand is written, which takes as
+/// long as nobody reads.
+#[test]
+fn a_second_signal_ends_at_once_what_cannot_end_in_order() {
+    let broker = Broker::start("epoll");
+    succeeded(broker.courser("send unread --count 5000 --size 200"));
+    let mut receiver = broker.start_verb("receive unread");
+    receiver.next_line().unwrap();
+    receiver.signal(Signal::INT);
+    receiver.signal(Signal::TERM);
+    let ended = receiver.end();
+    assert!(matches!(ended.status, Some(130 | 143)), "{ended:?}");
+}
+
 #[test]
 fn what_a_receiver_did_not_take_is_there_for_the_next() {
     let broker = Broker::start("epoll");

@@ -79,7 +79,10 @@ fn what_does_not_exist_or_does_not_go_together_is_refused_in_one_line() {
             "serve --transport rdma",
             "none of \"auto\", \"io_uring\" and \"epoll\"",
         ),
-        ("serve --memory 1MiB", "below the least of 64 MiB"),
+        (
+            "serve --listen 127.0.0.1:0 --memory 1MiB",
+            "below the least of 64 MiB",
+        ),
         ("serve --memory lots", "a size is a number of bytes"),
         ("serve --quick", "unexpected argument '--quick'"),
         ("dance", "unrecognized subcommand 'dance'"),
