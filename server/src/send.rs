@@ -245,8 +245,15 @@ impl Sending<'_> {
                     SendError::Unknown { .. } => self.tally.unknown += 1,
                     _ => self.tally.not_stored += 1,
                 }
-                self.failure
-                    .get_or_insert_with(|| (sequence.0, error.clone()));
+                // A send that was not taken may be known before the outcomes of those
+                // before it.
+                let failure = &mut self.failure;
+                if failure
+                    .as_ref()
+                    .is_none_or(|(first, _)| *first > sequence.0)
+                {
+                    *failure = Some((sequence.0, error.clone()));
+                }
             }
         }
         Ok(())

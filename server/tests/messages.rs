@@ -353,6 +353,8 @@ fn when_the_broker_dies_the_sender_says_what_it_knows() {
             panic!("three counts are expected: {ended:?}");
         };
         assert_eq!(acknowledged, ack_log(&log).len() as u64);
+        let first = format!("error: message {}: ", acknowledged + 1);
+        assert!(ended.stderr.starts_with(&first), "{ended:?}");
         // Nothing was on its way only if the end was noticed by the next send.
         assert!(not_stored + unknown > 0, "{ended:?}");
     });
