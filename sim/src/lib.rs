@@ -61,7 +61,16 @@ pub struct Failure {
 ///
 /// If a promise is broken. A panic of a machine is one, where panics unwind.
 pub fn run(seed: u64) -> Result<Report, Failure> {
-    let mut trace = Trace::default();
+    run_keeping(seed, trace::KEPT)
+}
+
+/// As [`run`]; a failure shows the last `kept` things that happened.
+///
+/// # Errors
+///
+/// As [`run`].
+pub fn run_keeping(seed: u64, kept: usize) -> Result<Report, Failure> {
+    let mut trace = Trace::new(kept);
     let result = panic::catch_unwind(AssertUnwindSafe(|| World::new(seed).run(&mut trace)));
     let violation = match result {
         Ok(Ok(report)) => return Ok(report),

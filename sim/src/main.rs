@@ -1,22 +1,31 @@
 //! `courser-sim SEED` replays one seed; `courser-sim --seeds FIRST..LAST` runs a
 //! range; without arguments it runs the first 300, or what `COURSER_SEED` says.
+//! A failure prints the last that happened, with `--last COUNT` so much of it.
 
 use std::ops::Range;
 use std::process::ExitCode;
 
-use courser_sim::{Failure, Line};
+use courser_sim::{Failure, Line, Report};
 
-const USAGE: &str = "usage: courser-sim [SEED | --seeds FIRST..LAST] [--quiet]";
+const USAGE: &str = "usage: courser-sim [SEED | --seeds FIRST..LAST] [--last COUNT] [--quiet]";
 
 fn main() -> ExitCode {
     let mut quiet = false;
     let mut seeds = None;
+    let mut last = None;
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let parsed = match argument.as_str() {
             "--quiet" => {
                 quiet = true;
                 continue;
+            }
+            "--last" => {
+                last = arguments.next().and_then(|text| text.parse().ok());
+                if last.is_some() {
+                    continue;
+                }
+                None
             }
             "--seeds" => arguments.next().and_then(|text| range(&text)),
             text => single(text),
@@ -33,11 +42,15 @@ fn main() -> ExitCode {
             .and_then(|text| single(&text))
     };
     let seeds = seeds.or_else(from_environment).unwrap_or(0..300);
-    let result = courser_sim::run_all(seeds, |seed, report| {
-        if !quiet {
-            println!("COURSER_SEED={seed} {}", Line(report));
-        }
-    });
+    let result = match last {
+        Some(kept) => seeds
+            .into_iter()
+            .try_fold(Report::default(), |mut sum, seed| {
+                sum.add(&courser_sim::run_keeping(seed, kept)?);
+                Ok(sum)
+            }),
+        None => run(seeds, quiet),
+    };
     match result {
         Ok(report) => {
             print!("{report}");
@@ -48,6 +61,14 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn run(seeds: Range<u64>, quiet: bool) -> Result<Report, Failure> {
+    courser_sim::run_all(seeds, |seed, report| {
+        if !quiet {
+            println!("COURSER_SEED={seed} {}", Line(report));
+        }
+    })
 }
 
 fn tell(failure: &Failure) {

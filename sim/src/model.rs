@@ -624,6 +624,11 @@ impl Model {
     ) -> Result<(), Violation> {
         let key = (handed.partition, handed.offset);
         let entry = &mut self.consumers[consumer];
+        if entry.ended {
+            // Its link is broken and it does not know yet: what it still hands out may
+            // be with another by now.
+            return Ok(());
+        }
         let subscription = &mut self.subscriptions[entry.subscription];
         let departures = subscription.departures;
         let fate = subscription.fates[handed.partition as usize]
@@ -698,6 +703,9 @@ impl Model {
     fn settle(&mut self, consumer: usize, key: (u32, u64)) {
         self.tally.acknowledged += 1;
         let entry = &mut self.consumers[consumer];
+        if entry.ended {
+            return;
+        }
         entry.acked.push(key);
         if let Some(fate) =
             self.subscriptions[entry.subscription].fates[key.0 as usize].get_mut(&key.1)

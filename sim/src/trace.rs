@@ -9,8 +9,8 @@ use std::collections::VecDeque;
 
 use courser_core::id::{Handle, PartitionIndex};
 
-/// How many facts a failure shows.
-const KEPT: usize = 160;
+/// How many facts a failure shows, unless more are asked for.
+pub(crate) const KEPT: usize = 160;
 
 /// Something that happened.
 #[derive(Clone, Debug, Hash)]
@@ -148,8 +148,9 @@ pub(crate) enum Fact {
 }
 
 /// The hash, and the last facts.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Trace {
+    kept: usize,
     now: u64,
     hash: Mixer,
     recent: VecDeque<(u64, Fact)>,
@@ -157,6 +158,17 @@ pub(crate) struct Trace {
 }
 
 impl Trace {
+    /// A trace that remembers the last `kept` facts, at least one.
+    pub(crate) fn new(kept: usize) -> Self {
+        Self {
+            kept,
+            now: 0,
+            hash: Mixer::default(),
+            recent: VecDeque::new(),
+            facts: 0,
+        }
+    }
+
     /// Time has come to `now`, in nanoseconds.
     pub(crate) fn at(&mut self, now: u64) {
         self.now = now;
@@ -167,7 +179,7 @@ impl Trace {
         self.hash.write_u64(self.now);
         fact.hash(&mut self.hash);
         self.facts += 1;
-        if self.recent.len() == KEPT {
+        if self.recent.len() >= self.kept {
             self.recent.pop_front();
         }
         self.recent.push_back((self.now, fact));
@@ -258,7 +270,7 @@ mod tests {
     #[test]
     fn what_happened_at_another_time_gives_another_hash_and_only_the_last_facts_are_kept() {
         let run = |step: u64| {
-            let mut trace = Trace::default();
+            let mut trace = Trace::new(KEPT);
             for index in 0..2 * KEPT as u64 {
                 trace.at(index * step);
                 trace.note(Fact::Calm);

@@ -550,7 +550,12 @@ impl World {
                 digest: digest(&bytes),
             });
             match entry.server {
-                Server::Stranger(stranger) => self.door.received(stranger, &bytes),
+                Server::Stranger(stranger) => {
+                    self.door.received(stranger, &bytes);
+                    // At once: between a hand-over and its taking the stranger must
+                    // not be reported gone.
+                    self.open_doors(trace)?;
+                }
                 Server::Link(link) => self.shard.received(self.reading(), link, &bytes),
                 Server::Gone => {}
             }
@@ -1124,11 +1129,12 @@ impl World {
             })
             .collect();
         format!(
-            "after {} s of calm; {} chunks free of {}; {}",
+            "after {} s of calm; {} chunks free of {}; {}; {:?}",
             DRAINED_WITHIN / SECOND,
             self.shard.chunks_free(),
             self.chunks,
-            peers.join(" ")
+            peers.join(" "),
+            self.resting_stats.as_ref().map(|stats| &stats.destinations)
         )
     }
 
