@@ -330,6 +330,18 @@ pub enum LinkEnd {
     Backlog,
 }
 
+/// What stands behind a reason, if anything does.
+struct Details<'a>(&'a str);
+
+impl fmt::Display for Details<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return Ok(());
+        }
+        write!(f, " ({})", self.0)
+    }
+}
+
 impl fmt::Display for LinkEnd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let reason = |code: u16| {
@@ -349,14 +361,20 @@ impl fmt::Display for LinkEnd {
                 crate::frame::VERSION
             ),
             Self::Farewell { code, text, .. } => {
-                write!(f, "the broker ended the link: {} ({text})", reason(*code))
+                write!(
+                    f,
+                    "the broker ended the link: {}{}",
+                    reason(*code),
+                    Details(text)
+                )
             }
             Self::HelloTimedOut => f.write_str("the broker did not answer the hello in time"),
             Self::SessionRefused { code, text } => {
                 write!(
                     f,
-                    "the broker refused a session: {} ({text})",
-                    reason(*code)
+                    "the broker refused a session: {}{}",
+                    reason(*code),
+                    Details(text)
                 )
             }
             Self::Fault(fault) => write!(f, "the broker broke the protocol: {fault}"),

@@ -7,11 +7,17 @@ mod pair;
 use core::time::Duration;
 
 use zerocopy::IntoBytes;
+use zerocopy::little_endian::U64;
 
 use super::*;
+use crate::error::Refusal;
+use crate::frame::Kind;
+use crate::frame::control::CompletionRun;
 use crate::frame::control::Fields;
+use crate::frame::decode::{self, Frame, Step};
 use crate::frame::{MessageHeader, encode, property};
 use crate::id::PartitionSequence;
+use crate::id::{Epoch, Offset, ProducerId};
 use crate::routing;
 use crate::time::Wall;
 

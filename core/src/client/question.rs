@@ -1,0 +1,88 @@
+//! What the client asks: requests as frames.
+
+use super::consumer::Start;
+use super::length;
+use super::outbound::Outbound;
+use super::request::Pending;
+use crate::frame::control;
+use crate::id::RequestId;
+use crate::name::Destination;
+
+/// Queues the question of a request; false if the backlog is too long.
+#[must_use]
+pub(super) fn ask(
+    outbound: &mut Outbound,
+    session: u32,
+    request: RequestId,
+    pending: &Pending,
+) -> bool {
+    let subject = request.0;
+    match pending {
+        Pending::Lookup(destination) => lookup(outbound, session, subject, destination),
+        Pending::LookupForProducer(wanted) => {
+            lookup(outbound, session, subject, &wanted.destination)
+        }
+        Pending::OpenProducer(wanted) => {
+            let fields = control::OpenProducer {
+                session: session.into(),
+                destination: wanted.destination.kind as u8,
+                access: 0,
+                destination_length: length(&wanted.destination.name).into(),
+                partitions: wanted.partitions.into(),
+                name_length: length(&wanted.name).into(),
+                options: u16::from(wanted.retain.is_some()).into(),
+                retain: wanted.retain.unwrap_or(0).into(),
+            };
+            let tail = [wanted.destination.name.as_bytes(), wanted.name.as_bytes()];
+            outbound.control(subject, &fields, &tail)
+        }
+        Pending::OpenConsumer(wanted) => {
+            let (start, offset) = match wanted.start {
+                Start::Earliest => (0, 0),
+                Start::Latest => (1, 0),
+                Start::Offset(offset) => (2, offset.0),
+            };
+            let fields = control::OpenConsumer {
+                session: session.into(),
+                destination: wanted.destination.kind as u8,
+                start,
+                destination_length: length(&wanted.destination.name).into(),
+                offset: offset.into(),
+                subscription_length: length(&wanted.subscription).into(),
+                name_length: length(&wanted.name).into(),
+                reserved: 0.into(),
+                messages: u64::from(wanted.messages_max.max(1)).into(),
+                bytes: u64::from(wanted.bytes_max.max(1)).into(),
+            };
+            let tail = [
+                wanted.destination.name.as_bytes(),
+                wanted.subscription.as_bytes(),
+                wanted.name.as_bytes(),
+            ];
+            outbound.control(subject, &fields, &tail)
+        }
+        Pending::Stats(_) => outbound.control(subject, &control::AskStats::default(), &[]),
+        Pending::Ping { asked } => {
+            let fields = control::Ping {
+                token: asked.0.into(),
+            };
+            outbound.control(subject, &fields, &[])
+        }
+        // These are asked for by who notes them.
+        Pending::OpenSession | Pending::CloseProducer(_) | Pending::CloseConsumer(_) => true,
+    }
+}
+
+pub(super) fn lookup(
+    outbound: &mut Outbound,
+    session: u32,
+    subject: u32,
+    destination: &Destination,
+) -> bool {
+    let fields = control::Lookup {
+        session: session.into(),
+        destination: destination.kind as u8,
+        ..control::Lookup::default()
+    };
+    outbound.control(subject, &fields, &[destination.name.as_bytes()])
+}
