@@ -6,8 +6,8 @@ mod pair;
 
 use core::time::Duration;
 
-use zerocopy::IntoBytes;
 use zerocopy::little_endian::U64;
+use zerocopy::{FromBytes, IntoBytes};
 
 use super::*;
 use crate::error::Refusal;
