@@ -399,11 +399,13 @@ impl Shard {
         self.watched = watched;
     }
 
-    /// Acts on what came in since the last turn.
+    /// Acts on what came in since the last turn. Deliveries go first: links send in
+    /// the order in which they got something to send, and a message is wanted
+    /// more urgently than the news that it was stored.
     pub fn turn(&mut self, now: Now) {
+        self.dispatch(now);
         self.send_completions(now);
         self.serve_waiting(now);
-        self.dispatch(now);
         self.thin_out();
         self.report(now);
         for index in 0..self.dirty.len() {
