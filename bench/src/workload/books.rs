@@ -1,7 +1,7 @@
 //! Where the client library's outcomes and messages are entered into the ledger.
 
 use std::net::SocketAddr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use courser::{
     Client, Completion, CompletionListener, Consumer, Message, Producer, Receipt, SendError,
@@ -18,33 +18,165 @@ const PREFETCH: u32 = 1024;
 /// Outcomes that are taken in one go before the socket is looked at again.
 const COMPLETIONS_AT_ONCE: u32 = 4096;
 
+/// A connection with a producer on it, for as long as one slice lasts.
+///
+/// The broker sees exactly this connection: one that only rests would change how
+/// it serves those that do not.
+pub(super) struct Sender {
+    client: Client,
+    producer: Producer,
+    /// The number of the producer's first message, whose sequence is 1.
+    first: u64,
+}
+
+impl Sender {
+    /// Connects and opens a producer that goes on where the ledger stands.
+    pub(super) fn open(
+        address: SocketAddr,
+        queue: &str,
+        ledger: &Ledger,
+    ) -> Result<Self, BenchError> {
+        let client = connect(address)?;
+        let producer = client
+            .producer(queue)
+            .create()
+            .map_err(|error| BenchError::client("open a producer", error))?;
+        Ok(Self {
+            client,
+            producer,
+            first: ledger.next(),
+        })
+    }
+
+    /// Stamps the ledger's next message and sends it in poll mode, written at once.
+    /// False while the window is full.
+    #[inline]
+    pub(super) fn try_send(
+        &self,
+        body: &mut [u8],
+        ledger: &mut Ledger,
+    ) -> Result<bool, BenchError> {
+        ledger::stamp(body, ledger.next());
+        taken(self.producer.try_send(&*body), ledger)
+    }
+
+    /// As [`Self::try_send`], written with the next look.
+    #[inline]
+    pub(super) fn try_enqueue(
+        &self,
+        body: &mut [u8],
+        ledger: &mut Ledger,
+    ) -> Result<bool, BenchError> {
+        ledger::stamp(body, ledger.next());
+        taken(self.producer.try_enqueue(&*body), ledger)
+    }
+
+    /// Stamps the ledger's next message, sends it and waits for its outcome.
+    #[inline]
+    pub(super) fn send(&self, body: &mut [u8], ledger: &mut Ledger) -> Result<(), BenchError> {
+        ledger::stamp(body, ledger.next());
+        ledger.sent();
+        let receipt = self
+            .producer
+            .send(&*body)
+            .map_err(|error| BenchError::client("send", error))?;
+        ledger.completed(self.number(receipt.id.sequence), true);
+        Ok(())
+    }
+
+    /// Enters the next outcome, after one look at the socket if it is not there;
+    /// false if it is not there even so.
+    #[inline]
+    pub(super) fn completion(&self, ledger: &mut Ledger) -> bool {
+        let Some(Completion { sequence, result }) = self.producer.poll() else {
+            return false;
+        };
+        ledger.completed(self.number(sequence), result.is_ok());
+        true
+    }
+
+    /// Enters the outcomes that are there, after one look at the socket if there
+    /// are none; false if there were none even so.
+    #[inline]
+    pub(super) fn completions(&self, ledger: &mut Ledger) -> bool {
+        let mut any = false;
+        for _ in 0..COMPLETIONS_AT_ONCE {
+            if !self.completion(ledger) {
+                break;
+            }
+            any = true;
+        }
+        any
+    }
+
+    /// Stamps and sends a message whose outcome a listener enters into a ledger
+    /// that has the send already.
+    #[inline]
+    pub(super) fn send_async(
+        &self,
+        body: &mut [u8],
+        number: u64,
+        listener: &Arc<Listener>,
+    ) -> Result<(), BenchError> {
+        ledger::stamp(body, number);
+        let listener: Arc<dyn CompletionListener> = listener.clone();
+        self.producer
+            .send_async(Message::new(&*body), listener)
+            .map_err(|refused| BenchError::client("send", refused.error))
+    }
+
+    /// A listener that enters the outcomes of this sender.
+    pub(super) fn listener(&self, ledger: &Arc<SharedLedger>) -> Arc<Listener> {
+        Arc::new(Listener {
+            first: self.first,
+            ledger: Arc::clone(ledger),
+        })
+    }
+
+    /// Returns once every listener was called.
+    pub(super) fn flush(&self) -> Result<(), BenchError> {
+        self.producer
+            .flush()
+            .map_err(|error| BenchError::client("flush", error))
+    }
+
+    /// Takes and acknowledges everything that was stored and has not come out, with
+    /// a consumer that is there for no longer than that takes.
+    pub(super) fn take_backlog(
+        &self,
+        queue: &str,
+        body_bytes: usize,
+        ledger: &mut Ledger,
+    ) -> Result<(), BenchError> {
+        let mut consumer = open_consumer(&self.client, queue)?;
+        let mut patience = Patience::default();
+        while ledger.backlog() > 0 {
+            if messages(&mut consumer, body_bytes, ledger)? {
+                patience = Patience::default();
+            } else {
+                patience.look()?;
+            }
+        }
+        consumer
+            .close()
+            .map_err(|error| BenchError::client("close a consumer", error))
+    }
+
+    /// Closes the connection.
+    pub(super) fn close(self) -> Result<(), BenchError> {
+        drop(self.producer);
+        close(self.client)
+    }
+
+    fn number(&self, sequence: Sequence) -> u64 {
+        number(self.first, sequence)
+    }
+}
+
 /// The number of the message with this sequence: sequences start at 1.
 #[inline]
-pub(super) fn number(sequence: Sequence) -> u64 {
-    sequence.0.wrapping_sub(1)
-}
-
-/// Stamps the ledger's next message and sends it in poll mode, written at once.
-/// False while the window is full.
-#[inline]
-pub(super) fn try_send(
-    producer: &Producer,
-    body: &mut [u8],
-    ledger: &mut Ledger,
-) -> Result<bool, BenchError> {
-    ledger::stamp(body, ledger.next());
-    taken(producer.try_send(&*body), ledger)
-}
-
-/// As [`try_send`], written with the next poll.
-#[inline]
-pub(super) fn try_enqueue(
-    producer: &Producer,
-    body: &mut [u8],
-    ledger: &mut Ledger,
-) -> Result<bool, BenchError> {
-    ledger::stamp(body, ledger.next());
-    taken(producer.try_enqueue(&*body), ledger)
+fn number(first: u64, sequence: Sequence) -> u64 {
+    first.wrapping_add(sequence.0).wrapping_sub(1)
 }
 
 #[inline]
@@ -57,31 +189,6 @@ fn taken(result: Result<Sequence, TrySendError>, ledger: &mut Ledger) -> Result<
         Err(TrySendError::WouldBlock) => Ok(false),
         Err(error) => Err(BenchError::client("send", error)),
     }
-}
-
-/// Enters the next outcome, after one look at the socket if it is not there; false
-/// if it is not there even so.
-#[inline]
-pub(super) fn completion(producer: &Producer, ledger: &mut Ledger) -> bool {
-    let Some(Completion { sequence, result }) = producer.poll() else {
-        return false;
-    };
-    ledger.completed(number(sequence), result.is_ok());
-    true
-}
-
-/// Enters the outcomes that are there, after one look at the socket if there are
-/// none; false if there were none even so.
-#[inline]
-pub(super) fn completions(producer: &Producer, ledger: &mut Ledger) -> bool {
-    let mut any = false;
-    for _ in 0..COMPLETIONS_AT_ONCE {
-        if !completion(producer, ledger) {
-            break;
-        }
-        any = true;
-    }
-    any
 }
 
 /// Enters the messages that are there and acknowledges them, after one look at
@@ -110,28 +217,6 @@ pub(super) fn messages(
     Ok(any)
 }
 
-/// Takes and acknowledges everything that was stored and has not come out, with a
-/// consumer that is there for no longer than that takes.
-pub(super) fn take_backlog(
-    client: &Client,
-    queue: &str,
-    body_bytes: usize,
-    ledger: &mut Ledger,
-) -> Result<(), BenchError> {
-    let mut consumer = open_consumer(client, queue)?;
-    let mut patience = Patience::default();
-    while ledger.backlog() > 0 {
-        if messages(&mut consumer, body_bytes, ledger)? {
-            patience = Patience::default();
-        } else {
-            patience.look()?;
-        }
-    }
-    consumer
-        .close()
-        .map_err(|error| BenchError::client("close a consumer", error))
-}
-
 /// A connection with the library's defaults.
 pub(super) fn connect(address: SocketAddr) -> Result<Client, BenchError> {
     Client::options()
@@ -140,11 +225,11 @@ pub(super) fn connect(address: SocketAddr) -> Result<Client, BenchError> {
         .map_err(|error| BenchError::client("connect to the broker", error))
 }
 
-pub(super) fn open_producer(client: &Client, queue: &str) -> Result<Producer, BenchError> {
+/// Says goodbye and waits for the end.
+pub(super) fn close(client: Client) -> Result<(), BenchError> {
     client
-        .producer(queue)
-        .create()
-        .map_err(|error| BenchError::client("open a producer", error))
+        .close()
+        .map_err(|error| BenchError::client("close the connection", error))
 }
 
 pub(super) fn open_consumer(client: &Client, queue: &str) -> Result<Consumer, BenchError> {
@@ -171,16 +256,23 @@ impl SharedLedger {
     }
 }
 
-impl CompletionListener for SharedLedger {
+/// Enters the outcomes of one sender.
+pub(super) struct Listener {
+    first: u64,
+    ledger: Arc<SharedLedger>,
+}
+
+impl CompletionListener for Listener {
     fn on_completion(&self, message: Message, receipt: Receipt) {
         let number = ledger::number(message.body());
         // Both the message that comes back and the receipt say which send it was.
-        let is_its_own = number == self::number(receipt.id.sequence);
-        self.with(|ledger| ledger.completed(number, is_its_own));
+        let is_its_own = number == self::number(self.first, receipt.id.sequence);
+        self.ledger
+            .with(|ledger| ledger.completed(number, is_its_own));
     }
 
     fn on_exception(&self, message: Message, _: SendError) {
         let number = ledger::number(message.body());
-        self.with(|ledger| ledger.completed(number, false));
+        self.ledger.with(|ledger| ledger.completed(number, false));
     }
 }

@@ -35,7 +35,6 @@ pub(super) struct Lane {
 }
 
 /// What is measured. Floors and the broker's workloads stand side by side.
-#[expect(clippy::large_enum_variant, reason = "a run has a dozen lanes")]
 pub(super) enum Instrument {
     Echo {
         floor: RoundTripFloor,
@@ -106,17 +105,15 @@ impl Lane {
             again,
         };
         let again = RoundTripFloor::start(kind, cores.broker, frame)?;
-        let round_trip = |wait| -> Result<Instrument, BenchError> {
-            Ok(Instrument::RoundTrip {
-                workload: RoundTrip::open(address, payload, wait)?,
-                series: LatencySeries::default(),
-            })
+        let round_trip = |wait| Instrument::RoundTrip {
+            workload: RoundTrip::new(address, payload, wait),
+            series: LatencySeries::default(),
         };
         let instruments = [
             echo(again, true),
             echo(floor, false),
-            round_trip(Wait::Polling)?,
-            round_trip(Wait::Blocking)?,
+            round_trip(Wait::Polling),
+            round_trip(Wait::Blocking),
         ];
         Ok(Self::of(payload, instruments))
     }
@@ -134,7 +131,7 @@ impl Lane {
                 to_ack: LatencySeries::default(),
             },
             Instrument::EndToEnd {
-                workload: EndToEnd::open(address, payload)?,
+                workload: EndToEnd::new(address, payload),
                 to_consumer: LatencySeries::default(),
                 to_ack: LatencySeries::default(),
             },
@@ -149,19 +146,17 @@ impl Lane {
         cores: Cores,
     ) -> Result<Vec<Self>, BenchError> {
         let frame = frame_bytes(payload as usize);
-        let throughput = |learn| -> Result<Instrument, BenchError> {
-            Ok(Instrument::Throughput {
-                workload: Throughput::open(address, payload, learn)?,
-                series: RateSeries::default(),
-            })
+        let throughput = |learn| Instrument::Throughput {
+            workload: Throughput::new(address, payload, learn),
+            series: RateSeries::default(),
         };
         let instruments = [
             Instrument::Stream {
                 floor: StreamFloor::calibrate(cores, frame, CHUNK_BYTES, CALIBRATION_SLICE)?,
                 series: RateSeries::default(),
             },
-            throughput(Learn::Polling)?,
-            throughput(Learn::Listening)?,
+            throughput(Learn::Polling),
+            throughput(Learn::Listening),
         ];
         Ok(Self::of(payload, instruments))
     }

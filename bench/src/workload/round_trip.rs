@@ -11,26 +11,27 @@
 //! [`BACKLOG_BYTES`], and at the end of every slice; the clock stands still
 //! meanwhile, and no consumer is there while it runs, because deliveries on the
 //! way back are another workload.
+//!
+//! Each slice has a connection of its own, and the broker no other.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use courser::{Client, Producer};
-
-use super::books;
+use super::books::Sender;
 use super::patience::Patience;
 use super::queue_name;
 use crate::error::BenchError;
 use crate::floor::frame_bytes;
 use crate::histogram::Histogram;
-use crate::ledger::{self, Ledger};
+use crate::ledger::Ledger;
 
 /// What the queue may hold before the consumer comes.
 pub(super) const BACKLOG_BYTES: usize = 1 << 20;
 
 /// Unrecorded round trips at the start of a slice and after each rest of the
-/// clock: the broker has just woken, or its memory has just changed.
-const WARM_UP_ROUND_TRIPS: u32 = 64;
+/// clock, three milliseconds or so: the broker has just woken, and finds out only
+/// after a while that this connection is the one to attend to.
+const WARM_UP_ROUND_TRIPS: u32 = 256;
 
 /// How the client waits for a completion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,61 +45,55 @@ pub(super) enum Wait {
 /// See the module.
 pub(super) struct RoundTrip {
     wait: Wait,
-    client: Client,
+    address: SocketAddr,
     queue: String,
-    producer: Producer,
     body: Vec<u8>,
     backlog_max: u64,
     ledger: Ledger,
 }
 
 impl RoundTrip {
-    /// Connects and opens the producer.
-    ///
-    /// # Errors
-    /// If the broker cannot be reached or refuses.
-    pub(super) fn open(address: SocketAddr, payload: u32, wait: Wait) -> Result<Self, BenchError> {
-        let queue = queue_name("rtt");
-        let client = books::connect(address)?;
-        let producer = books::open_producer(&client, &queue)?;
+    /// Round trips to the broker at `address`, which is connected to for every
+    /// slice anew.
+    pub(super) fn new(address: SocketAddr, payload: u32, wait: Wait) -> Self {
         let body = vec![0xA5; payload as usize];
-        let backlog_max = (BACKLOG_BYTES / frame_bytes(body.len())).max(1) as u64;
-        Ok(Self {
+        Self {
             wait,
-            client,
-            queue,
-            producer,
+            address,
+            queue: queue_name("rtt"),
+            backlog_max: (BACKLOG_BYTES / frame_bytes(body.len())).max(1) as u64,
             body,
-            backlog_max,
             ledger: Ledger::new(),
-        })
+        }
     }
 
     /// Records round trips for `duration`, in which the clock also stands still.
     ///
     /// # Errors
-    /// If the link ends, or an outcome takes more than five seconds.
+    /// If the broker cannot be reached, the link ends, or an outcome takes more than
+    /// five seconds.
     pub(super) fn slice(
         &mut self,
         duration: Duration,
         histogram: &mut Histogram,
     ) -> Result<(), BenchError> {
         let ends = Instant::now() + duration;
+        let sender = Sender::open(self.address, &self.queue, &self.ledger)?;
         let mut now = Instant::now();
         while now < ends {
             for _ in 0..WARM_UP_ROUND_TRIPS {
-                self.round_trip()?;
+                self.round_trip(&sender)?;
             }
             now = Instant::now();
             while now < ends && self.ledger.backlog() < self.backlog_max {
                 let sent = Instant::now();
-                self.round_trip()?;
+                self.round_trip(&sender)?;
                 now = Instant::now();
                 histogram.record(now - sent);
             }
-            books::take_backlog(&self.client, &self.queue, self.body.len(), &mut self.ledger)?;
+            sender.take_backlog(&self.queue, self.body.len(), &mut self.ledger)?;
         }
-        Ok(())
+        sender.close()
     }
 
     /// How the client waits.
@@ -112,35 +107,22 @@ impl RoundTrip {
     }
 
     #[inline]
-    fn round_trip(&mut self) -> Result<(), BenchError> {
+    fn round_trip(&mut self, sender: &Sender) -> Result<(), BenchError> {
         match self.wait {
-            Wait::Polling => self.poll_round_trip(),
-            Wait::Blocking => self.send_and_wait(),
+            Wait::Polling => self.poll_round_trip(sender),
+            Wait::Blocking => sender.send(&mut self.body, &mut self.ledger),
         }
     }
 
     #[inline]
-    fn poll_round_trip(&mut self) -> Result<(), BenchError> {
+    fn poll_round_trip(&mut self, sender: &Sender) -> Result<(), BenchError> {
         let mut patience = Patience::default();
-        while !books::try_send(&self.producer, &mut self.body, &mut self.ledger)? {
+        while !sender.try_send(&mut self.body, &mut self.ledger)? {
             patience.look()?;
         }
-        while !books::completion(&self.producer, &mut self.ledger) {
+        while !sender.completion(&mut self.ledger) {
             patience.look()?;
         }
-        Ok(())
-    }
-
-    #[inline]
-    fn send_and_wait(&mut self) -> Result<(), BenchError> {
-        ledger::stamp(&mut self.body, self.ledger.next());
-        self.ledger.sent();
-        let receipt = self
-            .producer
-            .send(&self.body)
-            .map_err(|error| BenchError::client("send", error))?;
-        self.ledger
-            .completed(books::number(receipt.id.sequence), true);
         Ok(())
     }
 }

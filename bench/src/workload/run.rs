@@ -215,7 +215,7 @@ impl std::fmt::Display for Plan {
 /// What becomes of the messages, for the report.
 fn retention() -> String {
     format!(
-        "queues, every message stored until a consumer has acknowledged it: at once where it \
+        "queues, every message stored until a consumer has acknowledged it: once it has come out where it \
          takes part, otherwise while the clock stands still, before {} (round trip) or every {} \
          (throughput)",
         units::bytes(round_trip::BACKLOG_BYTES as u64),

@@ -15,15 +15,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use courser::{Client, CompletionListener, Message, Producer};
-
-use super::books::{self, SharedLedger};
+use super::books::{Sender, SharedLedger};
 use super::patience::Patience;
 use super::queue_name;
 use crate::error::BenchError;
 use crate::floor::frame_bytes;
 use crate::floor::stream::Rate;
-use crate::ledger::{self, Ledger};
+use crate::ledger::Ledger;
 
 /// Frame bytes of one burst.
 pub(super) const BURST_BYTES: usize = 32 << 20;
@@ -47,58 +45,50 @@ pub(super) enum Learn {
 /// See the module.
 pub(super) struct Throughput {
     learn: Learn,
-    client: Client,
+    address: SocketAddr,
     queue: String,
-    producer: Producer,
     body: Vec<u8>,
     ledger: Arc<SharedLedger>,
 }
 
 impl Throughput {
-    /// Connects and opens the producer.
-    ///
-    /// # Errors
-    /// If the broker cannot be reached or refuses.
-    pub(super) fn open(
-        address: SocketAddr,
-        payload: u32,
-        learn: Learn,
-    ) -> Result<Self, BenchError> {
-        let queue = queue_name("throughput");
-        let client = books::connect(address)?;
-        Ok(Self {
+    /// Messages to the broker at `address`, which is connected to for every slice
+    /// anew.
+    pub(super) fn new(address: SocketAddr, payload: u32, learn: Learn) -> Self {
+        Self {
             learn,
-            producer: books::open_producer(&client, &queue)?,
-            client,
-            queue,
+            address,
+            queue: queue_name("throughput"),
             body: vec![0xA5; payload as usize],
             ledger: Arc::default(),
-        })
+        }
     }
 
     /// Sends bursts for `duration`, in which the clock also stands still; at least
     /// one.
     ///
     /// # Errors
-    /// If the link ends, or nothing is completed for five seconds.
+    /// If the broker cannot be reached, the link ends, or nothing is completed for
+    /// five seconds.
     pub(super) fn slice(&mut self, duration: Duration) -> Result<Rate, BenchError> {
         let frame = frame_bytes(self.body.len());
         let messages_max = (BURST_BYTES / frame).max(1) as u64;
         let ends = Instant::now() + duration;
+        let sender = Sender::open(self.address, &self.queue, &self.ledger())?;
         let mut rate = Rate::default();
         loop {
-            self.burst(WARM_UP_MESSAGES.min(messages_max), ends)?;
+            self.burst(&sender, WARM_UP_MESSAGES.min(messages_max), ends)?;
             let began = Instant::now();
-            let messages = self.burst(messages_max, ends)?;
+            let messages = self.burst(&sender, messages_max, ends)?;
             rate.add(&Rate {
                 messages,
                 bytes: messages * frame as u64,
                 elapsed: began.elapsed(),
             });
-            let (client, queue, body_bytes) = (&self.client, &self.queue, self.body.len());
             self.ledger
-                .with(|ledger| books::take_backlog(client, queue, body_bytes, ledger))?;
+                .with(|ledger| sender.take_backlog(&self.queue, self.body.len(), ledger))?;
             if Instant::now() >= ends {
+                sender.close()?;
                 return Ok(rate);
             }
         }
@@ -116,20 +106,31 @@ impl Throughput {
 
     /// Sends so many messages, or as many as go out until `ends` and some more,
     /// and returns how many once all of them are completed.
-    fn burst(&mut self, messages_max: u64, ends: Instant) -> Result<u64, BenchError> {
+    fn burst(
+        &mut self,
+        sender: &Sender,
+        messages_max: u64,
+        ends: Instant,
+    ) -> Result<u64, BenchError> {
         let first = self.ledger().sent;
         match self.learn {
             Learn::Polling => {
-                let (producer, body) = (&self.producer, &mut self.body);
+                let body = &mut self.body;
                 self.ledger
-                    .with(|ledger| poll_burst(producer, body, messages_max, ends, ledger))?;
+                    .with(|ledger| poll_burst(sender, body, messages_max, ends, ledger))?;
             }
-            Learn::Listening => self.listen_burst(messages_max, ends)?,
+            Learn::Listening => self.listen_burst(sender, messages_max, ends)?,
         }
         Ok(self.ledger().sent - first)
     }
 
-    fn listen_burst(&mut self, messages_max: u64, ends: Instant) -> Result<(), BenchError> {
+    fn listen_burst(
+        &mut self,
+        sender: &Sender,
+        messages_max: u64,
+        ends: Instant,
+    ) -> Result<(), BenchError> {
+        let listener = sender.listener(&self.ledger);
         let mut left = messages_max;
         while left > 0 {
             let group = left.min(MESSAGES_PER_CLOCK);
@@ -139,25 +140,19 @@ impl Throughput {
                 first
             });
             for number in first..first + group {
-                ledger::stamp(&mut self.body, number);
-                let listener: Arc<dyn CompletionListener> = self.ledger.clone();
-                self.producer
-                    .send_async(Message::new(self.body.as_slice()), listener)
-                    .map_err(|refused| BenchError::client("send", refused.error))?;
+                sender.send_async(&mut self.body, number, &listener)?;
             }
             left -= group;
             if Instant::now() >= ends {
                 break;
             }
         }
-        self.producer
-            .flush()
-            .map_err(|error| BenchError::client("flush", error))
+        sender.flush()
     }
 }
 
 fn poll_burst(
-    producer: &Producer,
+    sender: &Sender,
     body: &mut [u8],
     messages_max: u64,
     ends: Instant,
@@ -166,13 +161,13 @@ fn poll_burst(
     let mut left = messages_max;
     let mut patience = Patience::default();
     while left > 0 || ledger.outstanding() > 0 {
-        while left > 0 && books::try_enqueue(producer, body, ledger)? {
+        while left > 0 && sender.try_enqueue(body, ledger)? {
             left -= 1;
         }
         if Instant::now() >= ends {
             left = 0;
         }
-        if books::completions(producer, ledger) {
+        if sender.completions(ledger) {
             patience = Patience::default();
         } else {
             patience.look()?;
