@@ -452,6 +452,9 @@ impl Producer {
         while at < self.planned {
             at += self.frame_size(at);
             self.messages_planned -= 1;
+            // A question for credit that stood behind it overtakes it now, and the
+            // answer would count it twice: it is asked again behind it.
+            self.wanted = None;
         }
         self.planned = position;
         self.join_line()

@@ -704,6 +704,34 @@ fn batches_are_announced_and_keep_to_both_limits() {
     assert_eq!(batches, [4, 4, 1, 0], "one beyond the limit travels alone");
 }
 
+/// A message and the question for the next one's credit were planned, and nothing
+/// had left when a deadline passed elsewhere. The plan was taken back, the question
+/// overtook the message, and the credit that it brought was partly used up by that
+/// message: the next one waited for ever.
+#[test]
+fn credit_is_asked_for_behind_the_messages_before_also_after_a_plan_was_taken_back() {
+    let mut script = Script::open();
+    let grant = control::ProducerOpened {
+        bytes: 1000.into(),
+        ..opened(5, 1)
+    };
+    let producer = script.producer(ProducerRequest::new(queue("q")), &grant);
+    let other = script.producer(ProducerRequest::new(queue("q")), &opened(6, 1));
+    let patient = Route::Turn;
+    script.send_by(producer, &[1; 500], patient, 100).unwrap();
+    script.send_by(producer, &[2; 5000], patient, 100).unwrap();
+    script.send_by(other, b"late", Route::Turn, 1).unwrap();
+    assert!(
+        !script.client.pieces().is_empty(),
+        "planned, and nothing left"
+    );
+    script.advance(2);
+    let said = script.said();
+    let (last, before) = said.split_last().unwrap();
+    assert_eq!(last.fields::<control::WantCredit>().0, 5);
+    assert!(before.iter().any(|said| said.kind() == Kind::Message));
+}
+
 #[test]
 fn an_announced_batch_is_withdrawn_only_as_long_as_its_header_waits() {
     let story = |begun: usize| {
