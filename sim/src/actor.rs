@@ -675,7 +675,7 @@ impl Actor {
                     let number = slot.number.take();
                     slot.state = State::Closed;
                     if let Some(number) = number {
-                        scene.model.consumer_gone(number);
+                        scene.model.consumer_closed(number);
                     }
                     scene.trace.note(Fact::ConsumerClosed {
                         peer: self.index,

@@ -96,6 +96,9 @@ struct SubscriptionModel {
     departures: u32,
     /// Of these, those that are gone at the broker.
     gone: u32,
+    /// Of these, those that were closed, and not torn away: what their applications
+    /// were not given does not count.
+    closed: u32,
     fates: Vec<BTreeMap<u64, Fate>>,
 }
 
@@ -501,6 +504,12 @@ impl Model {
         }
     }
 
+    /// A consumer was closed, which the broker confirmed.
+    pub(crate) fn consumer_closed(&mut self, consumer: usize) {
+        self.consumer_gone(consumer);
+        self.subscriptions[self.consumers[consumer].subscription].closed += 1;
+    }
+
     /// A connection is broken, or about to be.
     pub(crate) fn link_breaks(&mut self, connection: usize) {
         for consumer in self.consumers_of(connection) {
@@ -630,7 +639,7 @@ impl Model {
             return Ok(());
         }
         let subscription = &mut self.subscriptions[entry.subscription];
-        let departures = subscription.departures;
+        let torn = subscription.departures - subscription.closed;
         let fate = subscription.fates[handed.partition as usize]
             .entry(handed.offset)
             .or_default();
@@ -657,10 +666,14 @@ impl Model {
                 ),
             );
         }
-        if handed.count > departures + 1 {
+        if handed.count > fate.handed + torn + 1 {
             return broken(
                 Rule::Count,
-                format!("{place}; only {departures} consumers have gone"),
+                format!(
+                    "{place}; applications were given it {} times before, and {torn} consumers \
+                     were torn away",
+                    fate.handed
+                ),
             );
         }
         fate.handed += 1;
@@ -912,6 +925,7 @@ impl Model {
             starts,
             departures: 0,
             gone: 0,
+            closed: 0,
         });
         self.subscriptions.len() - 1
     }

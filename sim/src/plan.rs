@@ -6,7 +6,7 @@
 
 use courser_core::client::{BatchLimits, Start};
 use courser_core::id::Offset;
-use courser_core::limits::{KIB, MIB};
+use courser_core::limits::{self, KIB, MIB};
 use courser_core::name::{Destination, DestinationKind};
 
 use crate::random::Random;
@@ -82,6 +82,8 @@ pub(crate) struct Plan {
     pub(crate) destinations: Vec<DestinationPlan>,
     pub(crate) actors: Vec<ActorPlan>,
     pub(crate) rogues: usize,
+    /// The most connections from one peer's address.
+    pub(crate) links_per_address: u32,
     /// Whether the broker stops at the end, or the clients leave.
     pub(crate) ends_by_stop: bool,
 }
@@ -246,6 +248,7 @@ impl Plan {
             } else {
                 0
             },
+            links_per_address: random.pick(&[2, 4, limits::LINKS_PER_ADDRESS_MAX]),
             ends_by_stop: random.chance(1, 3),
         };
         plan.actors.push(ActorPlan {

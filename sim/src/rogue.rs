@@ -6,7 +6,7 @@
 use courser_core::error::Refusal;
 use courser_core::frame::control::{
     AckRun, Acknowledge, Allow, Batch, Control, Fields, Goodbye, Hello, OpenConsumer, OpenProducer,
-    OpenSession, Ping, WantCredit,
+    OpenSession, Ping, Pong, WantCredit,
 };
 use courser_core::frame::decode::{self, Frame, Step};
 use courser_core::frame::encode::{self, Envelope};
@@ -15,7 +15,7 @@ use courser_core::id::{Epoch, Handle, PartitionIndex, PartitionSequence, Produce
 use courser_core::limits;
 use zerocopy::IntoBytes;
 
-use crate::plan::SECOND;
+use crate::plan::{DestinationPlan, SECOND};
 use crate::random::Random;
 use crate::violation::{Rule, Violation};
 
@@ -40,6 +40,8 @@ enum Deed {
     HalfLargeFrame,
     /// Asks and never reads the answers.
     NeverReads,
+    /// Asks as much as leaves some answers waiting, and reads none of them.
+    Staller,
     /// Sends as another producer.
     Impostor,
     /// Sends with a sequence that does not rise.
@@ -55,11 +57,11 @@ enum Deed {
     /// Sends what is refused in its place: reserved fields, wrong partition
     /// sequences, malformed properties. Ends in order.
     Refusable,
-    /// Acknowledges what was never delivered. Ends in order.
+    /// Acknowledges what was delivered to others, or to nobody. Ends in order.
     WildAcks,
 }
 
-const DEEDS: [Deed; 17] = [
+const DEEDS: [Deed; 18] = [
     Deed::Noise,
     Deed::SlowHello,
     Deed::Future,
@@ -69,6 +71,7 @@ const DEEDS: [Deed; 17] = [
     Deed::HalfFrame,
     Deed::HalfLargeFrame,
     Deed::NeverReads,
+    Deed::Staller,
     Deed::Impostor,
     Deed::Repeater,
     Deed::FalseBatch,
@@ -91,6 +94,7 @@ impl Deed {
             Self::HalfFrame => "half frame",
             Self::HalfLargeFrame => "half large frame",
             Self::NeverReads => "never reads",
+            Self::Staller => "staller",
             Self::Impostor => "impostor",
             Self::Repeater => "repeater",
             Self::FalseBatch => "false batch",
@@ -105,9 +109,12 @@ impl Deed {
     /// What its farewell says, if one must come and be read.
     fn farewell(self) -> Option<Refusal> {
         match self {
-            Self::Noise | Self::LateNoise | Self::NeverReads | Self::Refusable | Self::WildAcks => {
-                None
-            }
+            Self::Noise
+            | Self::LateNoise
+            | Self::NeverReads
+            | Self::Staller
+            | Self::Refusable
+            | Self::WildAcks => None,
             Self::SlowHello => Some(Refusal::HelloTimeout),
             Self::Future => Some(Refusal::VersionUnsupported),
             Self::FlippedBit => Some(Refusal::ChecksumMismatch),
@@ -140,6 +147,11 @@ const PATIENCE: u64 = 60 * SECOND;
 /// See the module.
 pub(crate) struct Rogue {
     deed: Deed,
+    /// The queue whose messages it acknowledges.
+    prey: Box<str>,
+    /// How often it does so.
+    rounds: u64,
+    capacity: usize,
     random: Random,
     stage: Stage,
     out: Vec<u8>,
@@ -153,6 +165,7 @@ pub(crate) struct Rogue {
     /// Outcomes of sends: of those refused the code, else 0.
     outcomes: Vec<u16>,
     confirmations: Vec<u16>,
+    asked: usize,
     misbehaved_at: Option<u64>,
     /// The next byte of a slow hello.
     drip: usize,
@@ -161,10 +174,22 @@ pub(crate) struct Rogue {
 }
 
 impl Rogue {
-    pub(crate) fn new(mut random: Random) -> Self {
+    /// A rogue; one of `prey` is what it interferes with, if that is its deed.
+    /// Sockets hold `capacity` bytes.
+    pub(crate) fn new(mut random: Random, prey: &[DestinationPlan], capacity: usize) -> Self {
+        let queues: Vec<&DestinationPlan> = prey.iter().filter(|plan| plan.is_queue()).collect();
+        let prey = if queues.is_empty() {
+            DESTINATION.into()
+        } else {
+            let index = random.index(queues.len());
+            queues[index].destination.name.clone()
+        };
         let deed = random.pick(&DEEDS);
         Self {
             deed,
+            prey,
+            rounds: random.range(1, 30),
+            capacity,
             random,
             stage: Stage::Hello,
             out: Vec::new(),
@@ -177,6 +202,7 @@ impl Rogue {
             farewell: None,
             outcomes: Vec::new(),
             confirmations: Vec::new(),
+            asked: 0,
             misbehaved_at: None,
             drip: 0,
             excused: false,
@@ -189,7 +215,8 @@ impl Rogue {
 
     /// Whether it reads what it is sent.
     pub(crate) fn reads(&self) -> bool {
-        self.deed != Deed::NeverReads || self.misbehaved_at.is_none()
+        let refuses = matches!(self.deed, Deed::NeverReads | Deed::Staller);
+        !refuses || self.misbehaved_at.is_none()
     }
 
     pub(crate) fn connect(&mut self, now: u64) {
@@ -235,6 +262,13 @@ impl Rogue {
         {
             for _ in 0..200 {
                 self.say(1, &Ping::default(), &[]);
+            }
+        }
+        if self.deed == Deed::WildAcks && self.consumer.is_some() && self.rounds > 0 {
+            self.rounds -= 1;
+            self.acknowledge_wildly();
+            if self.rounds == 0 {
+                self.say(0, &Goodbye::default(), &[]);
             }
         }
         match self.misbehaved_at {
@@ -318,8 +352,9 @@ impl Rogue {
                 }
             }
             Deed::WildAcks => {
-                let due = [Refusal::InvalidAck.code(); 3];
-                if self.confirmations != due {
+                let due = Refusal::InvalidAck.code();
+                let complete = self.confirmations.len() == self.asked;
+                if !complete || self.confirmations.iter().any(|code| *code != due) {
                     return wrong(format!("confirmations {:?}", self.confirmations));
                 }
             }
@@ -347,12 +382,17 @@ impl Rogue {
                     ..OpenProducer::default()
                 };
                 self.say(2, &producer, &[DESTINATION.as_bytes()]);
+                let queue = if self.deed == Deed::WildAcks {
+                    self.prey.clone()
+                } else {
+                    DESTINATION.into()
+                };
                 let consumer = OpenConsumer {
                     session: self.session.into(),
-                    destination_length: length.into(),
+                    destination_length: u16::try_from(queue.len()).unwrap_or(0).into(),
                     ..OpenConsumer::default()
                 };
-                self.say(3, &consumer, &[DESTINATION.as_bytes()]);
+                self.say(3, &consumer, &[queue.as_bytes()]);
             }
             Control::ProducerOpened(fields, _) => {
                 self.producer = Some((fields.handle.get(), fields.producer.get()));
@@ -421,6 +461,13 @@ impl Rogue {
                 self.say(handle, &want, &[]);
             }
             Deed::NeverReads => self.say(1, &Ping::default(), &[]),
+            Deed::Staller => {
+                // As many bytes of pongs as sockets hold, and half a block more.
+                let pong = encode::control_size::<Pong>(0);
+                for _ in 0..(self.capacity + 32 * 1024) / pong {
+                    self.say(1, &Ping::default(), &[]);
+                }
+            }
             Deed::Impostor => self.message(Flaw::Producer),
             Deed::Repeater => {
                 self.message(Flaw::None);
@@ -467,27 +514,36 @@ impl Rogue {
                 }
                 self.say(0, &Goodbye::default(), &[]);
             }
-            Deed::WildAcks => {
-                for (partition, first, count) in
-                    [(0, 1 << 40, 3), (0, u64::MAX, u64::MAX), (9, 0, 1)]
-                {
-                    let run = AckRun {
-                        first: first.into(),
-                        count: count.into(),
-                    };
-                    let fields = Acknowledge {
-                        partition: partition.into(),
-                        runs: 1.into(),
-                        options: u32::try_from(self.random.below(2)).unwrap_or(0).into(),
-                        confirm: 1.into(),
-                    };
-                    self.say(consumer, &fields, &[run.as_bytes()]);
-                }
-                self.say(0, &Goodbye::default(), &[]);
-            }
+            // It acts again and again, while others are given messages.
+            Deed::WildAcks => self.acknowledge_wildly(),
             Deed::Noise | Deed::SlowHello | Deed::Future => {}
         }
         debug_assert!(id > 0, "ids of producers begin with 1");
+    }
+
+    /// Without credit it was delivered nothing: whatever it names is not its own.
+    fn acknowledge_wildly(&mut self) {
+        let Some(consumer) = self.consumer else {
+            return;
+        };
+        let (first, count) = self.random.pick(&[
+            (0, u64::MAX),
+            (1 << 40, 3),
+            (u64::MAX, u64::MAX),
+            (0, 1 << 50),
+        ]);
+        let run = AckRun {
+            first: first.into(),
+            count: count.into(),
+        };
+        let fields = Acknowledge {
+            partition: u32::try_from(self.random.below(8)).unwrap_or(0).into(),
+            runs: 1.into(),
+            options: u32::try_from(self.random.below(2)).unwrap_or(0).into(),
+            confirm: 1.into(),
+        };
+        self.say(consumer, &fields, &[run.as_bytes()]);
+        self.asked += 1;
     }
 
     fn half_large_frame(&mut self) {

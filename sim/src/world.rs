@@ -174,12 +174,19 @@ impl World {
             seats.push(Seat::new(Peer::Actor(Box::new(actor))));
         }
         for _ in 0..plan.rogues {
-            seats.push(Seat::new(Peer::Rogue(Box::new(Rogue::new(random.fork())))));
+            let rogue = Rogue::new(random.fork(), &plan.destinations, plan.network.capacity);
+            seats.push(Seat::new(Peer::Rogue(Box::new(rogue))));
         }
         let chunks = shard.chunks_free();
         let mut world = Self {
             model: Model::new(&plan.destinations),
-            door: Door::new(DoorLimits::default(), random.word()),
+            door: Door::new(
+                DoorLimits {
+                    links_per_address: plan.links_per_address,
+                    ..DoorLimits::default()
+                },
+                random.word(),
+            ),
             random: random.fork(),
             now: 1,
             order: 0,
