@@ -375,6 +375,7 @@ impl Actor {
                     scene.connection,
                     destination,
                     slot.plan.subscription,
+                    slot.plan.start,
                 ));
                 slot.left = slot.plan.lifetime.unwrap_or(u64::MAX);
             }
@@ -420,6 +421,7 @@ impl Actor {
             };
             let content = Content {
                 digest: digest(&properties) ^ digest(&self.body).rotate_left(1),
+                properties: properties.len(),
                 body: size,
                 key_hash: match asked {
                     Asked::Key(hash) => Some(hash),
@@ -477,6 +479,7 @@ impl Actor {
                 content: Content {
                     digest: digest(message.property_block())
                         ^ digest(message.body()).rotate_left(1),
+                    properties: message.property_block().len(),
                     body: message.body().len(),
                     key_hash: message.key_hash(),
                 },

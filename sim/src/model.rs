@@ -13,8 +13,9 @@
 
 use std::collections::BTreeMap;
 
-use courser_core::client::{Failure, Stored};
+use courser_core::client::{Failure, Start, Stored};
 use courser_core::error::Refusal;
+use courser_core::frame::{MESSAGE_HEADER_SIZE, padded};
 use courser_core::id::Offset;
 
 use crate::plan::DestinationPlan;
@@ -25,6 +26,7 @@ use crate::violation::{Rule, Violation};
 pub(crate) struct Content {
     /// Of the properties and the body.
     pub(crate) digest: u64,
+    pub(crate) properties: usize,
     pub(crate) body: usize,
     pub(crate) key_hash: Option<u64>,
 }
@@ -47,6 +49,8 @@ struct Sent {
     deadline: u64,
     verdict: Verdict,
     offset: Option<u64>,
+    /// When it was taken, in calls of the model.
+    at: u64,
 }
 
 #[derive(Debug)]
@@ -73,6 +77,17 @@ struct PartitionModel {
     messages: BTreeMap<u64, (u64, u64)>,
     /// Producer and offset to sequence.
     order: BTreeMap<(u64, u64), u64>,
+    /// Frame bytes of all messages that may be there.
+    bytes_most: u64,
+}
+
+impl PartitionModel {
+    /// One more than the highest offset that is known.
+    fn end(&self) -> u64 {
+        self.messages
+            .last_key_value()
+            .map_or(0, |(last, _)| last + 1)
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -92,6 +107,8 @@ struct SubscriptionModel {
     shared: bool,
     /// Where it is known to start, for each partition, once a consumer was told.
     starts: Option<Vec<u64>>,
+    /// When a consumer was told.
+    started_at: u64,
     /// Consumers that have ended, or are about to.
     departures: u32,
     /// Of these, those that are gone at the broker.
@@ -108,6 +125,9 @@ struct ConsumerModel {
     connection: usize,
     /// Consumers that were gone when it was asked for.
     gone_before: u32,
+    /// Of the first of its subscription: where it asked to start, and up to where
+    /// each partition was known then.
+    wanted: Option<(Start, Vec<u64>)>,
     opened: bool,
     /// It ends, or its link is broken: what it holds may be with another.
     ended: bool,
@@ -142,6 +162,7 @@ pub(crate) struct Model {
     producers: BTreeMap<u64, ProducerModel>,
     subscriptions: Vec<SubscriptionModel>,
     consumers: Vec<ConsumerModel>,
+    calls: u64,
     /// What the report says.
     pub(crate) tally: Tally,
 }
@@ -226,7 +247,10 @@ impl Model {
         deadline: u64,
     ) -> Result<(), Violation> {
         self.tally.sends += 1;
+        self.calls += 1;
+        let at = self.calls;
         let producer = self.producer(id);
+        let destination = producer.destination;
         if sequence != producer.sends.len() as u64 + 1 {
             return broken(
                 Rule::CompletionOrder,
@@ -251,7 +275,10 @@ impl Model {
             deadline,
             verdict: Verdict::Open,
             offset: None,
+            at,
         });
+        let frame = MESSAGE_HEADER_SIZE + content.properties + content.body;
+        self.destinations[destination].1[partition as usize].bytes_most += padded(frame) as u64;
         Ok(())
     }
 
@@ -419,13 +446,19 @@ impl Model {
         connection: usize,
         destination: usize,
         name: Option<&'static str>,
+        start: Start,
     ) -> usize {
-        let subscription = self
-            .find(destination, name)
-            .unwrap_or_else(|| self.add_subscription(destination, name, false, None));
+        let found = self.find(destination, name);
+        let subscription =
+            found.unwrap_or_else(|| self.add_subscription(destination, name, false, None));
         let partitions = self.destinations[destination].1.len();
+        let known = self.destinations[destination]
+            .1
+            .iter()
+            .map(PartitionModel::end);
         self.consumers.push(ConsumerModel {
             subscription,
+            wanted: found.is_none().then(|| (start, known.collect())),
             connection,
             gone_before: self.subscriptions[subscription].gone,
             opened: false,
@@ -455,7 +488,10 @@ impl Model {
                 format!("consumer {consumer} was told {} partitions", starts.len()),
             );
         }
-        subscription.starts.get_or_insert_with(|| starts.clone());
+        if subscription.starts.is_none() {
+            subscription.starts = Some(starts.clone());
+            subscription.started_at = self.calls;
+        }
         if !subscription.shared
             && let Some(other) = self
                 .consumers
@@ -470,6 +506,31 @@ impl Model {
         let entry = &mut self.consumers[consumer];
         entry.opened = true;
         entry.fresh = starts;
+        self.check_start(consumer)
+    }
+
+    /// A new subscription starts where it was asked to.
+    fn check_start(&self, consumer: usize) -> Result<(), Violation> {
+        let entry = &self.consumers[consumer];
+        let Some((wanted, known)) = &entry.wanted else {
+            return Ok(());
+        };
+        let (plan, partitions) =
+            &self.destinations[self.subscriptions[entry.subscription].destination];
+        for (number, (start, partition)) in entry.fresh.iter().zip(partitions).enumerate() {
+            let kept = plan.retain.unwrap_or(0) >= partition.bytes_most;
+            let stands = match wanted {
+                Start::Earliest => !kept || *start == 0,
+                Start::Offset(offset) => !kept || *start <= offset.0,
+                Start::Latest => *start >= known[number],
+            };
+            if !stands {
+                return broken(
+                    Rule::Start,
+                    format!("{wanted:?} became {number}@{start} for consumer {consumer}"),
+                );
+            }
+        }
         Ok(())
     }
 
@@ -816,10 +877,7 @@ impl Model {
                 );
             }
             for (number, partition) in partitions.iter().enumerate() {
-                let next = partition
-                    .messages
-                    .last_key_value()
-                    .map_or(0, |(last, _)| last + 1);
+                let next = partition.end();
                 let holes = next - partition.messages.len() as u64;
                 // Everything in a queue is handed out, so everything is known.
                 if holes > if plan.is_queue() { 0 } else { unknown } {
@@ -843,6 +901,18 @@ impl Model {
                 let Some(starts) = &subscription.starts else {
                     continue;
                 };
+                for (offset, (id, sequence)) in partition.messages.range(..starts[number]) {
+                    let sent = &self.producers[id].sends[crate::random::size(*sequence) - 1];
+                    if sent.at > subscription.started_at {
+                        return broken(
+                            Rule::Start,
+                            format!(
+                                "subscription {index} starts at {number}@{}, behind {offset}, which was sent later",
+                                starts[number]
+                            ),
+                        );
+                    }
+                }
                 for offset in partition
                     .messages
                     .range(starts[number]..)
@@ -879,10 +949,7 @@ impl Model {
         };
         let destination = self.subscriptions[index].destination;
         for (partition, model) in self.destinations[destination].1.iter().enumerate() {
-            let next = model
-                .messages
-                .last_key_value()
-                .map_or(0, |(last, _)| last + 1);
+            let next = model.end();
             if consumer.fresh[partition] < next {
                 return broken(
                     Rule::Lost,
@@ -923,6 +990,7 @@ impl Model {
             shared,
             fates: vec![BTreeMap::new(); partitions],
             starts,
+            started_at: 0,
             departures: 0,
             gone: 0,
             closed: 0,

@@ -151,6 +151,7 @@ pub(crate) struct Rogue {
     prey: Box<str>,
     /// How often it does so.
     rounds: u64,
+    /// Bytes of answers that it still asks for in order to stall.
     capacity: usize,
     random: Random,
     stage: Stage,
@@ -261,6 +262,13 @@ impl Rogue {
         if self.deed == Deed::NeverReads && self.misbehaved_at.is_some() && self.out.len() < 65_536
         {
             for _ in 0..200 {
+                self.say(1, &Ping::default(), &[]);
+            }
+        }
+        if self.deed == Deed::Staller && self.misbehaved_at.is_some() {
+            let share = self.capacity.min(16 * 1024);
+            self.capacity -= share;
+            for _ in 0..share / encode::control_size::<Pong>(0) {
                 self.say(1, &Ping::default(), &[]);
             }
         }
@@ -461,13 +469,9 @@ impl Rogue {
                 self.say(handle, &want, &[]);
             }
             Deed::NeverReads => self.say(1, &Ping::default(), &[]),
-            Deed::Staller => {
-                // As many bytes of pongs as sockets hold, and half a block more.
-                let pong = encode::control_size::<Pong>(0);
-                for _ in 0..(self.capacity + 32 * 1024) / pong {
-                    self.say(1, &Ping::default(), &[]);
-                }
-            }
+            // As many bytes of pongs as sockets hold, and half a block more, a few in
+            // each act: the shard has room for them all.
+            Deed::Staller => self.capacity += 32 * 1024,
             Deed::Impostor => self.message(Flaw::Producer),
             Deed::Repeater => {
                 self.message(Flaw::None);

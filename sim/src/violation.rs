@@ -53,6 +53,9 @@ pub enum Rule {
     /// Left out.
     #[error("a subscription leaves nothing out")]
     Gap,
+    /// Somewhere else.
+    #[error("a new subscription starts where it was asked to")]
+    Start,
     /// Two at once.
     #[error("a message is with one consumer at a time, once")]
     OneHolder,
