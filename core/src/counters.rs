@@ -60,7 +60,7 @@ counters! {
     RequestsRefused = "requests_refused",
     /// Acknowledgements that named what was not with that consumer.
     AcksStrange = "acks_strange",
-    /// Segments of logs that were thinned out or joined.
+    /// Passes over logs in which little was left of much.
     Thinnings = "thinnings",
     /// Turns of the shard's loop.
     Turns = "turns",

@@ -176,9 +176,7 @@ impl CommandError {
                 Some(Refusal::Exclusive) => {
                     Some("end the other consumer, or choose another --subscription")
                 }
-                Some(Refusal::IllegalArgument) => Some(
-                    "see courser limits; all that a destination retains has to fit into an eighth of the broker's memory",
-                ),
+                Some(Refusal::IllegalArgument) => Some("courser limits lists what is allowed"),
                 _ => None,
             },
             Self::Send(SendFailed::Send { source, .. }) => match source {
