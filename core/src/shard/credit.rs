@@ -22,7 +22,7 @@ const SHARE_OF_POOL: u64 = 32;
 const WAITING_PER_TURN: usize = 64;
 /// What reserved bytes may take up in chunks: a frame may leave almost half of
 /// its chunk unused.
-const RESERVE_FACTOR: u64 = 2;
+pub(super) const RESERVE_FACTOR: u64 = 2;
 /// What one producer may send, and how much of it came.
 #[derive(Debug)]
 pub(super) struct Grant {
@@ -235,10 +235,12 @@ impl Shard {
         }
     }
 
-    /// Whether a destination holds all the memory that it may.
+    /// Whether a destination holds all the memory that it may, beside the chunk that
+    /// each of its partitions writes on and keeps however empty it is.
     fn is_full(&self, destination: DestinationNumber) -> bool {
         let local = &self.locals[destination.0 as usize];
-        (local.chunks() * CHUNK) as u64 >= self.plan.destination
+        let beside = local.chunks().saturating_sub(local.partitions.len());
+        (beside * CHUNK) as u64 >= self.plan.destination
     }
 
     /// Frame bytes that may still be granted: the rest of the pool, and no more

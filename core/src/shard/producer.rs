@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 
 use zerocopy::IntoBytes;
 
-use super::credit::Grant;
+use super::credit::{Grant, RESERVE_FACTOR};
 use super::{Fault, LinkState, Rejection, Shard};
 use crate::auth::{self, Operation, Target};
 use crate::catalog::{Resolved, Wanted};
@@ -511,7 +511,9 @@ impl Shard {
                     ),
                 ));
             }
-            let most = self.plan.destination / 2;
+            // Each partition retains as much, in chunks that may be half empty, and as
+            // much again is left for what is not settled.
+            let most = self.plan.destination / (2 * RESERVE_FACTOR * partitions.max(1) as u64);
             if let Some(retain) = wanted.retain.filter(|retain| *retain > most) {
                 return Err(Rejection::request(
                     Refusal::IllegalArgument,

@@ -158,18 +158,107 @@ impl Peer {
     }
 
     fn message(&mut self, producer: &mut Opened, body: &[u8]) {
+        let next = producer.sequence + 1;
+        self.message_to(0, next, producer, body);
+    }
+
+    fn message_to(
+        &mut self,
+        partition: u32,
+        partition_sequence: u64,
+        producer: &mut Opened,
+        body: &[u8],
+    ) {
         producer.sequence += 1;
         let envelope = Envelope {
             handle: producer.handle,
+            partition: PartitionIndex(partition),
             producer: ProducerId(producer.producer),
             epoch: Epoch(1),
             sequence: Sequence(producer.sequence),
-            partition_sequence: PartitionSequence(producer.sequence),
+            partition_sequence: PartitionSequence(partition_sequence),
             ..Envelope::default()
         };
         let mut bytes = vec![0; encode::message_size(0, body.len())];
         encode::message(&envelope, &[], body, &mut bytes);
         self.out.extend_from_slice(&bytes);
+    }
+}
+
+/// A queue had as many partitions as its share of memory has chunks. Each of them
+/// kept the chunk it wrote on, so the queue counted as full when it was empty, and
+/// nobody was granted credit again.
+#[test]
+fn a_queue_that_is_empty_again_gives_credit_however_many_partitions_it_has() {
+    let mut shard = shard();
+    let mut peer = Peer::new(&mut shard);
+    let partitions = u32::try_from(shard.memory().destination / CHUNK as u64).unwrap();
+    let mut producer = peer.producer(&mut shard, "/default/q", partitions);
+    let (consumer, _) = peer.consumer(&mut shard, "/default/q", 1_000);
+    for partition in 0..partitions {
+        producer.sequence = u64::from(partition);
+        peer.message_to(partition, 1, &mut producer, b"x");
+        let ack = Acknowledge {
+            partition: partition.into(),
+            runs: 1.into(),
+            ..Acknowledge::default()
+        };
+        peer.exchange(&mut shard);
+        let run = AckRun {
+            first: 0.into(),
+            count: 1.into(),
+        };
+        peer.control(consumer.0, &ack, &[run.as_bytes()]);
+        peer.exchange(&mut shard);
+    }
+    assert_eq!(
+        shard.counters().read(Counter::MessagesSettled),
+        partitions.into()
+    );
+    let want = crate::frame::control::WantCredit {
+        bytes: 100_000.into(),
+    };
+    peer.control(producer.handle.0, &want, &[]);
+    let granted = frames(&peer.exchange(&mut shard)).iter().any(|(frame, _)| {
+        matches!(frame, Frame::Control { control: Control::Credit(credit, _), .. }
+                if credit.bytes.get() >= 100_000)
+    });
+    assert!(granted, "an empty queue is not full");
+}
+
+/// What each partition was to retain was held against the share of the whole
+/// destination: once all of them had retained it, the destination was full for ever.
+#[test]
+fn all_partitions_together_retain_at_most_what_leaves_room_for_what_is_not_settled() {
+    let mut shard = shard();
+    let mut peer = Peer::new(&mut shard);
+    let most = shard.memory().destination / 4;
+    for (name, partitions, retain, taken) in [
+        ("/default/a", 1, most, true),
+        ("/default/b", 1, most + 1, false),
+        ("/default/c", 4, most / 4, true),
+        ("/default/d", 4, most / 4 + 1, false),
+    ] {
+        let fields = OpenProducer {
+            session: peer.session.into(),
+            destination_length: u16::try_from(name.len()).unwrap().into(),
+            partitions: u32::into(partitions),
+            options: 1.into(),
+            retain: retain.into(),
+            ..OpenProducer::default()
+        };
+        peer.control(2, &fields, &[name.as_bytes()]);
+        let answers = peer.exchange(&mut shard);
+        let opened = frames(&answers).iter().any(|(frame, _)| {
+            matches!(
+                frame,
+                Frame::Control {
+                    control: Control::ProducerOpened(..),
+                    ..
+                }
+            )
+        });
+        assert_eq!(opened, taken, "{retain} bytes in each of {partitions}");
     }
 }
 
