@@ -88,6 +88,17 @@ pub(crate) struct Plan {
     pub(crate) ends_by_stop: bool,
 }
 
+/// How much memory a run is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Weight {
+    /// Small messages.
+    Light,
+    /// Large ones.
+    Heavy,
+    /// More large ones than there is memory, and few who take them.
+    Brim,
+}
+
 /// How bytes travel.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct NetworkPlan {
@@ -130,6 +141,10 @@ impl DestinationPlan {
         self.destination.kind == DestinationKind::Queue
     }
 }
+
+/// The most bytes that all partitions of a destination may retain, with the least
+/// memory: a quarter of a quarter of the arena.
+const RETAIN_MOST: u64 = 3 * MIB as u64;
 
 /// The names that a topic's lasting subscriptions have.
 pub(crate) const SUBSCRIPTIONS: [&str; 2] = ["first", "second"];
@@ -228,19 +243,22 @@ pub(crate) enum Acks {
 impl Plan {
     /// Draws a plan.
     pub(crate) fn draw(random: &mut Random) -> Self {
-        // One in eight runs is about memory: large messages and slow consumers.
-        let heavy = random.chance(1, 8);
+        let weight = match random.below(32) {
+            0 => Weight::Brim,
+            1..=4 => Weight::Heavy,
+            _ => Weight::Light,
+        };
         let storm = random.range(2, 25) * SECOND;
         let destinations: Vec<_> = (0..random.count(1, 4))
-            .map(|index| destination(random, index, heavy))
+            .map(|index| destination(random, index, weight))
             .collect();
-        let actors = random.count(1, 6);
+        let actors = random.count(if weight == Weight::Brim { 4 } else { 1 }, 6);
         let mut plan = Self {
             storm,
-            network: network(random, heavy),
+            network: network(random, weight != Weight::Light),
             faults: faults(random),
             actors: (0..actors)
-                .map(|_| actor(random, &destinations, heavy, actors))
+                .map(|_| actor(random, &destinations, weight, actors))
                 .collect(),
             destinations,
             rogues: if random.chance(1, 2) {
@@ -295,16 +313,22 @@ fn faults(random: &mut Random) -> FaultPlan {
     }
 }
 
-fn destination(random: &mut Random, index: usize, heavy: bool) -> DestinationPlan {
+fn destination(random: &mut Random, index: usize, weight: Weight) -> DestinationPlan {
     let kind = random.pick(&[
         DestinationKind::Queue,
         DestinationKind::Queue,
         DestinationKind::Topic,
     ]);
-    let partitions = random.pick(&[1, 1, 1, 2, 3, 7]);
-    let retain = random.chance(1, 4).then(|| {
-        let most = if heavy { MIB } else { 128 * KIB };
-        random.magnitude(1, most.into())
+    let partitions = match weight {
+        // One with so many that a chunk in each is most of what it may hold.
+        Weight::Brim if index == 0 => random.pick(&[1, 7, 150]),
+        _ => random.pick(&[1, 1, 1, 2, 3, 7]),
+    };
+    let retain = random.chance(1, 4).then(|| match weight {
+        Weight::Light => random.magnitude(1, (128 * KIB).into()),
+        Weight::Heavy => random.magnitude(1, MIB.into()),
+        // As much as the broker allows.
+        Weight::Brim => RETAIN_MOST / u64::from(partitions),
     });
     DestinationPlan {
         destination: Destination::new(kind, &format!("/sim/d{index}"))
@@ -317,7 +341,7 @@ fn destination(random: &mut Random, index: usize, heavy: bool) -> DestinationPla
 fn actor(
     random: &mut Random,
     destinations: &[DestinationPlan],
-    heavy: bool,
+    weight: Weight,
     actors: usize,
 ) -> ActorPlan {
     let both = actors == 1;
@@ -326,7 +350,8 @@ fn actor(
     } else {
         0
     };
-    let consumers = if both || producers == 0 || random.chance(1, 2) {
+    let wanted = weight != Weight::Brim || random.chance(1, 4);
+    let consumers = if both || producers == 0 || (wanted && random.chance(1, 2)) {
         random.count(1, 3)
     } else {
         0
@@ -336,22 +361,27 @@ fn actor(
         lazy: random.chance(1, 4),
         churn: random.chance(1, 3).then(|| random.magnitude(20, 500)),
         producers: (0..producers)
-            .map(|_| producer(random, destinations.len(), heavy))
+            .map(|_| producer(random, destinations.len(), weight))
             .collect(),
         consumers: (0..consumers)
-            .map(|_| consumer(random, destinations, heavy))
+            .map(|_| consumer(random, destinations, weight))
             .collect(),
         warden: false,
     }
 }
 
-fn producer(random: &mut Random, destinations: usize, heavy: bool) -> ProducerPlan {
-    let large_most = if heavy {
+fn producer(random: &mut Random, destinations: usize, weight: Weight) -> ProducerPlan {
+    let heavy = weight != Weight::Light;
+    let large_most = if weight == Weight::Brim {
+        MIB.into()
+    } else if heavy {
         u64::from(random.pick(&[100 * KIB, 300 * KIB, MIB]))
     } else {
         u64::from(100 * KIB)
     };
-    let large = if heavy {
+    let large = if weight == Weight::Brim {
+        1000
+    } else if heavy {
         random.pick(&[100, 1000])
     } else {
         random.pick(&[0, 0, 0, 10])
@@ -396,7 +426,7 @@ fn producer(random: &mut Random, destinations: usize, heavy: bool) -> ProducerPl
     }
 }
 
-fn consumer(random: &mut Random, destinations: &[DestinationPlan], heavy: bool) -> ConsumerPlan {
+fn consumer(random: &mut Random, destinations: &[DestinationPlan], weight: Weight) -> ConsumerPlan {
     let destination = random.index(destinations.len());
     let queue = destinations[destination].is_queue();
     let subscription = (!queue && random.chance(2, 3)).then(|| random.pick(&SUBSCRIPTIONS));
@@ -418,7 +448,7 @@ fn consumer(random: &mut Random, destinations: &[DestinationPlan], heavy: bool) 
             _ => Acks::Never,
         },
         confirms: random.pick(&[0, 100, 1000]),
-        appetite: random.magnitude(1, if heavy { 20 } else { 200 }),
+        appetite: random.magnitude(1, if weight == Weight::Light { 200 } else { 20 }),
         lifetime: random.chance(1, 4).then(|| random.magnitude(5, 300)),
     }
 }

@@ -151,6 +151,10 @@ pub(crate) struct Rogue {
     prey: Box<str>,
     /// How often it does so.
     rounds: u64,
+    /// Whether its frame is assembled in the arena.
+    large: bool,
+    /// Asks for its session right behind its hello.
+    eager: bool,
     /// Bytes of answers that it still asks for in order to stall.
     capacity: usize,
     random: Random,
@@ -190,6 +194,8 @@ impl Rogue {
             deed,
             prey,
             rounds: random.range(1, 30),
+            large: random.chance(1, 2),
+            eager: random.chance(1, 2),
             capacity,
             random,
             stage: Stage::Hello,
@@ -378,7 +384,9 @@ impl Rogue {
         match control {
             Control::Welcome(..) => {
                 self.stage = Stage::Session;
-                self.say(1, &OpenSession::default(), &[]);
+                if !self.eager {
+                    self.say(1, &OpenSession::default(), &[]);
+                }
             }
             Control::SessionOpened(fields, _) => {
                 self.session = fields.session.get();
@@ -414,8 +422,8 @@ impl Rogue {
             }
             Control::Credit(fields, _) => {
                 let covers = fields.bytes.get() >= LARGE;
-                if self.deed == Deed::HalfLargeFrame && covers && self.sequence == 0 {
-                    self.half_large_frame();
+                if covers && self.sequence == 0 {
+                    self.large_frame();
                 }
             }
             Control::Farewell(fields, _) => self.farewell = Some(fields.refusal.get()),
@@ -441,6 +449,12 @@ impl Rogue {
                 let mut noise = vec![0xff; 64];
                 self.random.fill(&mut noise[8..]);
                 self.out.extend_from_slice(&noise);
+            }
+            Deed::FlippedBit if self.large => {
+                let want = WantCredit {
+                    bytes: LARGE.into(),
+                };
+                self.say(handle, &want, &[]);
             }
             Deed::FlippedBit => {
                 let from = self.out.len();
@@ -550,14 +564,19 @@ impl Rogue {
         self.asked += 1;
     }
 
-    fn half_large_frame(&mut self) {
+    /// Begins a large frame, or flips a bit of its body.
+    fn large_frame(&mut self) {
         let from = self.out.len();
         let body = vec![7; crate::random::size(LARGE) - MESSAGE_HEADER_SIZE];
         self.body(Flaw::None, &body);
-        let kept = self
-            .random
-            .count(MESSAGE_HEADER_SIZE, self.out.len() - from - 1);
-        self.out.truncate(from + kept);
+        let length = self.out.len() - from;
+        if self.deed == Deed::HalfLargeFrame {
+            let kept = self.random.count(MESSAGE_HEADER_SIZE, length - 1);
+            self.out.truncate(from + kept);
+        } else {
+            let byte = self.random.count(MESSAGE_HEADER_SIZE, length - 1);
+            self.out[from + byte] ^= 1;
+        }
     }
 
     fn hello(&mut self, version: u8) {
@@ -570,6 +589,9 @@ impl Rogue {
             ..Hello::default()
         };
         self.say(0, &hello, &[b"rogue"]);
+        if self.eager && version == VERSION && self.deed != Deed::SlowHello {
+            self.say(1, &OpenSession::default(), &[]);
+        }
     }
 
     fn say<F: Fields>(&mut self, subject: u32, fields: &F, tail: &[&[u8]]) {
