@@ -20,6 +20,12 @@ pub(super) struct Report {
     next: usize,
 }
 
+impl Report {
+    pub(super) fn is_for(&self, link: Handle) -> bool {
+        self.link == link
+    }
+}
+
 /// Bytes of rows in one frame: a few fit the room that answers have on a link.
 const ROWS_SIZE_MAX: usize = limits::CONTROL_SIZE_MAX as usize / 4;
 
@@ -34,7 +40,7 @@ impl Shard {
     ) -> Result<(), Rejection> {
         let principal = self.principal(link);
         auth::authorize(principal, Operation::Observe, Target::Broker)?;
-        if self.reports.iter().any(|report| report.link == link) {
+        if self.reports.iter().any(|report| report.is_for(link)) {
             return Err(Refusal::ResourceAllocation.into());
         }
         let counters = self.counters.all();

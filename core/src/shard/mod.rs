@@ -414,6 +414,12 @@ impl Shard {
                 entry.dirty = false;
                 if entry.egress.bytes() > 0 {
                     self.outputs.push_back(Output::Send(link));
+                    // From here on: a kernel without room takes none of it and says so
+                    // by saying nothing.
+                    if !entry.watched {
+                        entry.watched = true;
+                        self.watched.push(link);
+                    }
                 }
             }
         }
@@ -615,6 +621,8 @@ impl Shard {
             return;
         }
         self.send_completions(now);
+        // The farewell is the last frame: an answer in parts stays without its rest.
+        self.reports.retain(|report| !report.is_for(link));
         let text = if text.len() > TEXT_SIZE_MAX { "" } else { text };
         let farewell = Farewell {
             refusal: refusal.code().into(),

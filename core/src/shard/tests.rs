@@ -493,3 +493,32 @@ fn memory_comes_back_when_links_go() {
     assert!(shard.chunks_free() + 1 >= free);
     assert_eq!(shard.links(), 0);
 }
+
+/// A kernel whose buffers for a peer are full takes nothing, and says nothing until
+/// there is room: such a link is known only by what it was given.
+#[test]
+fn a_peer_that_takes_no_byte_of_what_waits_is_let_go_in_time() {
+    let mut shard = shard();
+    let mut peer = Peer::new(&mut shard);
+    peer.control(1, &OpenSession::default(), &[]);
+    let question = core::mem::take(&mut peer.out);
+    shard.received(now(), peer.link, &question);
+    shard.turn(now());
+    assert_eq!(shard.output(), Some(Output::Send(peer.link)));
+    let at = |elapsed| Now {
+        monotonic: now().monotonic.after(elapsed),
+        ..now()
+    };
+    let early = limits::STALL_TIMEOUT - TICK;
+    shard.expire(at(early));
+    assert_eq!(shard.output(), None);
+    assert!(shard.next_expiry().is_some(), "somebody looks again");
+    shard.expire(at(limits::STALL_TIMEOUT));
+    let close = Output::Close {
+        link: peer.link,
+        flush: false,
+    };
+    assert_eq!(shard.output(), Some(close));
+    shard.closed(now(), peer.link);
+    shard.audit();
+}
