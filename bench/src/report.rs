@@ -797,6 +797,46 @@ mod tests {
     }
 
     #[test]
+    fn a_message_out_of_its_place_fails_the_checks_and_is_named() {
+        let books = |sequence: &[u64]| {
+            let mut ledger = Ledger::new();
+            for &number in sequence {
+                ledger.sent();
+                ledger.completed(number, true);
+                ledger.received(&number.to_le_bytes(), 8);
+            }
+            ledger.close();
+            Books {
+                workload: "produce to ack".to_owned(),
+                payload_bytes: 8,
+                mode: Mode::Poll,
+                ledger,
+            }
+        };
+        let report = |books| Report {
+            header: RunHeader::now(Cores {
+                client: 0,
+                broker: 1,
+            }),
+            results: Vec::new(),
+            conditions: Conditions::default(),
+            checks: Vec::new(),
+            books: vec![books],
+            notes: Vec::new(),
+        };
+        assert!(!report(books(&[0, 1, 2])).checks_failed());
+        let swapped = report(books(&[0, 2, 1]));
+        assert!(swapped.checks_failed());
+        let text = swapped.to_string();
+        assert!(
+            text.contains("FAILED; completions out of place: 2"),
+            "{text}"
+        );
+        let json = serde_json::to_value(&swapped.books[0]).unwrap();
+        assert_eq!(json["faults"]["completions_misplaced"], 2);
+    }
+
+    #[test]
     fn slices_give_their_best_and_their_median() {
         let result = Measurement::latency("x", 64, Mode::Poll, percentiles(1, 1)).with_slices(&[
             Some(9.0),

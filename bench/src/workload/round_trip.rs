@@ -25,13 +25,15 @@ use crate::floor::frame_bytes;
 use crate::histogram::Histogram;
 use crate::ledger::Ledger;
 
-/// What the queue may hold before the consumer comes.
+/// What the queue may hold before the consumer comes, or a few messages if they
+/// are large.
 pub(super) const BACKLOG_BYTES: usize = 1 << 20;
+const BACKLOG_MESSAGES_MIN: usize = 16;
 
 /// Unrecorded round trips at the start of a slice and after each rest of the
 /// clock, three milliseconds or so: the broker has just woken, and finds out only
 /// after a while that this connection is the one to attend to.
-const WARM_UP_ROUND_TRIPS: u32 = 256;
+const WARM_UP_ROUND_TRIPS: u64 = 256;
 
 /// How the client waits for a completion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,13 +63,14 @@ impl RoundTrip {
             wait,
             address,
             queue: queue_name("rtt"),
-            backlog_max: (BACKLOG_BYTES / frame_bytes(body.len())).max(1) as u64,
+            backlog_max: (BACKLOG_BYTES / frame_bytes(body.len())).max(BACKLOG_MESSAGES_MIN) as u64,
             body,
             ledger: Ledger::new(),
         }
     }
 
-    /// Records round trips for `duration`, in which the clock also stands still.
+    /// Records round trips for `duration`, in which the clock also stands still; at
+    /// least one.
     ///
     /// # Errors
     /// If the broker cannot be reached, the link ends, or an outcome takes more than
@@ -79,21 +82,24 @@ impl RoundTrip {
     ) -> Result<(), BenchError> {
         let ends = Instant::now() + duration;
         let sender = Sender::open(self.address, &self.queue, &self.ledger)?;
-        let mut now = Instant::now();
-        while now < ends {
-            for _ in 0..WARM_UP_ROUND_TRIPS {
+        loop {
+            for _ in 0..WARM_UP_ROUND_TRIPS.min(self.backlog_max / 2) {
                 self.round_trip(&sender)?;
             }
-            now = Instant::now();
-            while now < ends && self.ledger.backlog() < self.backlog_max {
+            let completed = loop {
                 let sent = Instant::now();
                 self.round_trip(&sender)?;
-                now = Instant::now();
-                histogram.record(now - sent);
-            }
+                let completed = Instant::now();
+                histogram.record(completed - sent);
+                if completed >= ends || self.ledger.backlog() >= self.backlog_max {
+                    break completed;
+                }
+            };
             sender.take_backlog(&self.queue, self.body.len(), &mut self.ledger)?;
+            if completed >= ends {
+                return sender.close();
+            }
         }
-        sender.close()
     }
 
     /// How the client waits.
