@@ -78,9 +78,10 @@ fn what_is_no_hello_is_turned_away_with_the_reason() {
     broken[20] ^= 1;
     let mut unknown = hello_bytes();
     unknown[4] = 0x3f;
+    // Its length is 44, so its last four bytes are padding.
     let mut dirty = hello_bytes();
     *dirty.last_mut().unwrap() = 1;
-    let cases: [(Vec<u8>, Refusal); 9] = [
+    let cases: [(Vec<u8>, Refusal); 10] = [
         (wrong_magic, Refusal::Malformed),
         (too_new, Refusal::VersionUnsupported),
         (too_old, Refusal::VersionUnsupported),
@@ -88,6 +89,7 @@ fn what_is_no_hello_is_turned_away_with_the_reason() {
         (endless, Refusal::FrameTooLarge),
         (broken, Refusal::ChecksumMismatch),
         (unknown, Refusal::Malformed),
+        (dirty, Refusal::Malformed),
         (ping(1), Refusal::Unexpected),
         (b"GET / HTTP/1.1\r\n\r\n".to_vec(), Refusal::Malformed),
     ];
@@ -95,10 +97,6 @@ fn what_is_no_hello_is_turned_away_with_the_reason() {
         let address = siege.broker.address();
         for (bytes, expected) in &cases {
             assert_told(address, bytes, *expected);
-        }
-        // The name ends where the padding begins: whole, and yet malformed.
-        if hello_bytes() != dirty && hello_bytes().len() > 44 {
-            assert_told(address, &dirty, Refusal::Malformed);
         }
         // More garbage than anybody reads: an end, with or without a word.
         let mut peer = Peer::stranger(address);
@@ -384,8 +382,9 @@ fn nonsense_with_a_fitting_checksum_is_refused_or_ends_the_link_and_nothing_else
             }
         }
         drop(link);
-        // Its queues and topics: nobody consumes the queue.
-        8
+        // Every partition that a bit turned in a name brought about may keep a chunk, if
+        // ever a message came there: that is one.
+        1
     });
 }
 
@@ -886,7 +885,7 @@ fn deaf_peers(siege: &Siege) {
     let credit = producer.bytes;
     let mut sent = 0;
     while sent + 112 <= credit {
-        let edit: fn(&mut [u8]) = if producer.sequence % 2 == 0 {
+        let edit: fn(&mut [u8]) = if producer.sequence.is_multiple_of(2) {
             |_| {}
         } else {
             |bytes| bytes[68] = 1
