@@ -492,7 +492,9 @@ impl Model {
             subscription.starts = Some(starts.clone());
             subscription.started_at = self.calls;
         }
+        // One whose link is gone at the broker may hear of its opening late.
         if !subscription.shared
+            && !self.consumers[consumer].ended
             && let Some(other) = self
                 .consumers
                 .iter()

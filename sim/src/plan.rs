@@ -324,11 +324,14 @@ fn destination(random: &mut Random, index: usize, weight: Weight) -> Destination
         Weight::Brim if index == 0 => random.pick(&[1, 7, 150]),
         _ => random.pick(&[1, 1, 1, 2, 3, 7]),
     };
-    let retain = random.chance(1, 4).then(|| match weight {
-        Weight::Light => random.magnitude(1, (128 * KIB).into()),
-        Weight::Heavy => random.magnitude(1, MIB.into()),
+    let retain = random.chance(1, 4).then(|| {
         // As much as the broker allows.
-        Weight::Brim => RETAIN_MOST / u64::from(partitions),
+        let most = RETAIN_MOST / u64::from(partitions);
+        match weight {
+            Weight::Light => random.magnitude(1, (128 * KIB).into()).min(most),
+            Weight::Heavy => random.magnitude(1, MIB.into()).min(most),
+            Weight::Brim => most,
+        }
     });
     DestinationPlan {
         destination: Destination::new(kind, &format!("/sim/d{index}"))
