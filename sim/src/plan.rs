@@ -82,6 +82,8 @@ pub(crate) struct Plan {
     pub(crate) destinations: Vec<DestinationPlan>,
     pub(crate) actors: Vec<ActorPlan>,
     pub(crate) rogues: usize,
+    /// Further rogues, all of whom leave answers waiting.
+    pub(crate) stallers: usize,
     /// The most connections from one peer's address.
     pub(crate) links_per_address: u32,
     /// Whether the broker stops at the end, or the clients leave.
@@ -266,6 +268,11 @@ impl Plan {
             } else {
                 0
             },
+            stallers: if weight == Weight::Brim {
+                random.pick(&[0, 20, 60])
+            } else {
+                0
+            },
             links_per_address: random.pick(&[2, 4, limits::LINKS_PER_ADDRESS_MAX]),
             ends_by_stop: random.chance(1, 3),
         };
@@ -324,7 +331,14 @@ fn destination(random: &mut Random, index: usize, weight: Weight) -> Destination
         Weight::Brim if index == 0 => random.pick(&[1, 7, 150]),
         _ => random.pick(&[1, 1, 1, 2, 3, 7]),
     };
-    let retain = random.chance(1, 4).then(|| {
+    // What a partition retains may end with one whole frame, however large, so that
+    // many partitions with large messages would be full of it for ever.
+    let frames_fit = match weight {
+        Weight::Light => true,
+        Weight::Heavy => partitions <= 3,
+        Weight::Brim => partitions == 1,
+    };
+    let retain = (frames_fit && random.chance(1, 4)).then(|| {
         // As much as the broker allows.
         let most = RETAIN_MOST / u64::from(partitions);
         match weight {

@@ -216,6 +216,12 @@ impl Rogue {
         }
     }
 
+    /// Has it do nothing but stall.
+    pub(crate) fn stall(mut self) -> Self {
+        self.deed = Deed::Staller;
+        self
+    }
+
     pub(crate) fn name(&self) -> &'static str {
         self.deed.name()
     }

@@ -150,6 +150,8 @@ pub(crate) struct World {
     founded: bool,
     /// What the broker last said of its destinations while every peer rested.
     resting_stats: Option<StatsReport>,
+    /// What it last said, for a failure's text.
+    last_stats: Option<StatsReport>,
     chunks_low: usize,
     chunks: usize,
     faults: [u64; FaultKind::ALL.len()],
@@ -173,8 +175,13 @@ impl World {
             let actor = Actor::new(index, actor.clone(), &plan.destinations, random.fork());
             seats.push(Seat::new(Peer::Actor(Box::new(actor))));
         }
-        for _ in 0..plan.rogues {
+        for index in 0..plan.rogues + plan.stallers {
             let rogue = Rogue::new(random.fork(), &plan.destinations, plan.network.capacity);
+            let rogue = if index < plan.rogues {
+                rogue
+            } else {
+                rogue.stall()
+            };
             seats.push(Seat::new(Peer::Rogue(Box::new(rogue))));
         }
         let chunks = shard.chunks_free();
@@ -202,6 +209,7 @@ impl World {
             act: Act::Storm,
             founded: false,
             resting_stats: None,
+            last_stats: None,
             chunks_low: chunks,
             chunks,
             faults: [0; FaultKind::ALL.len()],
@@ -1040,6 +1048,7 @@ impl World {
         let Some(stats) = actor.take_stats() else {
             return Ok(false);
         };
+        self.last_stats = Some(stats.clone());
         let resting = self.seats.iter().all(|seat| match &seat.peer {
             Peer::Actor(actor) => actor.is_connected() && actor.is_at_rest(&self.model),
             Peer::Rogue(_) => seat.done,
@@ -1141,7 +1150,7 @@ impl World {
             self.shard.chunks_free(),
             self.chunks,
             peers.join(" "),
-            self.resting_stats.as_ref().map(|stats| &stats.destinations)
+            self.last_stats.as_ref().map(|stats| &stats.destinations)
         )
     }
 
