@@ -251,7 +251,9 @@ impl Plan {
             _ => Weight::Light,
         };
         let storm = random.range(2, 25) * SECOND;
-        let destinations: Vec<_> = (0..random.count(1, 4))
+        // Four destinations may hold all there is.
+        let least = if weight == Weight::Brim { 4 } else { 1 };
+        let destinations: Vec<_> = (0..random.count(least, 5))
             .map(|index| destination(random, index, weight))
             .collect();
         let actors = random.count(if weight == Weight::Brim { 4 } else { 1 }, 6);
@@ -321,11 +323,11 @@ fn faults(random: &mut Random) -> FaultPlan {
 }
 
 fn destination(random: &mut Random, index: usize, weight: Weight) -> DestinationPlan {
-    let kind = random.pick(&[
-        DestinationKind::Queue,
-        DestinationKind::Queue,
-        DestinationKind::Topic,
-    ]);
+    let kind = if weight != Weight::Brim && random.chance(1, 3) {
+        DestinationKind::Topic
+    } else {
+        DestinationKind::Queue
+    };
     let partitions = match weight {
         // One with so many that a chunk in each is most of what it may hold.
         Weight::Brim if index == 0 => random.pick(&[1, 7, 150]),

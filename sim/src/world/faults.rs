@@ -1,0 +1,166 @@
+//! Faults: when each strikes, and what it does to a connection.
+
+use courser_core::limits;
+
+use super::{Act, End, Event, Peer, Server, World, nanoseconds};
+use crate::actor::Scene;
+use crate::plan::FaultKind;
+use crate::plan::MILLISECOND;
+use crate::plan::SECOND;
+use crate::trace::Fact;
+use crate::trace::Trace;
+use crate::violation::Violation;
+
+impl World {
+    pub(super) fn plan_faults(&mut self, connection: usize) {
+        let plan = self.plan.faults;
+        for (kind, mean) in [
+            (FaultKind::Reset, plan.reset),
+            (FaultKind::Vanish, plan.vanish),
+            (FaultKind::Blackhole, plan.blackhole),
+            (FaultKind::Stall, plan.stall),
+        ] {
+            if let Some(mean) = mean {
+                let wait = self.random.wait(mean);
+                self.plan_event(self.now + wait, Event::Fault(connection, kind));
+            }
+        }
+    }
+
+    pub(super) fn fault(
+        &mut self,
+        trace: &mut Trace,
+        connection: usize,
+        kind: FaultKind,
+    ) -> Result<(), Violation> {
+        let entry = &self.connections[connection];
+        if self.act != Act::Storm || !entry.client || entry.server == Server::Gone {
+            return Ok(());
+        }
+        let seat = entry.peer;
+        self.faults[kind as usize] += 1;
+        trace.note(Fact::Fault {
+            kind,
+            connection: Some(connection),
+        });
+        if let Peer::Rogue(rogue) = &mut self.seats[seat].peer {
+            rogue.excuse();
+        }
+        match kind {
+            FaultKind::Reset => {
+                self.tear(connection);
+                self.model.link_breaks(connection);
+                for end in [End::Server, End::Client] {
+                    let wait = self.random.range(0, 5 * MILLISECOND);
+                    self.plan_read(self.now + wait, connection, end);
+                }
+            }
+            FaultKind::Vanish => {
+                self.tear_up(connection);
+                self.connections[connection].client = false;
+                self.connections[connection].down.die();
+                self.vanish(trace, seat);
+                let wait = self.random.range(0, nanoseconds(limits::VANISHED_TIMEOUT));
+                self.plan_event(self.now + wait, Event::Gone(connection, End::Server));
+            }
+            FaultKind::Blackhole => {
+                let wait = self.random.magnitude(MILLISECOND, 15 * SECOND);
+                self.connections[connection].frozen_until = self.now + wait;
+                if self.random.chance(1, 2) {
+                    // It does not come back: each end gives up in its own time.
+                    self.tear(connection);
+                    self.model.link_breaks(connection);
+                    for end in [End::Server, End::Client] {
+                        let wait = self.random.range(0, wait);
+                        self.plan_event(self.now + wait, Event::Gone(connection, end));
+                    }
+                }
+            }
+            FaultKind::Stall => {
+                let wait = self.random.magnitude(MILLISECOND, 15 * SECOND);
+                self.connections[connection].stalled_until = self.now + wait;
+            }
+            _ => {}
+        }
+        let mean = match kind {
+            FaultKind::Stall => self.plan.faults.stall,
+            FaultKind::Blackhole => self.plan.faults.blackhole,
+            _ => None,
+        };
+        if let Some(mean) = mean {
+            let wait = self.random.wait(mean);
+            self.plan_event(self.now + wait, Event::Fault(connection, kind));
+        }
+        Ok(())
+    }
+
+    /// Loses any part of what is under way in both directions, and ends both.
+    fn tear(&mut self, connection: usize) {
+        self.tear_up(connection);
+        let entry = &mut self.connections[connection];
+        let kept = self.random.count(0, entry.down.waiting());
+        entry.down.cut(kept);
+        entry.down.end();
+    }
+
+    fn tear_up(&mut self, connection: usize) {
+        let entry = &mut self.connections[connection];
+        let kept = self.random.count(0, entry.up.waiting());
+        entry.up.cut(kept);
+        entry.up.end();
+    }
+
+    fn vanish(&mut self, trace: &mut Trace, seat: usize) {
+        let mut scene = Scene {
+            now: self.reading(),
+            model: &mut self.model,
+            trace,
+            connection: self.seats[seat].connection.unwrap_or(usize::MAX),
+            destinations: &self.plan.destinations,
+            calm: false,
+            excused: true,
+        };
+        match &mut self.seats[seat].peer {
+            Peer::Actor(actor) => actor.vanish(&mut scene),
+            Peer::Rogue(_) => self.seats[seat].done = true,
+        }
+        self.seats[seat].connection = None;
+    }
+
+    pub(super) fn pause(&mut self, trace: &mut Trace) {
+        if self.act != Act::Storm {
+            return;
+        }
+        let wait = self.random.magnitude(MILLISECOND, 3 * SECOND);
+        self.paused_until = self.now + wait;
+        self.faults[FaultKind::Pause as usize] += 1;
+        trace.note(Fact::Fault {
+            kind: FaultKind::Pause,
+            connection: None,
+        });
+        for seat in &mut self.seats {
+            if let Peer::Rogue(rogue) = &mut seat.peer {
+                rogue.excuse();
+            }
+        }
+        if let Some(mean) = self.plan.faults.pause {
+            let wait = self.random.wait(mean);
+            self.plan_event(self.paused_until + wait, Event::Pause);
+        }
+    }
+
+    pub(super) fn calm(&mut self, trace: &mut Trace) {
+        trace.note(Fact::Calm);
+        self.act = Act::Calm { since: self.now };
+        self.plan.network.delay_max = self.plan.network.delay_max.min(MILLISECOND);
+        self.paused_until = 0;
+        for connection in 0..self.connections.len() {
+            let entry = &mut self.connections[connection];
+            entry.frozen_until = 0;
+            entry.stalled_until = 0;
+            for end in [End::Server, End::Client] {
+                self.plan_read(self.now, connection, end);
+            }
+        }
+    }
+}
