@@ -5,8 +5,14 @@
 //!   client core, one thread             broker core, one thread
 //!   producer socket  --- frame ------>  +-------+
 //!   consumer socket  <-- frame ------   | relay |  1. frame on  2. reply back
-//!   producer socket  <-- reply ------   +-------+
+//!   producer socket  <-- reply ------   |       |
+//!   consumer socket  --- reply ----->   +-------+   3. read and dropped
 //! ```
+//!
+//! The consumer answers every frame, as one that acknowledges does. It makes the
+//! floor lower, not higher: a connection in one direction only makes the kernel
+//! send acknowledgements of its own, which costs more than the answer (7.4 against
+//! 9.2 us to the consumer, on two cores of an EPYC virtual machine).
 //!
 //! The frame goes on before the reply goes back: what a consumer waits for is
 //! what the floor is about. A reply is written per turn and not per frame, as
@@ -17,7 +23,9 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::client::{connect_nonblocking, give_up_if_late, write_spinning};
-use super::frame::{FRAME_BYTES_MAX, FrameScanner, Replies, whole_frames, write_message};
+use super::frame::{
+    FRAME_BYTES_MAX, FrameScanner, REPLY_BYTES, Replies, whole_frames, write_message, write_reply,
+};
 use super::server::{Served, Server, Site};
 use super::socket::{Found, is_not_now, read_piece, write_whole};
 use crate::error::BenchError;
@@ -26,6 +34,9 @@ use crate::page_buffer::PageBuffer;
 
 const WARM_UP_FRAMES: u64 = 64;
 
+/// What is read of the consumer's answers at once.
+const SETTLEMENTS_BYTES: usize = 4096;
+
 /// A relay and, on the calling thread, its producer and its consumer.
 #[derive(Debug)]
 pub struct RelayFloor {
@@ -33,6 +44,7 @@ pub struct RelayFloor {
     consumer: std::net::TcpStream,
     address: SocketAddr,
     frame: PageBuffer,
+    settlement: [u8; REPLY_BYTES],
     received: PageBuffer,
     delivered: FrameScanner,
     acknowledged: FrameScanner,
@@ -52,12 +64,15 @@ impl RelayFloor {
         let consumer = connect_nonblocking(address)?;
         let mut frame = PageBuffer::new(frame_bytes);
         write_message(&mut frame);
+        let mut settlement = [0; REPLY_BYTES];
+        write_reply(&mut settlement);
         let mut floor = Self {
             producer,
             consumer,
             address,
             received: PageBuffer::new(frame_bytes.max(4096)),
             frame,
+            settlement,
             delivered: FrameScanner::default(),
             acknowledged: FrameScanner::default(),
             server,
@@ -108,7 +123,7 @@ impl RelayFloor {
     }
 
     /// Sends one frame and looks at both sockets in turn until it has come out
-    /// and its reply has come back.
+    /// and its reply has come back; then the consumer answers.
     fn transfer(&mut self, sent: Instant, frames: u64) -> Result<Transferred, BenchError> {
         write_spinning(&self.producer, &self.frame, self.address, sent)?;
         let mut delivered = None;
@@ -140,6 +155,7 @@ impl RelayFloor {
                 }
             }
             if let (Some(delivered), Some(acknowledged)) = (delivered, acknowledged) {
+                write_spinning(&self.consumer, &self.settlement, self.address, sent)?;
                 return Ok(Transferred {
                     delivered,
                     acknowledged,
@@ -183,6 +199,8 @@ fn look(
 /// next one stays at the start of the buffer.
 fn serve(site: &Site) -> Result<Served, BenchError> {
     let mut buffer = PageBuffer::new(FRAME_BYTES_MAX);
+    let mut settlements = PageBuffer::new(SETTLEMENTS_BYTES);
+    let mut settled = FrameScanner::default();
     let replies = Replies::new();
     let mut served = Served::default();
     let mut filled = 0;
@@ -191,6 +209,13 @@ fn serve(site: &Site) -> Result<Served, BenchError> {
         return Ok(served);
     };
     while site.keep_going() {
+        match read_piece(site, &consumer, &mut settlements)? {
+            Found::Bytes(bytes) => {
+                settled.scan(&settlements[..bytes])?;
+            }
+            Found::Nothing => {}
+            Found::End => break,
+        }
         match read_piece(site, &producer, &mut buffer[filled..])? {
             Found::Bytes(bytes) => filled += bytes,
             Found::Nothing => continue,
