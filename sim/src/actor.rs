@@ -52,6 +52,8 @@ struct ProducerSlot {
     state: State<ProducerKey>,
     /// Who it is at the broker, while it is known.
     id: Option<u64>,
+    /// Acts to let pass before it tries to send again.
+    rest: usize,
     /// Opened once, to found its destination.
     founding: bool,
     founded: bool,
@@ -81,6 +83,8 @@ pub(crate) struct Actor {
     stats_asked: bool,
     stats: Option<StatsReport>,
     body: Vec<u8>,
+    /// What bodies are made of.
+    pool: Vec<u8>,
 }
 
 impl Actor {
@@ -88,8 +92,10 @@ impl Actor {
         index: usize,
         plan: ActorPlan,
         destinations: &[DestinationPlan],
-        random: Random,
+        mut random: Random,
     ) -> Self {
+        let mut pool = vec![0; 16_384];
+        random.fill(&mut pool);
         let mut producers: Vec<ProducerSlot> = plan
             .producers
             .iter()
@@ -123,6 +129,7 @@ impl Actor {
             stats_asked: false,
             stats: None,
             body: Vec::new(),
+            pool,
         }
     }
 
@@ -390,6 +397,10 @@ impl Actor {
         let Some(machine) = &mut self.machine else {
             return Ok(());
         };
+        if slot.rest > 0 {
+            slot.rest -= 1;
+            return Ok(());
+        }
         if slot.founding || (slot.left == 0 && self.random.chance(1, 4)) {
             // Closing answers once every send so far is answered.
             if let Ok(request) = machine.close_producer(key) {
@@ -400,8 +411,16 @@ impl Actor {
         let burst = self.random.range(1, slot.plan.burst);
         for _ in 0..burst.min(slot.left) {
             let size = slot.plan.sizes.draw(&mut self.random);
-            self.body.resize(size, 0);
-            self.random.fill(&mut self.body);
+            // Any stretch of the pool, again and again, behind a word of its own.
+            self.body.clear();
+            while self.body.len() < size {
+                let from = self.random.index(self.pool.len() / 2);
+                let most = (self.pool.len() - from).min(size - self.body.len());
+                self.body.extend_from_slice(&self.pool[from..from + most]);
+            }
+            let word = self.random.word().to_le_bytes();
+            let stamped = size.min(word.len());
+            self.body[..stamped].copy_from_slice(&word[..stamped]);
             let mut properties = Vec::new();
             for number in 0..self.random.below(8).saturating_sub(4) {
                 property::push(&mut properties, &format!("p{number}"), "value")
@@ -419,18 +438,18 @@ impl Actor {
                 route,
                 deadline,
             };
-            let content = Content {
-                digest: digest(&properties) ^ digest(&self.body).rotate_left(1),
-                properties: properties.len(),
-                body: size,
-                key_hash: match asked {
-                    Asked::Key(hash) => Some(hash),
-                    _ => None,
-                },
-            };
             match machine.send(scene.now, key, &message) {
                 Ok(sequence) => {
                     slot.left -= 1;
+                    let content = Content {
+                        digest: digest(&properties) ^ digest(&self.body).rotate_left(1),
+                        properties: properties.len(),
+                        body: size,
+                        key_hash: match asked {
+                            Asked::Key(hash) => Some(hash),
+                            _ => None,
+                        },
+                    };
                     scene.trace.note(Fact::Send {
                         id,
                         sequence: sequence.0,
@@ -440,7 +459,11 @@ impl Actor {
                         .model
                         .sent(id, sequence.0, asked, content, deadline.0)?;
                 }
-                Err(SendError::WouldBlock) => break,
+                Err(SendError::WouldBlock) => {
+                    // Large messages are not made anew in each act.
+                    slot.rest = size / 16_384;
+                    break;
+                }
                 Err(error) => {
                     return Err(Violation::new(
                         Rule::Request,
@@ -957,6 +980,7 @@ impl ProducerSlot {
             plan,
             state: State::Closed,
             id: None,
+            rest: 0,
             founding,
             founded: false,
         }
