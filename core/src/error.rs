@@ -99,6 +99,17 @@ refusals! {
     InvalidProperties = 25, "the properties are malformed or exceed their limits";
     /// The acknowledgement names something that was not delivered here.
     InvalidAck = 26, "the acknowledgement names what was not delivered to this consumer";
+    /// The client gave the send up before it was stored.
+    GivenUp = 27, "the send was given up before it was stored";
+}
+
+impl Refusal {
+    /// Whether the same send may be stored when it is tried again: its partition
+    /// sequence stays due, and what is behind it has to wait for it.
+    #[must_use]
+    pub fn is_retryable(self) -> bool {
+        matches!(self, Self::OutOfMemory | Self::OutOfOrder)
+    }
 }
 
 impl fmt::Display for Refusal {

@@ -14,12 +14,13 @@ use courser_core::frame::control::{
     AckRun, Acknowledge, Acknowledged, Allow, AskStats, Batch, Close, CloseSession, Closed,
     CompletionRun, Completions, ConsumerOpened, Control, Credit, Delivery, Farewell, Fields,
     Goodbye, Hello, Located, Lookup, OpenConsumer, OpenProducer, OpenSession, Ping, Pong,
-    ProducerOpened, Refused, SessionClosed, SessionOpened, Stats, StatsRow, WantCredit, Welcome,
+    ProducerOpened, Refused, Return, SessionClosed, SessionOpened, Stats, StatsRow, WantCredit,
+    Welcome,
 };
 use courser_core::frame::decode::{Frame, Message, Step, decode};
 use courser_core::frame::encode::{self, Envelope};
 use courser_core::frame::{
-    Kind, MAGIC, MESSAGE_HEADER_SIZE, MessageHeader, Reserved, VERSION, checksum, property,
+    Kind, MAGIC, MESSAGE_HEADER_SIZE, MessageHeader, Reserved, VERSION, checksum, flags, property,
 };
 use courser_core::id::{Epoch, Handle, PartitionIndex, PartitionSequence, ProducerId, Sequence};
 use courser_core::time::Wall;
@@ -190,11 +191,17 @@ fn connection_frames(check: &mut Check) {
         ..hello
     };
     check.control("hello-of-a-later-version", 0, Control::Hello, &later, name);
+    let again = Hello {
+        link: 41.into(),
+        ..hello
+    };
+    check.control("hello-again", 0, Control::Hello, &again, name);
     let welcome = Welcome {
         version: 1,
         shard: 0.into(),
         frame_size_max: limits::FRAME_SIZE_MAX.into(),
         installation: 0x0011_2233_4455_6677_8899_aabb_ccdd_eeff.into(),
+        link: 42.into(),
         ..Welcome::default()
     };
     check.control("welcome", 0, Control::Welcome, &welcome, &[]);
@@ -350,6 +357,20 @@ fn producer_frames(check: &mut Check) {
         &open,
         names,
     );
+    let again = OpenProducer {
+        session: SESSION.into(),
+        destination: 1,
+        destination_length: 6.into(),
+        producer: 11.into(),
+        ..OpenProducer::default()
+    };
+    check.control(
+        "open-producer-again",
+        REQUEST,
+        Control::OpenProducer,
+        &again,
+        b"/md/eu",
+    );
     let opened = ProducerOpened {
         handle: PRODUCER.into(),
         epoch: 1.into(),
@@ -446,6 +467,7 @@ fn consumer_frames(check: &mut Check) {
         offset: 40.into(),
         subscription_length: 5.into(),
         name_length: 1.into(),
+        sharing: 2,
         messages: u64::from(limits::PREFETCH_MESSAGES).into(),
         bytes: u64::from(limits::PREFETCH_BYTES).into(),
         ..OpenConsumer::default()
@@ -527,6 +549,18 @@ fn consumer_frames(check: &mut Check) {
         &all_before,
         run(45, 1).as_bytes(),
     );
+    let back = Return {
+        partition: 2.into(),
+        runs: 1.into(),
+        options: 1.into(),
+        delay: 5_000_000.into(),
+        ..Return::default()
+    };
+    let three = AckRun {
+        first: 40.into(),
+        count: 3.into(),
+    };
+    check.control("return", CONSUMER, Control::Return, &back, three.as_bytes());
     let acknowledged = Acknowledged {
         confirm: 9.into(),
         ..Acknowledged::default()
@@ -590,6 +624,16 @@ fn messages(check: &mut Check) {
         ..envelope()
     };
     assert_eq!(encoded(&with_key, &block, b"payload!"), keyed);
+
+    let given_up = MessageHeader {
+        flags: flags::GIVEN_UP.into(),
+        sequence: 2.into(),
+        partition_sequence: 2.into(),
+        ..header()
+    };
+    let (_, given_up) = check.message("message-given-up", given_up, &[], b"");
+    assert!(given_up.is_given_up() && !plain.is_given_up());
+    assert_eq!(given_up.reserved(), None);
 
     let reserved = MessageHeader {
         flags: (1 | 5 << 2).into(),

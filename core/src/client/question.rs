@@ -32,6 +32,7 @@ pub(super) fn ask(
                 name_length: length(&wanted.name).into(),
                 options: u16::from(wanted.retain.is_some()).into(),
                 retain: wanted.retain.unwrap_or(0).into(),
+                ..control::OpenProducer::default()
             };
             let tail = [wanted.destination.name.as_bytes(), wanted.name.as_bytes()];
             outbound.control(subject, &fields, &tail)
@@ -50,9 +51,9 @@ pub(super) fn ask(
                 offset: offset.into(),
                 subscription_length: length(&wanted.subscription).into(),
                 name_length: length(&wanted.name).into(),
-                reserved: 0.into(),
                 messages: u64::from(wanted.messages_max.max(1)).into(),
                 bytes: u64::from(wanted.bytes_max.max(1)).into(),
+                ..control::OpenConsumer::default()
             };
             let tail = [
                 wanted.destination.name.as_bytes(),

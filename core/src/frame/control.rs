@@ -96,6 +96,8 @@ fields! {
         reserved: U16,
         /// Features the client would use, a bit each; none yet.
         features: U64,
+        /// The link that this one takes the place of, 0 for none: it ends first.
+        link: U64,
     }
 
     /// Asks for a session; the subject is a request. No tail.
@@ -143,6 +145,8 @@ fields! {
         options: U16,
         /// Bytes that the destination keeps of what is settled.
         retain: U64,
+        /// 0 for a new producer, or one of this installation's to attach again.
+        producer: U64,
     }
 
     /// Asks for a consumer; the subject is a request. Tail: the destination's
@@ -163,8 +167,11 @@ fields! {
         subscription_length: U16,
         /// Bytes of the consumer's name.
         name_length: U16,
+        /// Whether the subscription has several consumers at once: 0 as is usual
+        /// for the destination, 1 one, 2 several; others reserved.
+        sharing: u8,
         /// Zero.
-        reserved: U32,
+        reserved: [u8; 3],
         /// The first grant, in messages.
         messages: U64,
         /// The first grant, in frame bytes.
@@ -238,6 +245,21 @@ fields! {
         bytes: U32,
     }
 
+    /// A consumer gives messages back unsettled; the subject is its handle. Tail:
+    /// `runs` of [`AckRun`].
+    Return {
+        /// The partition that the runs are in.
+        partition: U32,
+        /// How many runs.
+        runs: U32,
+        /// Bit 0: not at once, but after the wait that grows with each delivery.
+        options: U32,
+        /// Zero.
+        reserved: U32,
+        /// The least wait in microseconds, if bit 0 is set.
+        delay: U64,
+    }
+
     /// Answers a hello. No tail.
     Welcome {
         /// The version that both sides speak from here on.
@@ -252,6 +274,8 @@ fields! {
         installation: U128,
         /// Features that both sides use from here on.
         features: U64,
+        /// This link's number, never given to another.
+        link: U64,
     }
 
     /// A session is open; the subject is the request. No tail.
@@ -424,6 +448,7 @@ impl Control<'_> {
                     + u64::from(fields.name_length)
             }
             Self::Acknowledge(fields, _) => u64::from(fields.runs) * size_of::<AckRun>() as u64,
+            Self::Return(fields, _) => u64::from(fields.runs) * size_of::<AckRun>() as u64,
             Self::ConsumerOpened(fields, _) => {
                 u64::from(fields.partitions) * size_of::<u64>() as u64
             }

@@ -43,7 +43,7 @@
 //! | length | u32 | header, properties and body; without the padding |
 //! | kind | u8 | [`Kind`] |
 //! | version | u8 | 1; of a hello and a farewell: any, their layouts never change |
-//! | flags | u16 | of a message: bits 0-1 durability (0 memory, 1 flushed), bits 2-5 priority less 4 modulo 16, bit 6 stamp block, bit 7 keyed, all others 0; of a control frame: 0 |
+//! | flags | u16 | of a message: bits 0-1 durability (0 memory, 1 flushed), bits 2-5 priority less 4 modulo 16, bit 6 stamp block, bit 7 keyed, bit 8 given up, all others 0; of a control frame: 0 |
 //! | handle, partition | u32, u32 | the address word: on a link the producer's handle and the partition's index; in a log and towards a consumer the destination's number and the partition's index |
 //! | offset | u64 | the place in the partition, given by the broker |
 //! | append time | u64 | nanoseconds since 1970, given by the broker |
@@ -197,6 +197,9 @@ pub mod flags {
     pub const STAMPS: u16 = 1 << 6;
     /// The key hash is set.
     pub const KEYED: u16 = 1 << 7;
+    /// Stands for a send that its client gave up: a header alone, stored nowhere,
+    /// that takes the turn of its partition sequence.
+    pub const GIVEN_UP: u16 = 1 << 8;
 }
 
 /// A field that a sender may not set yet.
@@ -226,7 +229,7 @@ impl MessageHeader {
     #[inline]
     #[must_use]
     pub fn reserved(&self) -> Option<Reserved> {
-        let set = u64::from(self.flags.get() & !flags::KEYED)
+        let set = u64::from(self.flags.get() & !(flags::KEYED | flags::GIVEN_UP))
             | u64::from(self.schema.get())
             | self.transaction.get()
             | self.time_to_live.get()
@@ -247,7 +250,7 @@ impl MessageHeader {
             Reserved::Durability
         } else if flags & flags::PRIORITY != 0 {
             Reserved::Priority
-        } else if flags & !flags::KEYED != 0 {
+        } else if flags & !(flags::KEYED | flags::GIVEN_UP) != 0 {
             Reserved::Flags
         } else if self.schema.get() != 0 {
             Reserved::Schema
@@ -260,6 +263,13 @@ impl MessageHeader {
         } else {
             Reserved::BrokersHalf
         }
+    }
+
+    /// Whether it stands for a send that its client gave up.
+    #[inline]
+    #[must_use]
+    pub fn is_given_up(&self) -> bool {
+        self.flags.get() & flags::GIVEN_UP != 0
     }
 
     /// Bytes of the body; what [`decode::decode`] let through is never negative.
@@ -335,6 +345,8 @@ kinds! {
     Goodbye = 0x0d,
     /// Announces a batch of messages.
     Batch = 0x0e,
+    /// A consumer gives messages back unsettled.
+    Return = 0x0f,
 
     /// Answers a hello.
     Welcome = 0x41,
@@ -404,7 +416,7 @@ mod tests {
             assert_eq!(header.reserved(), Some(expected));
         }
         let mut keyed = MessageHeader::default();
-        keyed.flags.set(flags::KEYED);
+        keyed.flags.set(flags::KEYED | flags::GIVEN_UP);
         keyed.key_hash.set(9);
         keyed.timestamp.set(9);
         assert_eq!(keyed.reserved(), None);
