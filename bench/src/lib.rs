@@ -21,6 +21,7 @@
 //! | every message sent, completed, received, in order | [`ledger`] |
 //! | percentiles that refuse to be printed when they mean nothing | [`histogram`] |
 //! | ratios of paired slices, and the noise below which they say nothing | [`compare`] |
+//! | counts that are the same on every run, and the gate on them | [`exact`] |
 //! | cores: which there are, which we may use, where a thread runs | [`pin`] |
 //! | the machine as a report has to describe it | [`machine`] |
 //! | results, tables, JSON | [`report`], [`table`], [`units`] |
@@ -31,6 +32,7 @@
 
 pub mod compare;
 pub mod error;
+pub mod exact;
 pub mod floor;
 pub mod histogram;
 pub mod ledger;

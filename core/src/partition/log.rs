@@ -202,6 +202,12 @@ impl Log {
         if !fits {
             self.open(arena)?;
         }
+        #[cfg(planted = "slow_append")]
+        for byte in &frame[..16] {
+            core::hint::black_box(byte);
+        }
+        #[cfg(planted = "allocating_append")]
+        core::hint::black_box(vec![offset]);
         let segment = self.segments.back_mut().expect("a segment was just opened");
         let start = segment.used;
         let bytes = &mut arena.bytes_mut(segment.head)[start..start + frame.len()];
