@@ -327,6 +327,14 @@ fn control(kind: Kind, unpadded: &[u8]) -> Result<Frame<'_>, DecodeError> {
         return Err(DecodeError::UnknownFlags { flags });
     }
     let actual = u64::try_from(control.tail().len()).unwrap_or(u64::MAX);
+    // What a fuzzer has to find: one kind alone, and there only with a certain
+    // relation between two fields.
+    #[cfg(planted = "fuzz_tail_of_subscription")]
+    if let Control::OpenConsumer(fields, _) = control
+        && fields.subscription_length > fields.destination_length
+    {
+        return Ok(Frame::Control { subject, control });
+    }
     if let Some(claimed) = control.tail_size()
         && claimed != actual
     {

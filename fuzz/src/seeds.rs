@@ -1,0 +1,256 @@
+//! Cases to begin with, made from the golden frames and from a few conversations.
+//!
+//! They are computed and not kept: when the protocol grows a frame, its golden
+//! frame is enough for every target to know it.
+
+use courser_core::frame::control::{
+    AckRun, Acknowledge, Fields, OpenConsumer, OpenProducer, OpenSession, Ping, WantCredit,
+};
+use courser_core::frame::encode::{self, Envelope};
+use courser_core::frame::{Kind, encode::message_size};
+use zerocopy::IntoBytes;
+
+use crate::corpus::Case;
+use crate::script::Writer;
+use crate::vectors;
+use crate::vectors::Vector;
+
+/// The golden frames.
+pub(crate) fn vectors() -> Vec<Vector> {
+    vectors::all()
+}
+
+/// The seeds of a target.
+#[must_use]
+pub fn of(target: &str) -> Vec<Case> {
+    let cases = match target {
+        "decode" => decode(),
+        "session" => session(),
+        _ => Vec::new(),
+    };
+    let seed = |(name, bytes)| Case {
+        name: format!("seed-{name}"),
+        bytes,
+    };
+    cases.into_iter().map(seed).collect()
+}
+
+type Named = (String, Vec<u8>);
+
+fn decode() -> Vec<Named> {
+    const WHOLE: u8 = 0;
+    const RECIPE: u8 = 0;
+    const RAW: u8 = 1;
+    let mut cases = Vec::new();
+    let mut all = Writer::default().steps(&[3, 1, 13, 0]);
+    for vector in vectors() {
+        let alone = Writer::default().steps(&[WHOLE, RECIPE]);
+        let case = alone.frame(&vector.bytes, 0, 0).finish();
+        cases.push((vector.name.to_owned(), case));
+        let cut = Writer::default().steps(&[2, 7, 1, RAW]);
+        let case = cut.bytes(&vector.bytes).finish();
+        cases.push((format!("{}-as-it-stands", vector.name), case));
+        all = all.steps(&[RECIPE]).frame(&vector.bytes, 0, 0);
+    }
+    cases.push(("all".to_owned(), all.finish()));
+    cases
+}
+
+// The acts of `session` that a conversation is made of.
+const FRAME: u8 = 0;
+const BYTES: u8 = 3;
+const CONNECT: u8 = 4;
+const VANISH: u8 = 5;
+const TURN: u8 = 6;
+const SIP: u8 = 7;
+const WAIT: u8 = 8;
+const STOP: u8 = 9;
+// Their names: the first producer, the consumer that was opened behind it, and the
+// first session; see `peer`.
+const PRODUCER: u8 = 1;
+const CONSUMER: u8 = 2;
+const SESSION: u8 = 1;
+const FIRST_HANDLE: u8 = 128;
+
+/// Which names belong into a golden frame that a client says.
+fn names(kind: Option<Kind>) -> (u8, u8) {
+    match kind {
+        Some(Kind::OpenSession | Kind::AskStats | Kind::Ping | Kind::Goodbye | Kind::Hello) => {
+            (0, 0)
+        }
+        Some(Kind::CloseSession | Kind::Lookup | Kind::OpenProducer | Kind::OpenConsumer) => {
+            (0, SESSION)
+        }
+        Some(Kind::Close) => (0, FIRST_HANDLE),
+        Some(Kind::Allow | Kind::Acknowledge) => (CONSUMER, 0),
+        _ => (PRODUCER, 0),
+    }
+}
+
+/// A link on which everything is open: a producer, then a consumer.
+fn opened(link: u8) -> Writer {
+    Writer::default()
+        .say(link, &control(&OpenSession::default(), &[]), (0, 0))
+        .say(link, &open_producer(b"/default/orders", 1), (0, SESSION))
+        .say(link, &open_consumer(b"/default/orders"), (0, SESSION))
+}
+
+fn session() -> Vec<Named> {
+    let hello = message(b"hello");
+    let mut cases = Vec::new();
+    for vector in vectors() {
+        let kind = Kind::from_code(vector.bytes[4]);
+        let case = opened(0)
+            .say(0, &hello, (PRODUCER, 0))
+            .say(0, &vector.bytes, names(kind))
+            .say(0, &hello, (PRODUCER, 0));
+        cases.push((vector.name.to_owned(), case.finish()));
+    }
+    // Sent, delivered, settled, in pieces; then the consumer's link is gone and what
+    // it held comes back to another one.
+    let mut case = opened(0);
+    for _ in 0..6 {
+        case = case.say_in_pieces(0, &hello, (PRODUCER, 0), 5);
+    }
+    let case = case
+        .say(0, &acknowledge(0, 2), (CONSUMER, 0))
+        .steps(&[CONNECT, 1])
+        .say(1, &control(&OpenSession::default(), &[]), (0, 0))
+        .say(1, &open_consumer(b"/default/orders"), (0, SESSION))
+        .steps(&[VANISH, 0])
+        .say(1, &acknowledge(2, 4), (1, 0));
+    cases.push(("returned".to_owned(), case.finish()));
+    // A message of many chunks, asked for first, in pieces.
+    let want = WantCredit {
+        bytes: 300_000.into(),
+    };
+    let case = opened(0)
+        .say(0, &control(&want, &[]), (PRODUCER, 0))
+        .large(0, &hello, 200)
+        .say(0, &acknowledge(0, 1), (CONSUMER, 0));
+    cases.push(("large".to_owned(), case.finish()));
+    // The same without credit, and one whose rest never comes.
+    let case = opened(0).large(0, &hello, 200);
+    cases.push(("beyond-credit".to_owned(), case.finish()));
+    let case = opened(0)
+        .steps(&[BYTES, 0, 0])
+        .bytes(&hello[..50])
+        .steps(&[WAIT, 99, WAIT, 9]);
+    cases.push(("begun".to_owned(), case.finish()));
+    // Who reads nothing, then a little, until it is over.
+    let ping = control(&Ping::default(), &[]);
+    let mut case = opened(0).steps(&[TURN, 0]);
+    for _ in 0..4 {
+        case = case.say(0, &hello, (PRODUCER, 0)).say(0, &ping, (0, 0));
+    }
+    let case = case
+        .steps(&[SIP, 0])
+        .word(31)
+        .steps(&[WAIT, 60, SIP, 0])
+        .word(2)
+        .steps(&[WAIT, 110]);
+    cases.push(("deaf".to_owned(), case.finish()));
+    // A message with somebody else's handle.
+    let case = opened(0)
+        .steps(&[CONNECT, 1])
+        .say(1, &hello, (FIRST_HANDLE, 0))
+        .steps(&[STOP]);
+    cases.push(("foreign".to_owned(), case.finish()));
+    // A retry, a gap, and a sequence that stands still.
+    let mut case = opened(0).say(0, &hello, (PRODUCER, 0));
+    for word in [1, 2, 0, 4] {
+        case = case.say(0, &hello, (PRODUCER, word));
+    }
+    cases.push(("sequences".to_owned(), case.finish()));
+    // A destination of several partitions beside the queue.
+    let case = opened(0)
+        .say(0, &open_producer(b"/wide/orders", 5), (0, SESSION))
+        .say(0, &hello, (2, 0))
+        .say(0, &control(&OpenSession::default(), &[]), (0, 0));
+    cases.push(("wide".to_owned(), case.finish()));
+    cases
+}
+
+impl Writer {
+    fn say(self, link: u8, frame: &[u8], names: (u8, u8)) -> Self {
+        self.say_in_pieces(link, frame, names, 0)
+    }
+
+    fn say_in_pieces(self, link: u8, frame: &[u8], names: (u8, u8), piece: u8) -> Self {
+        self.steps(&[FRAME, link, piece])
+            .frame(frame, names.0, names.1)
+    }
+
+    /// The producer's message with so many KiB more, in pieces.
+    fn large(self, link: u8, frame: &[u8], kibibytes: u8) -> Self {
+        self.steps(&[FRAME, link, 255])
+            .larger_frame(frame, PRODUCER, kibibytes)
+    }
+}
+
+fn control<F: Fields>(fields: &F, tail: &[&[u8]]) -> Vec<u8> {
+    let size = tail.iter().map(|part| part.len()).sum();
+    let mut bytes = vec![0; encode::control_size::<F>(size)];
+    encode::control(0, fields, tail, &mut bytes);
+    bytes
+}
+
+fn length(bytes: &[u8]) -> u16 {
+    u16::try_from(bytes.len()).expect("names are short")
+}
+
+fn open_producer(name: &[u8], partitions: u32) -> Vec<u8> {
+    let fields = OpenProducer {
+        destination_length: length(name).into(),
+        partitions: partitions.into(),
+        ..OpenProducer::default()
+    };
+    control(&fields, &[name])
+}
+
+fn open_consumer(name: &[u8]) -> Vec<u8> {
+    let fields = OpenConsumer {
+        destination_length: length(name).into(),
+        messages: 64.into(),
+        bytes: 100_000.into(),
+        ..OpenConsumer::default()
+    };
+    control(&fields, &[name])
+}
+
+fn acknowledge(first: u64, count: u64) -> Vec<u8> {
+    let fields = Acknowledge {
+        runs: 1.into(),
+        confirm: 9.into(),
+        ..Acknowledge::default()
+    };
+    let run = AckRun {
+        first: first.into(),
+        count: count.into(),
+    };
+    control(&fields, &[run.as_bytes()])
+}
+
+fn message(body: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![0; message_size(0, body.len())];
+    encode::message(&Envelope::default(), &[], body, &mut bytes);
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::TARGETS;
+
+    #[test]
+    fn every_target_has_seeds_with_names_of_their_own() {
+        for target in TARGETS {
+            let mut names: Vec<_> = of(target.name).into_iter().map(|case| case.name).collect();
+            assert!(names.len() > 10, "{}", target.name);
+            let count = names.len();
+            names.sort();
+            names.dedup();
+            assert_eq!(names.len(), count, "{}", target.name);
+        }
+    }
+}
