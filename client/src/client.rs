@@ -124,6 +124,7 @@ impl ConnectOptions {
             name: self.name.as_str().into(),
             shard: None,
             hello_timeout: left,
+            ..core_client::Config::default()
         };
         let link = Link::new(stream, config, self.spin, self.timeout).map_err(io_error)?;
         let deadline = link.now().after(left);

@@ -91,6 +91,13 @@ pub enum Cause {
     /// The link ended.
     #[error("the link ended: {0}")]
     LinkEnded(#[source] Arc<LinkEnd>),
+    /// The broker started anew without what it held, or another one answers in its
+    /// place.
+    #[error("the broker holds another installation's data now")]
+    OtherInstallation,
+    /// The broker does not know the producer any more, or knows a newer one.
+    #[error("the producer was fenced")]
+    Fenced,
     /// The client was closed before.
     #[error("the client was closed")]
     Closed,
@@ -148,6 +155,8 @@ impl SendError {
             (client::Cause::DeadlinePassed, _) => Cause::TimedOut,
             (client::Cause::LinkEnded, Some(end)) => Cause::LinkEnded(Arc::clone(end)),
             (client::Cause::LinkEnded, None) => Cause::LinkEnded(Arc::new(LinkEnd::Lost)),
+            (client::Cause::OtherInstallation, _) => Cause::OtherInstallation,
+            (client::Cause::Fenced, _) => Cause::Fenced,
             (client::Cause::Left, _) => Cause::Closed,
         };
         match failure {
@@ -289,6 +298,9 @@ pub enum AcknowledgeError {
         /// How long was waited.
         after: Duration,
     },
+    /// The connection was lost: it may be settled or not.
+    #[error("the connection was lost before the acknowledgement was confirmed")]
+    Disconnected,
     /// The link has ended.
     #[error("the link ended: {0}")]
     LinkEnded(#[source] Arc<LinkEnd>),
@@ -309,6 +321,7 @@ impl From<client::AckError> for AcknowledgeError {
                 partitions,
             },
             client::AckError::Closed => Self::Closed,
+            client::AckError::Disconnected => Self::Disconnected,
         }
     }
 }

@@ -15,7 +15,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use courser_core::client::{self, LinkEnd, ProducerKey};
-use courser_core::id::{MessageId, Sequence};
+use courser_core::id::{Epoch, Installation, MessageId, ProducerId, Sequence};
 
 use crate::error::SendError;
 use crate::producer::Receipt;
@@ -74,6 +74,16 @@ impl Ledger {
 
     pub(crate) fn key(&self) -> ProducerKey {
         self.key
+    }
+
+    /// The broker knows the producer as this from here on.
+    pub(crate) fn resumed(&mut self, installation: Installation, id: ProducerId, epoch: Epoch) {
+        self.id = MessageId {
+            installation,
+            producer: id,
+            epoch,
+            ..self.id
+        };
     }
 
     #[inline]
@@ -187,6 +197,7 @@ impl Ledger {
             Ok(stored) => Ok(Receipt {
                 id: MessageId {
                     sequence: completion.sequence,
+                    epoch: stored.epoch,
                     ..self.id
                 },
                 position: stored.position,

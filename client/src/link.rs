@@ -683,7 +683,23 @@ impl State {
         }
         while let Some(event) = self.machine.poll_event() {
             match event {
-                Event::Opened { .. } | Event::Ended(_) => {}
+                Event::Opened { .. }
+                | Event::Disconnected
+                | Event::ProducerLost { .. }
+                | Event::ConsumerResumed { .. }
+                | Event::ConsumerLost { .. }
+                | Event::Ended(_) => {}
+                Event::ProducerResumed {
+                    producer,
+                    id,
+                    epoch,
+                    ..
+                } => {
+                    let installation = self.machine.installation();
+                    if let Some(ledger) = self.ledger(producer) {
+                        ledger.resumed(installation, id, epoch);
+                    }
+                }
                 Event::Acknowledged {
                     consumer,
                     confirm,

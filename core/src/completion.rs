@@ -205,6 +205,16 @@ impl<T> CompletionWindow<T> {
         Sequence(self.next)
     }
 
+    /// Whether the send's outcome is known, taken or not.
+    #[must_use]
+    pub fn has_outcome(&self, sequence: Sequence) -> bool {
+        match self.is_inside(sequence) {
+            Ok(true) => self.place(sequence.0).outcome.is_some(),
+            Ok(false) => true,
+            Err(_never_opened) => false,
+        }
+    }
+
     /// How many sends have not left the window.
     #[inline]
     #[must_use]

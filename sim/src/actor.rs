@@ -660,6 +660,14 @@ impl Actor {
 
     fn event(&mut self, scene: &mut Scene<'_>, event: Event) -> Result<(), Violation> {
         match event {
+            // A client of this world lives for one connection.
+            Event::Disconnected
+            | Event::ProducerResumed { .. }
+            | Event::ProducerLost { .. }
+            | Event::ConsumerResumed { .. }
+            | Event::ConsumerLost { .. } => {
+                unreachable!("a client reconnects only if it is told to")
+            }
             Event::Opened { .. } => scene.trace.note(Fact::Opened { peer: self.index }),
             Event::ProducerOpened {
                 request,

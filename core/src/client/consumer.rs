@@ -9,6 +9,10 @@
 //! The prefetch is a value of its own: an application's thread may exchange a
 //! full one for an empty one and then take its messages without this machine.
 //!
+//! A connection that is lost takes the prefetch along, since the broker delivers
+//! all of it again, but not what is known to be settled: what the application
+//! settled before is settled again when it comes, and not handed out.
+//!
 //! Invariants:
 //! - `handed <= received <= granted`, in messages; in bytes the last message
 //!   may reach beyond the grant.
@@ -17,6 +21,7 @@
 
 use std::collections::VecDeque;
 
+use zerocopy::little_endian::U64;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::queue::ByteQueue;
@@ -28,7 +33,7 @@ use crate::id::{
     Epoch, Handle, Installation, MessageId, Offset, PartitionIndex, Position, ProducerId, Sequence,
 };
 use crate::limits;
-use crate::name::Destination;
+use crate::name::{Destination, DestinationKind};
 use crate::time::Wall;
 
 use super::outbound::Outbound;
@@ -63,6 +68,11 @@ pub struct ConsumerRequest {
 }
 
 impl ConsumerRequest {
+    /// Whether its subscription ends with its connection.
+    pub(super) fn is_fleeting(&self) -> bool {
+        self.destination.kind == DestinationKind::Topic && self.subscription.is_empty()
+    }
+
     /// A consumer with every default.
     #[must_use]
     pub fn new(destination: Destination) -> Self {
@@ -171,6 +181,8 @@ pub struct Prefetch {
     handed_messages: u64,
     handed_bytes: u64,
     installation: Installation,
+    /// Which connection of the consumer delivered it.
+    generation: u32,
 }
 
 impl Prefetch {
@@ -232,6 +244,22 @@ impl Prefetch {
     pub fn handed(&self) -> u64 {
         self.handed_messages
     }
+
+    /// Which connection of the consumer delivered it: what an earlier one did is
+    /// delivered again.
+    #[inline]
+    #[must_use]
+    pub fn generation(&self) -> u32 {
+        self.generation
+    }
+
+    /// Drops what was not handed out; the message handed out last stays.
+    fn forget(&mut self) {
+        self.runs.clear();
+        self.frames.truncate(self.taken.max(self.frames.front()));
+        self.handed_messages = 0;
+        self.handed_bytes = 0;
+    }
 }
 
 /// What was settled in one partition since the last round.
@@ -245,12 +273,79 @@ struct Settled {
     /// Whether a message was delivered behind one with a higher offset: then the
     /// higher of two offsets need not be the later one.
     fell: bool,
+    /// Where the subscription stood when it was opened.
+    start: u64,
+    /// What the application settled one by one, lately.
+    kept: Vec<AckRun>,
+    /// One more than the highest offset up to which all was settled.
+    kept_through: u64,
+    /// Whether what is delivered may have been settled on an earlier connection.
+    filters: bool,
 }
+
+/// As many runs of what was settled are remembered for each partition.
+const KEPT_MAX: usize = 512;
 
 impl Settled {
     fn is_empty(&self) -> bool {
         self.through.is_empty() && self.runs.is_empty()
     }
+
+    /// Remembers what is settled, in case the broker never hears of it.
+    #[inline]
+    fn keep(&mut self, offset: u64, count: u64) {
+        match self.kept.last_mut() {
+            Some(run) if run.first.get() + run.count.get() == offset => {
+                run.count.set(run.count.get() + count);
+            }
+            _ => {
+                if self.kept.len() >= KEPT_MAX {
+                    self.kept.drain(..KEPT_MAX / 2);
+                }
+                self.kept.push(AckRun {
+                    first: offset.into(),
+                    count: count.into(),
+                });
+            }
+        }
+    }
+
+    /// Behind the highest offset that is known to be settled.
+    fn kept_end(&self) -> u64 {
+        let ends = self
+            .kept
+            .iter()
+            .map(|run| run.first.get() + run.count.get());
+        ends.max().unwrap_or(0)
+    }
+
+    /// Whether the application is known to have settled it.
+    fn is_kept(&self, offset: u64) -> bool {
+        self.kept
+            .iter()
+            .any(|run| offset >= run.first.get() && offset - run.first.get() < run.count.get())
+    }
+
+    /// The lowest offset that is not known to be settled.
+    fn unsettled_from(&self) -> u64 {
+        let mut from = self.start.max(self.kept_through);
+        let mut kept = self.kept.clone();
+        kept.sort_unstable_by_key(|run| run.first.get());
+        for run in kept {
+            if run.first.get() <= from {
+                from = from.max(run.first.get() + run.count.get());
+            }
+        }
+        from
+    }
+}
+
+fn settled_of(starts: &[U64]) -> Vec<Settled> {
+    let of = |start: &U64| Settled {
+        start: start.get(),
+        ..Settled::default()
+    };
+    starts.iter().map(of).collect()
 }
 
 /// As many runs as a partition gathers before they become a frame.
@@ -266,6 +361,14 @@ pub(super) enum Phase {
 /// See the module.
 pub(super) struct Consumer {
     pub(super) phase: Phase,
+    /// What it was opened with, to open it again.
+    pub(super) request: Box<ConsumerRequest>,
+    /// Whether the broker knows it on this connection.
+    attached: bool,
+    /// Whether the installation knows its subscription.
+    is_known: bool,
+    /// Counts its connections.
+    generation: u32,
     handle: Handle,
     prefetch: Prefetch,
     messages_max: u64,
@@ -289,13 +392,12 @@ pub(super) struct Consumer {
 
 impl Consumer {
     pub(super) fn new(
-        request: &ConsumerRequest,
+        request: Box<ConsumerRequest>,
         handle: Handle,
-        partitions: u32,
+        starts: &[U64],
         installation: Installation,
     ) -> Self {
-        let mut settled = Vec::new();
-        settled.resize_with(partitions as usize, Settled::default);
+        let settled = settled_of(starts);
         // The last message may reach beyond the window.
         let limit = request.bytes_max as usize + limits::FRAME_SIZE_MAX as usize;
         Self {
@@ -306,10 +408,14 @@ impl Consumer {
                 installation,
                 ..Prefetch::default()
             },
+            attached: true,
+            is_known: true,
+            generation: 0,
             messages_max: u64::from(request.messages_max.max(1)),
             bytes_max: u64::from(request.bytes_max.max(1)),
             granted_messages: u64::from(request.messages_max.max(1)),
             granted_bytes: u64::from(request.bytes_max.max(1)),
+            request,
             received_messages: 0,
             received_bytes: 0,
             handed_messages: 0,
@@ -363,6 +469,11 @@ impl Consumer {
         }
         self.received_messages += 1;
         self.received_bytes += message.bytes.len() as u64;
+        if self.was_settled(message, delivery_count) {
+            self.handed_messages += 1;
+            self.handed_bytes += message.bytes.len() as u64;
+            return Ok(());
+        }
         if self.phase != Phase::Open {
             // Delivered before the broker heard that nobody wants it.
             return Ok(());
@@ -378,6 +489,31 @@ impl Consumer {
             }),
         }
         Ok(())
+    }
+
+    /// Whether the application settled the message on an earlier connection, and
+    /// the broker may not know: then it is settled again.
+    #[inline]
+    fn was_settled(&mut self, message: &decode::Message<'_>, delivery_count: u32) -> bool {
+        let index = message.header.partition.get();
+        let Some(settled) = self.settled.get_mut(index as usize) else {
+            return false;
+        };
+        if !settled.filters {
+            return false;
+        }
+        let offset = message.header.offset.get();
+        let fleeting = self.request.is_fleeting();
+        if settled.is_kept(offset) || fleeting && offset < settled.start.max(settled.kept_through) {
+            let position = Position {
+                partition: PartitionIndex(index),
+                offset: Offset(offset),
+            };
+            return self.settle(position, 1).is_ok();
+        }
+        // What returned comes before what is fresh.
+        settled.filters = delivery_count > 1 || fleeting && offset < settled.kept_end();
+        false
     }
 
     /// Moves on to the next message, and counts it as handed out.
@@ -401,6 +537,7 @@ impl Consumer {
             prefetch.frames.release(prefetch.taken);
             prefetch.frames.set_limit(self.prefetch.frames.limit());
             prefetch.installation = self.prefetch.installation;
+            prefetch.generation = self.prefetch.generation;
             core::mem::swap(prefetch, &mut self.prefetch);
             self.count(prefetch);
         }
@@ -408,8 +545,13 @@ impl Consumer {
 
     /// Moves what was handed out of `prefetch` into the count.
     pub(super) fn count(&mut self, prefetch: &mut Prefetch) {
-        self.handed_messages += core::mem::take(&mut prefetch.handed_messages);
-        self.handed_bytes += core::mem::take(&mut prefetch.handed_bytes);
+        let messages = core::mem::take(&mut prefetch.handed_messages);
+        let bytes = core::mem::take(&mut prefetch.handed_bytes);
+        // What an earlier connection delivered counted there.
+        if prefetch.generation == self.generation {
+            self.handed_messages += messages;
+            self.handed_bytes += bytes;
+        }
     }
 
     /// Moves what was handed out of the own prefetch into the count.
@@ -423,8 +565,13 @@ impl Consumer {
     #[inline]
     pub(super) fn settle(&mut self, position: Position, count: u64) -> Result<(), AckError> {
         let index = position.partition.0;
+        let attached = self.attached;
         let settled = self.entry(index)?;
         let offset = position.offset.0;
+        settled.keep(offset, count);
+        if !attached {
+            return Ok(());
+        }
         if settled.is_empty() {
             self.dirty.push(index);
         }
@@ -444,8 +591,13 @@ impl Consumer {
     /// Notes that a message and all before it in its partition are settled.
     pub(super) fn settle_through(&mut self, position: Position) -> Result<(), AckError> {
         let index = position.partition.0;
+        let attached = self.attached;
         let settled = self.entry(index)?;
         let offset = position.offset.0;
+        settled.kept_through = settled.kept_through.max(offset + 1);
+        if !attached {
+            return Ok(());
+        }
         let was_empty = settled.is_empty();
         match settled.through.last_mut() {
             Some(last) if !settled.fell => last.first.set(last.first.get().max(offset)),
@@ -495,7 +647,7 @@ impl Consumer {
     /// Whether there is something to say in the next round.
     #[inline]
     pub(super) fn has_news(&self) -> bool {
-        self.phase == Phase::Open && (!self.dirty.is_empty() || self.owes_credit())
+        self.phase == Phase::Open && self.attached && (!self.dirty.is_empty() || self.owes_credit())
     }
 
     /// Queues acknowledgements and the grant. With `confirm`, the last
@@ -570,7 +722,79 @@ impl Consumer {
 
     /// Whether the broker does not know yet what was handed out last.
     pub(super) fn owes_report(&self) -> bool {
-        self.handed_reported < self.handed_messages
+        self.attached && self.handed_reported < self.handed_messages
+    }
+
+    /// The connection is gone. Returns the tokens of the confirmations that will
+    /// not come any more.
+    pub(super) fn detached(&mut self) -> core::ops::RangeInclusive<u32> {
+        self.attached = false;
+        self.listed = false;
+        self.prefetch.forget();
+        self.dirty.clear();
+        for settled in &mut self.settled {
+            settled.through.clear();
+            settled.runs.clear();
+            settled.fell = false;
+            settled.delivered = 0;
+            settled.filters = true;
+        }
+        let open = core::mem::take(&mut self.confirms_open);
+        self.confirm_asked.wrapping_sub(open).wrapping_add(1)..=self.confirm_asked
+    }
+
+    /// The broker knows the consumer again: credit counts from the beginning.
+    pub(super) fn attached(&mut self, handle: Handle) {
+        self.attached = true;
+        self.handle = handle;
+        self.generation = self.generation.wrapping_add(1);
+        self.prefetch.generation = self.generation;
+        (self.granted_messages, self.granted_bytes) = (self.messages_max, self.bytes_max);
+        (self.received_messages, self.received_bytes) = (0, 0);
+        (self.handed_messages, self.handed_bytes) = (0, 0);
+        self.handed_reported = 0;
+    }
+
+    /// As [`Consumer::attached`], where nothing of what was settled is known.
+    pub(super) fn renewed(&mut self, handle: Handle, starts: &[U64], installation: Installation) {
+        self.is_known = true;
+        self.settled = settled_of(starts);
+        self.prefetch.installation = installation;
+        self.attached(handle);
+    }
+
+    /// The installation does not know its subscription.
+    pub(super) fn forgotten(&mut self) {
+        self.is_known = false;
+    }
+
+    pub(super) fn is_known(&self) -> bool {
+        self.is_known
+    }
+
+    /// Where its subscription starts, if it is a new one: one that ended with its
+    /// connection goes on where it was.
+    pub(super) fn starts_at(&self) -> Start {
+        if !self.is_known || !self.request.is_fleeting() {
+            return self.request.start;
+        }
+        let froms = self.settled.iter().map(Settled::unsettled_from);
+        Start::Offset(Offset(froms.min().unwrap_or(0)))
+    }
+
+    /// Whether the broker knows it on this connection.
+    pub(super) fn is_attached(&self) -> bool {
+        self.attached
+    }
+
+    /// Counts its connections.
+    pub(super) fn generation(&self) -> u32 {
+        self.generation
+    }
+
+    /// How many partitions it has.
+    pub(super) fn partitions(&self) -> usize {
+        self.settled.len()
     }
 
     /// The broker confirmed an acknowledgement.

@@ -15,6 +15,10 @@ pub enum Cause {
     DeadlinePassed,
     /// The link ended.
     LinkEnded,
+    /// The link leads to another installation now, which knows nothing of it.
+    OtherInstallation,
+    /// The broker does not know the producer any more, or knows a newer one.
+    Fenced,
     /// The application left.
     Left,
 }
@@ -24,6 +28,8 @@ impl fmt::Display for Cause {
         f.write_str(match self {
             Self::DeadlinePassed => "its deadline passed",
             Self::LinkEnded => "the link to the broker ended",
+            Self::OtherInstallation => "another installation answers in the broker's place",
+            Self::Fenced => "the producer was fenced",
             Self::Left => "the client was closed",
         })
     }
@@ -90,6 +96,9 @@ pub enum AckError {
     },
     /// The consumer is closed or closing, or its link has ended.
     Closed,
+    /// The connection was lost: what was settled on it may be settled or not, and is
+    /// settled again if it is delivered again.
+    Disconnected,
 }
 
 impl fmt::Display for AckError {
@@ -104,6 +113,7 @@ impl fmt::Display for AckError {
                 "there is no partition {partition}, the destination has {partitions}"
             ),
             Self::Closed => f.write_str("the consumer is closed"),
+            Self::Disconnected => f.write_str("the connection to the broker was lost"),
         }
     }
 }

@@ -101,8 +101,48 @@ pub enum Event {
         consumer: ConsumerKey,
         /// The token that was returned when it was asked for.
         confirm: u32,
-        /// Why it was refused, or nothing.
+        /// Why it was refused, or nothing. [`Refusal::NotOpen`] also if the connection
+        /// was lost before the answer: what it settled may be settled or not.
         refusal: Option<u16>,
+    },
+    /// The connection is gone and another one is wanted: what was open is attached
+    /// again, and what is outstanding sent again, once there is one.
+    Disconnected,
+    /// A producer is attached again.
+    ProducerResumed {
+        /// Which producer.
+        producer: ProducerKey,
+        /// Who it is at the broker: as before, unless the installation is another.
+        id: ProducerId,
+        /// Its incarnation from here on.
+        epoch: Epoch,
+        /// Partitions of its destination.
+        partitions: u32,
+    },
+    /// A producer could not be attached again: it is closed, and what was
+    /// outstanding has failed.
+    ProducerLost {
+        /// Which producer.
+        producer: ProducerKey,
+        /// The code of the broker's refusal.
+        code: u16,
+        /// Details.
+        text: Box<str>,
+    },
+    /// A consumer is open again. What it was delivered and did not settle comes
+    /// again.
+    ConsumerResumed {
+        /// Which consumer.
+        consumer: ConsumerKey,
+    },
+    /// A consumer could not be opened again: it is closed.
+    ConsumerLost {
+        /// Which consumer.
+        consumer: ConsumerKey,
+        /// The code of the broker's refusal.
+        code: u16,
+        /// Details.
+        text: Box<str>,
     },
     /// The link has ended: the last event. Requests without an answer have none.
     Ended(LinkEnd),

@@ -26,11 +26,11 @@ use crate::limits;
 impl Client {
     /// Bytes came from the broker, split anywhere.
     pub fn received(&mut self, mut bytes: &[u8]) {
-        if matches!(self.phase, Phase::Idle | Phase::Ended) {
+        if matches!(self.phase, Phase::Idle | Phase::Waiting | Phase::Ended) {
             return;
         }
         self.counters.bytes_received += bytes.len() as u64;
-        while !bytes.is_empty() && self.phase != Phase::Ended {
+        while !bytes.is_empty() && !matches!(self.phase, Phase::Waiting | Phase::Ended) {
             if self.carry.is_empty() {
                 match decode::decode(bytes) {
                     Ok(Step::Frame(frame, size)) => {
@@ -175,7 +175,12 @@ impl Client {
             return Err(out_of_range("frame_size_max", frame_size_max.into()));
         }
         self.frame_size_max = frame_size_max.min(limits::FRAME_SIZE_MAX);
-        self.installation = Installation(fields.installation.get());
+        let installation = Installation(fields.installation.get());
+        if self.resuming && installation != self.installation {
+            self.abandoned();
+        }
+        self.installation = installation;
+        self.link = fields.link.get();
         self.shard = ShardIndex(fields.shard.get());
         self.phase = Phase::OpeningSession;
         let request = self.requests.add(Pending::OpenSession);
@@ -203,6 +208,9 @@ impl Client {
             installation: self.installation,
             shard: self.shard,
         });
+        if self.resuming {
+            self.resume();
+        }
         // What was asked before there was a session.
         let mut queued = true;
         for (request, pending) in self.requests.iter() {
@@ -216,7 +224,7 @@ impl Client {
 
     fn farewell(&mut self, fields: &control::Farewell, tail: &[u8]) -> Result<(), ProtocolFault> {
         let code = fields.refusal.get();
-        self.finish(LinkEnd::Farewell {
+        self.dismissed(LinkEnd::Farewell {
             refusal: Refusal::from_code(code),
             code,
             version_min: fields.version_min,
@@ -246,6 +254,7 @@ impl Client {
         for run in runs {
             producer.completed(run)?;
         }
+        self.earliest = self.earliest.min(producer.earliest_deadline());
         if producer.has_completion() && !producer.announced {
             producer.announced = true;
             self.completed.push_back(key);
@@ -348,6 +357,14 @@ impl Client {
                     consumer.phase = consumer::Phase::Ended;
                 }
             }
+            Some(Pending::AttachProducer(producer)) => {
+                self.producer_lost(producer, code, text);
+                return Ok(());
+            }
+            Some(Pending::AttachConsumer(consumer)) => {
+                self.consumer_lost(consumer, code, text);
+                return Ok(());
+            }
             Some(_) => {}
         }
         self.events.push_back(Event::Refused {
@@ -377,10 +394,16 @@ impl Client {
                 self.located(request, wanted, location(fields, tail)?);
             }
             (Pending::OpenProducer(wanted), Control::ProducerOpened(fields, _)) => {
-                self.producer_opened(request, &wanted, fields)?;
+                self.producer_opened(request, wanted, fields)?;
             }
             (Pending::OpenConsumer(wanted), Control::ConsumerOpened(fields, tail)) => {
-                self.consumer_opened(request, &wanted, fields, tail)?;
+                self.consumer_opened(request, wanted, fields, tail)?;
+            }
+            (Pending::AttachProducer(key), Control::ProducerOpened(fields, _)) => {
+                self.producer_resumed(key, fields)?;
+            }
+            (Pending::AttachConsumer(key), Control::ConsumerOpened(fields, tail)) => {
+                self.consumer_resumed(key, fields, tail)?;
             }
             (Pending::CloseProducer(key), Control::Closed(fields, _)) => {
                 let producer = self.producers.get_mut(key.0).ok_or(unknown)?;
@@ -464,7 +487,7 @@ impl Client {
     fn producer_opened(
         &mut self,
         request: RequestId,
-        wanted: &ProducerRequest,
+        wanted: Box<ProducerRequest>,
         fields: &control::ProducerOpened,
     ) -> Result<(), ProtocolFault> {
         let partitions = fields.partitions.get();
@@ -497,7 +520,7 @@ impl Client {
     fn consumer_opened(
         &mut self,
         request: RequestId,
-        wanted: &ConsumerRequest,
+        wanted: Box<ConsumerRequest>,
         fields: &control::ConsumerOpened,
         tail: &[u8],
     ) -> Result<(), ProtocolFault> {
@@ -515,7 +538,7 @@ impl Client {
         if self.handles.contains_key(&handle.0) {
             return Err(ProtocolFault::HandleInUse { handle });
         }
-        let consumer = Consumer::new(wanted, handle, partitions, self.installation);
+        let consumer = Consumer::new(wanted, handle, starts, self.installation);
         let Ok(key) = self.consumers.insert(consumer) else {
             return Err(ProtocolFault::HandleInUse { handle });
         };

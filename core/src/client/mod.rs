@@ -15,9 +15,21 @@
 //! with questions; `outbound` decides what leaves next.
 //!
 //! Facts are `connected`, `received` (any split), `sent` (any part of what was
-//! offered), `closed` and `expire`. Wishes are `pieces`, `next_deadline` and
-//! `wants_close`. A client lives for one connection: once [`Client::end`] says
-//! something it only hands out what it still has.
+//! offered), `closed`, `dial_failed` and `expire`. Wishes are `pieces`,
+//! `next_deadline`, `wants_connection` and `wants_close`.
+//!
+//! A client outlives its connections for as long as its configuration says:
+//!
+//! ```text
+//!   Idle -> Greeting -> OpeningSession -> Open -> Leaving -> Left -> Ended
+//!               ^             | closed     | closed                   ^
+//!               | connected   v            v        too long          |
+//!               '-----------  Waiting  <---'  ------------------------'
+//! ```
+//!
+//! On the next connection `resume` opens again what was open, and producers send
+//! again what had no answer. Once [`Client::end`] says something a client only
+//! hands out what it still has.
 //!
 //! Invariants:
 //! - Nothing that a broker says makes it panic, or grow beyond what its own
@@ -36,6 +48,7 @@ mod producer;
 mod question;
 mod queue;
 mod request;
+mod resume;
 
 #[cfg(test)]
 mod tests;
@@ -68,6 +81,7 @@ use outbound::Outbound;
 use producer::Producer;
 use queue::ByteQueue;
 use request::{Pending, Requests};
+use resume::Redial;
 
 /// What a client says of itself, and how long it waits.
 #[derive(Clone, Debug)]
@@ -78,6 +92,8 @@ pub struct Config {
     pub shard: Option<ShardIndex>,
     /// How long the broker may take until the session is open.
     pub hello_timeout: core::time::Duration,
+    /// How long another connection is tried for when one is lost; zero for never.
+    pub reconnect_for: core::time::Duration,
 }
 
 impl Default for Config {
@@ -86,6 +102,7 @@ impl Default for Config {
             name: "".into(),
             shard: None,
             hello_timeout: limits::SEND_TIMEOUT,
+            reconnect_for: core::time::Duration::ZERO,
         }
     }
 }
@@ -95,6 +112,8 @@ impl Default for Config {
 pub struct Counters {
     /// Answers to sends that had failed by then.
     pub late_completions: u64,
+    /// Connections that took the place of one that was lost.
+    pub reconnects: u64,
     /// Frames received.
     pub frames_received: u64,
     /// Bytes received.
@@ -113,6 +132,8 @@ enum Phase {
     OpeningSession,
     /// Requests leave.
     Open,
+    /// The connection is gone, and another one is wanted.
+    Waiting,
     /// Says goodbye once every frame has left.
     Leaving,
     /// Goodbye is queued; ends once it has left.
@@ -146,6 +167,11 @@ pub struct Client {
     phase: Phase,
     end: Option<LinkEnd>,
     installation: Installation,
+    /// The link that was open last, by the number that the broker gave it.
+    link: u64,
+    /// What has to be opened again on this connection.
+    resuming: bool,
+    redial: Redial,
     shard: ShardIndex,
     session: u32,
     frame_size_max: u32,
@@ -182,6 +208,9 @@ impl Client {
             phase: Phase::Idle,
             end: None,
             installation: Installation::default(),
+            link: 0,
+            resuming: false,
+            redial: Redial::default(),
             shard: ShardIndex::default(),
             session: 0,
             frame_size_max: limits::FRAME_SIZE_MAX,
@@ -207,12 +236,12 @@ impl Client {
 
     /// A connection stands; the hello is the first thing to leave.
     pub fn connected(&mut self, now: Monotonic) {
-        if self.phase != Phase::Idle {
+        if !matches!(self.phase, Phase::Idle | Phase::Waiting) {
             return;
         }
         self.phase = Phase::Greeting;
         self.hello_deadline = now.after(self.config.hello_timeout);
-        let name = core::mem::take(&mut self.config.name);
+        let name = self.config.name.clone();
         let name = truncated(&name, limits::NAME_SIZE_MAX as usize);
         let hello = control::Hello {
             magic: MAGIC,
@@ -220,6 +249,7 @@ impl Client {
             version_max: VERSION,
             shard: self.config.shard.map_or(u16::MAX, |shard| shard.0).into(),
             name_length: u16::try_from(name.len()).unwrap_or(0).into(),
+            link: self.link.into(),
             ..control::Hello::default()
         };
         self.say(0, &hello, &[name.as_bytes()]);
@@ -240,11 +270,10 @@ impl Client {
 
     /// The connection is gone.
     pub fn closed(&mut self) {
-        let end = match self.phase {
-            Phase::Left => LinkEnd::Left,
-            _ => LinkEnd::Lost,
-        };
-        self.finish(end);
+        match self.phase {
+            Phase::Left => self.finish(LinkEnd::Left),
+            _ => self.disconnected(LinkEnd::Lost),
+        }
     }
 
     /// Time has passed.
@@ -252,7 +281,13 @@ impl Client {
         if matches!(self.phase, Phase::Greeting | Phase::OpeningSession)
             && self.hello_deadline <= now
         {
-            self.finish(LinkEnd::HelloTimedOut);
+            self.disconnected(LinkEnd::HelloTimedOut);
+        }
+        if self.phase == Phase::Waiting {
+            self.redial.told(now, self.config.reconnect_for);
+            if self.redial.is_over(now) {
+                self.finish(LinkEnd::Lost);
+            }
         }
         if self.earliest > now {
             return;
@@ -310,11 +345,20 @@ impl Client {
     pub fn next_deadline(&self) -> Monotonic {
         match self.phase {
             Phase::Greeting | Phase::OpeningSession => self.earliest.min(self.hello_deadline),
+            Phase::Waiting => self.earliest.min(self.redial.next_deadline()),
             _ => self.earliest,
         }
     }
 
-    /// Whether the connection is of no more use.
+    /// When another connection should be tried, if one is wanted: what is left of
+    /// an earlier one is of no more use. Tell what came of it by
+    /// [`Client::connected`] or [`Client::dial_failed`].
+    #[must_use]
+    pub fn wants_connection(&self) -> Option<Monotonic> {
+        (self.phase == Phase::Waiting).then(|| self.redial.at())
+    }
+
+    /// Whether the link has ended, and its connection is of no more use.
     #[must_use]
     pub fn wants_close(&self) -> bool {
         self.phase == Phase::Ended
@@ -413,6 +457,9 @@ impl Client {
         if consumer.phase != consumer::Phase::Open {
             return Err(RequestError::Closed);
         }
+        if !consumer.is_attached() {
+            return Ok(self.close_detached_consumer(key));
+        }
         consumer.speak(&mut self.outbound, false);
         if consumer.owes_report() {
             consumer.grant(&mut self.outbound);
@@ -432,7 +479,9 @@ impl Client {
                 self.phase = Phase::Leaving;
                 self.leave_if_empty();
             }
-            Phase::Idle | Phase::Greeting | Phase::OpeningSession => self.finish(LinkEnd::Left),
+            Phase::Idle | Phase::Greeting | Phase::OpeningSession | Phase::Waiting => {
+                self.finish(LinkEnd::Left);
+            }
             Phase::Leaving | Phase::Left | Phase::Ended => {}
         }
     }
@@ -630,10 +679,20 @@ impl Client {
         if consumer.phase != consumer::Phase::Open {
             return Err(AckError::Closed);
         }
+        if !consumer.is_attached() {
+            return Err(AckError::Disconnected);
+        }
         if !self.outbound.has_room() {
             return Err(AckError::WouldBlock);
         }
         Ok(consumer.speak(&mut self.outbound, true))
+    }
+
+    /// Which of its connections the consumer is on: what a [`Prefetch`] of an
+    /// earlier one still holds is delivered again.
+    #[must_use]
+    pub fn consumer_generation(&self, key: ConsumerKey) -> u32 {
+        self.consumers.get(key.0).map_or(0, Consumer::generation)
     }
 
     /// Forgets a consumer that is closed. One that is open is not: false.
@@ -724,6 +783,10 @@ impl Client {
         if producer.phase != producer::Phase::Closing || !producer.is_answered() {
             return;
         }
+        if !producer.is_attached() {
+            // The broker of the next connection is asked once it knows the producer.
+            return;
+        }
         producer.phase = producer::Phase::CloseAsked;
         let handle = producer.handle();
         let request = self.requests.iter().find_map(|(request, pending)| {
@@ -741,7 +804,7 @@ impl Client {
             || self
                 .producers
                 .iter()
-                .any(|(_, producer)| producer.has_unplanned());
+                .any(|(_, producer)| producer.has_unsent());
         if !waits {
             // What was handed out counts, so the broker has to know of all of it.
             for handle in handles_of(&self.consumers) {
@@ -780,7 +843,7 @@ impl Client {
         while let Some(key) = self.news.pop_front() {
             if let Some(consumer) = self.consumers.get_mut(key.0) {
                 consumer.listed = false;
-                if consumer.phase == consumer::Phase::Open {
+                if consumer.phase == consumer::Phase::Open && consumer.is_attached() {
                     consumer.speak(&mut self.outbound, false);
                 }
             }

@@ -10,8 +10,23 @@
 //! ```
 //!
 //! A frame is encoded once, straight into the outbox, and stays there until it
-//! is answered. A position in the outbox is also the count of frame bytes since
-//! the producer was opened, which is how credit is granted.
+//! is answered. A position in the outbox is also the count of frame bytes that
+//! ever left or will, which is how credit is granted.
+//!
+//! A connection that is lost takes nothing along: once the producer is attached
+//! again it sends everything from `front` on once more, unchanged but for the
+//! handle, and the broker knows by the partition sequences what it has. A send
+//! that the broker could not take now is tried again in its place, before all
+//! that was sent later:
+//!
+//! ```text
+//!   Flowing --- refused for now ---> Draining --- all on their way answered --->
+//!     ^                              keeps what is refused        Pausing
+//!     '------- refused, then the rest, in their first order <---- waits a little
+//! ```
+//!
+//! A send that is given up where the broker may wait for its partition sequence
+//! leaves a frame behind that says so, and takes its turn.
 //!
 //! Invariants:
 //! - `front <= left <= planned <= end`, all but `left` at frame boundaries.
@@ -20,6 +35,10 @@
 //! - Every place of the window without outcome has its frame in the outbox. A
 //!   frame whose place already has one was given up by its deadline after it
 //!   had begun to leave; the broker's answer then only counts as late.
+//! - `front <= uncertain_to <= stamped_to`: the broker may have what lies before
+//!   the first, and partition sequences before the second cannot be changed.
+
+use core::time::Duration;
 
 use zerocopy::FromBytes;
 
@@ -28,8 +47,10 @@ use super::{Cause, ProtocolFault, SendError};
 use crate::completion::{CompletionWindow, Settled};
 use crate::error::Refusal;
 use crate::frame::control::{Batch, CompletionRun, Credit, ProducerOpened, WantCredit};
-use crate::frame::{MESSAGE_COVERED_FROM, MESSAGE_HEADER_SIZE, MessageHeader, checksum};
-use crate::frame::{encode, padded};
+use crate::frame::{
+    MESSAGE_COVERED_FROM, MESSAGE_HEADER_LENGTH, MESSAGE_HEADER_SIZE, MessageHeader, checksum,
+    encode, flags, padded,
+};
 use crate::id::{
     Epoch, Handle, Installation, MessageId, Offset, PartitionIndex, PartitionSequence, Position,
     ProducerId, Sequence,
@@ -126,6 +147,8 @@ pub struct Stored {
     pub append_time: Wall,
     /// How safe it is.
     pub durability: Durability,
+    /// The producer's incarnation when it was first sent, which is part of its id.
+    pub epoch: Epoch,
 }
 
 /// Why a send failed.
@@ -169,9 +192,32 @@ pub(super) enum Phase {
     Ended,
 }
 
+/// Whether frames leave as they come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flow {
+    /// They do.
+    Flowing,
+    /// The broker refused one for now: nothing more leaves until all that is on
+    /// its way is answered.
+    Draining,
+    /// Everything is answered: waits until then, if that is known yet.
+    Pausing(Option<Monotonic>),
+}
+
+/// The first pause before what was refused for now is tried again; each further
+/// one is twice as long, up to the longest.
+const PAUSE_MIN: Duration = Duration::from_millis(1);
+const PAUSE_MAX: Duration = Duration::from_millis(100);
+
 /// See the module.
 pub(super) struct Producer {
     pub(super) phase: Phase,
+    /// What it was opened with, to attach it again.
+    pub(super) request: Box<ProducerRequest>,
+    /// Whether the broker knows it on this connection.
+    attached: bool,
+    /// Whether the installation knows it.
+    is_known: bool,
     handle: Handle,
     id: ProducerId,
     epoch: Epoch,
@@ -191,6 +237,17 @@ pub(super) struct Producer {
     messages_answered: u64,
     credit_bytes: u64,
     credit_messages: u64,
+    /// Where it was attached last: the broker counts credit from there.
+    attached_bytes: u64,
+    attached_messages: u64,
+    /// Frames before this position have begun to leave on an earlier connection.
+    uncertain_to: u64,
+    /// The partition sequences of frames before this position are fixed.
+    stamped_to: u64,
+    flow: Flow,
+    pause: Duration,
+    /// Frames that the broker refused for now, in their order.
+    refused: Vec<u8>,
     /// The position for whose frame credit was asked.
     wanted: Option<u64>,
     /// Whether the last send was not taken for want of room.
@@ -202,23 +259,27 @@ pub(super) struct Producer {
 }
 
 impl Producer {
-    pub(super) fn new(request: &ProducerRequest, opened: &ProducerOpened) -> Self {
+    pub(super) fn new(request: Box<ProducerRequest>, opened: &ProducerOpened) -> Self {
         let window = opened
             .window
             .get()
             .min(request.messages_in_flight_max)
             .max(1);
+        let bytes_max = request.bytes_in_flight_max as usize;
         Self {
             phase: Phase::Open,
+            attached: true,
+            is_known: true,
             handle: Handle(opened.handle.get()),
             id: ProducerId(opened.producer.get()),
             epoch: Epoch(opened.epoch.get()),
             turn: RoundRobin::default(),
             partition_sequences: vec![0; opened.partitions.get() as usize],
             batch: request.batch,
+            request,
             messages_in_flight_max: u64::from(window),
             window: CompletionWindow::new(window, Sequence::FIRST),
-            outbox: ByteQueue::with_limit(request.bytes_in_flight_max as usize),
+            outbox: ByteQueue::with_limit(bytes_max),
             left: 0,
             planned: 0,
             messages: 0,
@@ -226,6 +287,13 @@ impl Producer {
             messages_answered: 0,
             credit_bytes: opened.bytes.get(),
             credit_messages: opened.messages.get(),
+            attached_bytes: 0,
+            attached_messages: 0,
+            uncertain_to: 0,
+            stamped_to: 0,
+            flow: Flow::Flowing,
+            pause: PAUSE_MIN,
+            refused: Vec::new(),
             wanted: None,
             is_held: false,
             in_line: false,
@@ -314,8 +382,9 @@ impl Producer {
             (1, size)
         };
         let unanswered = self.messages - self.messages_answered;
+        let waiting = self.outbox.len() + self.refused.len();
         self.window.len().max(unanswered) + messages <= messages_max
-            && (self.outbox.len() + bytes <= bytes_max || self.outbox.is_empty())
+            && (waiting + bytes <= bytes_max || waiting == 0)
     }
 
     #[cold]
@@ -340,6 +409,9 @@ impl Producer {
     /// frame of a group is planned whatever the share.
     #[inline]
     pub(super) fn plan(&mut self, share: usize) -> Option<Group> {
+        if !self.may_leave() {
+            return None;
+        }
         let (from, end) = (self.planned, self.outbox.end());
         let all = end - from;
         let (to, messages) = if self.batch.is_none()
@@ -397,7 +469,11 @@ impl Producer {
     /// for that frame before.
     #[inline]
     pub(super) fn want_credit(&mut self) -> Option<WantCredit> {
-        if !self.has_unplanned() || self.is_sendable() || self.wanted == Some(self.planned) {
+        if !self.may_leave()
+            || !self.has_unplanned()
+            || self.is_sendable()
+            || self.wanted == Some(self.planned)
+        {
             return None;
         }
         self.wanted = Some(self.planned);
@@ -408,16 +484,30 @@ impl Producer {
 
     /// Credit is absolute, and one granted is never taken back.
     pub(super) fn granted(&mut self, credit: &Credit) {
-        self.credit_bytes = self.credit_bytes.max(credit.bytes.get());
-        self.credit_messages = self.credit_messages.max(credit.messages.get());
+        let bytes = self.attached_bytes.saturating_add(credit.bytes.get());
+        let messages = self.attached_messages.saturating_add(credit.messages.get());
+        self.credit_bytes = self.credit_bytes.max(bytes);
+        self.credit_messages = self.credit_messages.max(messages);
+    }
+
+    /// Whether frames may leave at all, credit aside.
+    #[inline]
+    fn may_leave(&self) -> bool {
+        self.attached && self.flow == Flow::Flowing
     }
 
     /// Whether the next frame may be planned.
     #[inline]
     pub(super) fn is_sendable(&self) -> bool {
-        self.has_unplanned()
+        self.may_leave()
+            && self.has_unplanned()
             && self.messages_planned < self.credit_messages
             && self.planned + self.frame_size(self.planned) <= self.credit_bytes
+    }
+
+    /// Whether something has to leave before the broker has heard of every send.
+    pub(super) fn has_unsent(&self) -> bool {
+        self.has_unplanned() || !self.refused.is_empty()
     }
 
     #[inline]
@@ -430,6 +520,7 @@ impl Producer {
     #[inline]
     pub(super) fn join_line(&mut self) -> bool {
         let joins = !self.in_line
+            && self.may_leave()
             && self.has_unplanned()
             && (self.wanted != Some(self.planned) || self.is_sendable());
         self.in_line |= joins;
@@ -477,6 +568,8 @@ impl Producer {
         if run.count.get() == 0 {
             return Err(ProtocolFault::EmptyRun);
         }
+        let refusal = Refusal::from_code(run.refusal.get());
+        let for_now = refusal.is_some_and(Refusal::is_retryable);
         for index in 0..u64::from(run.count.get()) {
             let answered = Sequence(sequence.wrapping_add(index));
             let front = self.outbox.front();
@@ -486,6 +579,7 @@ impl Producer {
             }
             let header = self.header(front);
             let expected = Sequence(header.sequence.get());
+            let given_up = header.is_given_up();
             if answered != expected {
                 return Err(ProtocolFault::CompletionOutOfOrder {
                     sequence: answered,
@@ -507,39 +601,161 @@ impl Producer {
                             0 => Durability::Memory,
                             _ => Durability::Flushed,
                         },
+                        epoch: Epoch(header.epoch.get()),
                     })
                 }
-                code => Err(match Refusal::from_code(code) {
-                    Some(refusal) => Failure::Refused(refusal),
-                    None => Failure::RefusedWithCode(code),
-                }),
+                code => Err(refusal.map_or(Failure::RefusedWithCode(code), Failure::Refused)),
             };
-            self.settle(expected, outcome);
-            self.outbox.release(front + self.frame_size(front));
+            let end = front + self.frame_size(front);
+            if for_now {
+                self.keep_refused(front, end);
+            } else if !(given_up && refusal == Some(Refusal::GivenUp)) {
+                self.settle(expected, outcome);
+            }
+            self.outbox.release(end);
             self.messages_answered += 1;
+        }
+        if self.flow == Flow::Draining {
+            self.drained();
+        } else if !for_now {
+            self.pause = PAUSE_MIN;
         }
         Ok(())
     }
 
-    /// Whether some deadline may have passed.
+    /// Keeps a frame that the broker refused for now. Cold.
+    #[cold]
+    fn keep_refused(&mut self, from: u64, to: u64) {
+        self.refused.extend_from_slice(self.outbox.range(from, to));
+        if self.flow == Flow::Flowing {
+            self.flow = Flow::Draining;
+        }
+    }
+
+    /// Begins the pause, if everything on its way is answered.
+    fn drained(&mut self) {
+        if self.messages_answered == self.messages_planned {
+            self.flow = Flow::Pausing(None);
+        }
+    }
+
+    /// Puts what was refused for now before what was not sent yet, and lets both
+    /// leave. Nothing is on its way.
+    #[cold]
+    fn try_again(&mut self) {
+        self.flow = Flow::Flowing;
+        let refused = core::mem::take(&mut self.refused);
+        let rest = self.outbox.range(self.planned, self.outbox.end()).to_vec();
+        self.outbox.truncate(self.planned);
+        let size = refused.len() as u64;
+        let kept = self.outbox.push(&refused) && self.outbox.push(&rest);
+        debug_assert!(kept, "both were in the outbox before");
+        let (mut at, end) = (self.planned, self.planned + size);
+        while at < end {
+            at += self.frame_size(at);
+            self.messages += 1;
+        }
+        if self.uncertain_to > self.planned {
+            self.uncertain_to += size;
+        }
+        self.stamped_to = if self.stamped_to > self.planned {
+            self.stamped_to + size
+        } else {
+            end
+        };
+        self.wanted = None;
+    }
+
+    /// Whether some deadline may have passed, or a pause be over.
     #[inline]
     pub(super) fn earliest_deadline(&self) -> Monotonic {
-        self.window.next_deadline()
+        match self.flow {
+            Flow::Pausing(None) => Monotonic(0),
+            Flow::Pausing(Some(until)) => until.min(self.window.next_deadline()),
+            _ => self.window.next_deadline(),
+        }
     }
 
     /// Fails every send whose deadline has passed, in its place. What waits
     /// behind the plan is withdrawn; the caller has taken back of the plan what
     /// it could. Cold.
     pub(super) fn expire(&mut self, now: Monotonic) {
+        match self.flow {
+            Flow::Pausing(None) => {
+                self.flow = Flow::Pausing(Some(now.after(self.pause)));
+                self.pause = (2 * self.pause).min(PAUSE_MAX);
+            }
+            Flow::Pausing(Some(until)) if until <= now => self.try_again(),
+            _ => {}
+        }
+        self.give_up(now);
         self.withdraw(now);
         self.window
             .expire(now, |_send| Err(Failure::Unknown(Cause::DeadlinePassed)));
     }
 
-    /// Takes every overdue frame out of the line, and stamps what follows to the
-    /// same partition anew: partition sequences are dense, whoever gives up.
-    fn withdraw(&mut self, now: Monotonic) {
+    /// Fails overdue sends whose partition sequence the broker may wait for: what
+    /// stays of each is a header that says so.
+    fn give_up(&mut self, now: Monotonic) {
+        let mut at = 0;
+        while at < self.refused.len() {
+            let (size, sequence) = frame_at(&self.refused[at..]);
+            if self.window.is_overdue(sequence, now) {
+                self.settle(sequence, Err(Failure::NotStored(Cause::DeadlinePassed)));
+            }
+            let size = if self.window.has_outcome(sequence) {
+                let kept = empty(&mut self.refused[at..at + size]);
+                self.refused.drain(at + kept..at + size);
+                kept
+            } else {
+                size
+            };
+            at += size;
+        }
+        if self.planned >= self.stamped_to {
+            return;
+        }
         let (mut from, mut to, end) = (self.planned, self.planned, self.outbox.end());
+        let (uncertain_to, stamped_to) = (self.uncertain_to, self.stamped_to);
+        while from < end {
+            let size = self.frame_size(from);
+            let sequence = Sequence(self.header(from).sequence.get());
+            if from < stamped_to && self.window.is_overdue(sequence, now) {
+                let cause = Cause::DeadlinePassed;
+                self.settle(
+                    sequence,
+                    Err(if from < uncertain_to {
+                        Failure::Unknown(cause)
+                    } else {
+                        Failure::NotStored(cause)
+                    }),
+                );
+            }
+            let kept = if from < stamped_to && self.window.has_outcome(sequence) {
+                empty(self.outbox.range_mut(from, from + size)) as u64
+            } else {
+                size
+            };
+            self.outbox.copy_down(from, to, kept);
+            from += size;
+            to += kept;
+            if from <= uncertain_to {
+                self.uncertain_to = to;
+            }
+            if from <= stamped_to {
+                self.stamped_to = to;
+            }
+        }
+        self.outbox.truncate(to);
+        self.wanted = None;
+    }
+
+    /// Takes every overdue frame out of the line that was never sent, and stamps
+    /// what follows to the same partition anew: partition sequences are dense,
+    /// whoever gives up.
+    fn withdraw(&mut self, now: Monotonic) {
+        let first = self.planned.max(self.stamped_to);
+        let (mut from, mut to, end) = (first, first, self.outbox.end());
         let mut withdrawn: Vec<u64> = Vec::new();
         while from < end {
             let size = self.frame_size(from);
@@ -555,13 +771,7 @@ impl Producer {
                 self.messages -= 1;
                 self.settle(sequence, Err(Failure::NotStored(Cause::DeadlinePassed)));
             } else {
-                let length = usize::try_from(size).expect("a frame lies in memory");
-                if from != to {
-                    let distance = usize::try_from(from - to).expect("a queue lies in memory");
-                    self.outbox
-                        .range_mut(to, from + size)
-                        .copy_within(distance..distance + length, 0);
-                }
+                self.outbox.copy_down(from, to, size);
                 match withdrawn.get(partition) {
                     None | Some(0) => {}
                     Some(less) => restamp(
@@ -580,26 +790,97 @@ impl Producer {
         }
     }
 
-    /// The link is gone: every send without an outcome fails in its place.
-    pub(super) fn lost(&mut self, cause: Cause) {
-        let unsent = self.frame_boundary(self.left);
-        // What begins behind this never began to leave.
-        let first_unsent = if unsent < self.outbox.end() {
-            Sequence(self.header(unsent).sequence.get())
-        } else {
-            self.window.next_sequence()
-        };
+    /// The connection is gone: everything without an answer waits to be sent again.
+    pub(super) fn detached(&mut self) {
+        let begun = self.frame_boundary(self.left);
+        self.uncertain_to = self.uncertain_to.max(begun);
+        self.stamped_to = self.stamped_to.max(self.uncertain_to);
+        self.attached = false;
+        self.in_line = false;
+        self.wanted = None;
+        (self.left, self.planned) = (self.outbox.front(), self.outbox.front());
+        self.messages_planned = self.messages_answered;
+        if self.flow == Flow::Draining {
+            // What was on its way comes behind what was refused before it.
+            self.flow = Flow::Pausing(None);
+        }
+    }
+
+    /// The broker knows the producer again, in a new incarnation.
+    pub(super) fn attached(&mut self, opened: &ProducerOpened) {
+        self.attached = true;
+        self.handle = Handle(opened.handle.get());
+        self.epoch = Epoch(opened.epoch.get());
+        (self.attached_bytes, self.attached_messages) = (self.planned, self.messages_planned);
+        self.credit_bytes = self.attached_bytes.saturating_add(opened.bytes.get());
+        self.credit_messages = self.attached_messages.saturating_add(opened.messages.get());
+        let (mut at, end) = (self.planned, self.outbox.end());
+        while at < end {
+            let size = self.frame_size(at);
+            readdress(self.outbox.range_mut(at, at + size), self.handle);
+            at += size;
+        }
+        let mut at = 0;
+        while at < self.refused.len() {
+            let (size, _) = frame_at(&self.refused[at..]);
+            readdress(&mut self.refused[at..at + size], self.handle);
+            at += size;
+        }
+    }
+
+    /// The broker of this connection never heard of the producer, and knows it as
+    /// another one now, without anything outstanding.
+    pub(super) fn renewed(&mut self, opened: &ProducerOpened) {
+        debug_assert!(self.outbox.is_empty());
+        self.is_known = true;
+        self.id = ProducerId(opened.producer.get());
+        self.partition_sequences = vec![0; opened.partitions.get() as usize];
+        self.attached(opened);
+    }
+
+    /// Everything that is outstanding fails in its place: nobody will ever answer.
+    pub(super) fn abandon(&mut self, cause: Cause) {
+        // A frame before this position may be in the broker.
+        let begun = self.frame_boundary(self.left).max(self.uncertain_to);
+        let mut unsent: Vec<Sequence> = Vec::new();
+        let mut at = begun.min(self.outbox.end());
+        while at < self.outbox.end() {
+            unsent.push(Sequence(self.header(at).sequence.get()));
+            at += self.frame_size(at);
+        }
+        let mut at = 0;
+        while at < self.refused.len() {
+            let (size, sequence) = frame_at(&self.refused[at..]);
+            unsent.push(sequence);
+            at += size;
+        }
+        unsent.sort_unstable();
         self.window.fail_all(|send| {
-            Err(if send.sequence < first_unsent {
-                Failure::Unknown(cause)
-            } else {
+            Err(if unsent.binary_search(&send.sequence).is_ok() {
                 Failure::NotStored(cause)
+            } else {
+                Failure::Unknown(cause)
             })
         });
-        self.phase = Phase::Ended;
         self.in_line = false;
+        self.refused = Vec::new();
+        self.flow = Flow::Flowing;
+        self.outbox.clear();
+        let end = self.outbox.end();
+        (self.left, self.planned) = (end, end);
+        (self.uncertain_to, self.stamped_to) = (end, end);
+        self.messages_answered = self.messages;
+        self.messages_planned = self.messages;
+    }
+
+    /// It is over: every send without an outcome fails in its place.
+    pub(super) fn lost(&mut self, cause: Cause) {
+        self.abandon(cause);
+        self.attached = false;
+        self.phase = Phase::Ended;
         self.outbox = ByteQueue::default();
         (self.left, self.planned) = (0, 0);
+        (self.uncertain_to, self.stamped_to) = (0, 0);
     }
 
     /// The next outcome in order.
@@ -638,7 +919,30 @@ impl Producer {
 
     /// Whether the broker has answered every frame.
     pub(super) fn is_answered(&self) -> bool {
-        self.outbox.is_empty()
+        self.outbox.is_empty() && self.refused.is_empty()
+    }
+
+    /// Whether the broker knows it on this connection.
+    pub(super) fn is_attached(&self) -> bool {
+        self.attached
+    }
+
+    pub(super) fn id(&self) -> ProducerId {
+        self.id
+    }
+
+    /// Who it is at the broker, if that one knows it.
+    pub(super) fn known(&self) -> Option<ProducerId> {
+        self.is_known.then_some(self.id)
+    }
+
+    /// The broker does not know it.
+    pub(super) fn forgotten(&mut self) {
+        self.is_known = false;
+    }
+
+    pub(super) fn epoch(&self) -> Epoch {
+        self.epoch
     }
 
     pub(super) fn handle(&self) -> Handle {
@@ -679,6 +983,34 @@ impl Producer {
     fn frame_size(&self, position: u64) -> u64 {
         padded(self.header(position).length.get() as usize) as u64
     }
+}
+
+/// The padded size and the sequence of the frame at the front of `bytes`, which
+/// this side encoded.
+fn frame_at(bytes: &[u8]) -> (usize, Sequence) {
+    let (header, _) =
+        MessageHeader::ref_from_prefix(bytes).expect("the caller passes whole frames");
+    let size = padded(header.length.get() as usize);
+    (size, Sequence(header.sequence.get()))
+}
+
+/// Gives a frame the producer's handle on another link, which no checksum covers.
+fn readdress(frame: &mut [u8], handle: Handle) {
+    let (header, _) = MessageHeader::mut_from_prefix(frame).expect("the caller passes a frame");
+    header.handle.set(handle.0);
+}
+
+/// Makes of a frame one that stands for a send that was given up; its size.
+fn empty(frame: &mut [u8]) -> usize {
+    let (header, _) = MessageHeader::mut_from_prefix(frame).expect("the caller passes a frame");
+    header.length.set(MESSAGE_HEADER_LENGTH);
+    header.flags.set(flags::GIVEN_UP);
+    header.key_hash.set(0);
+    header.property_length.set(0);
+    let checksum = checksum::message(&frame[..MESSAGE_HEADER_SIZE]);
+    let (header, _) = MessageHeader::mut_from_prefix(frame).expect("the caller passes a frame");
+    header.checksum.set(checksum);
+    MESSAGE_HEADER_SIZE
 }
 
 /// Gives a frame that has not left another partition sequence.

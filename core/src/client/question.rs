@@ -1,11 +1,12 @@
 //! What the client asks: requests as frames.
 
-use super::consumer::Start;
+use super::consumer::{ConsumerRequest, Start};
 use super::length;
 use super::outbound::Outbound;
+use super::producer::ProducerRequest;
 use super::request::Pending;
 use crate::frame::control;
-use crate::id::RequestId;
+use crate::id::{ProducerId, RequestId};
 use crate::name::Destination;
 
 /// Queues the question of a request; false if the backlog is too long.
@@ -23,44 +24,10 @@ pub(super) fn ask(
             lookup(outbound, session, subject, &wanted.destination)
         }
         Pending::OpenProducer(wanted) => {
-            let fields = control::OpenProducer {
-                session: session.into(),
-                destination: wanted.destination.kind as u8,
-                access: 0,
-                destination_length: length(&wanted.destination.name).into(),
-                partitions: wanted.partitions.into(),
-                name_length: length(&wanted.name).into(),
-                options: u16::from(wanted.retain.is_some()).into(),
-                retain: wanted.retain.unwrap_or(0).into(),
-                ..control::OpenProducer::default()
-            };
-            let tail = [wanted.destination.name.as_bytes(), wanted.name.as_bytes()];
-            outbound.control(subject, &fields, &tail)
+            open_producer(outbound, session, subject, wanted, wanted.partitions, None)
         }
         Pending::OpenConsumer(wanted) => {
-            let (start, offset) = match wanted.start {
-                Start::Earliest => (0, 0),
-                Start::Latest => (1, 0),
-                Start::Offset(offset) => (2, offset.0),
-            };
-            let fields = control::OpenConsumer {
-                session: session.into(),
-                destination: wanted.destination.kind as u8,
-                start,
-                destination_length: length(&wanted.destination.name).into(),
-                offset: offset.into(),
-                subscription_length: length(&wanted.subscription).into(),
-                name_length: length(&wanted.name).into(),
-                messages: u64::from(wanted.messages_max.max(1)).into(),
-                bytes: u64::from(wanted.bytes_max.max(1)).into(),
-                ..control::OpenConsumer::default()
-            };
-            let tail = [
-                wanted.destination.name.as_bytes(),
-                wanted.subscription.as_bytes(),
-                wanted.name.as_bytes(),
-            ];
-            outbound.control(subject, &fields, &tail)
+            open_consumer(outbound, session, subject, wanted, wanted.start)
         }
         Pending::Stats(_) => outbound.control(subject, &control::AskStats::default(), &[]),
         Pending::Ping { asked } => {
@@ -70,8 +37,68 @@ pub(super) fn ask(
             outbound.control(subject, &fields, &[])
         }
         // These are asked for by who notes them.
-        Pending::OpenSession | Pending::CloseProducer(_) | Pending::CloseConsumer(_) => true,
+        Pending::OpenSession
+        | Pending::AttachProducer(_)
+        | Pending::AttachConsumer(_)
+        | Pending::CloseProducer(_)
+        | Pending::CloseConsumer(_) => true,
     }
+}
+
+/// Asks for a producer: for the one that the installation knows, or for a new one.
+pub(super) fn open_producer(
+    outbound: &mut Outbound,
+    session: u32,
+    subject: u32,
+    wanted: &ProducerRequest,
+    partitions: u32,
+    known: Option<ProducerId>,
+) -> bool {
+    let fields = control::OpenProducer {
+        session: session.into(),
+        destination: wanted.destination.kind as u8,
+        access: 0,
+        destination_length: length(&wanted.destination.name).into(),
+        partitions: partitions.into(),
+        name_length: length(&wanted.name).into(),
+        options: u16::from(wanted.retain.is_some()).into(),
+        retain: wanted.retain.unwrap_or(0).into(),
+        producer: known.map_or(0, |id| id.0).into(),
+    };
+    let tail = [wanted.destination.name.as_bytes(), wanted.name.as_bytes()];
+    outbound.control(subject, &fields, &tail)
+}
+
+pub(super) fn open_consumer(
+    outbound: &mut Outbound,
+    session: u32,
+    subject: u32,
+    wanted: &ConsumerRequest,
+    start: Start,
+) -> bool {
+    let (start, offset) = match start {
+        Start::Earliest => (0, 0),
+        Start::Latest => (1, 0),
+        Start::Offset(offset) => (2, offset.0),
+    };
+    let fields = control::OpenConsumer {
+        session: session.into(),
+        destination: wanted.destination.kind as u8,
+        start,
+        destination_length: length(&wanted.destination.name).into(),
+        offset: offset.into(),
+        subscription_length: length(&wanted.subscription).into(),
+        name_length: length(&wanted.name).into(),
+        messages: u64::from(wanted.messages_max.max(1)).into(),
+        bytes: u64::from(wanted.bytes_max.max(1)).into(),
+        ..control::OpenConsumer::default()
+    };
+    let tail = [
+        wanted.destination.name.as_bytes(),
+        wanted.subscription.as_bytes(),
+        wanted.name.as_bytes(),
+    ];
+    outbound.control(subject, &fields, &tail)
 }
 
 pub(super) fn lookup(

@@ -152,6 +152,15 @@ impl ByteQueue {
         &self.pages.as_bytes()[self.index(from)..self.index(to)]
     }
 
+    /// Moves `size` bytes from `from` down to `to`.
+    pub(super) fn copy_down(&mut self, from: u64, to: u64, size: u64) {
+        if from != to && size > 0 {
+            let source = self.index(from)..self.index(from + size);
+            let target = self.index(to);
+            self.pages.as_mut_bytes().copy_within(source, target);
+        }
+    }
+
     /// As [`ByteQueue::range`], to be changed in place.
     pub(super) fn range_mut(&mut self, from: u64, to: u64) -> &mut [u8] {
         let (from, to) = (self.index(from), self.index(to));

@@ -31,6 +31,10 @@ pub(super) enum Pending {
     OpenProducer(Box<ProducerRequest>),
     /// A consumer.
     OpenConsumer(Box<ConsumerRequest>),
+    /// A producer that was open on an earlier connection.
+    AttachProducer(ProducerKey),
+    /// A consumer that was open on an earlier connection.
+    AttachConsumer(ConsumerKey),
     /// A producer's end.
     CloseProducer(ProducerKey),
     /// A consumer's end.
@@ -62,10 +66,15 @@ impl Requests {
         self.pending.len()
     }
 
+    /// Names a request that is answered at once.
+    pub(super) fn name(&mut self) -> RequestId {
+        self.last = self.last.wrapping_add(1).max(1);
+        RequestId(self.last)
+    }
+
     /// Notes a request and names it.
     pub(super) fn add(&mut self, pending: Pending) -> RequestId {
-        self.last = self.last.wrapping_add(1).max(1);
-        let request = RequestId(self.last);
+        let request = self.name();
         self.pending.push_back((request, pending));
         request
     }
@@ -89,6 +98,20 @@ impl Requests {
         self.pending
             .iter()
             .map(|(request, pending)| (*request, pending))
+    }
+
+    /// Takes those for which `is_over` says so.
+    pub(super) fn take_if(
+        &mut self,
+        mut is_over: impl FnMut(&mut Pending) -> bool,
+    ) -> Vec<(RequestId, Pending)> {
+        let (over, kept) = core::mem::take(&mut self.pending)
+            .into_iter()
+            .map(|(request, mut pending)| (is_over(&mut pending), request, pending))
+            .partition::<Vec<_>, _>(|(over, ..)| *over);
+        let without = |(_, request, pending)| (request, pending);
+        self.pending = kept.into_iter().map(without).collect();
+        over.into_iter().map(without).collect()
     }
 
     pub(super) fn clear(&mut self) {

@@ -179,7 +179,7 @@ pub struct MessageHeader {
 }
 
 #[allow(clippy::cast_possible_truncation, reason = "112 fits any integer")]
-const MESSAGE_HEADER_LENGTH: u32 = MESSAGE_HEADER_SIZE as u32;
+pub(crate) const MESSAGE_HEADER_LENGTH: u32 = MESSAGE_HEADER_SIZE as u32;
 
 const _: () = assert!(size_of::<Prefix>() == PREFIX_SIZE);
 const _: () = assert!(size_of::<MessageHeader>() == MESSAGE_HEADER_SIZE);

@@ -3,6 +3,7 @@
 
 mod hostile;
 mod pair;
+mod resume;
 
 use core::time::Duration;
 
@@ -350,7 +351,8 @@ fn a_send_leaves_with_its_stamps_and_its_completion_names_its_place() {
                 offset: Offset(10)
             },
             append_time: Wall(77),
-            durability: Durability::Memory
+            durability: Durability::Memory,
+            epoch: Epoch(1)
         })
     );
     let id = script

@@ -1,0 +1,558 @@
+//! A connection is lost and another one found.
+
+use super::*;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A client that looks for another connection when it loses one.
+fn patient() -> Script {
+    let mut script = Script::open();
+    script.client.config.reconnect_for = PATIENCE;
+    script.client.link = 41;
+    script
+}
+
+impl Script {
+    fn lose(&mut self) {
+        self.said();
+        self.stream.clear();
+        self.client.closed();
+        self.client.expire(self.now.monotonic);
+    }
+
+    /// Another connection, up to the session; what the client says next.
+    fn reconnect(&mut self, welcome: &control::Welcome) -> Vec<Said> {
+        assert_eq!(self.client.wants_connection(), Some(Monotonic(0)));
+        self.client.connected(self.now.monotonic);
+        let said = self.said();
+        assert_eq!(said.len(), 1, "nothing but the hello leaves");
+        let (_, hello) = said[0].fields::<control::Hello>();
+        assert_eq!(hello.link.get(), 41, "the link that it takes the place of");
+        self.say(0, welcome, &[]);
+        let said = self.said();
+        let (request, _) = said[0].fields::<control::OpenSession>();
+        let opened = control::SessionOpened {
+            session: 8.into(),
+            ..control::SessionOpened::default()
+        };
+        self.say(request, &opened, &[]);
+        self.said()
+    }
+
+    fn events(&mut self) -> Vec<Event> {
+        core::iter::from_fn(|| self.client.poll_event()).collect()
+    }
+}
+
+fn again(handle: u32, partitions: u32) -> control::ProducerOpened {
+    control::ProducerOpened {
+        epoch: 2.into(),
+        ..opened(handle, partitions)
+    }
+}
+
+fn refused(sequence: u64, refusal: Refusal) -> CompletionRun {
+    CompletionRun {
+        refusal: refusal.code().into(),
+        append_time: 0.into(),
+        ..run(sequence, 1, 0)
+    }
+}
+
+/// Partition sequence, epoch, handle and whether it was given up.
+fn stamps(said: &[Said]) -> Vec<(u64, u32, u32, bool)> {
+    messages(said)
+        .iter()
+        .map(|header| {
+            (
+                header.partition_sequence.get(),
+                header.epoch.get(),
+                header.handle.get(),
+                header.is_given_up(),
+            )
+        })
+        .collect()
+}
+
+#[test]
+fn what_had_no_answer_is_sent_again_in_order_and_unchanged_but_for_the_handle() {
+    let mut script = patient();
+    let producer = script.producer(ProducerRequest::new(queue("q")), &opened(100, 1));
+    for body in [b"1", b"2", b"3"] {
+        script.send(producer, body).unwrap();
+    }
+    let first = messages(&script.said());
+    script.complete(100, &[run(1, 1, 0)]);
+    script.lose();
+    assert_eq!(script.client.end(), None);
+    // What comes in between is taken, and waits.
+    script.send(producer, b"4").unwrap();
+    assert!(script.said().is_empty());
+
+    let said = script.reconnect(&welcome());
+    let (request, open) = said[0].fields::<control::OpenProducer>();
+    assert_eq!((open.producer.get(), open.session.get()), (42, 8));
+    script.say(request, &again(200, 1), &[]);
+    let second = messages(&script.said());
+    let same = |header: &MessageHeader| MessageHeader {
+        handle: 200.into(),
+        ..*header
+    };
+    assert_eq!(second[..2], [same(&first[1]), same(&first[2])]);
+    assert_eq!(second[2].partition_sequence.get(), 4);
+    assert_eq!(second[2].epoch.get(), 1, "as it was when it was sent");
+    script.send(producer, b"5").unwrap();
+    assert_eq!(stamps(&script.said()), [(5, 2, 200, false)]);
+
+    script.complete(200, &[run(2, 4, 1)]);
+    let epochs: Vec<_> = core::iter::from_fn(|| script.client.poll_completion(producer))
+        .map(|completion| completion.result.unwrap())
+        .map(|stored| (stored.position.offset.0, stored.epoch.0))
+        .collect();
+    assert_eq!(epochs, [(0, 1), (1, 1), (2, 1), (3, 1), (4, 2)]);
+    assert_eq!(script.client.counters().reconnects, 1);
+    let events = script.events();
+    assert_eq!(events[0], Event::Disconnected);
+    assert!(matches!(events[2], Event::ProducerResumed { epoch, .. } if epoch == Epoch(2)));
+}
+
+#[test]
+fn credit_counts_anew_from_where_the_producer_attached() {
+    let mut script = patient();
+    let producer = script.producer(ProducerRequest::new(queue("q")), &opened(100, 1));
+    for _ in 0..5 {
+        script.send(producer, &[7; 8]).unwrap();
+    }
+    script.said();
+    script.complete(100, &[run(1, 2, 0)]);
+    script.lose();
+    let said = script.reconnect(&welcome());
+    let (request, _) = said[0].fields::<control::OpenProducer>();
+    let scarce = control::ProducerOpened {
+        bytes: 240.into(),
+        messages: 2.into(),
+        ..again(200, 1)
+    };
+    script.say(request, &scarce, &[]);
+    let said = script.said();
+    assert_eq!(stamps(&said), [(3, 1, 200, false), (4, 1, 200, false)]);
+    let credit = control::Credit {
+        bytes: 360.into(),
+        messages: 3.into(),
+    };
+    script.say(200, &credit, &[]);
+    assert_eq!(stamps(&script.said()), [(5, 1, 200, false)]);
+}
+
+#[test]
+fn a_deadline_that_passes_meanwhile_fails_the_send_in_its_place_and_gives_its_turn_up() {
+    let mut script = patient();
+    let producer = script.producer(ProducerRequest::new(queue("q")), &opened(100, 1));
+    script.send_by(producer, b"left", Route::Turn, 1).unwrap();
+    script
+        .send_by(producer, b"left too", Route::Turn, 9)
+        .unwrap();
+    script.said();
+    script.lose();
+    script
+        .send_by(producer, b"never left", Route::Turn, 1)
+        .unwrap();
+    script.send_by(producer, b"last", Route::Turn, 9).unwrap();
+    script.advance(2);
+    let said = script.reconnect(&welcome());
+    let (request, _) = said[0].fields::<control::OpenProducer>();
+    script.say(request, &again(200, 1), &[]);
+    // The broker may have the first, so its turn is given up; what never left
+    // leaves no gap behind.
+    assert_eq!(
+        stamps(&script.said()),
+        [(1, 1, 200, true), (2, 1, 200, false), (3, 1, 200, false)]
+    );
+    script.complete(
+        200,
+        &[refused(1, Refusal::GivenUp), run(2, 1, 0), run(4, 1, 1)],
+    );
+    assert_eq!(
+        script.results(producer),
+        [
+            (1, Err(Failure::Unknown(Cause::DeadlinePassed))),
+            (2, Ok(0)),
+            (3, Err(Failure::NotStored(Cause::DeadlinePassed))),
+            (4, Ok(1)),
+        ]
+    );
+    assert_eq!(script.client.counters().late_completions, 0);
+}
+
+#[test]
+fn a_frame_that_had_left_in_part_is_sent_whole_again() {
+    for part in 1..240 {
+        let mut script = patient();
+        let producer = script.producer(ProducerRequest::new(queue("q")), &opened(100, 1));
+        script.send(producer, b"1").unwrap();
+        script.send(producer, b"2").unwrap();
+        let size = script.client.pieces().size();
+        assert_eq!(size, 240);
+        script.client.sent(part);
+        script.client.closed();
+        script.client.expire(script.now.monotonic);
+        let said = script.reconnect(&welcome());
+        let (request, _) = said[0].fields::<control::OpenProducer>();
+        script.say(request, &again(200, 1), &[]);
+        assert_eq!(
+            stamps(&script.said()),
+            [(1, 1, 200, false), (2, 1, 200, false)]
+        );
+    }
+}
+
+#[test]
+fn another_installation_leaves_what_had_left_unknown_and_takes_what_comes_next() {
+    let mut script = patient();
+    let producer = script.producer(ProducerRequest::new(queue("q")), &opened(100, 1));
+    script.send(producer, b"left").unwrap();
+    script.said();
+    script.lose();
+    script.send(producer, b"waits").unwrap();
+    let elsewhere = control::Welcome {
+        installation: 0xbeef.into(),
+        ..welcome()
+    };
+    let said = script.reconnect(&elsewhere);
+    let (request, open) = said[0].fields::<control::OpenProducer>();
+    assert_eq!((open.producer.get(), open.partitions.get()), (0, 1));
+    assert_eq!(
+        script.results(producer),
+        [
+            (1, Err(Failure::Unknown(Cause::OtherInstallation))),
+            (2, Err(Failure::NotStored(Cause::OtherInstallation))),
+        ]
+    );
+    let new = control::ProducerOpened {
+        producer: 7.into(),
+        ..opened(200, 1)
+    };
+    script.say(request, &new, &[]);
+    let sequence = script.send(producer, b"new").unwrap();
+    assert_eq!(sequence, Sequence(3));
+    assert_eq!(stamps(&script.said()), [(1, 1, 200, false)]);
+    let id = script.client.message_id(producer, sequence).unwrap();
+    assert_eq!(
+        (id.installation, id.producer),
+        (Installation(0xbeef), ProducerId(7))
+    );
+    script.complete(200, &[run(3, 1, 0)]);
+    assert_eq!(script.results(producer), [(3, Ok(0))]);
+}
+
+#[test]
+fn a_producer_that_is_fenced_is_closed_and_the_others_go_on() {
+    let mut script = patient();
+    let lost = script.producer(ProducerRequest::new(queue("q")), &opened(100, 1));
+    let kept = script.producer(
+        ProducerRequest::new(queue("p")),
+        &control::ProducerOpened {
+            producer: 43.into(),
+            ..opened(101, 1)
+        },
+    );
+    script.send(lost, b"1").unwrap();
+    script.send(kept, b"1").unwrap();
+    script.said();
+    script.lose();
+    let said = script.reconnect(&welcome());
+    for said in said {
+        let (request, open) = said.fields::<control::OpenProducer>();
+        if open.producer.get() == 42 {
+            let refused = control::Refused {
+                refusal: Refusal::Fenced.code().into(),
+                ..control::Refused::default()
+            };
+            script.say(request, &refused, &[]);
+        } else {
+            let opened = control::ProducerOpened {
+                producer: 43.into(),
+                ..again(201, 1)
+            };
+            script.say(request, &opened, &[]);
+        }
+    }
+    assert_eq!(stamps(&script.said()), [(1, 1, 201, false)]);
+    assert_eq!(
+        script.results(lost),
+        [(1, Err(Failure::Unknown(Cause::Fenced)))]
+    );
+    assert_eq!(script.send(lost, b"2"), Err(SendError::Closed));
+    let lost_ones = script
+        .events()
+        .into_iter()
+        .filter(|event| matches!(event, Event::ProducerLost { producer, .. } if *producer == lost))
+        .count();
+    assert_eq!(lost_ones, 1);
+}
+
+#[test]
+fn what_is_refused_for_now_is_tried_again_before_what_came_later() {
+    let mut script = Script::open();
+    let producer = script.producer(ProducerRequest::new(queue("q")), &opened(100, 1));
+    for body in [b"1", b"2", b"3"] {
+        script.send(producer, body).unwrap();
+    }
+    script.said();
+    script.complete(100, &[run(1, 1, 0), refused(2, Refusal::OutOfMemory)]);
+    script.send(producer, b"4").unwrap();
+    assert!(
+        script.said().is_empty(),
+        "nothing leaves before all is answered"
+    );
+    script.complete(100, &[refused(3, Refusal::OutOfOrder)]);
+    assert_eq!(script.results(producer), [(1, Ok(0))]);
+
+    // A pause, then all of it in its first order.
+    assert_eq!(script.client.next_deadline(), Monotonic(0));
+    script.client.expire(script.now.monotonic);
+    assert!(script.said().is_empty());
+    let until = script.client.next_deadline();
+    assert_eq!(until, script.now.monotonic.after(Duration::from_millis(1)));
+    script.client.expire(until);
+    assert_eq!(
+        stamps(&script.said()),
+        [(2, 1, 100, false), (3, 1, 100, false), (4, 1, 100, false)]
+    );
+    script.complete(100, &[run(2, 3, 1)]);
+    assert_eq!(
+        script.results(producer),
+        [(2, Ok(1)), (3, Ok(2)), (4, Ok(3))]
+    );
+}
+
+#[test]
+fn what_is_refused_for_now_past_its_deadline_is_not_stored_and_its_turn_given_up() {
+    let mut script = Script::open();
+    let producer = script.producer(ProducerRequest::new(queue("q")), &opened(100, 1));
+    script.send_by(producer, b"1", Route::Turn, 1).unwrap();
+    script.send_by(producer, b"2", Route::Turn, 9).unwrap();
+    script.said();
+    let out_of_memory = refused(1, Refusal::OutOfMemory);
+    script.complete(100, &[out_of_memory, refused(2, Refusal::OutOfOrder)]);
+    script.advance(0);
+    script.advance(2);
+    script.advance(0);
+    assert_eq!(
+        stamps(&script.said()),
+        [(1, 1, 100, true), (2, 1, 100, false)]
+    );
+    script.complete(100, &[refused(1, Refusal::GivenUp), run(2, 1, 0)]);
+    assert_eq!(
+        script.results(producer),
+        [
+            (1, Err(Failure::NotStored(Cause::DeadlinePassed))),
+            (2, Ok(0))
+        ]
+    );
+}
+
+#[test]
+fn a_connection_lost_while_something_is_refused_for_now_keeps_the_order() {
+    let mut script = patient();
+    let producer = script.producer(ProducerRequest::new(queue("q")), &opened(100, 1));
+    for body in [b"1", b"2", b"3"] {
+        script.send(producer, body).unwrap();
+    }
+    script.said();
+    script.complete(100, &[refused(1, Refusal::OutOfMemory)]);
+    script.lose();
+    script.send(producer, b"4").unwrap();
+    let said = script.reconnect(&welcome());
+    let (request, _) = said[0].fields::<control::OpenProducer>();
+    script.say(request, &again(200, 1), &[]);
+    script.advance(0);
+    script.advance(1);
+    assert_eq!(
+        stamps(&script.said()),
+        [
+            (1, 1, 200, false),
+            (2, 1, 200, false),
+            (3, 1, 200, false),
+            (4, 1, 200, false)
+        ]
+    );
+}
+
+#[test]
+fn a_consumer_opens_again_and_is_not_handed_what_it_settled_before() {
+    let mut script = patient();
+    let consumer = script.consumer(ConsumerRequest::new(queue("q")), 300, 1);
+    script.deliver(300, 0, 0, &[b"a", b"b", b"c"]);
+    let position = script.client.poll_message(consumer).unwrap().position();
+    script.client.acknowledge(consumer, position).unwrap();
+    let token = script.client.confirm(consumer).unwrap().unwrap();
+    assert_eq!(script.client.poll_message(consumer).unwrap().body(), b"b");
+    script.lose();
+    // The message handed out last stays readable, the prefetch is gone.
+    assert!(!script.client.has_message(consumer));
+    assert_eq!(script.client.confirm(consumer), Err(AckError::Disconnected));
+    let lost = Event::Acknowledged {
+        consumer,
+        confirm: token,
+        refusal: Some(Refusal::NotOpen.code()),
+    };
+    assert!(script.events().contains(&lost));
+
+    let said = script.reconnect(&welcome());
+    let (request, _) = said[0].fields::<control::OpenConsumer>();
+    let fields = control::ConsumerOpened {
+        handle: 301.into(),
+        partitions: 1.into(),
+    };
+    script.say(request, &fields, &[&3u64.to_le_bytes()]);
+    for (offset, body) in [b"a", b"b", b"c"].into_iter().enumerate() {
+        let delivery = control::Delivery {
+            count: 1.into(),
+            offset: (offset as u64).into(),
+            delivery_count: 2.into(),
+            ..control::Delivery::default()
+        };
+        script.say(301, &delivery, &[]);
+        let frame = message_frame(0, offset as u64, body);
+        script.client.received(&frame);
+    }
+    let handed: Vec<Vec<u8>> = core::iter::from_fn(|| {
+        let message = script.client.poll_message(consumer)?;
+        Some(message.body().to_vec())
+    })
+    .collect();
+    assert_eq!(handed, [b"b", b"c"]);
+    let said = script.said();
+    let (handle, ack) = said[0].fields::<control::Acknowledge>();
+    assert_eq!((handle, ack.runs.get()), (301, 1), "it is settled again");
+}
+
+#[test]
+fn a_subscription_that_ended_with_its_connection_goes_on_where_it_was() {
+    let mut script = patient();
+    let request = ConsumerRequest::new(Destination::parse("topic:t").unwrap());
+    let consumer = script.consumer(request, 300, 1);
+    script.deliver(300, 0, 0, &[b"a", b"b", b"c"]);
+    for _ in 0..2 {
+        let position = script.client.poll_message(consumer).unwrap().position();
+        script.client.acknowledge(consumer, position).unwrap();
+    }
+    script.lose();
+    let said = script.reconnect(&welcome());
+    let (_, open) = said[0].fields::<control::OpenConsumer>();
+    assert_eq!((open.start, open.offset.get()), (2, 2));
+}
+
+#[test]
+fn a_prefetch_of_an_earlier_connection_counts_no_more() {
+    let mut script = patient();
+    let consumer = script.consumer(ConsumerRequest::new(queue("q")), 300, 1);
+    script.deliver(300, 0, 0, &[b"a", b"b"]);
+    let mut prefetch = Prefetch::default();
+    script.client.exchange(consumer, &mut prefetch);
+    assert_eq!(
+        prefetch.generation(),
+        script.client.consumer_generation(consumer)
+    );
+    script.lose();
+    let said = script.reconnect(&welcome());
+    let (request, _) = said[0].fields::<control::OpenConsumer>();
+    let fields = control::ConsumerOpened {
+        handle: 301.into(),
+        partitions: 1.into(),
+    };
+    script.say(request, &fields, &[&0u64.to_le_bytes()]);
+    assert_ne!(
+        prefetch.generation(),
+        script.client.consumer_generation(consumer)
+    );
+    while prefetch.next_message().is_some() {}
+    script.client.exchange(consumer, &mut prefetch);
+    script.client.close_consumer(consumer).unwrap();
+    let said = script.said();
+    assert!(
+        said.iter().all(|said| said.kind() != Kind::Allow),
+        "nothing was handed out on this connection: {said:?}"
+    );
+}
+
+#[test]
+fn requests_without_an_answer_are_asked_again_and_closings_are_over() {
+    let mut script = patient();
+    let producer = script.producer(ProducerRequest::new(queue("q")), &opened(100, 1));
+    let consumer = script.consumer(ConsumerRequest::new(queue("q")), 300, 1);
+    script.client.close_producer(producer).unwrap();
+    script.client.close_consumer(consumer).unwrap();
+    let ping = script.client.ping(second(1)).unwrap();
+    script.lose();
+    let events = script.events();
+    assert!(
+        events
+            .iter()
+            .any(|event| matches!(event, Event::ProducerClosed { .. }))
+    );
+    assert!(
+        events
+            .iter()
+            .any(|event| matches!(event, Event::ConsumerClosed { .. }))
+    );
+    let said = script.reconnect(&welcome());
+    let kinds: Vec<Kind> = said.iter().map(Said::kind).collect();
+    assert_eq!(kinds, [Kind::Ping], "what was closed is not opened again");
+    assert_eq!(said[0].fields::<control::Ping>().0, ping.0);
+}
+
+#[test]
+fn another_connection_is_tried_with_growing_pauses_and_given_up_in_the_end() {
+    let mut script = patient();
+    let producer = script.producer(ProducerRequest::new(queue("q")), &opened(100, 1));
+    script.send_by(producer, b"1", Route::Turn, 100).unwrap();
+    script.lose();
+    let mut pauses = Vec::new();
+    let began = script.now.monotonic;
+    while let Some(at) = script.client.wants_connection() {
+        script.now.monotonic = at.max(script.now.monotonic);
+        if at > script.client.next_deadline() {
+            script.now.monotonic = script.client.next_deadline();
+            script.client.expire(script.now.monotonic);
+            continue;
+        }
+        script.client.dial_failed(script.now.monotonic);
+        if let Some(next) = script.client.wants_connection() {
+            pauses.push(next.since(script.now.monotonic).as_millis());
+        }
+        assert!(pauses.len() < 1000, "it ends");
+    }
+    assert_eq!(pauses[..9], [10, 20, 40, 80, 160, 320, 640, 1000, 1000]);
+    assert!(script.now.monotonic >= began.after(PATIENCE));
+    assert_eq!(script.client.end(), Some(&LinkEnd::Lost));
+    assert_eq!(
+        script.results(producer),
+        [(1, Err(Failure::Unknown(Cause::LinkEnded)))]
+    );
+}
+
+#[test]
+fn a_broker_that_stops_is_waited_for_and_one_that_throws_out_is_not() {
+    for (refusal, waits) in [(Refusal::Stopping, true), (Refusal::Malformed, false)] {
+        let mut script = patient();
+        let farewell = control::Farewell {
+            refusal: refusal.code().into(),
+            version_min: VERSION,
+            version_max: VERSION,
+            ..control::Farewell::default()
+        };
+        script.say(0, &farewell, &[]);
+        assert_eq!(script.client.wants_connection().is_some(), waits);
+        assert_eq!(script.client.end().is_none(), waits);
+    }
+}
+
+#[test]
+fn a_first_connection_that_fails_is_the_end() {
+    let mut script = Script::new();
+    script.client.config.reconnect_for = PATIENCE;
+    script.client.closed();
+    assert_eq!(script.client.end(), Some(&LinkEnd::Lost));
+}
