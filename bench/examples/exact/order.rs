@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use courser_core::client::{Completion, Durability, Stored};
 use courser_core::completion::CompletionWindow;
-use courser_core::id::{Offset, PartitionIndex, Position, Sequence};
+use courser_core::id::{Epoch, Offset, PartitionIndex, Position, Sequence};
 use courser_core::time::{Monotonic, Wall};
 
 type Outcome = Result<Stored, courser_core::client::Failure>;
@@ -173,6 +173,7 @@ fn outcome(sequence: Sequence) -> Outcome {
         },
         append_time: Wall(1),
         durability: Durability::Memory,
+        epoch: Epoch(1),
     })
 }
 
