@@ -360,7 +360,7 @@ impl Client {
             return Err(RequestError::IllegalState);
         }
         let link = self.link();
-        link.watch(|state| state.is_quiet().then_some(()));
+        link.watch(|state| (state.is_quiet() && link.has_called_back()).then_some(()));
         link.close();
         Ok(())
     }

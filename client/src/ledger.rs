@@ -13,6 +13,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use courser_core::client::{self, LinkEnd, ProducerKey};
 use courser_core::id::{Epoch, Installation, MessageId, ProducerId, Sequence};
@@ -54,8 +55,10 @@ pub(crate) struct Ledger {
     waiters: usize,
     results: VecDeque<(Sequence, SendResult)>,
     aside: VecDeque<(Sequence, SendResult)>,
-    /// Listeners that have not returned.
-    pub(crate) callbacks_open: usize,
+    /// Listeners that are to be called, with what became of their sends.
+    calls: Vec<(Call, SendResult)>,
+    /// Listeners that have not returned; lowered by the callback thread.
+    callbacks_open: Arc<AtomicUsize>,
 }
 
 impl Ledger {
@@ -68,7 +71,8 @@ impl Ledger {
             waiters: 0,
             results: VecDeque::new(),
             aside: VecDeque::new(),
-            callbacks_open: 0,
+            calls: Vec::new(),
+            callbacks_open: Arc::default(),
         }
     }
 
@@ -99,7 +103,7 @@ impl Ledger {
 
     /// Whether nobody but a poller has anything to wait for.
     pub(crate) fn is_quiet(&self) -> bool {
-        self.waiters == 0 && self.callbacks_open == 0
+        self.waiters == 0 && self.callbacks_open.load(Ordering::SeqCst) == 0
     }
 
     /// Notes who waits for the send that was just taken.
@@ -119,7 +123,7 @@ impl Ledger {
             }
             Pending::Async(call) => {
                 self.waiters += 1;
-                self.callbacks_open += 1;
+                self.callbacks_open.fetch_add(1, Ordering::SeqCst);
                 self.pending.push_back(Entry::Async(call));
             }
         }
@@ -147,10 +151,18 @@ impl Ledger {
             Some(Entry::Async(_)) => {
                 self.waiters -= 1;
                 if let Some(Entry::Async(call)) = self.pending.pop_front() {
-                    self.session.call(self.key, call, result);
+                    self.calls.push((call, result));
                 }
                 true
             }
+        }
+    }
+
+    /// Passes on the listeners that are to be called, all at once.
+    pub(crate) fn call(&mut self) {
+        if !self.calls.is_empty() {
+            let calls = std::mem::take(&mut self.calls);
+            self.session.call(Arc::clone(&self.callbacks_open), calls);
         }
     }
 

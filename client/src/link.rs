@@ -21,10 +21,24 @@
 //!
 //! The background thread exists while sends with listeners are outstanding and
 //! for a second more. It polls only if no application thread waits.
+//!
+//! Sends with listeners share system calls. One that finds nothing on its way is
+//! written at once, by its sender. One that follows closely is left for whoever
+//! reads the next answer, or for the sender's next write after [`GATHER_MAX`]:
+//!
+//! ```text
+//!   sends     a b c d e f g h i j k ...
+//!   written   a...........|bcdefgh......|ijk...     each at least GATHER_MAX apart,
+//!   answers          <- a        <- b to h          or when an answer was read
+//! ```
+//!
+//! Left alone they would wait for an answer that may not come soon, so whoever
+//! sleeps in `poll` meanwhile sleeps for [`NAP_MAX`] at most.
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -48,11 +62,24 @@ const RECEIVE_SIZE: usize = 64 * 1024;
 const PAGE_SIZE: usize = 4096;
 /// Reads of one turn, so that writing is not starved.
 const READS_MAX: usize = 16;
+/// How long sends with listeners gather before their sender writes them: four
+/// times what a write costs, so that at most a fifth of its time goes there.
+const GATHER_MAX: Duration = Duration::from_micros(20);
+/// Frame bytes that are written without waiting for more.
+const GATHERED_MAX: usize = 64 * 1024;
+/// How long gathered sends wait if no answer comes.
+const NAP_MAX: Duration = Duration::from_millis(1);
 
 /// See the module.
 pub(crate) struct Link {
     state: Mutex<State>,
     changed: Condvar,
+    /// Listeners that have not returned, of sends that are about to be taken too.
+    callbacks_open: AtomicUsize,
+    /// Threads that wait for callbacks to return. Sequentially consistent with
+    /// the counts of callbacks: either the waiter sees the count that fell, or
+    /// the callback thread sees the waiter.
+    watching: AtomicUsize,
     stream: TcpStream,
     bell: OwnedFd,
     zero: Instant,
@@ -89,13 +116,13 @@ pub(crate) struct State {
     foreground: usize,
     /// Threads that sleep on `changed`.
     sleeping: usize,
-    /// Threads that wait for callbacks to return.
-    watching: usize,
     /// Sends with listeners that have no outcome.
     listening: usize,
-    /// Listeners that have not returned.
-    pub(crate) callbacks_open: usize,
     has_background: bool,
+    /// Frame bytes of sends with listeners that were left for a later write.
+    gathered: usize,
+    /// When a send with a listener was written last.
+    written: Monotonic,
     /// Nobody holds the client any more: leave once no listener is outstanding.
     deserted: bool,
 }
@@ -148,13 +175,15 @@ impl Link {
                 polling: None,
                 foreground: 0,
                 sleeping: 0,
-                watching: 0,
                 listening: 0,
-                callbacks_open: 0,
                 has_background: false,
+                gathered: 0,
+                written: Monotonic::default(),
                 deserted: false,
             }),
             changed: Condvar::new(),
+            callbacks_open: AtomicUsize::new(0),
+            watching: AtomicUsize::new(0),
             stream,
             bell: eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?,
             zero,
@@ -190,7 +219,28 @@ impl Link {
         }
     }
 
+    /// Writes a send with a listener, or leaves it to be written with others.
+    /// `on_its_way` says whether an answer to an earlier one is expected.
+    pub(crate) fn gather(&self, state: &mut State, on_its_way: bool, size: usize, now: Monotonic) {
+        state.gathered += size;
+        let is_early = now.since(state.written) < GATHER_MAX;
+        if !(on_its_way && is_early && state.gathered < GATHERED_MAX && state.has_background) {
+            state.written = now;
+            self.write(state);
+            return;
+        }
+        // Awake, it goes to sleep only after it has looked. Asleep it has to wake
+        // soon enough, even if no answer comes.
+        if let Some(polling) = &mut state.polling
+            && polling.until > now.after(NAP_MAX)
+        {
+            polling.until = now;
+            self.ring();
+        }
+    }
+
     fn write_some(&self, state: &mut State) -> Writing {
+        state.gathered = 0;
         while state.machine.has_pieces() {
             let pieces = state.machine.pieces();
             let result = match pieces.slices() {
@@ -337,9 +387,9 @@ impl Link {
 
     /// As [`Link::wait`], for what callbacks change.
     pub(crate) fn watch<T>(&self, ready: impl FnMut(&mut State) -> Option<T>) -> Option<T> {
-        self.lock().watching += 1;
+        self.watching.fetch_add(1, Ordering::SeqCst);
         let found = self.wait(Monotonic::NEVER, ready);
-        self.lock().watching -= 1;
+        self.watching.fetch_sub(1, Ordering::SeqCst);
         found
     }
 
@@ -365,7 +415,11 @@ impl Link {
         deadline: Monotonic,
         background: bool,
     ) -> MutexGuard<'a, State> {
-        let until = deadline.min(state.machine.next_deadline());
+        let mut until = deadline.min(state.machine.next_deadline());
+        if state.listening > 0 {
+            // The next sends may rely on it.
+            until = until.min(self.now().after(NAP_MAX));
+        }
         // A socket that is shut down is always ready; only the bell counts then.
         let is_over = state.machine.wants_close();
         let for_room = state.machine.has_pieces();
@@ -449,14 +503,22 @@ impl Link {
         }
     }
 
-    /// A callback has returned.
-    pub(crate) fn called_back(&self, producer: ProducerKey) {
-        let mut state = self.lock();
-        state.callbacks_open -= 1;
-        if let Some(ledger) = state.ledger(producer) {
-            ledger.callbacks_open -= 1;
-        }
-        if state.watching > 0 {
+    /// A send with a listener is about to be handed over.
+    pub(crate) fn will_call(&self) {
+        self.callbacks_open.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Whether every listener has returned.
+    pub(crate) fn has_called_back(&self) -> bool {
+        self.callbacks_open.load(Ordering::SeqCst) == 0
+    }
+
+    /// A callback has returned, which its producer's count says already, or its
+    /// send was not taken.
+    pub(crate) fn called_back(&self) {
+        self.callbacks_open.fetch_sub(1, Ordering::SeqCst);
+        if self.watching.load(Ordering::SeqCst) > 0 {
+            let state = self.lock();
             if state.sleeping > 0 {
                 self.changed.notify_all();
             }
@@ -624,7 +686,6 @@ impl State {
             && let Some(ledger) = self.ledger(key)
         {
             ledger.push(Pending::Async(call));
-            self.callbacks_open += 1;
         }
         Ok(sequence)
     }
@@ -664,12 +725,10 @@ impl State {
 
     /// Whether no send of any producer waits for anything.
     pub(crate) fn is_quiet(&self) -> bool {
-        self.callbacks_open == 0
-            && self
-                .ledgers
-                .iter()
-                .flatten()
-                .all(|ledger| ledger.is_quiet() && self.machine.unanswered(ledger.key()) == 0)
+        self.ledgers
+            .iter()
+            .flatten()
+            .all(|ledger| ledger.is_quiet() && self.machine.unanswered(ledger.key()) == 0)
     }
 
     /// Sorts what the machine has to say to those who wait for it: outcomes first,
@@ -760,6 +819,7 @@ impl State {
                 self.listening -= 1;
             }
         }
+        ledger.call();
     }
 
     /// The outcome of a send that its thread waits for.

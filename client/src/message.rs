@@ -80,6 +80,11 @@ impl Message {
         &self.body
     }
 
+    /// Bytes of body and properties.
+    pub(crate) fn size(&self) -> usize {
+        self.properties.len() + self.body.len()
+    }
+
     /// Its body, taken out.
     #[must_use]
     pub fn into_body(self) -> Vec<u8> {

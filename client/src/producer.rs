@@ -255,10 +255,14 @@ impl Producer {
         if !admitted {
             return Err(timed_out());
         }
+        link.will_call();
+        let size = call.as_ref().map_or(0, |call| call.message.size());
         let mut state = link.lock();
         let mut taken = link.listen(&mut state).map_err(no_thread);
         if taken.is_ok() {
-            let deadline = state.clock.now().monotonic.after(self.timeout);
+            let mut now = state.clock.now().monotonic;
+            let deadline = now.after(self.timeout);
+            let mut on_its_way = state.machine.unanswered(self.key) > 0;
             let mut sent = state.send_call(self.key, call, deadline);
             if sent == Err(client::SendError::WouldBlock) {
                 drop(state);
@@ -269,15 +273,22 @@ impl Producer {
                     })
                     .unwrap_or(sent);
                 state = link.lock();
+                now = link.now();
+                on_its_way = state.machine.unanswered(self.key) > 1;
             }
-            link.write(&mut state);
-            taken = sent.map(|_sequence| ()).map_err(|error| {
-                state.listens_no_more();
-                state.not_taken(error)
-            });
+            match sent {
+                Ok(_sequence) => link.gather(&mut state, on_its_way, size, now),
+                Err(error) => {
+                    state.listens_no_more();
+                    taken = Err(state.not_taken(error));
+                }
+            }
         }
         drop(state);
-        taken.inspect_err(|_| self.session.dismiss())
+        taken.inspect_err(|_| {
+            self.session.dismiss();
+            link.called_back();
+        })
     }
 
     /// Hands a message over for poll mode and writes it at once, as far as credit

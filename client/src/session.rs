@@ -8,12 +8,10 @@ use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Instant;
-
-use courser_core::client::ProducerKey;
 
 use crate::error::SendError;
 use crate::ledger::SendResult;
@@ -64,18 +62,24 @@ impl Call {
     }
 }
 
-struct Queue {
-    calls: VecDeque<(ProducerKey, Call, SendResult)>,
-    /// Sends accepted whose listener has not returned.
-    open: usize,
-    has_thread: bool,
+/// Listeners of one producer that are to be called, in order, and where to count
+/// them down.
+struct Calls {
+    open: Arc<AtomicUsize>,
+    calls: Vec<(Call, SendResult)>,
 }
 
 /// See the module.
 pub(crate) struct Session {
-    queue: Mutex<Queue>,
+    queue: Mutex<VecDeque<Calls>>,
     arrived: Condvar,
     returned: Condvar,
+    /// Sends accepted whose listener has not returned. Sequentially consistent
+    /// with `has_thread`: either the sender sees that the thread has gone, or the
+    /// thread sees the send and stays.
+    open: AtomicUsize,
+    /// Changes only under the lock of `queue`.
+    has_thread: AtomicBool,
     panics: AtomicU64,
 }
 
@@ -87,13 +91,11 @@ thread_local! {
 impl Session {
     pub(crate) fn new() -> Self {
         Self {
-            queue: Mutex::new(Queue {
-                calls: VecDeque::new(),
-                open: 0,
-                has_thread: false,
-            }),
+            queue: Mutex::default(),
             arrived: Condvar::new(),
             returned: Condvar::new(),
+            open: AtomicUsize::new(0),
+            has_thread: AtomicBool::new(false),
             panics: AtomicU64::new(0),
         }
     }
@@ -113,84 +115,118 @@ impl Session {
         std::ptr::from_ref(self).addr()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Queue> {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Calls>> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes room for one more listener; waits for one to return if too many are
     /// outstanding, unless a listener asks. False if none did by `deadline`.
     pub(crate) fn admit(self: &Arc<Self>, link: &Arc<Link>, deadline: Instant) -> io::Result<bool> {
-        let is_calling = self.is_calling();
+        let open = self.open.fetch_add(1, Ordering::SeqCst);
+        if open >= OPEN_MAX && !self.is_calling() && !self.wait_for_room(deadline) {
+            self.dismiss();
+            return Ok(false);
+        }
+        if !self.has_thread.load(Ordering::SeqCst) {
+            self.start(link).inspect_err(|_| self.dismiss())?;
+        }
+        Ok(true)
+    }
+
+    /// Waits until fewer are outstanding than may be; false if that takes too long.
+    #[cold]
+    fn wait_for_room(&self, deadline: Instant) -> bool {
         let mut queue = self.lock();
-        while queue.open >= OPEN_MAX && !is_calling {
+        // This one is counted already.
+        while self.open.load(Ordering::SeqCst) > OPEN_MAX {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Ok(false);
+                return false;
             }
             (queue, _) = self
                 .returned
                 .wait_timeout(queue, left)
                 .unwrap_or_else(PoisonError::into_inner);
         }
-        if !queue.has_thread {
+        true
+    }
+
+    /// Starts the thread if nobody else just did.
+    #[cold]
+    fn start(self: &Arc<Self>, link: &Arc<Link>) -> io::Result<()> {
+        let _queue = self.lock();
+        if !self.has_thread.load(Ordering::SeqCst) {
             let (session, link) = (Arc::clone(self), Arc::clone(link));
             thread::Builder::new()
                 .name("courser-callback".to_owned())
                 .spawn(move || session.run(&link))?;
-            queue.has_thread = true;
+            self.has_thread.store(true, Ordering::SeqCst);
         }
-        queue.open += 1;
-        Ok(true)
+        Ok(())
     }
 
     /// The send that was admitted was not accepted after all.
     pub(crate) fn dismiss(&self) {
-        self.lock().open -= 1;
+        self.close_one();
     }
 
-    /// Queues a call for the session's thread.
-    pub(crate) fn call(&self, producer: ProducerKey, call: Call, result: SendResult) {
+    /// Queues calls for the session's thread.
+    pub(crate) fn call(&self, open: Arc<AtomicUsize>, calls: Vec<(Call, SendResult)>) {
         let mut queue = self.lock();
-        queue.calls.push_back((producer, call, result));
-        if queue.calls.len() == 1 {
+        queue.push_back(Calls { open, calls });
+        if queue.len() == 1 {
             self.arrived.notify_one();
+        }
+    }
+
+    fn close_one(&self) {
+        if self.open.fetch_sub(1, Ordering::SeqCst) > OPEN_MAX {
+            // Under the lock, so that whoever found no room sleeps by now.
+            let _queue = self.lock();
+            self.returned.notify_all();
         }
     }
 
     fn run(&self, link: &Link) {
         CALLING.set(self.address());
-        let mut calls = VecDeque::new();
-        loop {
-            let mut queue = self.lock();
-            while queue.calls.is_empty() {
-                let timed_out;
-                (queue, timed_out) = self
-                    .arrived
-                    .wait_timeout(queue, LINGER)
-                    .map(|(queue, time)| (queue, time.timed_out()))
-                    .unwrap_or_else(|poisoned| {
-                        let (queue, time) = poisoned.into_inner();
-                        (queue, time.timed_out())
-                    });
-                if timed_out && queue.calls.is_empty() && queue.open == 0 {
-                    queue.has_thread = false;
-                    return;
+        let mut taken = VecDeque::new();
+        while self.take(&mut taken) {
+            for Calls { open, calls } in taken.drain(..) {
+                for (call, result) in calls {
+                    if catch_unwind(AssertUnwindSafe(|| call.invoke(result))).is_err() {
+                        self.panics.fetch_add(1, Ordering::Relaxed);
+                    }
+                    self.close_one();
+                    open.fetch_sub(1, Ordering::SeqCst);
+                    link.called_back();
                 }
-            }
-            std::mem::swap(&mut queue.calls, &mut calls);
-            drop(queue);
-            for (producer, call, result) in calls.drain(..) {
-                if catch_unwind(AssertUnwindSafe(|| call.invoke(result))).is_err() {
-                    self.panics.fetch_add(1, Ordering::Relaxed);
-                }
-                let mut queue = self.lock();
-                queue.open -= 1;
-                if queue.open + 1 >= OPEN_MAX {
-                    self.returned.notify_all();
-                }
-                drop(queue);
-                link.called_back(producer);
             }
         }
+    }
+
+    /// Waits for calls and takes all of them; false if none came for so long that
+    /// the thread may go.
+    fn take(&self, taken: &mut VecDeque<Calls>) -> bool {
+        let mut queue = self.lock();
+        while queue.is_empty() {
+            let timed_out;
+            (queue, timed_out) = self
+                .arrived
+                .wait_timeout(queue, LINGER)
+                .map(|(queue, time)| (queue, time.timed_out()))
+                .unwrap_or_else(|poisoned| {
+                    let (queue, time) = poisoned.into_inner();
+                    (queue, time.timed_out())
+                });
+            if timed_out && queue.is_empty() {
+                self.has_thread.store(false, Ordering::SeqCst);
+                if self.open.load(Ordering::SeqCst) == 0 {
+                    return false;
+                }
+                self.has_thread.store(true, Ordering::SeqCst);
+            }
+        }
+        std::mem::swap(&mut *queue, taken);
+        true
     }
 }

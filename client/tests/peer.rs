@@ -491,3 +491,30 @@ fn a_flush_after_the_end_waits_for_the_listener_and_not_for_the_socket() {
         assert_eq!(flushing.join().unwrap(), Ok(()));
     });
 }
+
+#[test]
+fn sends_that_gather_leave_though_no_answer_comes() {
+    let (arrived, seen) = mpsc::channel();
+    let address = Peer::play(move |peer| {
+        for _ in 0..600 {
+            arrived.send(peer.messages(1)).unwrap();
+        }
+        peer.complete(1, 600);
+        peer.until_the_end();
+    });
+    let (_client, producer) = producer(address, WAIT);
+    let mut expected = 0;
+    // As a burst, and one by one, each while those before have no answer.
+    for burst in [400, 1, 1, 198] {
+        for _ in 0..burst {
+            producer
+                .send_with("x", |_, result| assert!(result.is_ok()))
+                .unwrap();
+        }
+        for _ in 0..burst {
+            expected += 1;
+            assert_eq!(seen.recv_timeout(WAIT), Ok(expected));
+        }
+    }
+    producer.flush().unwrap();
+}
