@@ -66,7 +66,8 @@ counters! {
     Turns = "turns",
     /// Turns in which there was something to do.
     TurnsWithWork = "turns_with_work",
-    /// System calls that submit to and reap from the kernel.
+    /// System calls that submit to and reap from the kernel for all sockets at once,
+    /// at the end of turns in which there was something to do.
     Enters = "enters",
     /// Receives that the kernel completed.
     Receives = "receives",
@@ -78,6 +79,21 @@ counters! {
     BytesSent = "bytes_sent",
     /// Times the shard's thread went to sleep.
     Sleeps = "sleeps",
+    /// System calls like those of `enters`, at the end of turns without work: what a
+    /// shard costs that spins, and every sleep.
+    EntersIdle = "enters_idle",
+    /// Receives from one socket by a system call of their own that brought something.
+    DirectReceives = "direct_receives",
+    /// Such receives that found nothing: what a shard costs that spins over sockets.
+    DirectPolls = "direct_polls",
+    /// Sends to one socket by a system call of their own.
+    DirectSends = "direct_sends",
+    /// Changes from serving all sockets through the ring to direct calls on each.
+    DirectBegun = "direct_begun",
+    /// Changes back.
+    DirectEnded = "direct_ended",
+    /// Turns after which the kernel kept completions aside for want of room.
+    CompletionOverflows = "completion_overflows",
 }
 
 /// The counters of one shard.

@@ -23,6 +23,7 @@ use crate::door::{DoorControl, DoorStats, Porter, ShardEntrance};
 use crate::doorbell::Doorbell;
 use crate::handoff::handoff;
 use crate::idle::{Idle, IdleStrategy, SpinRefused};
+use crate::planted::{self, Fault};
 use crate::ring::epoll::EpollRing;
 use crate::ring::io_uring::IoUringRing;
 use crate::ring::{IoUringRefused, Ring, RingSize};
@@ -500,7 +501,9 @@ fn run_shard(plan: ShardPlan, report: &Report) {
         Transport::Epoll => None,
         Transport::IoUring | Transport::Auto => match IoUringRing::new(size) {
             Ok(ring) => return run_on(ring, None, plan, report),
-            Err(refused) if plan.transport == Transport::IoUring => {
+            Err(refused)
+                if plan.transport == Transport::IoUring || planted::is(Fault::NoFallback) =>
+            {
                 return failed(refused.into());
             }
             Err(refused) => Some(refused),

@@ -35,7 +35,8 @@ use std::time::Duration;
 
 use courser_core::time::Monotonic;
 
-use crate::ring::{Buffer, Completion, Received, Ring, RingFault, Slot, Wait};
+use crate::planted::{self, Fault};
+use crate::ring::{Buffer, Calls, Completion, Received, Ring, RingFault, Slot, Wait};
 use crate::sys::Errno;
 
 /// How long a leaving connection may take over its goodbye.
@@ -257,9 +258,8 @@ impl<R: Ring> Connections<R> {
         self.leaving.front().map(|&(deadline, _)| deadline)
     }
 
-    /// Hands the kernel what was begun and collects its facts. Answers the number of
-    /// system calls.
-    pub(crate) fn turn(&mut self, wait: Wait) -> Result<u32, RingFault> {
+    /// Hands the kernel what was begun and collects its facts. Answers what the ring did.
+    pub(crate) fn turn(&mut self, wait: Wait) -> Result<Calls, RingFault> {
         let wait = if self.ended.is_empty() {
             wait
         } else {
@@ -339,7 +339,11 @@ impl<R: Ring> Connections<R> {
                 None
             }
             Completion::Cancelled { slot } => {
-                self.place(slot)?.cancelling = false;
+                let place = self.place(slot)?;
+                place.cancelling = false;
+                if planted::is(Fault::CancelledIsTheEnd) {
+                    (place.receiving, place.sending, place.awaiting_room) = (false, false, false);
+                }
                 self.vacate_if_quiet(slot);
                 None
             }
@@ -362,27 +366,38 @@ impl<R: Ring> Connections<R> {
                     Some(Event::Received { slot, buffer })
                 } else {
                     // Read so that it does not turn our end into a reset.
-                    self.ring.give_back(buffer);
+                    if !planted::is(Fault::BeatenCancelKeepsBuffer) {
+                        self.ring.give_back(buffer);
+                    }
                     None
                 }
             }
             // Back into the kernel's hands as soon as buffers are.
-            Received::Failed(Errno(libc::ENOBUFS)) => {
+            Received::Failed(Errno(libc::ENOBUFS)) if !planted::is(Fault::NoBufferIsTheEnd) => {
                 self.tally.out_of_buffers += 1;
                 None
             }
             // Not ours, or we would be closing: the kernel may end a receive for
             // reasons of its own.
-            Received::Failed(Errno(libc::ECANCELED | libc::EINTR | libc::EAGAIN)) => None,
+            Received::Failed(errno)
+                if errno.is_for_the_moment()
+                    && errno != Errno(libc::ENOBUFS)
+                    && !planted::is(Fault::RefusedReceiveIsTheEnd) =>
+            {
+                None
+            }
             Received::End | Received::Failed(_) => {
                 self.close(slot);
                 return None;
             }
         };
+        if more && planted::is(Fault::ArmedTwice) {
+            self.ring.arm_receive(slot);
+        }
         if !more {
             if phase == Phase::Closing {
                 self.vacate_if_quiet(slot);
-            } else {
+            } else if !planted::is(Fault::NotArmedAgain) {
                 self.places[slot.position()].receiving = true;
                 self.ring.arm_receive(slot);
             }
@@ -399,8 +414,15 @@ impl<R: Ring> Connections<R> {
             return None;
         }
         let taken = match result {
+            Ok(0) if planted::is(Fault::EmptySendIsTheEnd) => {
+                self.close(slot);
+                return None;
+            }
+            Ok(_) if planted::is(Fault::ShortSendIsWhole) => given,
             Ok(taken) => taken,
-            Err(Errno(libc::EAGAIN | libc::EINTR | libc::ENOBUFS | libc::ECANCELED)) => 0,
+            Err(errno) if errno.is_for_the_moment() && !planted::is(Fault::RefusedSendIsTheEnd) => {
+                0
+            }
             Err(_) => {
                 self.close(slot);
                 return None;
@@ -443,12 +465,16 @@ impl<R: Ring> Connections<R> {
     /// The end of a closing connection, when its last operation has ended.
     fn vacate_if_quiet(&mut self, slot: Slot) {
         let place = &mut self.places[slot.position()];
-        if place.phase != Phase::Closing || !place.is_quiet() {
+        if place.phase != Phase::Closing
+            || !(place.is_quiet() || planted::is(Fault::VacatedInFlight))
+        {
             return;
         }
         drop(self.ring.detach(slot));
         place.phase = Phase::Vacant;
-        place.generation = slot.next_tenant().generation;
+        if !planted::is(Fault::SameGeneration) {
+            place.generation = slot.next_tenant().generation;
+        }
         place.wanted = false;
         place.queued = false;
         self.vacant.push(slot.index);
@@ -457,4 +483,4 @@ impl<R: Ring> Connections<R> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

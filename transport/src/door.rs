@@ -8,8 +8,7 @@
 //! It is the housekeeping thread as well: it has memory put behind the shards' arenas
 //! ahead of need, so that a shard does not meet a page fault for it.
 
-use std::io;
-use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -26,13 +25,15 @@ use courser_core::time::{Monotonic, Now};
 use crate::clock::Clock;
 use crate::doorbell::Doorbell;
 use crate::handoff::Sender;
+use crate::planted::{self, Fault};
+use crate::ring;
 use crate::stats::ShardStats;
 use crate::sys::{self, Errno, Vigilance};
 use crate::worker::LetIn;
 
 /// How long accepting rests when descriptors or memory have run out. The connections
 /// wait in the kernel meanwhile.
-const BACK_OFF: Duration = Duration::from_millis(100);
+pub(crate) const BACK_OFF: Duration = Duration::from_millis(100);
 
 /// Descriptors that connections leave for everything else.
 const DESCRIPTORS_RESERVED: u64 = 64;
@@ -117,6 +118,8 @@ pub(crate) struct Porter {
     control: DoorControl,
     stats: Arc<DoorStats>,
     clock: Clock,
+    #[cfg(test)]
+    refusals: Arc<Refusals>,
 }
 
 #[derive(Debug)]
@@ -176,6 +179,8 @@ impl Porter {
             },
             stats: Arc::new(DoorStats::default()),
             clock: Clock::new(),
+            #[cfg(test)]
+            refusals: Arc::default(),
         })
     }
 
@@ -185,6 +190,11 @@ impl Porter {
 
     pub(crate) fn stats(&self) -> Arc<DoorStats> {
         Arc::clone(&self.stats)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn refusals(&self) -> Arc<Refusals> {
+        Arc::clone(&self.refusals)
     }
 
     /// Runs until it is told to stop; then nobody is at the door any more.
@@ -199,10 +209,7 @@ impl Porter {
                 Err(errno) => return Err(errno),
             };
             now = self.clock.now();
-            // Those who left come first: their places are free for those who wait.
-            while let Ok(address) = self.departures.try_recv() {
-                self.door.left(mapped(address));
-            }
+            self.count_departures();
             for event in &events[..count] {
                 match event.u64 {
                     LISTENER => self.accept(now),
@@ -226,28 +233,41 @@ impl Porter {
     /// Takes in who waits, a bounded number at a time; the rest is reported again.
     fn accept(&mut self, now: Now) {
         for _ in 0..ACCEPTS_PER_ROUND {
-            let Some(listener) = &self.listener else {
+            let Some(accepted) = self.take_next() else {
                 return;
             };
-            match listener.accept() {
+            match accepted {
                 Ok((socket, from)) => self.admit(now, socket, from),
-                Err(error) => match Errno::of(&error) {
-                    Errno(libc::EAGAIN) => return,
-                    Errno(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
-                        self.rest(now);
-                        return;
-                    }
-                    // Somebody who gave up while waiting, or a network that went
-                    // away: it concerns that connection only.
-                    _ => {}
-                },
+                Err(Errno(libc::EAGAIN)) => return,
+                Err(errno)
+                    if concerns_one_connection(errno) && !planted::is(Fault::AbortedRests) => {}
+                Err(_) if planted::is(Fault::NoRest) => return,
+                // Descriptors or memory have run out, or something happened that nobody
+                // foresaw and that the next accept would most likely meet again.
+                Err(_) => {
+                    self.rest(now);
+                    return;
+                }
             }
         }
+    }
+
+    /// The connection that has waited longest; `None` once nobody is let in any more.
+    fn take_next(&self) -> Option<Result<(TcpStream, SocketAddr), Errno>> {
+        let listener = self.listener.as_ref()?;
+        #[cfg(test)]
+        if let Some(errno) = self.refusals.next() {
+            return Some(Err(errno));
+        }
+        Some(listener.accept().map_err(|error| Errno::of(&error)))
     }
 
     fn admit(&mut self, now: Now, socket: TcpStream, from: SocketAddr) {
         self.stats.accepted.fetch_add(1, Ordering::Relaxed);
         let address = from.ip();
+        // Those who left come first: their places are free for those who wait, also if
+        // they left while others were let in.
+        self.count_departures();
         if sys::prepare_stream(socket.as_fd(), Vigilance::PROMISED).is_err() {
             self.stats.turned_away.fetch_add(1, Ordering::Relaxed);
             return;
@@ -279,6 +299,12 @@ impl Porter {
         });
         // The hello is often there already.
         self.listen(handle);
+    }
+
+    fn count_departures(&mut self) {
+        while let Ok(address) = self.departures.try_recv() {
+            self.door.left(mapped(address));
+        }
     }
 
     /// Hears what a stranger says.
@@ -370,16 +396,9 @@ impl Porter {
         Some(stranger)
     }
 
-    /// Says why, as far as a fresh socket takes it at once, and ends the connection.
-    /// What came in unread is read first: closed over it, the socket would answer
-    /// with a reset that can overtake the farewell.
     fn say_farewell(&self, socket: &TcpStream, bytes: &[u8]) {
         self.stats.turned_away.fetch_add(1, Ordering::Relaxed);
-        let mut unread = [0; limits::HELLO_SIZE_MAX as usize];
-        // Whoever does not take the farewell does without.
-        io::Write::write(&mut &*socket, bytes).ok();
-        sys::receive(socket.as_fd(), &mut unread).ok();
-        sys::shutdown(socket.as_fd(), Shutdown::Write);
+        ring::say_farewell(socket.as_fd(), bytes);
     }
 
     /// Stops accepting for a while, without spinning on the listener meanwhile.
@@ -430,6 +449,61 @@ impl Porter {
         for stranger in std::mem::take(&mut self.strangers).into_iter().flatten() {
             self.say_farewell(&stranger.socket, &farewell);
         }
+    }
+}
+
+/// Whether a refused accept tells of one connection only: somebody who gave up while
+/// waiting, or a network on the way that went. The next one may be well. The list is
+/// that of accept(2).
+fn concerns_one_connection(errno: Errno) -> bool {
+    matches!(
+        errno.0,
+        libc::ECONNABORTED
+            | libc::EINTR
+            | libc::EPERM
+            | libc::EPROTO
+            | libc::ENOPROTOOPT
+            | libc::EOPNOTSUPP
+            | libc::ENETDOWN
+            | libc::ENETUNREACH
+            | libc::ENONET
+            | libc::EHOSTDOWN
+            | libc::EHOSTUNREACH
+    )
+}
+
+/// What a test has the kernel answer to accepts.
+#[cfg(test)]
+#[derive(Debug, Default)]
+pub(crate) struct Refusals {
+    /// The answer, and how many times it is given.
+    answer: std::sync::Mutex<(i32, u64)>,
+    attempts: AtomicU64,
+}
+
+#[cfg(test)]
+impl Refusals {
+    pub(crate) fn refuse(&self, errno: i32) {
+        self.refuse_some(errno, u64::MAX);
+    }
+
+    pub(crate) fn refuse_some(&self, errno: i32, times: u64) {
+        *self.answer.lock().expect("no holder panics") = (errno, times);
+    }
+
+    pub(crate) fn relent(&self) {
+        self.refuse_some(0, 0);
+    }
+
+    pub(crate) fn attempts(&self) -> u64 {
+        self.attempts.load(Ordering::Relaxed)
+    }
+
+    fn next(&self) -> Option<Errno> {
+        self.attempts.fetch_add(1, Ordering::Relaxed);
+        let (errno, times) = &mut *self.answer.lock().expect("no holder panics");
+        *times = times.checked_sub(1)?;
+        Some(Errno(*errno))
     }
 }
 

@@ -19,6 +19,10 @@
 //! | [`stats`] | a shard's counters as others read them |
 //! | [`sys`] | the few system calls that no library offers |
 
+// The tests' own client is written as everybody else uses this crate.
+#[cfg(test)]
+extern crate self as courser_transport;
+
 pub mod affinity;
 pub mod broker;
 pub mod clock;
@@ -27,6 +31,9 @@ pub mod door;
 pub mod doorbell;
 mod handoff;
 pub mod idle;
+#[cfg(test)]
+mod laws;
+mod planted;
 pub mod ring;
 pub mod stats;
 pub mod sys;

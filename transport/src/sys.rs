@@ -26,12 +26,27 @@ impl Errno {
         Self::of(&io::Error::last_os_error())
     }
 
+    /// Whether the same operation on the same socket may succeed a moment later: it was
+    /// interrupted or cancelled, or the kernel had no room, memory or time for it.
+    pub fn is_for_the_moment(self) -> bool {
+        matches!(
+            self.0,
+            libc::EAGAIN
+                | libc::EINTR
+                | libc::ECANCELED
+                | libc::ENOBUFS
+                | libc::EBUSY
+                | libc::ENOMEM
+        )
+    }
+
     /// The symbolic name of the values that this crate's messages mention.
     pub fn name(self) -> Option<&'static str> {
         Some(match self.0 {
             libc::EPERM => "EPERM",
             libc::EINTR => "EINTR",
             libc::EIO => "EIO",
+            libc::EBADF => "EBADF",
             libc::EAGAIN => "EAGAIN",
             libc::ENOMEM => "ENOMEM",
             libc::EACCES => "EACCES",

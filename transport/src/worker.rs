@@ -27,7 +27,7 @@ use crate::connection::{Connections, Event};
 use crate::handoff::Inbox;
 use crate::idle::{Idle, Rest};
 use crate::ring::outgoing;
-use crate::ring::{Ring, RingFault, Slot, Wait};
+use crate::ring::{Calls, Ring, RingFault, Slot, Wait};
 use crate::stats::{Figures, Publisher};
 
 /// A spinning shard reads the clock on turns with work, and else once in so many.
@@ -187,10 +187,8 @@ impl<R: Ring> Worker<R> {
             if publish_now {
                 self.publish(now);
             }
-            let enters = self.connections.turn(wait)?;
-            self.shard
-                .counters_mut()
-                .add(Counter::Enters, enters.into());
+            let calls = self.connections.turn(wait)?;
+            self.count(calls, work > 0);
             if rest == Rest::Sleep {
                 self.connections.ring().doorbell().announce_awake();
             }
@@ -272,6 +270,26 @@ impl<R: Ring> Worker<R> {
                 self.shard.counters_mut().add(Counter::Sends, 1);
             }
             None => self.connections.nothing(slot),
+        }
+    }
+
+    fn count(&mut self, calls: Calls, worked: bool) {
+        let enters = if worked {
+            Counter::Enters
+        } else {
+            Counter::EntersIdle
+        };
+        let counters = self.shard.counters_mut();
+        for (counter, more) in [
+            (enters, calls.enters),
+            (Counter::DirectReceives, calls.direct_receives),
+            (Counter::DirectPolls, calls.direct_polls),
+            (Counter::DirectSends, calls.direct_sends),
+            (Counter::DirectBegun, calls.direct_begun),
+            (Counter::DirectEnded, calls.direct_ended),
+            (Counter::CompletionOverflows, calls.overflows),
+        ] {
+            counters.add(counter, more.into());
         }
     }
 

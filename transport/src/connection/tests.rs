@@ -23,36 +23,46 @@ const SIZE: RingSize = RingSize {
 };
 
 /// Bytes that live for ever, as a shard's pieces live long enough.
-fn forever(length: usize) -> &'static [u8] {
+pub(crate) fn forever(length: usize) -> &'static [u8] {
     (0..=250).cycle().take(length).collect::<Vec<u8>>().leak()
 }
 
 /// The owner's side of one connection: what it heard, and what it has to send.
-struct Mirror {
-    heard: Vec<u8>,
-    to_send: &'static [u8],
-    taken: usize,
+#[derive(Debug)]
+pub(crate) struct Mirror {
+    pub(crate) heard: Vec<u8>,
+    pub(crate) to_send: &'static [u8],
+    pub(crate) taken: usize,
 }
 
 /// Plays the worker for every connection: listens, and sends what there is.
-struct Owner<R: Ring> {
-    connections: Connections<R>,
-    mirrors: HashMap<Slot, Mirror>,
-    ended: Vec<(Slot, Mirror)>,
-    most: usize,
+#[derive(Debug)]
+pub(crate) struct Owner<R: Ring> {
+    pub(crate) connections: Connections<R>,
+    pub(crate) mirrors: HashMap<Slot, Mirror>,
+    pub(crate) ended: Vec<(Slot, Mirror)>,
+    /// Bytes that one send is given at most.
+    pub(crate) most: usize,
+    /// Turns that left completions in the kernel.
+    pub(crate) overflows: u32,
 }
 
 impl<R: Ring> Owner<R> {
-    fn new(ring: R) -> Self {
+    pub(crate) fn new(ring: R) -> Self {
         Self {
             connections: Connections::new(ring),
             mirrors: HashMap::new(),
             ended: Vec::new(),
             most: usize::MAX,
+            overflows: 0,
         }
     }
 
-    fn open(&mut self, socket: R::Socket, to_send: &'static [u8]) -> Result<Slot, R::Socket> {
+    pub(crate) fn open(
+        &mut self,
+        socket: R::Socket,
+        to_send: &'static [u8],
+    ) -> Result<Slot, R::Socket> {
         let slot = self.connections.open(socket)?;
         let mirror = Mirror {
             heard: Vec::new(),
@@ -67,7 +77,7 @@ impl<R: Ring> Owner<R> {
         Ok(slot)
     }
 
-    fn turn(&mut self, now: Monotonic, wait: Wait) {
+    pub(crate) fn turn(&mut self, now: Monotonic, wait: Wait) {
         while let Some(slot) = self.connections.next_ready() {
             let mirror = &self.mirrors[&slot];
             let rest = &mirror.to_send[mirror.taken..];
@@ -88,7 +98,7 @@ impl<R: Ring> Owner<R> {
                 self.connections.begun(slot, bytes, more);
             }
         }
-        self.connections.turn(wait).unwrap();
+        self.overflows += self.connections.turn(wait).unwrap().overflows;
         while let Some(event) = self.connections.next() {
             match event {
                 Event::Received { slot, buffer } => {

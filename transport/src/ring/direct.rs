@@ -10,7 +10,10 @@
 //! directly. Back: the next receive is armed, and finds what has arrived meanwhile. A
 //! send needs no such care, because one send per socket is in flight at most.
 
+use std::net::Shutdown;
 use std::os::fd::BorrowedFd;
+
+use courser_core::limits;
 
 use super::PIECES_MAX;
 use crate::sys::{self, Errno};
@@ -33,4 +36,15 @@ pub(super) fn send(socket: BorrowedFd<'_>, pieces: &[&[u8]]) -> Result<u32, Errn
     let taken = unsafe { sys::send_vectors(socket, &mut vectors[..count]) }?;
     // A send is bounded by the socket's buffer, far below 4 GiB.
     Ok(u32::try_from(taken).unwrap_or(u32::MAX))
+}
+
+/// Says why, as far as the socket takes it at once, and ends our direction. What came in
+/// unread is read first: closed over it, the socket would answer with a reset that can
+/// overtake the farewell.
+pub(crate) fn say_farewell(socket: BorrowedFd<'_>, bytes: &[u8]) {
+    let mut unread = [0; limits::HELLO_SIZE_MAX as usize];
+    // Whoever does not take the farewell does without.
+    send(socket, &[bytes]).ok();
+    sys::receive(socket, &mut unread).ok();
+    sys::shutdown(socket, Shutdown::Write);
 }

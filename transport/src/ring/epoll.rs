@@ -18,13 +18,15 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use super::buffers::Buffers;
 use super::direct::{self, DIRECT_MAX};
-use super::{AttachRefused, Buffer, Completion, Received, Ring, RingFault, RingSize, Slot, Wait};
+use super::{
+    AttachRefused, Buffer, Calls, Completion, Received, Ring, RingFault, RingSize, Slot, Wait,
+};
 use crate::doorbell::Doorbell;
 use crate::sys::{self, Errno};
 
-/// A spinning turn asks epoll all the same once in so many, for whatever a receive
-/// does not tell.
-const DIRECT_TURNS: u32 = 64;
+/// A spinning turn asks epoll all the same once in so many that had nothing to do, for
+/// whatever a receive does not tell.
+const ASK_EVERY: u32 = 64;
 
 /// Receives from one socket in a row as long as each fills its buffer.
 const RECEIVES_IN_A_ROW: u32 = 8;
@@ -54,7 +56,12 @@ pub struct EpollRing {
     in_a_row: u32,
     /// Who is attached, in no order.
     attached: Vec<Slot>,
-    spins: u32,
+    /// Sockets are received from without asking epoll.
+    direct: bool,
+    /// Turns in direct mode that neither received nor sent, one after the other.
+    quiet: u32,
+    /// What was done since the last turn.
+    calls: Calls,
     buffers: Buffers,
 }
 
@@ -93,7 +100,9 @@ impl EpollRing {
             pending: 0..0,
             in_a_row: 0,
             attached: Vec::with_capacity(size.slots as usize),
-            spins: 0,
+            direct: false,
+            quiet: 0,
+            calls: Calls::default(),
             buffers: Buffers::new(0, size.buffers.max(1), size.buffer_size)?,
         })
     }
@@ -143,30 +152,27 @@ impl EpollRing {
         }
     }
 
-    /// Makes up the answer of epoll where asking would cost more than a false alarm:
-    /// few sockets, all of them only received from, and a thread that spins anyhow.
-    fn poses_as_ready(&mut self) -> bool {
-        self.spins = self.spins.wrapping_add(1);
-        if self.attached.is_empty()
-            || self.attached.len() > DIRECT_MAX
-            || self.spins.is_multiple_of(DIRECT_TURNS)
-        {
-            return false;
-        }
+    /// Whether asking epoll would cost more than a false alarm: few sockets, all of them
+    /// only received from, and a thread that spins anyhow.
+    fn wants_direct(&self, wait: Wait) -> bool {
+        wait == Wait::No
+            && (1..=DIRECT_MAX).contains(&self.attached.len())
+            && self.attached.iter().all(|slot| {
+                self.sockets[slot.position()]
+                    .as_ref()
+                    .is_some_and(|watched| watched.told == READABLE)
+            })
+    }
+
+    /// Makes up the answer of epoll.
+    fn pose_as_ready(&mut self) {
         for (event, slot) in self.events.iter_mut().zip(&self.attached) {
-            let only_receives = self.sockets[slot.position()]
-                .as_ref()
-                .is_some_and(|watched| watched.told == READABLE);
-            if !only_receives {
-                return false;
-            }
             *event = libc::epoll_event {
                 events: READABLE,
                 u64: pack(*slot),
             };
         }
         self.pending = 0..self.attached.len();
-        true
     }
 
     /// What one ready socket has to say; `None` if it was a false alarm.
@@ -200,13 +206,17 @@ impl EpollRing {
                         self.buffers.put(number);
                         match result {
                             Ok(_) => Received::End,
-                            Err(Errno(libc::EAGAIN | libc::EINTR)) => return None,
+                            Err(Errno(libc::EAGAIN | libc::EINTR)) => {
+                                self.calls.direct_polls += 1;
+                                return None;
+                            }
                             Err(errno) => Received::Failed(errno),
                         }
                     }
                 }
             }
         };
+        self.calls.direct_receives += 1;
         let more = matches!(received, Received::Bytes(_));
         watched.receiving = more;
         Some(Completion::Received {
@@ -246,6 +256,7 @@ impl Ring for EpollRing {
 
     unsafe fn send(&mut self, slot: Slot, pieces: &[&[u8]]) {
         let result = direct::send(self.watched(slot).socket.as_fd(), pieces);
+        self.calls.direct_sends += 1;
         self.facts.push_back(Completion::Sent { slot, result });
     }
 
@@ -278,6 +289,10 @@ impl Ring for EpollRing {
         sys::shutdown(self.watched(slot).socket.as_fd(), which);
     }
 
+    fn turn_away(socket: OwnedFd, farewell: &[u8]) {
+        direct::say_farewell(socket.as_fd(), farewell);
+    }
+
     fn detach(&mut self, slot: Slot) -> OwnedFd {
         let watched = self.watched(slot);
         watched.receiving = false;
@@ -290,14 +305,26 @@ impl Ring for EpollRing {
             .socket
     }
 
-    fn turn(&mut self, wait: Wait) -> Result<u32, RingFault> {
+    fn turn(&mut self, wait: Wait) -> Result<Calls, RingFault> {
         // What the last turn found and nobody asked for comes before new events.
         if !self.pending.is_empty() {
-            return Ok(0);
+            return Ok(std::mem::take(&mut self.calls));
         }
-        if wait == Wait::No && self.poses_as_ready() {
-            return Ok(1);
+        match (self.direct, self.wants_direct(wait)) {
+            (false, true) => self.calls.direct_begun += 1,
+            (true, false) => self.calls.direct_ended += 1,
+            (true, true) | (false, false) => {}
         }
+        self.direct = self.wants_direct(wait);
+        if self.direct {
+            let moved = self.calls.direct_receives + self.calls.direct_sends > 0;
+            self.quiet = if moved { 0 } else { self.quiet.wrapping_add(1) };
+            if moved || !self.quiet.is_multiple_of(ASK_EVERY) {
+                self.pose_as_ready();
+                return Ok(std::mem::take(&mut self.calls));
+            }
+        }
+        self.calls.enters += 1;
         let timeout = match wait {
             Wait::No => Some(std::time::Duration::ZERO),
             Wait::AtMost(_) if !self.facts.is_empty() => Some(std::time::Duration::ZERO),
@@ -313,7 +340,7 @@ impl Ring for EpollRing {
                 });
             }
         }
-        Ok(1)
+        Ok(std::mem::take(&mut self.calls))
     }
 
     fn next(&mut self) -> Option<Completion> {

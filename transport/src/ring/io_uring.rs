@@ -12,7 +12,7 @@
 //! +----------+--------------------------------+------------------------+
 //! ```
 //!
-//! Set-up tries the steps of a ladder (`kernel.rs`) from the top and takes the first that the
+//! Set-up tries the steps of a ladder (`ladder.rs`) from the top and takes the first that the
 //! kernel accepts; below the last one io_uring is refused. All of them have
 //! `SINGLE_ISSUER` and `DEFER_TASKRUN`: the kernel's share of the work is done when
 //! this thread asks for it, inside [`Ring::turn`], and never interrupts it. So a look
@@ -34,7 +34,10 @@
 //!   frees only then.
 
 mod kernel;
+mod ladder;
 mod memory;
+#[cfg(test)]
+pub(crate) mod simulated;
 mod word;
 
 use std::collections::VecDeque;
@@ -43,23 +46,31 @@ use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use io_uring::types::{CancelBuilder, Fd, Fixed, SubmitArgs, Timespec};
-use io_uring::{EnterFlags, cqueue, opcode, squeue};
+use io_uring::types::{CancelBuilder, Fd, Fixed};
+use io_uring::{cqueue, opcode, squeue};
 
 use super::buffers::Buffers;
 use super::direct::{self, DIRECT_MAX};
 use super::refusal::{Cause, IoUringRefused};
-use super::{AttachRefused, Buffer, Completion, Received, Ring, RingFault, RingSize, Slot, Wait};
+use super::{
+    AttachRefused, Buffer, Calls, Completion, Received, Ring, RingFault, RingSize, Slot, Wait,
+};
 use crate::doorbell::Doorbell;
+use crate::planted::{self, Fault};
 use crate::sys::{self, Errno};
-use kernel::{Kernel, LADDER, SUBMISSIONS, check_operations, climb_down, refused};
+use kernel::{Completed, Kernel, Queues};
+use ladder::{Foothold, LADDER, SUBMISSIONS};
+#[cfg(test)]
+pub(crate) use ladder::{OPERATIONS, completions_for};
 use memory::{BUFFER_GROUP, ProvidedBuffers, SendHeaders};
 use word::{Kind, POLL_IN, POLL_OUT, unpack, word};
 
 /// After so many turns that did not sleep, a millisecond or so, a lone socket is hot.
 const DIRECT_AFTER: u32 = 2048;
 
-/// In direct mode the ring itself is looked after once in so many turns.
+/// In direct mode the ring itself is looked after once in so many turns that had
+/// nothing to do. Only the doorbell is in flight then, and nobody needs to ring for a
+/// thread that is awake; so turns with work make no call for it.
 const ENTER_EVERY: u32 = 64;
 
 /// Bytes of a buffer for direct receives: as much as several of the others, because a
@@ -89,12 +100,17 @@ pub struct IoUringRing {
     direct_buffers: Buffers,
     /// Turns without a sleep, one after the other.
     spins: u32,
+    /// Turns in direct mode that neither received nor sent, one after the other.
+    quiet: u32,
+    /// What was done since the last turn.
+    calls: Calls,
     deferred: VecDeque<squeue::Entry>,
     in_flight: u32,
-    /// Times that the kernel had more completions than room for them.
-    overflows: u64,
     step: usize,
-    no_iowait: bool,
+    /// Room for completions.
+    completions: u32,
+    /// The kernel finds the ring without a look-up of its descriptor.
+    is_registered: bool,
 }
 
 /// What is kept for an attached socket.
@@ -129,24 +145,46 @@ impl IoUringRing {
     }
 
     fn build(size: RingSize) -> Result<Self, Cause> {
-        let (step, ring) = climb_down()?;
-        let mut kernel = Kernel::new(ring);
-        check_operations(&kernel.submitter)?;
+        let foothold = ladder::climb_down(ladder::completions_for(size), ladder::set_up)?;
+        Self::over(
+            Foothold {
+                step: foothold.step,
+                completions: foothold.completions,
+                ring: Kernel::Real(Queues::new(foothold.ring)),
+            },
+            size,
+        )
+    }
+
+    /// Registers what the ring needs with a kernel that set it up.
+    fn over(foothold: Foothold<Kernel>, size: RingSize) -> Result<Self, Cause> {
+        let Foothold {
+            step,
+            completions,
+            ring: mut kernel,
+        } = foothold;
+        ladder::check_operations(&mut kernel)?;
         // Only saves the kernel a look-up per turn; without it everything works.
-        let registered = kernel.submitter.register_ring_fd();
-        debug_assert!(registered.is_ok(), "6.1 has registered ring descriptors");
+        let registered = kernel.register_ring();
+        if planted::is(Fault::RegistrationDemanded) {
+            registered
+                .as_ref()
+                .map_err(|error| ladder::refused("io_uring_register(RING_FDS)", error))?;
+        }
 
         let descriptors = sys::descriptor_limit().soft;
         let slots = size
             .slots
             .min(Slot::INDEX_LIMIT)
             .min(u32::try_from(descriptors).unwrap_or(u32::MAX));
-        kernel
-            .submitter
-            .register_files_sparse(slots)
-            .map_err(|error| refused("io_uring_register(FILES)", &error))?;
+        let files = kernel
+            .register_files(slots)
+            .map_err(|error| ladder::refused("io_uring_register(FILES)", &error));
+        if !planted::is(Fault::RegistrationAssumed) {
+            files?;
+        }
 
-        let buffers = ProvidedBuffers::register(&kernel.submitter, size)?;
+        let buffers = ProvidedBuffers::register(&mut kernel, size)?;
         let headers = SendHeaders::new(slots).map_err(|errno| Cause::Call {
             call: "mmap",
             errno,
@@ -163,7 +201,6 @@ impl IoUringRing {
                 call: "mmap",
                 errno,
             })?;
-        let no_iowait = kernel.no_iowait;
         let mut ring = Self {
             kernel: ManuallyDrop::new(kernel),
             buffers: ManuallyDrop::new(buffers),
@@ -175,20 +212,17 @@ impl IoUringRing {
             direct: false,
             direct_buffers,
             spins: 0,
+            quiet: 0,
+            calls: Calls::default(),
             deferred: VecDeque::with_capacity(SUBMISSIONS as usize),
             in_flight: 0,
-            overflows: 0,
             step,
-            no_iowait,
+            completions,
+            is_registered: registered.is_ok(),
         };
         ring.arm_doorbell();
         ring.prove_multishot_receive()?;
         Ok(ring)
-    }
-
-    /// Times that completions had to wait inside the kernel for room.
-    pub fn overflows(&self) -> u64 {
-        self.overflows
     }
 
     /// Multishot receive came with 6.0 and cannot be probed for, only tried.
@@ -197,7 +231,7 @@ impl IoUringRing {
             missing: "multishot receive",
         };
         let (ours, theirs) = std::os::unix::net::UnixStream::pair()
-            .map_err(|error| refused("socketpair", &error))?;
+            .map_err(|error| ladder::refused("socketpair", &error))?;
         let slot = Slot {
             index: 0,
             generation: u32::MAX,
@@ -255,9 +289,18 @@ impl IoUringRing {
     /// # Safety
     /// As for [`Self::begin`].
     unsafe fn queue(&mut self, entry: squeue::Entry) {
+        debug_assert!(
+            ladder::is_listed(&entry),
+            "only the operations that were probed for are submitted"
+        );
         self.in_flight += 1;
         // SAFETY: passed on.
-        if !self.deferred.is_empty() || unsafe { self.kernel.submission.push(&entry) }.is_err() {
+        let taken = self.deferred.is_empty() && unsafe { self.kernel.push(&entry) };
+        if !taken && !planted::is(Fault::FullQueueLoses) {
+            if planted::is(Fault::FullQueueReorders) {
+                self.deferred.push_front(entry);
+                return;
+            }
             self.deferred.push_back(entry);
         }
     }
@@ -266,7 +309,7 @@ impl IoUringRing {
     fn queue_deferred(&mut self) {
         while let Some(entry) = self.deferred.front() {
             // SAFETY: whoever queued it vouched for its memory until it completes.
-            if unsafe { self.kernel.submission.push(entry) }.is_err() {
+            if !unsafe { self.kernel.push(entry) } {
                 return;
             }
             self.deferred.pop_front();
@@ -287,46 +330,24 @@ impl IoUringRing {
     /// One system call: hands over what is queued, runs deferred work, and with
     /// `wait` sleeps until a completion is there.
     fn enter(&mut self, wait: Wait) -> Result<(), RingFault> {
-        self.kernel.submission.sync();
-        let to_submit = u32::try_from(self.kernel.submission.len()).unwrap_or(SUBMISSIONS);
-        let result = match wait {
-            // SAFETY: no argument is passed, and the numbers are the queue's own.
-            Wait::No => unsafe {
-                self.kernel.submitter.enter::<libc::sigset_t>(
-                    to_submit,
-                    0,
-                    EnterFlags::GETEVENTS.bits(),
-                    None,
-                )
-            },
-            Wait::AtMost(limit) => {
-                let mut flags = EnterFlags::GETEVENTS | EnterFlags::EXT_ARG;
-                if self.no_iowait {
-                    flags |= EnterFlags::NO_IOWAIT;
-                }
-                let limit = limit.map(Timespec::from);
-                let mut arguments = SubmitArgs::new();
-                if let Some(limit) = &limit {
-                    arguments = arguments.timespec(limit);
-                }
-                // SAFETY: the argument is the structure that EXT_ARG announces, and
-                // it and the time in it are locals that outlive the call.
-                unsafe {
-                    self.kernel
-                        .submitter
-                        .enter(to_submit, 1, flags.bits(), Some(&arguments))
-                }
+        self.calls.enters += 1;
+        match self.kernel.enter(wait) {
+            Ok(()) => Ok(()),
+            Err(Errno(libc::EBUSY | libc::EAGAIN | libc::ENOMEM))
+                if planted::is(Fault::BusyStops) =>
+            {
+                Err(RingFault {
+                    operation: "io_uring_enter",
+                    errno: Errno(libc::EBUSY),
+                })
             }
-        };
-        self.kernel.submission.sync();
-        match result.map_err(|error| Errno::of(&error)) {
-            Ok(_) => Ok(()),
             // A signal or the end of the waiting time; or the kernel is short of
             // memory or of room for completions. What was not taken is still
             // queued and is handed over by the next turn.
             Err(Errno(libc::EINTR | libc::ETIME | libc::EAGAIN | libc::EBUSY | libc::ENOMEM)) => {
                 Ok(())
             }
+            Err(_) if planted::is(Fault::GoesOnBroken) => Ok(()),
             Err(errno) => Err(RingFault {
                 operation: "io_uring_enter",
                 errno,
@@ -336,16 +357,20 @@ impl IoUringRing {
 
     /// Takes one completion off the queue, with the books kept. `None` for one that
     /// concerns only the ring itself.
-    fn account(&mut self, entry: &cqueue::Entry) -> Option<Completion> {
-        let (flags, result) = (entry.flags(), entry.result());
+    fn account(&mut self, completed: Completed) -> Option<Completion> {
+        let Completed {
+            word,
+            result,
+            flags,
+        } = completed;
         let more = cqueue::more(flags);
-        let (kind, slot) = unpack(entry.user_data())?;
+        let (kind, slot) = unpack(word)?;
         if !more {
             self.in_flight -= 1;
         }
         match kind {
             Kind::Doorbell => {
-                if !more {
+                if !more && !planted::is(Fault::DoorbellNotArmedAgain) {
                     self.arm_doorbell();
                 }
                 return (result >= 0).then_some(Completion::Woken);
@@ -418,6 +443,7 @@ impl IoUringRing {
     /// Into direct mode: multishots are cancelled, and go on directly once they ended.
     fn go_direct(&mut self) {
         self.direct = true;
+        self.calls.direct_begun += 1;
         for position in 0..self.attached.len() {
             let slot = self.attached[position];
             let seat = self.seat(slot);
@@ -434,6 +460,7 @@ impl IoUringRing {
     /// Out of direct mode: multishots take over and find what has arrived meanwhile.
     fn leave_direct(&mut self) {
         self.direct = false;
+        self.calls.direct_ended += 1;
         for position in 0..self.attached.len() {
             let slot = self.attached[position];
             if self.seat(slot).receiving == Receiving::Direct {
@@ -442,9 +469,8 @@ impl IoUringRing {
         }
     }
 
-    /// Receives once from each socket in direct mode. Answers the number of calls.
-    fn receive_directly(&mut self) -> u32 {
-        let mut calls = 0;
+    /// Receives once from each socket in direct mode.
+    fn receive_directly(&mut self) {
         for position in 0..self.attached.len() {
             let slot = self.attached[position];
             let Some(seat) = self.seats[slot.position()]
@@ -456,7 +482,6 @@ impl IoUringRing {
             let Some(number) = self.direct_buffers.take() else {
                 continue;
             };
-            calls += 1;
             let space = self.direct_buffers.space(number);
             let received = match sys::receive(seat.socket.as_fd(), space) {
                 Ok(length) if length > 0 => Received::Bytes(Buffer {
@@ -467,11 +492,15 @@ impl IoUringRing {
                     self.direct_buffers.put(number);
                     match result {
                         Ok(_) => Received::End,
-                        Err(Errno(libc::EAGAIN | libc::EINTR)) => continue,
+                        Err(Errno(libc::EAGAIN | libc::EINTR)) => {
+                            self.calls.direct_polls += 1;
+                            continue;
+                        }
                         Err(errno) => Received::Failed(errno),
                     }
                 }
             };
+            self.calls.direct_receives += 1;
             let more = matches!(received, Received::Bytes(_));
             if !more {
                 seat.receiving = Receiving::No;
@@ -482,7 +511,6 @@ impl IoUringRing {
                 more,
             });
         }
-        calls
     }
 
     /// A receive that failed or ended may still have taken a buffer, when the data
@@ -495,7 +523,9 @@ impl IoUringRing {
         match (outcome(result), buffer) {
             (Ok(length), Some(buffer)) if length > 0 => Received::Bytes(buffer),
             (result, buffer) => {
-                if let Some(buffer) = buffer {
+                if let Some(buffer) = buffer
+                    && !planted::is(Fault::FailedReceiveKeepsBuffer)
+                {
                     self.give_back(buffer);
                 }
                 match result {
@@ -516,11 +546,7 @@ impl Ring for IoUringRing {
             self.seats[slot.position()].is_none(),
             "a slot has one socket at a time"
         );
-        if let Err(error) = self
-            .kernel
-            .submitter
-            .register_files_update(slot.index, &[socket.as_raw_fd()])
-        {
+        if let Err(error) = self.kernel.update_file(slot.index, socket.as_raw_fd()) {
             return Err(AttachRefused {
                 socket,
                 errno: Errno::of(&error),
@@ -548,6 +574,7 @@ impl Ring for IoUringRing {
     unsafe fn send(&mut self, slot: Slot, pieces: &[&[u8]]) {
         if self.direct {
             let result = direct::send(self.seat(slot).socket.as_fd(), pieces);
+            self.calls.direct_sends += 1;
             self.facts.push_back(Completion::Sent { slot, result });
             return;
         }
@@ -565,6 +592,14 @@ impl Ring for IoUringRing {
                     .flags(sys::SEND_FLAGS.cast_unsigned())
                     .build()
             }
+        };
+        let entry = if planted::is(Fault::LinkedSend) {
+            entry.flags(squeue::Flags::IO_LINK)
+        } else if planted::is(Fault::ZeroCopySend) && pieces[0].len() >= 16 * 1024 {
+            let length = u32::try_from(pieces[0].len()).unwrap_or(u32::MAX);
+            opcode::SendZc::new(socket, pieces[0].as_ptr(), length).build()
+        } else {
+            entry
         };
         // SAFETY: the caller vouches for the pieces; the header is the slot's own and
         // stays as it is until the next send, which begins after this one's end.
@@ -598,16 +633,17 @@ impl Ring for IoUringRing {
         sys::shutdown(self.seat(slot).socket.as_fd(), which);
     }
 
+    fn turn_away(socket: OwnedFd, farewell: &[u8]) {
+        direct::say_farewell(socket.as_fd(), farewell);
+    }
+
     fn detach(&mut self, slot: Slot) -> OwnedFd {
         assert_eq!(
             self.seat(slot).in_flight,
             0,
             "a slot is detached after its last completion"
         );
-        let removed = self
-            .kernel
-            .submitter
-            .register_files_update(slot.index, &[-1]);
+        let removed = self.kernel.update_file(slot.index, -1);
         debug_assert!(removed.is_ok(), "emptying a place cannot fail");
         self.attached.retain(|other| *other != slot);
         self.seats[slot.position()]
@@ -616,8 +652,10 @@ impl Ring for IoUringRing {
             .socket
     }
 
-    fn turn(&mut self, wait: Wait) -> Result<u32, RingFault> {
-        self.buffers.publish();
+    fn turn(&mut self, wait: Wait) -> Result<Calls, RingFault> {
+        if !planted::is(Fault::BuffersNotPublished) {
+            self.buffers.publish();
+        }
         self.spins = match wait {
             Wait::No => self.spins.saturating_add(1),
             Wait::AtMost(_) => 0,
@@ -627,23 +665,24 @@ impl Ring for IoUringRing {
             (true, false) => self.leave_direct(),
             (true, true) | (false, false) => {}
         }
-        let mut calls = 0;
         if self.direct {
-            calls += self.receive_directly();
-            let nothing_else = self.kernel.submission.is_empty()
+            self.receive_directly();
+            let moved = self.calls.direct_receives + self.calls.direct_sends > 0;
+            self.quiet = if moved { 0 } else { self.quiet.wrapping_add(1) };
+            let nothing_else = self.kernel.queued() == 0
                 && self.deferred.is_empty()
                 && self.in_flight == OWN_OPERATIONS;
-            if nothing_else && !self.spins.is_multiple_of(ENTER_EVERY) {
-                return Ok(calls);
+            if nothing_else && (moved || !self.quiet.is_multiple_of(ENTER_EVERY)) {
+                return Ok(std::mem::take(&mut self.calls));
             }
         }
         self.queue_deferred();
-        self.kernel.completion.sync();
+        self.kernel.sync_completions();
         // Completions that are here already, or operations that found no room, are
         // not slept on.
         let wait = match wait {
             Wait::AtMost(_)
-                if self.kernel.completion.is_empty()
+                if !self.kernel.has_completions()
                     && self.deferred.is_empty()
                     && self.facts.is_empty() =>
             {
@@ -651,28 +690,29 @@ impl Ring for IoUringRing {
             }
             _ => Wait::No,
         };
-        self.enter(wait)?;
-        calls += 1;
+        let aside = self.kernel.has_overflowed() && planted::is(Fault::BacklogNotFetched);
+        if !aside || self.kernel.queued() > 0 {
+            self.enter(wait)?;
+        }
         // A burst larger than the queue goes in several calls of the same turn; each
         // must have made room, or the rest waits for the next turn.
-        while !self.deferred.is_empty() && !self.kernel.submission.is_full() {
+        while !self.deferred.is_empty() && !self.kernel.is_full() {
             self.queue_deferred();
             self.enter(Wait::No)?;
-            calls += 1;
         }
-        if self.kernel.submission.cq_overflow() {
-            self.overflows += 1;
+        if self.kernel.has_overflowed() {
+            self.calls.overflows += 1;
         }
-        self.kernel.completion.sync();
-        Ok(calls)
+        self.kernel.sync_completions();
+        Ok(std::mem::take(&mut self.calls))
     }
 
     fn next(&mut self) -> Option<Completion> {
         if let Some(fact) = self.facts.pop_front() {
             return Some(fact);
         }
-        while let Some(entry) = self.kernel.completion.next() {
-            let fact = self.account(&entry);
+        while let Some(completed) = self.kernel.next_completion() {
+            let fact = self.account(completed);
             if fact.is_some() {
                 return fact;
             }
@@ -706,15 +746,21 @@ impl Ring for IoUringRing {
 
     fn description(&self) -> String {
         format!(
-            "io_uring on Linux {}, step {} of {}: {}{}",
+            "io_uring on Linux {}, step {} of {}: {}, room for {} completions{}{}",
             sys::kernel_release(),
             self.step + 1,
             LADDER.len(),
             LADDER[self.step].name,
-            if self.no_iowait {
+            self.completions,
+            if self.kernel.no_iowait() {
                 ", waits not counted as I/O"
             } else {
                 ""
+            },
+            if self.is_registered {
+                ""
+            } else {
+                ", its descriptor not registered"
             }
         )
     }
@@ -744,18 +790,24 @@ impl Drop for IoUringRing {
             fault = self
                 .turn(Wait::AtMost(Some(Duration::from_millis(10))))
                 .is_err();
-            for entry in self.kernel.completion.by_ref() {
-                if !cqueue::more(entry.flags()) {
+            while let Some(completed) = self.kernel.next_completion() {
+                if !cqueue::more(completed.flags) {
                     self.in_flight -= 1;
                 }
             }
         }
         let drained = self.in_flight == 0;
-        debug_assert!(drained || fault, "a cancelled operation ends");
+        // A panic that comes by here has its own story to tell.
+        debug_assert!(
+            drained || fault || std::thread::panicking(),
+            "a cancelled operation ends"
+        );
         // The thread's registration is a reference of its own: left behind, it would
         // keep the ring and every socket in it open until the thread ends.
-        let unregistered = self.kernel.submitter.unregister_ring_fd();
-        debug_assert!(unregistered.is_ok(), "it was registered when it was made");
+        if self.is_registered {
+            let unregistered = self.kernel.unregister_ring();
+            debug_assert!(unregistered.is_ok(), "it was registered when it was made");
+        }
         // SAFETY: each is taken once, here, and the ring is not used again. The kernel
         // ring goes first: after it nothing can begin or complete.
         unsafe {

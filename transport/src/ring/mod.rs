@@ -42,6 +42,7 @@ mod tests;
 use std::net::Shutdown;
 use std::time::Duration;
 
+pub(crate) use direct::say_farewell;
 pub use refusal::{Cause, IoUringRefused, Seen};
 
 use crate::doorbell::Doorbell;
@@ -153,6 +154,27 @@ pub enum Wait {
     AtMost(Option<Duration>),
 }
 
+/// What a ring did since it last answered this: its system calls, but for those of
+/// attaching, watching, shutting down and detaching sockets.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Calls {
+    /// Calls that hand over to and collect from the kernel for all sockets at once.
+    pub enters: u32,
+    /// Receives from one socket by a call of their own that brought something: bytes,
+    /// the end or an error.
+    pub direct_receives: u32,
+    /// Such receives that found nothing.
+    pub direct_polls: u32,
+    /// Sends to one socket by a call of their own.
+    pub direct_sends: u32,
+    /// Changes from ring mode to direct mode.
+    pub direct_begun: u32,
+    /// Changes from direct mode to ring mode.
+    pub direct_ended: u32,
+    /// Turns after which the kernel still kept completions aside for want of room.
+    pub overflows: u32,
+}
+
 /// A turn that the kernel refused in a way that no later turn can mend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the kernel refused {operation} with {errno}; the shard cannot go on")]
@@ -243,12 +265,16 @@ pub trait Ring {
     /// completion of its own. One system call.
     fn shutdown(&mut self, slot: Slot, which: Shutdown);
 
+    /// Says a last word to a socket that has no slot, as far as it takes it at once,
+    /// and ends it. A few system calls.
+    fn turn_away(socket: Self::Socket, farewell: &[u8]);
+
     /// Gives the socket of a slot back. One system call.
     fn detach(&mut self, slot: Slot) -> Self::Socket;
 
     /// Hands the kernel everything begun since the last turn, in one system call, and
-    /// collects completions. Answers how many system calls it made.
-    fn turn(&mut self, wait: Wait) -> Result<u32, RingFault>;
+    /// collects completions. Answers what was done since the last turn, it included.
+    fn turn(&mut self, wait: Wait) -> Result<Calls, RingFault>;
 
     /// The next fact of this turn.
     fn next(&mut self) -> Option<Completion>;

@@ -15,7 +15,9 @@ use std::fmt;
 use std::net::Shutdown;
 use std::rc::Rc;
 
-use super::{AttachRefused, Buffer, Completion, Received, Ring, RingFault, RingSize, Slot, Wait};
+use super::{
+    AttachRefused, Buffer, Calls, Completion, Received, Ring, RingFault, RingSize, Slot, Wait,
+};
 use crate::doorbell::Doorbell;
 use crate::sys::Errno;
 
@@ -382,6 +384,13 @@ impl Ring for SimulatedRing {
         }
     }
 
+    fn turn_away(socket: SimulatedSocket, farewell: &[u8]) {
+        let mut stream = socket.0.borrow_mut();
+        let taken = farewell.len().min(stream.room - stream.to_peer.len());
+        stream.to_peer.extend(&farewell[..taken]);
+        // Dropped here, it ends its direction.
+    }
+
     fn detach(&mut self, slot: Slot) -> SimulatedSocket {
         self.seat(slot);
         assert!(
@@ -394,7 +403,7 @@ impl Ring for SimulatedRing {
             .1
     }
 
-    fn turn(&mut self, _wait: Wait) -> Result<u32, RingFault> {
+    fn turn(&mut self, _wait: Wait) -> Result<Calls, RingFault> {
         // Each operation gets its chance, in an order of the seed's choice; a cancel
         // may take others away meanwhile.
         for _ in 0..self.in_flight.len() {
@@ -410,7 +419,10 @@ impl Ring for SimulatedRing {
                 self.in_flight.push((slot, rest));
             }
         }
-        Ok(1)
+        Ok(Calls {
+            enters: 1,
+            ..Calls::default()
+        })
     }
 
     fn next(&mut self) -> Option<Completion> {

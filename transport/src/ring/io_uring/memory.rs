@@ -4,14 +4,14 @@
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, Ordering};
 
-use io_uring::Submitter;
 use io_uring::types::BufRingEntry;
 
 use super::super::buffers::Buffers;
 use super::super::pages::Pages;
 use super::super::refusal::Cause;
 use super::super::{Buffer, PIECES_MAX, RingSize, Slot};
-use super::kernel::refused;
+use super::kernel::Kernel;
+use super::ladder::refused;
 use crate::sys::{self, Errno};
 
 /// The one group of provided buffers.
@@ -30,7 +30,7 @@ pub(super) struct ProvidedBuffers {
 }
 
 impl ProvidedBuffers {
-    pub(super) fn register(submitter: &Submitter<'_>, size: RingSize) -> Result<Self, Cause> {
+    pub(super) fn register(kernel: &mut Kernel, size: RingSize) -> Result<Self, Cause> {
         const COUNT_MAX: u16 = 1 << 15;
         let count = size
             .buffers
@@ -49,13 +49,14 @@ impl ProvidedBuffers {
         memory.touch();
         let address = entries.start().as_ptr() as u64;
         // SAFETY: the mapping holds `count` entries and is kept until the ring is gone.
-        unsafe { submitter.register_buf_ring_with_flags(address, count, BUFFER_GROUP, 0) }
-            .map_err(|error| match error.raw_os_error() {
+        unsafe { kernel.register_buffers(address, count, BUFFER_GROUP) }.map_err(|error| {
+            match error.raw_os_error() {
                 Some(libc::EINVAL) => Cause::TooOld {
                     missing: "ring of provided buffers",
                 },
                 _ => refused("io_uring_register(PBUF_RING)", &error),
-            })?;
+            }
+        })?;
         let mut buffers = Self {
             entries,
             memory,
