@@ -37,7 +37,7 @@ fn run() -> Result<(), BenchError> {
                 problem: format!("`{seconds}` is not a number of seconds"),
             })?;
     }
-    let report = floor(&options)?;
+    let mut report = floor(&options)?;
     print!("{report}");
     if let Some(file) = arguments.next() {
         report.write_json(Path::new(&file))?;

@@ -1,7 +1,7 @@
 //! Runs a workload of the broker beside its floor and prints the report.
 //!
 //! `cargo run --release -p courser-bench --example workload [WORKLOAD [SECONDS [FILE.json]]]`
-//! where WORKLOAD is quick, floor, rtt, e2e or throughput.
+//! where WORKLOAD is quick, floor, rtt, e2e, throughput or open.
 //!
 //! Exit status: 0 done, 3 it could not be measured, 5 a check failed.
 
@@ -36,6 +36,7 @@ fn measure() -> Result<Report, BenchError> {
         Some("rtt") => Workload::RoundTrip,
         Some("e2e") => Workload::EndToEnd,
         Some("throughput") => Workload::Throughput,
+        Some("open") => Workload::Open,
         Some(other) => return refuse("workload", format!("`{other}` is none")),
     };
     let mut options = Options::default();
@@ -45,7 +46,7 @@ fn measure() -> Result<Report, BenchError> {
             _ => return refuse("seconds", format!("`{seconds}` is not a number of seconds")),
         }
     }
-    let report = run(workload, &options)?;
+    let mut report = run(workload, &options)?;
     print!("{report}");
     if let Some(file) = arguments.next() {
         report.write_json(Path::new(&file))?;

@@ -177,6 +177,13 @@ pub enum BenchError {
         source: io::Error,
     },
 
+    /// A histogram log could not be written or read.
+    #[error("the histogram log: {problem}")]
+    HistogramLog {
+        /// What is wrong with it.
+        problem: String,
+    },
+
     /// A report could not be turned into JSON.
     #[error("cannot write the report as JSON")]
     Json(#[from] serde_json::Error),

@@ -91,6 +91,19 @@ impl Histogram {
         }
     }
 
+    /// Counters that were read from a log, in these bounds.
+    #[must_use]
+    pub fn of_counts(counts: &hdrhistogram::Histogram<u64>) -> Self {
+        let mut histogram = Self::new();
+        for value in counts.iter_recorded() {
+            histogram.counts.saturating_record_n(
+                value.value_iterated_to(),
+                value.count_since_last_iteration(),
+            );
+        }
+        histogram
+    }
+
     /// The counters themselves, for logs in the interchange format of
     /// HdrHistogram.
     #[must_use]

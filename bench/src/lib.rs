@@ -20,6 +20,8 @@
 //! | the broker's workloads beside them | [`workload`] |
 //! | every message sent, completed, received, in order | [`ledger`] |
 //! | percentiles that refuse to be printed when they mean nothing | [`histogram`] |
+//! | every slice's histogram, for others to add up | [`histogram_log`] |
+//! | loads that do not wait, and whether they were carried | [`load`] |
 //! | ratios of paired slices, and the noise below which they say nothing | [`compare`] |
 //! | counts that are the same on every run, and the gate on them | [`exact`] |
 //! | cores: which there are, which we may use, where a thread runs | [`pin`] |
@@ -35,7 +37,9 @@ pub mod error;
 pub mod exact;
 pub mod floor;
 pub mod histogram;
+pub mod histogram_log;
 pub mod ledger;
+pub mod load;
 pub mod machine;
 pub mod page_buffer;
 pub mod pin;

@@ -17,9 +17,12 @@ use crate::floor::gaps::Gaps;
 use crate::floor::ring::RingFloor;
 use crate::floor::stream::Rate;
 use crate::histogram::Percentiles;
+use crate::histogram_log::HistogramLog;
 use crate::ledger::Ledger;
+use crate::load::{self, Load};
 use crate::machine::{Machine, StolenTime};
 use crate::pin::{Cores, Distance};
+use crate::series::LatencySeries;
 use crate::table::{Align, Table};
 use crate::units;
 
@@ -30,6 +33,16 @@ pub struct Report {
     pub header: RunHeader,
     /// What was measured.
     pub results: Vec<Measurement>,
+    /// Loads that were asked for, where the workload is an open loop.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub loads: Vec<Load>,
+    /// The file beside this one that holds the histogram of every slice, in the
+    /// interval log format of HdrHistogram.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub histogram_log: Option<String>,
+    /// What is in that file.
+    #[serde(skip)]
+    pub histograms: HistogramLog,
     /// What the machine did meanwhile.
     pub conditions: Conditions,
     /// Whether things that have to be equal were.
@@ -44,6 +57,33 @@ pub struct Report {
 }
 
 impl Report {
+    /// A report of a run that has shown nothing yet.
+    #[must_use]
+    pub fn begun(header: RunHeader) -> Self {
+        Self {
+            header,
+            results: Vec::new(),
+            loads: Vec::new(),
+            histogram_log: None,
+            histograms: HistogramLog::default(),
+            conditions: Conditions::default(),
+            checks: Vec::new(),
+            books: Vec::new(),
+            notes: Vec::new(),
+        }
+    }
+
+    /// Adds a latency, and its slices to the histogram log.
+    pub(crate) fn push_latency(&mut self, mut result: Measurement, series: &LatencySeries) {
+        let kind = result.kind.as_deref().unwrap_or_default();
+        let tag = format!(
+            "{}/{kind}/{}/{}",
+            result.workload, result.payload_bytes, result.mode
+        );
+        result.log_tag = Some(self.histograms.add(&tag, series.intervals()));
+        self.results.push(result);
+    }
+
     /// True if things that have to be equal were not, or if a message was lost,
     /// repeated, damaged or out of its order.
     #[must_use]
@@ -80,11 +120,17 @@ impl Report {
         Ok(serde_json::to_string_pretty(self)?)
     }
 
-    /// Writes the report as JSON, making the directory if there is none.
+    /// Writes the report as JSON, making the directory if there is none, and beside
+    /// it, with the ending `.hlog`, the histograms of every slice.
     ///
     /// # Errors
-    /// If the file cannot be written.
-    pub fn write_json(&self, path: &Path) -> Result<(), BenchError> {
+    /// If a file cannot be written.
+    pub fn write_json(&mut self, path: &Path) -> Result<(), BenchError> {
+        let log = path.with_extension("hlog");
+        self.histogram_log = log
+            .file_name()
+            .filter(|_| !self.histograms.is_empty())
+            .map(|name| name.to_string_lossy().into_owned());
         let json = self.to_json()?;
         let failed = |doing: &'static str| {
             move |source| BenchError::File {
@@ -95,6 +141,14 @@ impl Report {
         };
         if let Some(directory) = path.parent() {
             std::fs::create_dir_all(directory).map_err(failed("make the directory of"))?;
+        }
+        if self.histogram_log.is_some() {
+            let text = self.histograms.to_text()?;
+            std::fs::write(&log, text).map_err(|source| BenchError::File {
+                doing: "write",
+                path: log.clone(),
+                source,
+            })?;
         }
         std::fs::write(path, json + "\n").map_err(failed("write"))
     }
@@ -213,6 +267,9 @@ pub struct Measurement {
     /// The floor of the same run, and how far above it this is.
     #[serde(flatten)]
     pub floor: FloorComparison,
+    /// Which lines of the histogram log it was made from.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub log_tag: Option<String>,
 }
 
 impl Measurement {
@@ -234,6 +291,7 @@ impl Measurement {
             settled: None,
             slices: SliceSummary::default(),
             floor: FloorComparison::default(),
+            log_tag: None,
         }
     }
 
@@ -250,6 +308,7 @@ impl Measurement {
             settled: None,
             slices: SliceSummary::default(),
             floor: FloorComparison::default(),
+            log_tag: None,
         }
     }
 
@@ -520,6 +579,7 @@ impl fmt::Display for Report {
         for table in [
             latency_table(&self.results),
             throughput_table(&self.results),
+            load::table(&self.loads),
         ] {
             if !table.is_empty() {
                 write!(formatter, "\n{table}")?;
@@ -781,14 +841,8 @@ mod tests {
                 .with_floor_rate("spin", &rate(1_000))
         };
         let notes = |results| {
-            let mut report = Report {
-                header: RunHeader::now(cores),
-                results,
-                conditions: Conditions::default(),
-                checks: Vec::new(),
-                books: Vec::new(),
-                notes: Vec::new(),
-            };
+            let mut report = Report::begun(RunHeader::now(cores));
+            report.results = results;
             report.note_results_beyond_the_floor();
             report.notes.len()
         };
@@ -813,16 +867,13 @@ mod tests {
                 ledger,
             }
         };
-        let report = |books| Report {
-            header: RunHeader::now(Cores {
+        let report = |books| {
+            let mut report = Report::begun(RunHeader::now(Cores {
                 client: 0,
                 broker: 1,
-            }),
-            results: Vec::new(),
-            conditions: Conditions::default(),
-            checks: Vec::new(),
-            books: vec![books],
-            notes: Vec::new(),
+            }));
+            report.books.push(books);
+            report
         };
         assert!(!report(books(&[0, 1, 2])).checks_failed());
         let swapped = report(books(&[0, 2, 1]));

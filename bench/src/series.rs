@@ -1,7 +1,10 @@
 //! What the slices of one thing have shown, together and one by one.
 
+use std::time::SystemTime;
+
 use crate::floor::stream::Rate;
 use crate::histogram::{Histogram, Percentiles};
+use crate::histogram_log::Intervals;
 use crate::report::{Measurement, Mode};
 use crate::units;
 
@@ -11,13 +14,20 @@ pub(crate) struct LatencySeries {
     pub(crate) pooled: Histogram,
     /// In the order of the slices; `None` where a slice had too few samples.
     pub(crate) p50s_ns: Vec<Option<f64>>,
+    intervals: Intervals,
 }
 
 impl LatencySeries {
-    /// Adds a slice.
-    pub(crate) fn add(&mut self, slice: &Histogram) {
+    /// Adds a slice that began then and ends now.
+    pub(crate) fn add(&mut self, slice: &Histogram, began: SystemTime) {
+        self.intervals.add(slice, began);
         self.pooled.merge(slice);
         self.p50s_ns.push(slice.quantile_ns(0.5).map(units::to_f64));
+    }
+
+    /// The slices, for the histogram log.
+    pub(crate) fn intervals(&self) -> &Intervals {
+        &self.intervals
     }
 
     /// Of all slices together.

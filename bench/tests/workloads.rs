@@ -6,6 +6,9 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use courser_bench::histogram::Histogram;
+use courser_bench::histogram_log::HistogramLog;
+use courser_bench::load::Outcome;
 use courser_bench::report::{Measurement, Mode};
 use courser_bench::{Options, Report, Workload, run};
 use courser_transport::{Broker, BrokerConfig};
@@ -21,7 +24,7 @@ fn measure(workload: Workload, seconds: u64, connect: Option<SocketAddr>) -> Rep
         payloads: vec![64],
         duration: Some(Duration::from_secs(seconds)),
         connect,
-        cores: None,
+        ..Options::default()
     };
     run(workload, &options).unwrap()
 }
@@ -119,7 +122,7 @@ fn a_broker_that_is_not_there_is_an_error_and_no_failed_check() {
         payloads: vec![64],
         duration: Some(Duration::from_secs(2)),
         connect: Some(address),
-        cores: None,
+        ..Options::default()
     };
     let error = run(Workload::RoundTrip, &options).unwrap_err();
     assert_eq!(error.to_string(), "cannot connect to the broker");
@@ -144,4 +147,65 @@ fn what_cannot_be_measured_is_refused_before_anything_starts() {
     assert!(large.starts_with("payload: 5242880 bytes"), "{large}");
     let short = refusal(&[64], 100);
     assert!(short.starts_with("seconds: 0.1 s leave"), "{short}");
+}
+
+#[test]
+fn an_open_loop_reports_every_load_and_loses_nothing() {
+    let _alone = ONE_AT_A_TIME
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let rates = ["2000", "5%"].map(|rate| rate.parse().unwrap());
+    let options = Options {
+        rates: rates.to_vec(),
+        window: Some(512),
+        duration: Some(Duration::from_secs(3)),
+        ..Options::default()
+    };
+    let report = run(Workload::Open, &options).unwrap();
+    assert_clean(&report, 1);
+    assert_eq!(report.loads.len(), 4);
+    for load in &report.loads {
+        // Whether it was carried is the machine's affair; that it says so is not.
+        assert_eq!(load.outcome == Outcome::Carried, load.response.is_some());
+        assert_eq!(load.response.is_some(), load.service.is_some());
+        assert!(load.achieved_msgs_per_s > 0.0, "{load:?}");
+        assert_eq!(load.window, 512);
+        if let (Some(response), Some(service)) = (load.response, load.service) {
+            assert_eq!(response.samples, service.samples);
+            // A response begins no later than the send that it waits for.
+            assert!(response.max_ns >= service.p50_ns, "{load:?}");
+        }
+    }
+    assert!((report.loads[0].asked_msgs_per_s - 2_000.0).abs() < 1e-9);
+    assert_eq!(report.loads[3].percent_of_saturation, Some(5.0));
+}
+
+/// Somebody who was not there adds up the slices and finds what was printed.
+#[test]
+fn the_histogram_log_beside_the_json_gives_the_printed_percentiles() {
+    let mut report = measure(Workload::RoundTrip, 2, None);
+    let directory = std::env::temp_dir().join(format!("courser-bench-{}", std::process::id()));
+    let file = directory.join("rtt.json");
+    report.write_json(&file).unwrap();
+    let json: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
+    let log = directory.join(json["histogram_log"].as_str().unwrap());
+    let slices = HistogramLog::read(&log).unwrap();
+    std::fs::remove_dir_all(&directory).unwrap();
+    let results = json["results"].as_array().unwrap();
+    assert_eq!(results.len(), 4);
+    for result in results {
+        let tag = result["log_tag"].as_str().unwrap();
+        let mut merged = Histogram::new();
+        let mut count = 0;
+        for slice in slices.iter().filter(|slice| slice.tag == tag) {
+            merged.merge(&slice.histogram);
+            count += 1;
+        }
+        assert_eq!(result["slices"], count, "{tag}");
+        let percentiles = serde_json::to_value(merged.percentiles()).unwrap();
+        for figure in ["samples", "p50_ns", "p90_ns", "p99_ns", "p999_ns", "max_ns"] {
+            assert_eq!(result[figure], percentiles[figure], "{tag}, {figure}");
+        }
+    }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, value_parser};
 use courser::Endpoints;
+use courser_bench::workload::Rate;
 use courser_core::client::Start;
 use courser_core::id::Offset;
 use courser_core::name::Destination;
@@ -174,6 +175,15 @@ pub(crate) struct BenchOptions {
     /// How long to measure, in all and about
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub(crate) seconds: Option<Duration>,
+    /// open: loads as messages per second or as shares of saturation, such as 10%,50%,90% or 100k
+    #[arg(long, value_name = "RATE,...", value_delimiter = ',')]
+    pub(crate) rate: Vec<Rate>,
+    /// open: the most messages on their way
+    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
+    pub(crate) window: Option<u32>,
+    /// How the broker inside waits for work
+    #[arg(long, value_enum, default_value_t = BenchIdle::Busy, conflicts_with = "connect")]
+    pub(crate) idle: BenchIdle,
     /// A broker that runs already; without it, one is started inside for as long as it takes
     #[arg(long, value_name = "IP:PORT", value_parser = socket_address)]
     pub(crate) connect: Option<SocketAddr>,
@@ -201,6 +211,26 @@ pub(crate) enum Workload {
     E2e,
     /// Acknowledged messages, a window in flight
     Throughput,
+    /// Produce to acknowledgement from intended times, at several rates
+    Open,
+}
+
+/// How a measured broker waits for work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BenchIdle {
+    /// It spins through every pause
+    Busy,
+    /// It spins as long as it would by default, and then sleeps
+    Adaptive,
+}
+
+impl From<BenchIdle> for courser_bench::workload::Idle {
+    fn from(idle: BenchIdle) -> Self {
+        match idle {
+            BenchIdle::Busy => Self::Busy,
+            BenchIdle::Adaptive => Self::Adaptive,
+        }
+    }
 }
 
 impl From<Workload> for courser_bench::Workload {
@@ -211,6 +241,7 @@ impl From<Workload> for courser_bench::Workload {
             Workload::Rtt => Self::RoundTrip,
             Workload::E2e => Self::EndToEnd,
             Workload::Throughput => Self::Throughput,
+            Workload::Open => Self::Open,
         }
     }
 }

@@ -16,13 +16,23 @@ pub(crate) fn bench(options: &BenchOptions) -> Result<(), CommandError> {
             problem: format!("a floor is measured without a broker; leave out {broker}"),
         }));
     }
+    if options.workload != Workload::Open && !(options.rate.is_empty() && options.window.is_none())
+    {
+        return Err(CommandError::Bench(BenchError::Option {
+            option: "--rate, --window",
+            problem: "only an open loop has them: courser bench open".to_owned(),
+        }));
+    }
     let cores = options.client_core.zip(options.broker_core);
-    let report = run(
+    let mut report = run(
         options.workload.into(),
         &Options {
             payloads: options.payload.clone(),
             duration: options.seconds,
             connect: options.connect,
+            rates: options.rate.clone(),
+            window: options.window,
+            idle: options.idle.into(),
             cores: cores.map(|(client, broker)| Cores { client, broker }),
         },
     )?;

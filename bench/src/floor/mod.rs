@@ -5,6 +5,7 @@
 //! |---|---|---|
 //! | [`round_trip`] | a frame there, a 64-byte reply back, one in flight | produce to ack |
 //! | [`relay`] | a frame through one thread to a second socket | produce to consumer |
+//! | [`pipeline`] | the same with many on their way, under a load that does not wait | response times |
 //! | [`stream`] | frames in one direction as fast as they go | throughput |
 //! | [`ring`] | a word through memory to the other core and back | hand-offs between shards |
 //! | [`gaps`] | nothing, watching the clock | everybody's tail |
@@ -26,6 +27,7 @@
 pub mod frame;
 pub mod gaps;
 pub mod independent;
+pub mod pipeline;
 pub mod relay;
 pub mod ring;
 pub mod round_trip;
@@ -43,6 +45,7 @@ mod uring;
 
 pub use client::RoundTripClient;
 pub use frame::frame_bytes;
+pub use pipeline::PipelineFloor;
 pub use relay::RelayFloor;
 pub use round_trip::{EchoKind, EchoServer, RoundTripFloor};
 pub use run::{FloorOptions, floor};

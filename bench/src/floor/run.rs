@@ -15,7 +15,7 @@
 //! them within that noise.
 
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use super::frame::frame_bytes;
 use super::independent;
@@ -159,14 +159,9 @@ fn run(options: &FloorOptions, cores: Cores) -> Result<Report, BenchError> {
     let conditions = watch.end(&mut notes)?;
     drop(progress);
 
-    let mut report = Report {
-        header,
-        results: Vec::new(),
-        conditions,
-        checks: Vec::new(),
-        books: Vec::new(),
-        notes,
-    };
+    let mut report = Report::begun(header);
+    report.conditions = conditions;
+    report.notes = notes;
     for &payload in &options.payloads {
         let lanes: Vec<&Lane> = lanes
             .iter()
@@ -257,7 +252,7 @@ enum Instrument {
         series: LatencySeries,
     },
     Relay {
-        floor: RelayFloor,
+        floor: Box<RelayFloor>,
         to_consumer: LatencySeries,
         to_ack: LatencySeries,
     },
@@ -312,7 +307,7 @@ fn open_lanes(
             }
         }
         open(Instrument::Relay {
-            floor: RelayFloor::start(cores.broker, frame)?,
+            floor: Box::new(RelayFloor::start(cores.broker, frame)?),
             to_consumer: LatencySeries::default(),
             to_ack: LatencySeries::default(),
         });
@@ -335,10 +330,11 @@ impl Lane {
     ) -> Result<(), BenchError> {
         scratch.first.clear();
         scratch.second.clear();
+        let began = SystemTime::now();
         match &mut self.instrument {
             Instrument::Echo { floor, series, .. } => {
                 floor.slice(duration, &mut scratch.first)?;
-                series.add(&scratch.first);
+                series.add(&scratch.first, began);
             }
             Instrument::Independent { series } => {
                 let frame = frame_bytes(self.payload as usize);
@@ -347,11 +343,11 @@ impl Lane {
                 for &time in &times {
                     scratch.first.record_ns(time);
                 }
-                series.pooled.merge(&scratch.first);
+                series.add(&scratch.first, began);
                 // Its own median, found by sorting and not by the histogram.
-                series
-                    .p50s_ns
-                    .push(times.get(times.len() / 2).copied().map(units::to_f64));
+                if let Some(p50_ns) = series.p50s_ns.last_mut() {
+                    *p50_ns = times.get(times.len() / 2).copied().map(units::to_f64);
+                }
             }
             Instrument::Relay {
                 floor,
@@ -359,8 +355,8 @@ impl Lane {
                 to_ack,
             } => {
                 floor.slice(duration, &mut scratch.first, &mut scratch.second)?;
-                to_consumer.add(&scratch.first);
-                to_ack.add(&scratch.second);
+                to_consumer.add(&scratch.first, began);
+                to_ack.add(&scratch.second, began);
             }
             Instrument::Stream { floor, series } => {
                 series.add(&floor.slice(duration)?);
@@ -449,13 +445,13 @@ fn summarise(payload: u32, lanes: &[&Lane], report: &mut Report) {
                 let measurement = series
                     .measurement("floor round trip", payload, Mode::Poll)
                     .of_kind(format!("{}{suffix}", floor.kind()));
-                report.results.push(against_floor(measurement, series));
+                report.push_latency(against_floor(measurement, series), series);
             }
             Instrument::Independent { series } => {
                 let measurement = series
                     .measurement("floor round trip", payload, Mode::Poll)
                     .of_kind("independent");
-                report.results.push(against_floor(measurement, series));
+                report.push_latency(against_floor(measurement, series), series);
             }
             Instrument::Relay {
                 to_consumer,
@@ -466,7 +462,7 @@ fn summarise(payload: u32, lanes: &[&Lane], report: &mut Report) {
                     let measurement = series
                         .measurement("floor relay", payload, Mode::Poll)
                         .of_kind(to);
-                    report.results.push(measurement);
+                    report.push_latency(measurement, series);
                 }
             }
             Instrument::Stream { floor, series } => {

@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use courser::{
-    Client, Completion, CompletionListener, Consumer, Message, Producer, Receipt, SendError,
-    Sequence, TrySendError,
+    Client, Completion, CompletionListener, Consumer, Message, Producer, ProducerBuilder, Receipt,
+    SendError, Sequence, TrySendError,
 };
 
 use super::patience::Patience;
@@ -36,9 +36,27 @@ impl Sender {
         queue: &str,
         ledger: &Ledger,
     ) -> Result<Self, BenchError> {
+        Self::open_with(address, queue, ledger, |producer| producer)
+    }
+
+    /// As [`Self::open`], with so many messages on their way at most.
+    pub(super) fn open_with_window(
+        address: SocketAddr,
+        queue: &str,
+        ledger: &Ledger,
+        window: u32,
+    ) -> Result<Self, BenchError> {
+        Self::open_with(address, queue, ledger, |producer| producer.window(window))
+    }
+
+    fn open_with(
+        address: SocketAddr,
+        queue: &str,
+        ledger: &Ledger,
+        options: impl FnOnce(ProducerBuilder<'_>) -> ProducerBuilder<'_>,
+    ) -> Result<Self, BenchError> {
         let client = connect(address)?;
-        let producer = client
-            .producer(queue)
+        let producer = options(client.producer(queue))
             .create()
             .map_err(|error| BenchError::client("open a producer", error))?;
         Ok(Self {
@@ -69,6 +87,12 @@ impl Sender {
     ) -> Result<bool, BenchError> {
         ledger::stamp(body, ledger.next());
         taken(self.producer.try_enqueue(&*body), ledger)
+    }
+
+    /// Writes what was enqueued, as far as it goes now.
+    #[inline]
+    pub(super) fn write(&self) {
+        self.producer.write();
     }
 
     /// Stamps the ledger's next message, sends it and waits for its outcome.

@@ -1,7 +1,7 @@
 //! One thing at one payload, with what it has shown so far.
 
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::end_to_end::EndToEnd;
 use super::round_trip::{RoundTrip, Wait};
@@ -18,7 +18,7 @@ use crate::series::{LatencySeries, RateSeries};
 use crate::units;
 
 /// How long each kind of floor is tried before the fastest is chosen.
-const CALIBRATION_SLICE: Duration = Duration::from_millis(25);
+pub(super) const CALIBRATION_SLICE: Duration = Duration::from_millis(25);
 
 /// How many successive windows have to agree for a warm-up to be over.
 const SETTLED_WINDOWS: usize = 3;
@@ -195,10 +195,11 @@ impl Lane {
         target: &Target,
         scratch: &mut Scratch,
     ) -> Result<(), BenchError> {
+        let began = SystemTime::now();
         self.measure(duration, target, scratch)?;
         match &mut self.instrument {
             Instrument::Echo { series, .. } | Instrument::RoundTrip { series, .. } => {
-                series.add(&scratch.first);
+                series.add(&scratch.first, began);
             }
             Instrument::Relay {
                 to_consumer,
@@ -210,8 +211,8 @@ impl Lane {
                 to_ack,
                 ..
             } => {
-                to_consumer.add(&scratch.first);
-                to_ack.add(&scratch.second);
+                to_consumer.add(&scratch.first, began);
+                to_ack.add(&scratch.second, began);
             }
             Instrument::Stream { series, .. } | Instrument::Throughput { series, .. } => {
                 series.add(&scratch.rate);
@@ -306,7 +307,7 @@ impl Lane {
 }
 
 /// True if the last windows lie close together.
-fn agree(windows: &[f64]) -> bool {
+pub(super) fn agree(windows: &[f64]) -> bool {
     let Some(last) = windows.last_chunk::<SETTLED_WINDOWS>() else {
         return false;
     };

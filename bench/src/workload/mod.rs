@@ -5,6 +5,7 @@
 //! | round trip | produce to ack, one in flight | the best framed echo |
 //! | end to end | producer to consumer, one client thread | the relay |
 //! | throughput | acknowledged messages, a window in flight | the stream |
+//! | open loop | produce to ack from intended times, at several rates | the echo under the same load |
 //! | quick | all three at two sizes, within a minute | theirs |
 //!
 //! ```text
@@ -34,11 +35,14 @@ use crate::report::Report;
 mod books;
 mod end_to_end;
 mod lane;
+pub mod open;
 mod patience;
 mod round_trip;
 mod run;
 mod target;
 mod throughput;
+
+pub use open::Rate;
 
 /// What to measure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +57,8 @@ pub enum Workload {
     EndToEnd,
     /// Acknowledged messages per second.
     Throughput,
+    /// Produce to ack under a load that does not wait for answers.
+    Open,
 }
 
 impl fmt::Display for Workload {
@@ -63,6 +69,7 @@ impl fmt::Display for Workload {
             Self::RoundTrip => "round trip",
             Self::EndToEnd => "end to end",
             Self::Throughput => "throughput",
+            Self::Open => "open loop",
         })
     }
 }
@@ -78,9 +85,25 @@ pub struct Options {
     pub duration: Option<Duration>,
     /// Which broker: one in this process if not given.
     pub connect: Option<SocketAddr>,
+    /// The loads of an open loop; 10 %, 50 % and 90 % of saturation if empty.
+    pub rates: Vec<Rate>,
+    /// The most messages on their way in an open loop; 1,024 if not given.
+    pub window: Option<u32>,
+    /// How an embedded broker waits for work.
+    pub idle: Idle,
     /// Which cores; chosen by nearness if not given. A broker that runs elsewhere
     /// is where it is; its floors run on `cores.broker`.
     pub cores: Option<Cores>,
+}
+
+/// How an embedded broker waits for work while it is measured.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Idle {
+    /// It spins through every pause of a measurement.
+    #[default]
+    Busy,
+    /// It spins for as long as it would by default, and then sleeps.
+    Adaptive,
 }
 
 /// A body has room for the message's number.

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use super::lane::{Instrument, Lane, Scratch, WarmUp};
 use super::target::Target;
-use super::{Options, PAYLOAD_BYTES_MIN, Workload, round_trip, throughput};
+use super::{Options, PAYLOAD_BYTES_MIN, Workload, open, round_trip, throughput};
 use crate::compare::{Noise, PairedRatio};
 use crate::error::BenchError;
 use crate::histogram::Percentiles;
@@ -36,7 +36,7 @@ const ROUNDS_MIN: u32 = 3;
 const OVERTIME: f64 = 1.2;
 
 /// The largest body that still is one frame.
-const PAYLOAD_BYTES_MAX: u32 = 4 << 20;
+pub(super) const PAYLOAD_BYTES_MAX: u32 = 4 << 20;
 
 /// A shorter slice is mostly waking up.
 const SLICE_MIN: Duration = Duration::from_millis(5);
@@ -62,18 +62,24 @@ const WARM_UP: WarmUp = WarmUp {
 /// # Errors
 /// See [`super::run`].
 pub(super) fn run(workload: Workload, options: &Options) -> Result<Report, BenchError> {
-    let plan = Plan::of(workload, options)?;
+    let plan = match workload {
+        Workload::Open => None,
+        _ => Some(Plan::of(workload, options)?),
+    };
     let cores = match options.cores {
         Some(cores) => cores.check()?,
         None => Cores::choose()?,
     };
     // Before this thread's child is pinned, so that the broker's are not.
-    let target = Target::reach(options.connect, cores)?;
+    let target = Target::reach(options.connect, cores, options.idle)?;
     let name = "bench client";
     thread::scope(|scope| {
         thread::Builder::new()
             .name(name.to_owned())
-            .spawn_scoped(scope, || measure(&plan, cores, &target))
+            .spawn_scoped(scope, || match &plan {
+                Some(plan) => measure(plan, cores, &target),
+                None => open::run(options, cores, &target),
+            })
             .map_err(|source| BenchError::Thread {
                 name: name.to_owned(),
                 source,
@@ -107,7 +113,7 @@ impl Section {
             Workload::RoundTrip => 4,
             Workload::EndToEnd => 2,
             Workload::Throughput => 3,
-            Workload::Quick | Workload::Floor => 0,
+            Workload::Quick | Workload::Floor | Workload::Open => 0,
         };
         per_payload * self.payloads.len()
     }
@@ -133,17 +139,11 @@ impl Plan {
             Workload::RoundTrip | Workload::EndToEnd => {
                 vec![section(workload, &[64, 256, 1024])]
             }
-            Workload::Floor => Vec::new(),
+            Workload::Floor | Workload::Open => Vec::new(),
         };
         for &payload in sections.iter().flat_map(|section| &section.payloads) {
             if !(PAYLOAD_BYTES_MIN..=PAYLOAD_BYTES_MAX).contains(&payload) {
-                return Err(BenchError::Option {
-                    option: "payload",
-                    problem: format!(
-                        "{payload} bytes; a body has {PAYLOAD_BYTES_MIN} bytes, which carry its \
-                         number, to 4 MiB"
-                    ),
-                });
+                return Err(payload_out_of_range(payload));
             }
         }
         let quick = workload == Workload::Quick;
@@ -234,14 +234,7 @@ fn measure(plan: &Plan, cores: Cores, target: &Target) -> Result<Report, BenchEr
     progress.next("ring and gaps");
     let watch = Watch::begin(cores, plan.ring, plan.gaps)?;
     progress.done();
-    let mut report = Report {
-        header,
-        results: Vec::new(),
-        conditions: crate::report::Conditions::default(),
-        checks: Vec::new(),
-        books: Vec::new(),
-        notes: Vec::new(),
-    };
+    let mut report = Report::begun(header);
     for section in &plan.sections {
         let mut lanes = Vec::new();
         let measured = open(section, cores, target, &mut lanes)
@@ -281,8 +274,19 @@ fn measure(plan: &Plan, cores: Cores, target: &Target) -> Result<Report, BenchEr
     Ok(report)
 }
 
+/// A body that is none.
+pub(super) fn payload_out_of_range(payload: u32) -> BenchError {
+    BenchError::Option {
+        option: "payload",
+        problem: format!(
+            "{payload} bytes; a body has {PAYLOAD_BYTES_MIN} bytes, which carry its number, to \
+             4 MiB"
+        ),
+    }
+}
+
 /// The error and what it says it was caused by, in one line.
-fn with_causes(error: &BenchError) -> String {
+pub(super) fn with_causes(error: &BenchError) -> String {
     let mut text = error.to_string();
     let mut cause = std::error::Error::source(error);
     while let Some(deeper) = cause {
@@ -305,7 +309,7 @@ fn open(
             Workload::RoundTrip => Lane::round_trips(payload, address, cores)?,
             Workload::EndToEnd => Lane::end_to_end(payload, address, cores)?,
             Workload::Throughput => Lane::throughputs(payload, address, cores)?,
-            Workload::Quick | Workload::Floor => Vec::new(),
+            Workload::Quick | Workload::Floor | Workload::Open => Vec::new(),
         });
         target.rest();
     }
@@ -371,7 +375,6 @@ fn summarise(lanes: &[&Lane], report: &mut Report) {
     let Some(floor) = floor else {
         return;
     };
-    let mut results = Vec::new();
     for lane in lanes {
         let of_lane = |measurement: Measurement| measurement.settled(lane.settled);
         let latency = |series: &LatencySeries| {
@@ -390,7 +393,10 @@ fn summarise(lanes: &[&Lane], report: &mut Report) {
                 _,
             ) => {
                 let suffix = if *again { " again" } else { "" };
-                results.push(latency(series).of_kind(format!("{}{suffix}", echo.kind())));
+                report.push_latency(
+                    latency(series).of_kind(format!("{}{suffix}", echo.kind())),
+                    series,
+                );
             }
             (
                 Instrument::RoundTrip { series, .. },
@@ -399,7 +405,7 @@ fn summarise(lanes: &[&Lane], report: &mut Report) {
                     series: echo,
                     ..
                 },
-            ) => results.push(beside(latency(series), series, floor.kind(), echo)),
+            ) => report.push_latency(beside(latency(series), series, floor.kind(), echo), series),
             (
                 Instrument::Relay {
                     to_consumer,
@@ -408,8 +414,8 @@ fn summarise(lanes: &[&Lane], report: &mut Report) {
                 },
                 _,
             ) => {
-                results.push(latency(to_consumer).of_kind("to consumer"));
-                results.push(latency(to_ack).of_kind("to ack"));
+                report.push_latency(latency(to_consumer).of_kind("to consumer"), to_consumer);
+                report.push_latency(latency(to_ack).of_kind("to ack"), to_ack);
             }
             (
                 Instrument::EndToEnd {
@@ -427,11 +433,14 @@ fn summarise(lanes: &[&Lane], report: &mut Report) {
                     (to_consumer, relay_to_consumer, "to consumer"),
                     (to_ack, relay_to_ack, "to ack"),
                 ] {
-                    results.push(beside(latency(series), series, kind, relay).of_kind(kind));
+                    report.push_latency(
+                        beside(latency(series), series, kind, relay).of_kind(kind),
+                        series,
+                    );
                 }
             }
             (Instrument::Stream { floor, series }, _) => {
-                results.push(rate(series).of_kind(floor.kind()));
+                report.results.push(rate(series).of_kind(floor.kind()));
             }
             (
                 Instrument::Throughput { series, .. },
@@ -439,7 +448,7 @@ fn summarise(lanes: &[&Lane], report: &mut Report) {
                     floor,
                     series: stream,
                 },
-            ) => results.push(
+            ) => report.results.push(
                 rate(series)
                     .with_floor_rate(floor.kind(), &stream.total)
                     .with_paired_ratio(PairedRatio::of(&series.rates, &stream.rates)),
@@ -447,7 +456,6 @@ fn summarise(lanes: &[&Lane], report: &mut Report) {
             _ => {}
         }
     }
-    report.results.extend(results);
     keep_noise(lanes, report);
 }
 

@@ -12,6 +12,7 @@ use std::time::Duration;
 use courser_transport::affinity::Cores as ShardCores;
 use courser_transport::{Broker, BrokerConfig};
 
+use super::Idle;
 use crate::error::BenchError;
 use crate::pin::Cores;
 
@@ -37,7 +38,11 @@ impl Target {
     ///
     /// # Errors
     /// If the broker does not start.
-    pub(super) fn reach(address: Option<SocketAddr>, cores: Cores) -> Result<Self, BenchError> {
+    pub(super) fn reach(
+        address: Option<SocketAddr>,
+        cores: Cores,
+        idle: Idle,
+    ) -> Result<Self, BenchError> {
         if let Some(address) = address {
             return Ok(Self::Remote(address));
         }
@@ -45,7 +50,10 @@ impl Target {
         let broker = Broker::start(BrokerConfig {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             cores,
-            spin_budget: Some(SPIN_BUDGET),
+            spin_budget: match idle {
+                Idle::Busy => Some(SPIN_BUDGET),
+                Idle::Adaptive => None,
+            },
             ..BrokerConfig::default()
         })?;
         Ok(Self::Embedded(broker))
@@ -63,7 +71,7 @@ impl Target {
     /// on its way to it.
     pub(super) fn rest(&self) {
         thread::sleep(match self {
-            Self::Embedded(_) => SPIN_BUDGET * 2,
+            Self::Embedded(broker) => broker.setting().spin_budget * 2,
             Self::Remote(_) => REMOTE_REST,
         });
     }
