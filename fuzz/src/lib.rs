@@ -17,8 +17,10 @@
 //! libFuzzer, `cargo test` runs the seeds and all that was kept, and what crashed
 //! once lies beside them.
 
+pub mod client;
 pub mod corpus;
 pub mod decode;
+pub mod door;
 pub mod heap;
 pub mod peer;
 pub mod script;
@@ -43,7 +45,15 @@ pub const TARGETS: &[Target] = &[
         run: decode::run,
     },
     Target {
+        name: "door",
+        run: door::run,
+    },
+    Target {
         name: "session",
         run: session::run,
+    },
+    Target {
+        name: "client",
+        run: client::run,
     },
 ];

@@ -4,7 +4,8 @@
 //! frame is enough for every target to know it.
 
 use courser_core::frame::control::{
-    AckRun, Acknowledge, Fields, OpenConsumer, OpenProducer, OpenSession, Ping, WantCredit,
+    AckRun, Acknowledge, Acknowledged, Delivery, Fields, OpenConsumer, OpenProducer, OpenSession,
+    Ping, WantCredit,
 };
 use courser_core::frame::encode::{self, Envelope};
 use courser_core::frame::{Kind, encode::message_size};
@@ -25,7 +26,9 @@ pub(crate) fn vectors() -> Vec<Vector> {
 pub fn of(target: &str) -> Vec<Case> {
     let cases = match target {
         "decode" => decode(),
+        "door" => door(),
         "session" => session(),
+        "client" => client(),
         _ => Vec::new(),
     };
     let seed = |(name, bytes)| Case {
@@ -120,6 +123,19 @@ fn session() -> Vec<Named> {
         .steps(&[VANISH, 0])
         .say(1, &acknowledge(2, 4), (1, 0));
     cases.push(("returned".to_owned(), case.finish()));
+    // Two consumers share what one producer sends, and settle it by turns.
+    let mut case = opened(0)
+        .steps(&[CONNECT, 1])
+        .say(1, &control(&OpenSession::default(), &[]), (0, 0))
+        .say(1, &open_consumer(b"/default/orders"), (0, SESSION));
+    for turn in 0..4 {
+        case = case
+            .say(0, &hello, (PRODUCER, 0))
+            .say(0, &hello, (PRODUCER, 0))
+            .say(0, &acknowledge(turn, 1), (CONSUMER, 0))
+            .say(1, &acknowledge(turn, 2), (1, 0));
+    }
+    cases.push(("shared".to_owned(), case.finish()));
     // A message of many chunks, asked for first, in pieces.
     let want = WantCredit {
         bytes: 300_000.into(),
@@ -171,7 +187,152 @@ fn session() -> Vec<Named> {
     cases
 }
 
+fn door() -> Vec<Named> {
+    const COMES: u8 = 0;
+    const SAYS: u8 = 1;
+    const SAYS_BYTES: u8 = 2;
+    const GOES: u8 = 3;
+    const TIME: u8 = 4;
+    const LEAVES: u8 = 5;
+    let mut cases = Vec::new();
+    for vector in vectors() {
+        let says = Writer::default().steps(&[COMES, 0, SAYS, 0, 0]);
+        let case = says.frame(&vector.bytes, 0, 0).finish();
+        cases.push((vector.name.to_owned(), case));
+    }
+    let hello = &vectors()[0].bytes;
+    let behind = [hello, &control(&Ping::default(), &[])[..]].concat();
+    // In every small piece, with something behind it.
+    let case = Writer::default()
+        .steps(&[COMES, 1, SAYS_BYTES, 0, 1])
+        .bytes(&behind)
+        .steps(&[LEAVES, 0]);
+    cases.push(("in-pieces".to_owned(), case.finish()));
+    // More than there may be: from one address, and in all; then all are too slow.
+    let mut case = Writer::default();
+    for address in [0, 0, 0, 0, 1, 1, 2, 0, 1, 2] {
+        case = case.steps(&[COMES, address]);
+    }
+    case = case.steps(&[GOES, 1, TIME, 5]);
+    for _ in 0..4 {
+        case = case.steps(&[SAYS, 0, 0]).frame(hello, 0, 0);
+        case = case.steps(&[COMES, 2]);
+    }
+    let case = case.steps(&[TIME, 14, TIME, 1, TIME, 5]);
+    cases.push(("crowd".to_owned(), case.finish()));
+    // A hello that never ends, and one with too much behind it.
+    let endless = Writer::default().steps(&[COMES, 0, SAYS, 0, 200]);
+    let case = endless.larger_frame(hello, 0, 3);
+    cases.push(("endless".to_owned(), case.finish()));
+    let much = [hello, &[0xee; 5000][..]].concat();
+    let case = Writer::default().steps(&[COMES, 0, SAYS_BYTES, 0, 0]);
+    cases.push(("much-behind".to_owned(), case.bytes(&much).finish()));
+    cases
+}
+
+/// What a broker says, with the names that `client` has for it.
+fn client() -> Vec<Named> {
+    const HEARS_BYTES: u8 = 3;
+    const HELD: u8 = 10;
+    let mut cases = Vec::new();
+    for vector in vectors() {
+        let kind = Kind::from_code(vector.bytes[4]);
+        let names = match kind {
+            Some(Kind::Credit | Kind::Completions) => (FIRST_GIVEN, 1),
+            Some(Kind::Delivery | Kind::Acknowledged) => (FIRST_GIVEN + 1, 1),
+            Some(Kind::ProducerOpened | Kind::ConsumerOpened) => (0, 1),
+            Some(Kind::Message) => (0, 1),
+            _ => (0, 0),
+        };
+        let case = welcomed()
+            .steps(&SEND)
+            .hears(&vector.bytes, names)
+            .steps(&SEND);
+        cases.push((vector.name.to_owned(), case.finish()));
+        let case = Writer::default().hears(&vector.bytes, (0, 0));
+        cases.push((format!("{}-first", vector.name), case.finish()));
+        let case = welcomed().steps(&[HEARS_BYTES, 3]).bytes(&vector.bytes);
+        cases.push((format!("{}-as-it-stands", vector.name), case.finish()));
+    }
+    // Sends that leave in part, are answered, run out of time, and are lost.
+    let case = welcomed()
+        .steps(&[HELD, 9])
+        .steps(&SEND)
+        .steps(&SEND)
+        .steps(&[HELD, 0])
+        .hears(&golden("completions"), (FIRST_GIVEN, 1))
+        .steps(&SEND_WITH_DEADLINE)
+        .steps(&[9, 6])
+        .steps(&SEND);
+    cases.push(("outcomes".to_owned(), case.finish()));
+    // Messages, settled in every way, and everything closed.
+    let mut case = welcomed();
+    for _ in 0..3 {
+        case = case
+            .hears(&delivery(), (FIRST_GIVEN + 1, 1))
+            .hears(&golden("message"), (0, 1))
+            .steps(&[7, 0, 0]);
+    }
+    let closed = golden("closed");
+    let confirmed = Acknowledged {
+        confirm: 1.into(),
+        ..Acknowledged::default()
+    };
+    let case = case
+        .hears(&delivery(), (FIRST_GIVEN + 1, 1))
+        .hears(&golden("message"), (0, 1))
+        .steps(&[HELD, 1, 7, 0, 0, 8, 0, 2, HELD, 0])
+        .hears(&control(&confirmed, &[]), (FIRST_GIVEN + 1, 0))
+        .steps(&[8, 0, 0, 8, 0, 1])
+        .hears(&closed, (0, FIRST_GIVEN))
+        .hears(&closed, (0, FIRST_GIVEN + 1))
+        .steps(&[8, 0, 8]);
+    cases.push(("delivered".to_owned(), case.finish()));
+    cases
+}
+
+/// Of `client`: a broker's first handle.
+const FIRST_GIVEN: u8 = 64;
+/// Acts of `client`: a small send, and one that fails after half a second.
+const SEND: [u8; 4] = [6, 0, 0, 2];
+const SEND_WITH_DEADLINE: [u8; 4] = [6, 0, 16, 2];
+
+/// A client with a producer and, behind it, a consumer.
+fn welcomed() -> Writer {
+    const ASKS_FOR_PRODUCER: u8 = 4;
+    const ASKS_FOR_CONSUMER: u8 = 5;
+    Writer::default()
+        .hears(&golden("welcome"), (128, 0))
+        .hears(&golden("session-opened"), (0, 0))
+        .steps(&[ASKS_FOR_PRODUCER, 200, 2])
+        .hears(&golden("located-here"), (0, 0))
+        .hears(&golden("producer-opened"), (0, 1))
+        .steps(&[ASKS_FOR_CONSUMER, 9, 99])
+        .hears(&golden("consumer-opened"), (0, 1))
+}
+
+fn golden(name: &str) -> Vec<u8> {
+    let mut all = vectors().into_iter();
+    let vector = all.find(|vector| vector.name == name);
+    vector.expect("a golden frame of this name").bytes
+}
+
+/// One message, the first of its partition.
+fn delivery() -> Vec<u8> {
+    let fields = Delivery {
+        count: 1.into(),
+        delivery_count: 1.into(),
+        ..Delivery::default()
+    };
+    control(&fields, &[])
+}
+
 impl Writer {
+    /// The client hears a frame.
+    fn hears(self, frame: &[u8], names: (u8, u8)) -> Self {
+        self.steps(&[0, 0]).frame(frame, names.0, names.1)
+    }
+
     fn say(self, link: u8, frame: &[u8], names: (u8, u8)) -> Self {
         self.say_in_pieces(link, frame, names, 0)
     }

@@ -21,6 +21,7 @@
 
 use core::time::Duration;
 
+use courser_core::counters::Counters;
 use courser_core::id::{Handle, Installation, ShardIndex};
 use courser_core::limits;
 use courser_core::shard::{Attached, MemoryPlan, Output, Pieces, Shard, ShardConfig};
@@ -107,7 +108,17 @@ impl<'a> Scene<'a> {
 ///
 /// If something does not hold.
 pub fn run(case: &[u8]) {
+    play(case);
+}
+
+/// Runs a case, and says what the shard counted.
+///
+/// # Panics
+///
+/// If something does not hold.
+pub fn play(case: &[u8]) -> Counters {
     let plan = MemoryPlan::new(limits::MEMORY_MIN).expect("the least bound is accepted");
+    let mut counters = Counters::default();
     let peak = heap::peak(|| {
         let mut world = World::new();
         let mut script = Script::new(case);
@@ -117,13 +128,14 @@ pub fn run(case: &[u8]) {
             }
             world.act(&scene);
         }
-        world.end();
+        counters = world.end();
     });
     assert!(
         peak <= plan.bound,
         "{peak} bytes were in use, the bound is {}",
         plan.bound
     );
+    counters
 }
 
 /// A connection of the world, with whoever sits at its other end.
@@ -345,7 +357,7 @@ impl World {
     }
 
     /// Everybody reads what is left, and goes.
-    fn end(mut self) {
+    fn end(mut self) -> Counters {
         self.shard.audit();
         for seat in self.seats.iter_mut().flatten() {
             seat.deaf = false;
@@ -358,6 +370,7 @@ impl World {
         self.settle();
         assert!(self.shard.is_drained());
         self.shard.audit();
+        self.shard.counters().clone()
     }
 
     fn foreign_to(&self, index: usize) -> Vec<u32> {
@@ -367,5 +380,38 @@ impl World {
             .filter_map(|(_, seat)| seat.as_ref())
             .flat_map(|seat| seat.peer.handles().iter().copied())
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::seeds;
+    use courser_core::counters::Counter;
+
+    /// A seed that no longer gets as far as it should is a target that lost its depth.
+    #[test]
+    fn seeds_reach_storing_delivering_settling_returning_and_faults() {
+        let counters = |name: &str| {
+            let mut seeds = seeds::of("session").into_iter();
+            let seed = seeds.find(|seed| seed.name == format!("seed-{name}"));
+            play(&seed.expect("a seed of this name").bytes)
+        };
+        let returned = counters("returned");
+        for (counter, expected) in [
+            (Counter::MessagesStored, 6),
+            (Counter::MessagesReturned, 4),
+            (Counter::MessagesRedelivered, 4),
+            (Counter::MessagesSettled, 6),
+            (Counter::LinksFaulted, 0),
+        ] {
+            assert_eq!(returned.read(counter), expected, "{}", counter.name());
+        }
+        assert!(counters("large").read(Counter::BytesStored) > 200 << 10);
+        for name in ["beyond-credit", "begun", "foreign", "deaf"] {
+            assert_eq!(counters(name).read(Counter::LinksFaulted), 1, "{name}");
+        }
+        // The repeated one, the one behind a gap, and the next, for which it is a gap.
+        assert_eq!(counters("sequences").read(Counter::SendsRefused), 3);
     }
 }
