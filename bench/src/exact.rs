@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::gate::Verdict;
 use crate::table::{Align, Table};
 use crate::units::to_f64;
 
@@ -264,43 +265,6 @@ impl Baseline {
             doing: "write",
             file: file.to_owned(),
             source,
-        })
-    }
-}
-
-/// What a gate says, and the exit status it says it with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Verdict {
-    /// Nothing is worse than it may be.
-    Pass,
-    /// Neither pass nor fail.
-    Inconclusive,
-    /// Something is worse than it may be.
-    Regression,
-    /// It could not be judged.
-    SetUpError,
-}
-
-impl Verdict {
-    /// 0 pass, 1 regression, 2 inconclusive, 3 set-up error.
-    #[must_use]
-    pub fn exit_status(self) -> u8 {
-        match self {
-            Self::Pass => 0,
-            Self::Regression => 1,
-            Self::Inconclusive => 2,
-            Self::SetUpError => 3,
-        }
-    }
-}
-
-impl fmt::Display for Verdict {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(match self {
-            Self::Pass => "PASS",
-            Self::Regression => "REGRESSION",
-            Self::Inconclusive => "INCONCLUSIVE",
-            Self::SetUpError => "SET-UP ERROR",
         })
     }
 }
@@ -666,17 +630,5 @@ mod tests {
                 ("order.cost_above_queue.batch_16", 20.0)
             ]
         );
-    }
-
-    #[test]
-    fn exit_statuses_are_those_of_every_gate() {
-        let statuses = [
-            Verdict::Pass,
-            Verdict::Regression,
-            Verdict::Inconclusive,
-            Verdict::SetUpError,
-        ]
-        .map(Verdict::exit_status);
-        assert_eq!(statuses, [0, 1, 2, 3]);
     }
 }

@@ -24,6 +24,8 @@
 //! | loads that do not wait, and whether they were carried | [`load`] |
 //! | ratios of paired slices, and the noise below which they say nothing | [`compare`] |
 //! | counts that are the same on every run, and the gate on them | [`exact`] |
+//! | two builds of the whole, in alternating slices, and the gate on them | [`revisions`] |
+//! | what a gate says | [`gate`] |
 //! | cores: which there are, which we may use, where a thread runs | [`pin`] |
 //! | the machine as a report has to describe it | [`machine`] |
 //! | results, tables, JSON | [`report`], [`table`], [`units`] |
@@ -36,6 +38,7 @@ pub mod compare;
 pub mod error;
 pub mod exact;
 pub mod floor;
+pub mod gate;
 pub mod histogram;
 pub mod histogram_log;
 pub mod ledger;
@@ -45,6 +48,7 @@ pub mod page_buffer;
 pub mod pin;
 pub mod progress;
 pub mod report;
+pub mod revisions;
 pub mod table;
 pub mod units;
 pub mod workload;

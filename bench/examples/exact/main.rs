@@ -20,7 +20,8 @@ mod scenario;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use courser_bench::exact::{Baseline, Environment, ExactError, Measured, Verdict, judge};
+use courser_bench::exact::{Baseline, Environment, ExactError, Measured, judge};
+use courser_bench::gate::Verdict;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

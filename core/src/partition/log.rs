@@ -206,6 +206,11 @@ impl Log {
         for byte in &frame[..16] {
             core::hint::black_box(byte);
         }
+        // About a microsecond: what a gate on times has to see.
+        #[cfg(planted = "delayed_append")]
+        for step in 0..3_000_u64 {
+            core::hint::black_box(step);
+        }
         #[cfg(planted = "allocating_append")]
         core::hint::black_box(vec![offset]);
         let segment = self.segments.back_mut().expect("a segment was just opened");
