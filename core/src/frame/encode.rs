@@ -4,8 +4,8 @@ use zerocopy::IntoBytes;
 
 use super::control::Fields;
 use super::{
-    CONTROL_HEADER_SIZE, Kind, MESSAGE_HEADER_SIZE, MessageHeader, PREFIX_SIZE, VERSION, checksum,
-    flags, padded,
+    ALIGNMENT, CONTROL_HEADER_SIZE, Kind, MESSAGE_HEADER_SIZE, MessageHeader, PREFIX_SIZE, VERSION,
+    checksum, flags, padded,
 };
 use crate::id::{Epoch, Handle, PartitionIndex, PartitionSequence, ProducerId, Sequence};
 use crate::limits;
@@ -114,10 +114,15 @@ pub fn message(envelope: &Envelope, properties: &[u8], body: &[u8], out: &mut [u
         key_hash: envelope.key_hash.unwrap_or(0).into(),
         ..MessageHeader::default()
     };
+    // The last word first: zeros stay of it where the padding is.
+    if let Some(last) = out.last_chunk_mut::<ALIGNMENT>() {
+        *last = [0; ALIGNMENT];
+    }
     out[..MESSAGE_HEADER_SIZE].copy_from_slice(header.as_bytes());
-    out[MESSAGE_HEADER_SIZE..properties_end].copy_from_slice(properties);
+    if !properties.is_empty() {
+        out[MESSAGE_HEADER_SIZE..properties_end].copy_from_slice(properties);
+    }
     out[properties_end..length].copy_from_slice(body);
-    out[length..].fill(0);
     let checksum = checksum::message(&out[..length]);
     out[32..36].copy_from_slice(&checksum.to_le_bytes());
     size
