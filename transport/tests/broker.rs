@@ -343,3 +343,18 @@ fn the_start_reports_what_it_runs_with() {
     assert!(broker.setting().warnings().is_empty());
     broker.stop();
 }
+/// The port was bound before the memory bound was looked at: of two mistakes, the one
+/// was told that a restart alone could mend.
+#[test]
+fn too_little_memory_is_told_before_the_port_is_touched() {
+    let broker = Broker::start(config(Transport::Epoll)).unwrap();
+    let error = Broker::start(BrokerConfig {
+        listen: broker.address(),
+        memory: limits::MEMORY_MIN - 1,
+        ..config(Transport::Epoll)
+    })
+    .unwrap_err();
+    assert!(matches!(error, StartError::Memory { .. }), "{error}");
+    broker.stop();
+}
+
