@@ -218,6 +218,11 @@ impl<R: Ring> Worker<R> {
             }
             Event::Ended { slot } => {
                 if let Some((link, address)) = self.links.remove(slot) {
+            Event::Finished { slot } => {
+                if let Some(link) = self.links.link(slot) {
+                    self.shard.finished(now, link);
+                }
+            }
                     self.shard.closed(now, link);
                     // The door may have gone first; then nobody counts any more.
                     self.departures.send(address).ok();

@@ -258,6 +258,8 @@ pub struct Shard {
     watched: Vec<Handle>,
     /// Answers to the question for counters that are not complete.
     reports: VecDeque<admin::Report>,
+    /// Links whose peers send no more, and that end once they are answered.
+    finishing: Vec<Handle>,
     outputs: VecDeque<Output>,
     next_tick: Monotonic,
     stopping: bool,
@@ -299,6 +301,7 @@ impl Shard {
             dirty: Vec::new(),
             watched: Vec::new(),
             reports: VecDeque::new(),
+            finishing: Vec::new(),
             outputs: VecDeque::new(),
             next_tick: Monotonic(0),
             stopping: false,
@@ -387,6 +390,16 @@ impl Shard {
         }
     }
 
+    /// The peer sends no more, and may still listen: a goodbye without the word. What
+    /// it sent has its outcomes and answers, which leave before the link ends. Nothing
+    /// can be acknowledged any more, so what its consumers hold returns.
+    pub fn finished(&mut self, now: Now, link: Handle) {
+        // Outcomes of this turn still belong to who sent.
+        self.send_completions(now);
+        self.leave(now, link, false);
+        self.finishing.push(link);
+    }
+
     /// Time has passed: ends links whose peers take too long.
     pub fn expire(&mut self, now: Now) {
         if now.monotonic < self.next_tick || self.watched.is_empty() {
@@ -408,6 +421,7 @@ impl Shard {
         self.serve_waiting(now);
         self.thin_out();
         self.report(now);
+        self.finish(now);
         for index in 0..self.dirty.len() {
             let link = self.dirty[index];
             if let Some(entry) = self.links.get_mut(link) {
@@ -454,6 +468,7 @@ impl Shard {
             || !self.thinning.is_empty()
             || !self.dirty.is_empty()
             || !self.reports.is_empty()
+            || !self.finishing.is_empty()
             || !self.outputs.is_empty()
     }
 
@@ -653,6 +668,22 @@ impl Shard {
             self.outputs.push_back(Output::Send(link));
         }
         self.outputs.push_back(Output::Close { link, flush });
+    }
+
+    /// Ends links whose peers send no more and have no answer left to come.
+    fn finish(&mut self, now: Now) {
+        if self.finishing.is_empty() {
+            return;
+        }
+        let mut finishing = core::mem::take(&mut self.finishing);
+        finishing.retain(|&link| {
+            let is_answered = !self.reports.iter().any(|report| report.is_for(link));
+            if is_answered {
+                self.end(now, link, true);
+            }
+            !is_answered
+        });
+        self.finishing = finishing;
     }
 
     /// Everything that the link had open ends. `clean`: the client said so, and
