@@ -8,7 +8,7 @@ use courser_core::client::{
 };
 use courser_core::id::{MessageId, Position, Sequence};
 use courser_core::limits;
-use courser_core::time::{Monotonic, Now, Wall};
+use courser_core::time::{Monotonic, Wall};
 
 use crate::client::{Client, Owner};
 use crate::error::{Cause, NotAccepted, RequestError, SendError, TrySendError};
@@ -303,15 +303,14 @@ impl Producer {
     #[inline]
     pub fn try_send(&self, message: impl Payload) -> Result<Sequence, TrySendError> {
         let mut state = self.link().lock();
-        let now = state.clock.now();
-        let sequence = self.take(&mut state, now, &message, &mut Some(Pending::Polled))?;
+        let sequence = self.take(&mut state, &message, &mut Some(Pending::Polled))?;
         self.link().write(&mut state);
         Ok(sequence)
     }
 
     /// As [`Producer::try_send`], but leaves the writing to the next `try_send`,
     /// [`Producer::poll`] or [`Producer::write`]: several messages then share one
-    /// system call, and their time is that of the first of them.
+    /// system call.
     ///
     /// # Errors
     ///
@@ -426,18 +425,17 @@ impl Producer {
         pending: &mut Option<Pending>,
     ) -> Result<Sequence, TrySendError> {
         let mut state = self.link().lock();
-        let now = state.clock.stamp();
-        self.take(&mut state, now, message, pending)
+        self.take(&mut state, message, pending)
     }
 
     #[inline]
     fn take(
         &self,
         state: &mut State,
-        now: Now,
         message: &impl Payload,
         pending: &mut Option<Pending>,
     ) -> Result<Sequence, TrySendError> {
+        let now = state.clock.now();
         let outgoing = outgoing(message, now.monotonic.after(self.timeout));
         match state.send(now, self.key, &outgoing, pending) {
             Ok(sequence) => Ok(sequence),
@@ -454,8 +452,7 @@ impl Producer {
     ) -> Result<Sequence, SendError> {
         let link = self.link();
         let mut state = link.lock();
-        let now = state.clock.now();
-        match self.take(&mut state, now, message, pending) {
+        match self.take(&mut state, message, pending) {
             Err(TrySendError::WouldBlock) => {}
             Err(TrySendError::Failed(error)) => return Err(error),
             Ok(sequence) => {
@@ -463,17 +460,14 @@ impl Producer {
                 return Ok(sequence);
             }
         }
-        let deadline = now.monotonic.after(self.timeout);
+        let deadline = state.clock.now().monotonic.after(self.timeout);
         drop(state);
-        let taken = link.wait(deadline, |state| {
-            let now = state.clock.now();
-            match self.take(state, now, message, pending) {
-                Err(TrySendError::WouldBlock) => None,
-                Err(TrySendError::Failed(error)) => Some(Err(error)),
-                Ok(sequence) => {
-                    link.write(state);
-                    Some(Ok(sequence))
-                }
+        let taken = link.wait(deadline, |state| match self.take(state, message, pending) {
+            Err(TrySendError::WouldBlock) => None,
+            Err(TrySendError::Failed(error)) => Some(Err(error)),
+            Ok(sequence) => {
+                link.write(state);
+                Some(Ok(sequence))
             }
         });
         taken.unwrap_or(Err(SendError::NotStored {

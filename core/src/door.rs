@@ -20,7 +20,7 @@ use crate::error::Refusal;
 use crate::frame::control::{Control, Farewell, Hello};
 use crate::frame::decode::{self, Frame, Step};
 use crate::frame::{MAGIC, VERSION, encode};
-use crate::id::{Handle, LinkNumber};
+use crate::id::Handle;
 use crate::limits;
 use crate::shard::Attached;
 use crate::slab::Slab;
@@ -170,7 +170,6 @@ impl Door {
                     attached: Attached {
                         principal: Principal::ANONYMOUS,
                         name: greeting.name,
-                        replaces: greeting.replaces,
                         leftover,
                     },
                 });
@@ -296,7 +295,6 @@ struct Greeting {
     size: usize,
     shard: Option<u16>,
     name: String,
-    replaces: Option<LinkNumber>,
 }
 
 /// The hello at the front of `bytes`; `None` if it is not complete.
@@ -326,7 +324,7 @@ fn hello(bytes: &[u8]) -> Result<Option<Greeting>, Refusal> {
         version_max,
         shard,
         name_length,
-        link,
+        features: _,
         ..
     } = fields;
     if *magic != MAGIC {
@@ -344,7 +342,6 @@ fn hello(bytes: &[u8]) -> Result<Option<Greeting>, Refusal> {
         size,
         shard,
         name: name.to_owned(),
-        replaces: Some(LinkNumber(link.get())).filter(|link| link.0 != 0),
     }))
 }
 

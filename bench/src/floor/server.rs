@@ -42,7 +42,6 @@ pub(super) struct Server {
     name: String,
     address: SocketAddr,
     gate: Arc<Gate>,
-    thread_id: Option<u32>,
     thread: Option<JoinHandle<Result<Served, BenchError>>>,
 }
 
@@ -83,21 +82,14 @@ impl Server {
             name: name.to_owned(),
             address,
             gate,
-            thread_id: None,
             thread: Some(thread),
         };
         // The sender is dropped without a word if the thread fails before it
         // accepts; its result says why.
-        match is_ready.recv() {
-            Ok(thread_id) => server.thread_id = thread_id,
-            Err(_) => drop(server.join()?),
+        if is_ready.recv().is_err() {
+            server.join()?;
         }
         Ok(server)
-    }
-
-    /// Its thread's id, if the kernel tells.
-    pub(super) fn thread_id(&self) -> Option<u32> {
-        self.thread_id
     }
 
     /// Where it listens.
@@ -181,7 +173,7 @@ impl Drop for Server {
 pub(super) struct Site {
     listener: TcpListener,
     gate: Arc<Gate>,
-    ready: SyncSender<Option<u32>>,
+    ready: SyncSender<()>,
 }
 
 impl Site {
@@ -189,7 +181,7 @@ impl Site {
     /// TCP_NODELAY set. `None` if the server was stopped instead.
     pub(super) fn accept(&self) -> Result<Option<TcpStream>, BenchError> {
         // The channel has room for one word; nobody listens for a second.
-        self.ready.try_send(crate::cpu_time::this_thread()).ok();
+        self.ready.try_send(()).ok();
         if self.gate.is_stopped() {
             return Ok(None);
         }
