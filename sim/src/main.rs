@@ -2,6 +2,8 @@
 //! range; without arguments it runs the first 300, or what `COURSER_SEED` says.
 //! A failure prints the last that happened, with `--last COUNT` so much of it.
 
+use std::fmt;
+use std::io::{self, Write};
 use std::ops::Range;
 use std::process::ExitCode;
 
@@ -31,7 +33,7 @@ fn main() -> ExitCode {
             text => single(text),
         };
         if parsed.is_none() || seeds.is_some() {
-            eprintln!("{USAGE}");
+            remark(&format_args!("{USAGE}\n"));
             return ExitCode::from(2);
         }
         seeds = parsed;
@@ -53,7 +55,7 @@ fn main() -> ExitCode {
     };
     match result {
         Ok(report) => {
-            print!("{report}");
+            say(&report);
             ExitCode::SUCCESS
         }
         Err(failure) => {
@@ -66,16 +68,37 @@ fn main() -> ExitCode {
 fn run(seeds: Range<u64>, quiet: bool) -> Result<Report, Failure> {
     courser_sim::run_all(seeds, |seed, report| {
         if !quiet {
-            println!("COURSER_SEED={seed} {}", Line(report));
+            say(&format_args!("COURSER_SEED={seed} {}\n", Line(report)));
         }
     })
 }
 
 fn tell(failure: &Failure) {
-    eprintln!("the last that happened:");
-    eprint!("{}", failure.last);
-    eprintln!("{failure}");
-    eprintln!("replay: cargo run -p courser-sim -- {}", failure.seed);
+    remark(&"the last that happened:\n");
+    remark(&failure.last);
+    remark(&format_args!("{failure}\n"));
+    let seed = failure.seed;
+    remark(&format_args!(
+        "replay: cargo run -p courser-sim -- {seed}\n"
+    ));
+}
+
+/// Prints; where nobody reads any more, it ends as the signal would have ended it that
+/// other programs get: what was not run must not look as if it had held.
+fn say(text: &impl fmt::Display) {
+    const ENDED_BY_SIGPIPE: i32 = 128 + 13;
+    let mut out = io::stdout().lock();
+    if let Err(error) = write!(out, "{text}").and_then(|()| out.flush()) {
+        if error.kind() != io::ErrorKind::BrokenPipe {
+            remark(&format_args!("courser-sim: cannot write: {error}\n"));
+        }
+        std::process::exit(ENDED_BY_SIGPIPE);
+    }
+}
+
+/// Says something on standard error, to whoever is there.
+fn remark(text: &impl fmt::Display) {
+    let _unheard = write!(io::stderr().lock(), "{text}");
 }
 
 fn single(text: &str) -> Option<Range<u64>> {
