@@ -70,29 +70,36 @@ impl Arena {
     /// If `chunks` is 0 or above 2^31, or the address space cannot hold it.
     #[must_use]
     pub fn new(chunks: u32) -> Self {
+        Self::try_new(chunks).unwrap_or_else(|| alloc::handle_alloc_error(Self::layout(chunks)))
+    }
+
+    /// The same; `None` if there is not so much memory to be had.
+    ///
+    /// # Panics
+    ///
+    /// If `chunks` is 0 or above 2^31.
+    #[must_use]
+    pub fn try_new(chunks: u32) -> Option<Self> {
         assert!(
             (1..=1 << 31).contains(&chunks),
             "an arena has between 1 and 2^31 chunks"
         );
         let layout = Self::layout(chunks);
         // SAFETY: the layout's size is not zero, as `chunks` is not.
-        let allocation = unsafe { alloc::alloc_zeroed(layout) };
-        let Some(allocation) = NonNull::new(allocation) else {
-            alloc::handle_alloc_error(layout)
-        };
+        let allocation = NonNull::new(unsafe { alloc::alloc_zeroed(layout) })?;
         let skip = allocation.as_ptr().align_offset(ARENA_ALIGNMENT);
         assert!(skip < ARENA_ALIGNMENT, "a byte pointer can be aligned");
         // SAFETY: the allocation is longer than its chunks by one alignment, so the
         // first aligned byte and all chunks from there on lie inside.
         let base = unsafe { allocation.add(skip) };
-        Self {
+        Some(Self {
             allocation,
             base,
             chunks,
             free: Vec::with_capacity(chunks as usize),
             fresh: 0,
             next: vec![ChunkId::FREE; chunks as usize],
-        }
+        })
     }
 
     /// Lends a chunk with whatever bytes its last owner left; `None` if all are lent.

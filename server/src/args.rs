@@ -62,10 +62,15 @@ pub(crate) struct ServeOptions {
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:7420", value_parser = socket_address)]
     pub(crate) listen: SocketAddr,
     /// Which cpu the shard runs on: auto, none (not pinned) or a number
-    #[arg(long, value_name = "LIST")]
+    #[arg(long, value_name = "LIST", allow_negative_numbers = true)]
     pub(crate) cores: Option<Cores>,
     /// How many shards, on cpus chosen for them
-    #[arg(long, value_name = "N", conflicts_with = "cores")]
+    #[arg(
+        long,
+        value_name = "N",
+        allow_negative_numbers = true,
+        conflicts_with = "cores"
+    )]
     pub(crate) shards: Option<u16>,
     /// What to do without work: spin, adaptive or park
     #[arg(long, value_name = "STRATEGY", default_value_t = IdleStrategy::Adaptive)]
@@ -74,7 +79,7 @@ pub(crate) struct ServeOptions {
     #[arg(long, value_name = "TRANSPORT", default_value_t = Transport::Auto)]
     pub(crate) transport: Transport,
     /// The memory bound, such as 256MiB
-    #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = quantity::size)]
+    #[arg(long, value_name = "SIZE", default_value = "1GiB", allow_negative_numbers = true, value_parser = quantity::size)]
     pub(crate) memory: u64,
     /// Accept connections from other machines, without asking who they are
     #[arg(long)]
@@ -99,19 +104,19 @@ pub(crate) struct SendOptions {
     #[arg(value_name = "MESSAGE", conflicts_with = "count")]
     pub(crate) messages: Vec<String>,
     /// Send so many made-up messages, each with its number
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = quantity::count)]
     pub(crate) count: Option<u64>,
     /// The size of made-up messages, such as 64 or 1KiB
-    #[arg(long, value_name = "SIZE", default_value = "64", requires = "count", value_parser = quantity::size_u32)]
+    #[arg(long, value_name = "SIZE", default_value = "64", requires = "count", allow_negative_numbers = true, value_parser = quantity::size_u32)]
     pub(crate) size: u32,
     /// The partitions that the destination is to have
-    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = value_parser!(u32).range(1..))]
     pub(crate) partitions: Option<u32>,
     /// Keep every message in the one partition that this key leads to
     #[arg(long, value_name = "KEY")]
     pub(crate) key: Option<String>,
     /// How much each partition keeps of what every subscription has acknowledged
-    #[arg(long, value_name = "SIZE", value_parser = quantity::size)]
+    #[arg(long, value_name = "SIZE", allow_negative_numbers = true, value_parser = quantity::size)]
     pub(crate) retain: Option<u64>,
     /// Write a line for each acknowledgement, in their order:
     /// sequence, partition, offset, CRC-32C of the body, producer
@@ -134,10 +139,10 @@ pub(crate) struct ReceiveOptions {
     #[arg(long, value_name = "NAME")]
     pub(crate) subscription: Option<String>,
     /// Where a new subscription begins: earliest, latest or an offset
-    #[arg(long, value_name = "START", default_value = "earliest", value_parser = start)]
+    #[arg(long, value_name = "START", default_value = "earliest", allow_negative_numbers = true, value_parser = start)]
     pub(crate) from: Start,
     /// End after so many messages
-    #[arg(long, value_name = "N", value_parser = value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = value_parser!(u64).range(1..))]
     pub(crate) count: Option<u64>,
     /// With --count: how long all of them may take. Without: how long a silence ends it
     #[arg(long, value_name = "DURATION", value_parser = quantity::duration)]
@@ -170,16 +175,16 @@ pub(crate) struct BenchOptions {
     #[arg(value_enum, default_value_t = Workload::Quick)]
     pub(crate) workload: Workload,
     /// Sizes of bodies, such as 64,1KiB
-    #[arg(long, value_name = "SIZE,...", value_delimiter = ',', value_parser = quantity::size_u32)]
+    #[arg(long, value_name = "SIZE,...", value_delimiter = ',', allow_negative_numbers = true, value_parser = quantity::size_u32)]
     pub(crate) payload: Vec<u32>,
     /// How long to measure, in all and about
-    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, value_parser = seconds)]
     pub(crate) seconds: Option<Duration>,
     /// open: loads as messages per second or as shares of saturation, such as 10%,50%,90% or 100k
     #[arg(long, value_name = "RATE,...", value_delimiter = ',')]
     pub(crate) rate: Vec<Rate>,
     /// open: the most messages on their way
-    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = value_parser!(u32).range(1..))]
     pub(crate) window: Option<u32>,
     /// How the broker inside waits for work
     #[arg(long, value_enum, default_value_t = BenchIdle::Busy, conflicts_with = "connect")]
@@ -188,10 +193,20 @@ pub(crate) struct BenchOptions {
     #[arg(long, value_name = "IP:PORT", value_parser = socket_address)]
     pub(crate) connect: Option<SocketAddr>,
     /// The cpu of the broker and of its floors
-    #[arg(long, value_name = "CPU", requires = "client_core")]
+    #[arg(
+        long,
+        value_name = "CPU",
+        allow_negative_numbers = true,
+        requires = "client_core"
+    )]
     pub(crate) broker_core: Option<usize>,
     /// The cpu of the client
-    #[arg(long, value_name = "CPU", requires = "broker_core")]
+    #[arg(
+        long,
+        value_name = "CPU",
+        allow_negative_numbers = true,
+        requires = "broker_core"
+    )]
     pub(crate) client_core: Option<usize>,
     /// Write the report there as JSON, too
     #[arg(long, value_name = "FILE")]
@@ -278,7 +293,7 @@ fn answer(error: &clap::Error) -> ExitCode {
         _ => {
             let verb = std::env::args().nth(1);
             let verb = verb.filter(|verb| CommandLine::command().find_subcommand(verb).is_some());
-            eprintln!("{}", mistake(&text.to_string(), verb.as_deref()));
+            output::remark(&mistake(&text.to_string(), verb.as_deref()));
             Status::Usage.into()
         }
     }

@@ -198,9 +198,10 @@ fn not_started(error: &StartError) -> Status {
         StartError::Cores(_) | StartError::SeveralShards { .. } | StartError::Memory { .. } => {
             Status::Usage
         }
-        StartError::Listen { .. } | StartError::IoUring(_) | StartError::Kernel { .. } => {
-            Status::Failed
-        }
+        StartError::Listen { .. }
+        | StartError::IoUring(_)
+        | StartError::MemoryNotThere { .. }
+        | StartError::Kernel { .. } => Status::Failed,
     }
 }
 

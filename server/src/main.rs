@@ -48,7 +48,7 @@ fn main() -> ExitCode {
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{}", error.report());
+            output::remark(&error.report());
             error.status().into()
         }
     }

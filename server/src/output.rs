@@ -1,4 +1,5 @@
-//! Answers on standard output: plain text or JSON, never colour.
+//! Answers on standard output, plain text or JSON, and remarks on standard error;
+//! never colour.
 
 use std::fmt;
 use std::io::{self, ErrorKind, Write};
@@ -20,4 +21,10 @@ pub(crate) fn print(answer: &impl fmt::Display) -> Result<(), CommandError> {
 /// Prints an answer as indented JSON.
 pub(crate) fn print_json(answer: &Value) -> Result<(), CommandError> {
     print(&format_args!("{answer:#}\n"))
+}
+
+/// Says something on standard error. Who closed it, or has no room for it, wants to
+/// know nothing, and what was to be done is done all the same.
+pub(crate) fn remark(text: &impl fmt::Display) {
+    let _unheard = writeln!(io::stderr().lock(), "{text}");
 }

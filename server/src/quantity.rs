@@ -16,6 +16,9 @@ pub(crate) enum QuantityError {
     /// Not a size at all, or one in a unit that is not known.
     #[error("a size is a number of bytes or of KiB, MiB or GiB, such as 512, 64KiB or 1MiB")]
     NotASize,
+    /// Not a whole number.
+    #[error("a count is a whole number, such as 1000")]
+    NotACount,
     /// More than can be counted.
     #[error("that is more than can be counted")]
     TooLarge,
@@ -48,6 +51,11 @@ pub(crate) fn duration(text: &str) -> Result<Duration, QuantityError> {
 /// Reads a size in bytes.
 pub(crate) fn size(text: &str) -> Result<u64, QuantityError> {
     scaled(text, SIZE_UNITS, QuantityError::NotASize)
+}
+
+/// Reads a number of things.
+pub(crate) fn count(text: &str) -> Result<u64, QuantityError> {
+    scaled(text, &[("", 1)], QuantityError::NotACount)
 }
 
 /// Reads a size that a 32-bit field carries.
@@ -97,6 +105,16 @@ mod tests {
             assert_eq!(duration(text), Err(QuantityError::NotADuration), "{text}");
         }
         assert_eq!(duration("99999999999h"), Err(QuantityError::TooLarge));
+    }
+
+    #[test]
+    fn a_count_is_a_whole_number() {
+        assert_eq!(count("1000"), Ok(1000));
+        for text in ["", "x", "-1", "1.5", "5KiB"] {
+            assert_eq!(count(text), Err(QuantityError::NotACount), "{text}");
+        }
+        let above = "18446744073709551616";
+        assert_eq!(count(above), Err(QuantityError::TooLarge));
     }
 
     #[test]

@@ -42,10 +42,10 @@ pub(crate) fn serve(options: &ServeOptions) -> Result<(), CommandError> {
         broker.setting(),
     ))?;
     for (code, text) in broker.setting().warnings() {
-        eprintln!("warning[{code}]: {text}");
+        output::remark(&format_args!("warning[{code}]: {text}"));
     }
     stop.wait().map_err(ServeError::Signals)?;
-    eprintln!("stopping: saying goodbye to every connection; a second signal ends at once");
+    output::remark(&"stopping: saying goodbye to every connection; a second signal ends at once");
     broker.stop();
     Ok(())
 }

@@ -308,7 +308,7 @@ fn a_command_line_that_makes_no_sense_is_refused_in_one_line() {
             "send q --count 1 --size huge",
             "a size is a number of bytes",
         ),
-        ("send q --count many", "invalid digit"),
+        ("send q --count many", "a count is a whole number"),
         ("send q x --partitions 0", "0 is not in"),
         ("send q x --timeout 5", "a duration is a number and a unit"),
         ("send q x --connect a:b:c", "no address of a broker"),

@@ -152,6 +152,18 @@ pub enum StartError {
         /// What was asked for, in bytes.
         bound: u64,
     },
+    /// There is not so much memory.
+    #[error(
+        "a memory bound of {} MiB cannot be had: this machine has {} MiB\n  fix    choose a bound below that; if it is, ulimit -v limits this process",
+        bound / MIB,
+        total / MIB
+    )]
+    MemoryNotThere {
+        /// What was asked for, in bytes.
+        bound: u64,
+        /// What the machine has, in bytes.
+        total: u64,
+    },
     /// The kernel refused something that every broker needs.
     #[error("the kernel refused {what}: {errno}")]
     Kernel {
@@ -175,6 +187,7 @@ impl StartError {
             Self::IoUring(refused) => refused.code(),
             Self::Memory { .. } => "C1302",
             Self::Kernel { .. } => "C1303",
+            Self::MemoryNotThere { .. } => "C1304",
         }
     }
 
@@ -293,6 +306,10 @@ struct ShardThread {
 impl Broker {
     /// Starts the threads and returns when connections are accepted.
     pub fn start(config: BrokerConfig) -> Result<Self, StartError> {
+        let (bound, total) = (config.memory, memory_total()?);
+        if bound > total {
+            return Err(StartError::MemoryNotThere { bound, total });
+        }
         let topology = Topology::read()?;
         let placements = one_shard(&config.cores, config.cores.place(&topology)?)?;
         let (idle, spin_refused) = match config
@@ -515,6 +532,10 @@ fn run_shard(plan: ShardPlan, report: &Report) {
     }
 }
 
+fn memory_total() -> Result<u64, StartError> {
+    sys::memory_total().map_err(StartError::kernel("the size of its memory"))
+}
+
 fn run_on<R: Ring<Socket = std::os::fd::OwnedFd>>(
     ring: R,
     io_uring_refused: Option<IoUringRefused>,
@@ -526,6 +547,11 @@ fn run_on<R: Ring<Socket = std::os::fd::OwnedFd>>(
         Ok(shard) => shard,
         Err(Refusal::IllegalArgument) => {
             let error = StartError::Memory { bound };
+            return report.send(Err(error)).expect("the starter waits for it");
+        }
+        Err(Refusal::OutOfMemory) => {
+            let error = memory_total().map(|total| StartError::MemoryNotThere { bound, total });
+            let error = error.unwrap_or_else(|error| error);
             return report.send(Err(error)).expect("the starter waits for it");
         }
         Err(refusal) => unreachable!("a shard refuses a bound only: {refusal}"),
@@ -641,7 +667,12 @@ mod tests {
             memory.to_string(),
             "a memory bound of 1 MiB is below the least of 64 MiB"
         );
-        let codes = [kernel.code(), several.code(), memory.code()];
-        assert_eq!(codes, ["C1303", "C1206", "C1302"]);
+        let not_there = StartError::MemoryNotThere {
+            bound: 64 * MIB,
+            total: 2 * MIB,
+        };
+        assert!(not_there.to_string().contains("this machine has 2 MiB"));
+        let codes = [&kernel, &several, &memory, &not_there].map(StartError::code);
+        assert_eq!(codes, ["C1303", "C1206", "C1302", "C1304"]);
     }
 }

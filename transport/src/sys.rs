@@ -476,6 +476,15 @@ pub(crate) fn random_bytes<const N: usize>() -> Result<[u8; N], Errno> {
     Ok(bytes)
 }
 
+/// Bytes of memory that this machine has.
+pub(crate) fn memory_total() -> Result<u64, Errno> {
+    let value = |name| {
+        // SAFETY: it asks for a number by its name and writes nothing.
+        u64::try_from(unsafe { libc::sysconf(name) }).map_err(|_| Errno::last())
+    };
+    Ok(value(libc::_SC_PHYS_PAGES)?.saturating_mul(value(libc::_SC_PAGESIZE)?))
+}
+
 /// Has the kernel put memory behind a range of addresses, so that the first use meets
 /// no fault. What is stored there does not change; a range that is not mapped, or a
 /// kernel before 5.14, is refused without harm.

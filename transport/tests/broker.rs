@@ -311,6 +311,11 @@ fn what_cannot_be_had_is_refused_before_anything_listens() {
         ..config(Transport::Epoll)
     });
     assert!(matches!(little, StartError::Memory { .. }), "{little}");
+    let much = refused(BrokerConfig {
+        memory: u64::MAX,
+        ..config(Transport::Epoll)
+    });
+    assert!(matches!(much, StartError::MemoryNotThere { .. }), "{much}");
     let absent = refused(BrokerConfig {
         cores: "1000".parse::<Cores>().unwrap(),
         ..config(Transport::Epoll)

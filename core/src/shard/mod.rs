@@ -272,16 +272,16 @@ impl Shard {
     ///
     /// # Errors
     ///
-    /// [`Refusal::IllegalArgument`] if the memory bound is too small.
+    /// [`Refusal::IllegalArgument`] if the memory bound is too small, and
+    /// [`Refusal::OutOfMemory`] if there is not so much to be had.
     pub fn new(config: ShardConfig) -> Result<Self, Refusal> {
         let plan = MemoryPlan::new(config.memory)?;
-        let chunks =
-            u32::try_from(plan.arena / CHUNK as u64).map_err(|_| Refusal::IllegalArgument)?;
+        let chunks = u32::try_from(plan.arena / CHUNK as u64).map_err(|_| Refusal::OutOfMemory)?;
         // Half of all handles each, so that a handle is a producer's or a consumer's.
         let handles = Handle::SLOTS / 2;
         Ok(Self {
             plan,
-            arena: Arena::new(chunks),
+            arena: Arena::try_new(chunks).ok_or(Refusal::OutOfMemory)?,
             catalog: Catalog::new(config.hash_seed),
             locals: Vec::new(),
             partitions: 0,
