@@ -1,7 +1,7 @@
 //! Runs a workload of the broker beside its floor and prints the report.
 //!
 //! `cargo run --release -p courser-bench --example workload [WORKLOAD [SECONDS [FILE.json]]]`
-//! where WORKLOAD is quick, floor, rtt, e2e, throughput or open.
+//! where WORKLOAD is quick, floor, rtt, e2e, throughput, open or idle.
 //!
 //! Exit status: 0 done, 3 it could not be measured, 5 a check failed.
 
@@ -37,6 +37,7 @@ fn measure() -> Result<Report, BenchError> {
         Some("e2e") => Workload::EndToEnd,
         Some("throughput") => Workload::Throughput,
         Some("open") => Workload::Open,
+        Some("idle") => Workload::Idle,
         Some(other) => return refuse("workload", format!("`{other}` is none")),
     };
     let mut options = Options::default();

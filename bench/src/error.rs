@@ -177,6 +177,10 @@ pub enum BenchError {
         source: io::Error,
     },
 
+    /// The kernel does not say how long a thread has run.
+    #[error("the kernel does not account for single threads (/proc/self/task/*/schedstat)")]
+    NoThreadTime,
+
     /// A histogram log could not be written or read.
     #[error("the histogram log: {problem}")]
     HistogramLog {

@@ -26,6 +26,7 @@
 //! | counts that are the same on every run, and the gate on them | [`exact`] |
 //! | two builds of the whole, in alternating slices, and the gate on them | [`revisions`] |
 //! | what a gate says | [`gate`] |
+//! | processor time: of a message, and of none | [`cpu_use`] |
 //! | cores: which there are, which we may use, where a thread runs | [`pin`] |
 //! | the machine as a report has to describe it | [`machine`] |
 //! | results, tables, JSON | [`report`], [`table`], [`units`] |
@@ -35,6 +36,7 @@
 //! spin; a quantile with fewer than a hundred samples beyond it is not a number.
 
 pub mod compare;
+pub mod cpu_use;
 pub mod error;
 pub mod exact;
 pub mod floor;
@@ -53,6 +55,7 @@ pub mod table;
 pub mod units;
 pub mod workload;
 
+mod cpu_time;
 mod series;
 mod sys;
 mod watch;

@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use crate::compare::{Noise, PairedRatio, Verdict, note_below_one};
+use crate::cpu_use::{self, IdleUse, MessageUse};
 use crate::error::BenchError;
 use crate::floor::gaps::Gaps;
 use crate::floor::ring::RingFloor;
@@ -36,6 +37,12 @@ pub struct Report {
     /// Loads that were asked for, where the workload is an open loop.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub loads: Vec<Load>,
+    /// Processor time of a broker without work.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub idle: Vec<IdleUse>,
+    /// Processor time of a message.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub messages: Vec<MessageUse>,
     /// The file beside this one that holds the histogram of every slice, in the
     /// interval log format of HdrHistogram.
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -64,6 +71,8 @@ impl Report {
             header,
             results: Vec::new(),
             loads: Vec::new(),
+            idle: Vec::new(),
+            messages: Vec::new(),
             histogram_log: None,
             histograms: HistogramLog::default(),
             conditions: Conditions::default(),
@@ -580,6 +589,8 @@ impl fmt::Display for Report {
             latency_table(&self.results),
             throughput_table(&self.results),
             load::table(&self.loads),
+            cpu_use::idle_table(&self.idle),
+            cpu_use::message_table(&self.messages),
         ] {
             if !table.is_empty() {
                 write!(formatter, "\n{table}")?;

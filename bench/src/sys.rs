@@ -50,9 +50,20 @@ impl Epoll {
 
     /// Asks whether the watched descriptor is ready, without waiting.
     pub(crate) fn is_ready(&self) -> io::Result<bool> {
+        self.wait_ms(0)
+    }
+
+    /// Sleeps until the watched descriptor is ready; false if the sleep was
+    /// interrupted.
+    pub(crate) fn sleep_until_ready(&self) -> io::Result<bool> {
+        self.wait_ms(-1)
+    }
+
+    fn wait_ms(&self, timeout_ms: i32) -> io::Result<bool> {
         let mut event = libc::epoll_event { events: 0, u64: 0 };
         // SAFETY: `event` is writable room for the one event that is asked for.
-        let result = unsafe { libc::epoll_wait(self.descriptor.as_raw_fd(), &raw mut event, 1, 0) };
+        let result =
+            unsafe { libc::epoll_wait(self.descriptor.as_raw_fd(), &raw mut event, 1, timeout_ms) };
         if result < 0 {
             let error = io::Error::last_os_error();
             if error.kind() == io::ErrorKind::Interrupted {

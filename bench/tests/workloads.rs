@@ -10,7 +10,7 @@ use courser_bench::histogram::Histogram;
 use courser_bench::histogram_log::HistogramLog;
 use courser_bench::load::Outcome;
 use courser_bench::report::{Measurement, Mode};
-use courser_bench::{Options, Report, Workload, run};
+use courser_bench::{BenchError, Options, Report, Workload, run};
 use courser_transport::{Broker, BrokerConfig};
 
 /// Workloads spin; two at once on two cores would only measure each other.
@@ -208,4 +208,43 @@ fn the_histogram_log_beside_the_json_gives_the_printed_percentiles() {
             assert_eq!(result[figure], percentiles[figure], "{tag}, {figure}");
         }
     }
+}
+
+#[test]
+fn an_idle_broker_takes_little_time_and_a_message_some() {
+    let _alone = ONE_AT_A_TIME
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let options = Options {
+        rates: vec!["5000".parse().unwrap()],
+        connections: Some(50),
+        duration: Some(Duration::from_secs(8)),
+        ..Options::default()
+    };
+    let report = match run(Workload::Idle, &options) {
+        Ok(report) => report,
+        Err(BenchError::NoThreadTime) => {
+            eprintln!("SKIPPED: this kernel does not account for single threads");
+            return;
+        }
+        Err(error) => panic!("{error}"),
+    };
+    assert_clean(&report, 1);
+    let connections: Vec<u32> = report.idle.iter().map(|idle| idle.connections).collect();
+    assert_eq!(connections, [0, 50]);
+    for idle in &report.idle {
+        // A shard that spun would take all that it is given; others may take some.
+        assert!(idle.shard_share < 0.2, "{idle:?}");
+        assert!(idle.seconds > 1.0 && idle.door_share.is_some(), "{idle:?}");
+    }
+    let [floor, broker] = &report.messages[..] else {
+        panic!("{:?}", report.messages)
+    };
+    assert_eq!(floor.workload, "floor epoll-blocking");
+    for message in [floor, broker] {
+        let carried = message.outcome == Outcome::Carried;
+        assert_eq!(message.cpu_ns_per_message.is_some(), carried, "{message:?}");
+        assert!(message.cpu_ns_per_message.is_none_or(|each| each > 100.0));
+    }
+    assert_eq!(broker.workload, "produce to ack");
 }

@@ -1,17 +1,26 @@
 //! Both clocks for one reading: the wall clock is carried forward by the steady
 //! one and read anew once a second, so a stamp costs one reading.
+//!
+//! A reading still costs as much as encoding a small message. So messages that are
+//! enqueued to leave together are stamped with one reading, that of the first.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use courser_core::time::{Monotonic, Now, Wall};
 
 const ANCHOR_AGE_MAX: u64 = 1_000_000_000;
+/// The most messages with one reading.
+const STAMPS_MAX: u32 = 64;
 
 /// A source of [`Now`]s with a zero of its own.
 pub(crate) struct Clock {
     zero: Instant,
     /// A wall time, and the steady time at which it was read.
     anchor: (u64, u64),
+    /// The reading of the messages that are being gathered.
+    stamp: Now,
+    /// How many more may have it.
+    stamps_left: u32,
 }
 
 impl Clock {
@@ -20,7 +29,27 @@ impl Clock {
         Self {
             zero,
             anchor: (wall(), steady),
+            stamp: Now::default(),
+            stamps_left: 0,
         }
+    }
+
+    /// The time of a message that is enqueued: read for the first one since the
+    /// last were written, and again after every so many.
+    #[inline]
+    pub(crate) fn stamp(&mut self) -> Now {
+        if self.stamps_left == 0 {
+            self.stamp = self.now();
+            self.stamps_left = STAMPS_MAX;
+        }
+        self.stamps_left -= 1;
+        self.stamp
+    }
+
+    /// What is enqueued from here on was not enqueued together with what was before.
+    #[inline]
+    pub(crate) fn end_stamp(&mut self) {
+        self.stamps_left = 0;
     }
 
     /// One reading.
@@ -62,6 +91,21 @@ fn nanos(duration: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn messages_that_are_gathered_share_a_reading_and_later_ones_get_another() {
+        let mut clock = Clock::new(Instant::now());
+        let first = clock.stamp();
+        for _ in 1..STAMPS_MAX {
+            assert_eq!(clock.stamp(), first);
+        }
+        while clock.now().monotonic == first.monotonic {}
+        assert!(clock.stamp().monotonic > first.monotonic);
+        let second = clock.stamp();
+        while clock.now().monotonic == second.monotonic {}
+        clock.end_stamp();
+        assert!(clock.stamp().monotonic > second.monotonic);
+    }
 
     #[test]
     fn the_wall_time_follows_the_systems_within_a_second() {

@@ -240,6 +240,7 @@ impl Link {
     }
 
     fn write_some(&self, state: &mut State) -> Writing {
+        state.clock.end_stamp();
         state.gathered = 0;
         while state.machine.has_pieces() {
             let pieces = state.machine.pieces();

@@ -8,7 +8,7 @@ use courser_core::client::{
 };
 use courser_core::id::{MessageId, Position, Sequence};
 use courser_core::limits;
-use courser_core::time::{Monotonic, Wall};
+use courser_core::time::{Monotonic, Now, Wall};
 
 use crate::client::{Client, Owner};
 use crate::error::{Cause, NotAccepted, RequestError, SendError, TrySendError};
@@ -303,14 +303,15 @@ impl Producer {
     #[inline]
     pub fn try_send(&self, message: impl Payload) -> Result<Sequence, TrySendError> {
         let mut state = self.link().lock();
-        let sequence = self.take(&mut state, &message, &mut Some(Pending::Polled))?;
+        let now = state.clock.now();
+        let sequence = self.take(&mut state, now, &message, &mut Some(Pending::Polled))?;
         self.link().write(&mut state);
         Ok(sequence)
     }
 
     /// As [`Producer::try_send`], but leaves the writing to the next `try_send`,
     /// [`Producer::poll`] or [`Producer::write`]: several messages then share one
-    /// system call.
+    /// system call, and their time is that of the first of them.
     ///
     /// # Errors
     ///
@@ -425,17 +426,18 @@ impl Producer {
         pending: &mut Option<Pending>,
     ) -> Result<Sequence, TrySendError> {
         let mut state = self.link().lock();
-        self.take(&mut state, message, pending)
+        let now = state.clock.stamp();
+        self.take(&mut state, now, message, pending)
     }
 
     #[inline]
     fn take(
         &self,
         state: &mut State,
+        now: Now,
         message: &impl Payload,
         pending: &mut Option<Pending>,
     ) -> Result<Sequence, TrySendError> {
-        let now = state.clock.now();
         let outgoing = outgoing(message, now.monotonic.after(self.timeout));
         match state.send(now, self.key, &outgoing, pending) {
             Ok(sequence) => Ok(sequence),
@@ -452,7 +454,8 @@ impl Producer {
     ) -> Result<Sequence, SendError> {
         let link = self.link();
         let mut state = link.lock();
-        match self.take(&mut state, message, pending) {
+        let now = state.clock.now();
+        match self.take(&mut state, now, message, pending) {
             Err(TrySendError::WouldBlock) => {}
             Err(TrySendError::Failed(error)) => return Err(error),
             Ok(sequence) => {
@@ -460,14 +463,17 @@ impl Producer {
                 return Ok(sequence);
             }
         }
-        let deadline = state.clock.now().monotonic.after(self.timeout);
+        let deadline = now.monotonic.after(self.timeout);
         drop(state);
-        let taken = link.wait(deadline, |state| match self.take(state, message, pending) {
-            Err(TrySendError::WouldBlock) => None,
-            Err(TrySendError::Failed(error)) => Some(Err(error)),
-            Ok(sequence) => {
-                link.write(state);
-                Some(Ok(sequence))
+        let taken = link.wait(deadline, |state| {
+            let now = state.clock.now();
+            match self.take(state, now, message, pending) {
+                Err(TrySendError::WouldBlock) => None,
+                Err(TrySendError::Failed(error)) => Some(Err(error)),
+                Ok(sequence) => {
+                    link.write(state);
+                    Some(Ok(sequence))
+                }
             }
         });
         taken.unwrap_or(Err(SendError::NotStored {

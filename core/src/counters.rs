@@ -94,6 +94,16 @@ counters! {
     DirectEnded = "direct_ended",
     /// Turns after which the kernel kept completions aside for want of room.
     CompletionOverflows = "completion_overflows",
+    /// Links that ended because their client opened another in their place.
+    LinksReplaced = "links_replaced",
+    /// Producers that attached again.
+    ProducersResumed = "producers_resumed",
+    /// Producers that were forgotten for want of room.
+    ProducersForgotten = "producers_forgotten",
+    /// Sends that were tried again and answered with their first outcome.
+    Retries = "retries",
+    /// Sends that their client gave up.
+    SendsGivenUp = "sends_given_up",
 }
 
 /// The counters of one shard.

@@ -20,7 +20,7 @@ use crate::error::Refusal;
 use crate::frame::control::{Control, Farewell, Hello};
 use crate::frame::decode::{self, Frame, Step};
 use crate::frame::{MAGIC, VERSION, encode};
-use crate::id::Handle;
+use crate::id::{Handle, LinkNumber};
 use crate::limits;
 use crate::shard::Attached;
 use crate::slab::Slab;
@@ -170,6 +170,7 @@ impl Door {
                     attached: Attached {
                         principal: Principal::ANONYMOUS,
                         name: greeting.name,
+                        replaces: greeting.replaces,
                         leftover,
                     },
                 });
@@ -295,6 +296,7 @@ struct Greeting {
     size: usize,
     shard: Option<u16>,
     name: String,
+    replaces: Option<LinkNumber>,
 }
 
 /// The hello at the front of `bytes`; `None` if it is not complete.
@@ -324,7 +326,7 @@ fn hello(bytes: &[u8]) -> Result<Option<Greeting>, Refusal> {
         version_max,
         shard,
         name_length,
-        features: _,
+        link,
         ..
     } = fields;
     if *magic != MAGIC {
@@ -342,6 +344,7 @@ fn hello(bytes: &[u8]) -> Result<Option<Greeting>, Refusal> {
         size,
         shard,
         name: name.to_owned(),
+        replaces: Some(LinkNumber(link.get())).filter(|link| link.0 != 0),
     }))
 }
 

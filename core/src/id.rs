@@ -36,6 +36,10 @@ number! {
     ProducerId(u64)
 }
 number! {
+    /// A link, never reused within an installation. 0 is none.
+    LinkNumber(u64)
+}
+number! {
     /// A producer's incarnation: a higher one fences all lower ones.
     Epoch(u32)
 }
@@ -54,6 +58,15 @@ number! {
 number! {
     /// A request on the control plane, chosen by the requester and echoed.
     RequestId(u32)
+}
+
+impl ShardIndex {
+    /// The first of the numbers that this shard gives out: no other gives out the
+    /// same.
+    #[must_use]
+    pub fn first_number(self) -> u64 {
+        (u64::from(self.0) << 48) + 1
+    }
 }
 
 impl Sequence {

@@ -51,6 +51,10 @@ pub const CREDIT_INITIAL: u32 = 16 * KIB;
 pub const IN_FLIGHT_BYTES_MAX: u32 = 8 * MIB;
 /// The most messages of one producer that may be on their way.
 pub const IN_FLIGHT_MESSAGES_MAX: u32 = 1024;
+/// The last sends of one producer whose places are kept for retries.
+pub const POSITIONS_KEPT: u32 = 1024;
+/// The most producers of one shard that are kept without a link.
+pub const PRODUCERS_REMEMBERED: u32 = 100_000;
 /// A consumer's default prefetch, in messages.
 pub const PREFETCH_MESSAGES: u32 = 256;
 /// A consumer's default prefetch, in frame bytes.
@@ -86,6 +90,10 @@ const _: () = assert!(
 );
 const _: () = assert!(CHUNK_SIZE.is_power_of_two() && CHUNK_SIZE >= 4 * KIB);
 const _: () = assert!(HELLO_SIZE_MAX <= CONTROL_SIZE_MAX && CONTROL_SIZE_MAX <= CHUNK_SIZE);
+const _: () = assert!(
+    POSITIONS_KEPT >= IN_FLIGHT_MESSAGES_MAX,
+    "whatever may be without outcome can be answered when it is tried again"
+);
 const _: () = assert!(EGRESS_COPY_MAX <= EGRESS_SIZE);
 const _: () = assert!(PREFETCH_MESSAGES <= UNSETTLED_MAX);
 
@@ -250,6 +258,16 @@ pub const TABLE: &[Limit] = &[
         "messages in flight per producer",
         IN_FLIGHT_MESSAGES_MAX,
         "credit is not renewed",
+    ),
+    count(
+        "places kept per producer",
+        POSITIONS_KEPT,
+        "an earlier send that is tried again is answered without its place",
+    ),
+    count(
+        "producers kept without a connection",
+        PRODUCERS_REMEMBERED,
+        "the longest without one is forgotten",
     ),
     count(
         "prefetch, messages",

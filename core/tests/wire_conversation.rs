@@ -9,12 +9,12 @@ use courser_core::door::{Address, Door, DoorLimits, Output};
 use courser_core::error::Refusal;
 use courser_core::frame::control::{
     AckRun, Acknowledge, Acknowledged, Allow, AskStats, Batch, Close, CloseSession, CompletionRun,
-    Control, Credit, Delivery, Farewell, Fields, Goodbye, Lookup, OpenConsumer, OpenProducer,
-    OpenSession, Ping, ProducerOpened, WantCredit,
+    Control, Credit, Delivery, Farewell, Fields, Goodbye, Hello, Lookup, OpenConsumer,
+    OpenProducer, OpenSession, Ping, ProducerOpened, WantCredit,
 };
 use courser_core::frame::decode::{Frame, Step, decode};
 use courser_core::frame::encode::{self, Envelope};
-use courser_core::frame::{Kind, MessageHeader, checksum, flags};
+use courser_core::frame::{Kind, MAGIC, MessageHeader, VERSION, checksum, flags};
 use courser_core::id::{
     Epoch, Handle, Installation, PartitionIndex, PartitionSequence, ProducerId, Sequence,
     ShardIndex,
@@ -53,11 +53,15 @@ struct Broker {
     door: Door,
     shard: Shard,
     now: Now,
+    /// Links whose end was asked for.
+    ends: Vec<Handle>,
 }
 
 /// One connection to it.
 struct Client {
     link: Handle,
+    /// As its welcome said.
+    number: u64,
     out: Vec<u8>,
     /// Whether the broker has asked for the connection's end.
     ended: bool,
@@ -95,7 +99,24 @@ impl Broker {
                 monotonic: Monotonic(1),
                 wall: Wall(77),
             },
+            ends: Vec::new(),
         }
+    }
+
+    /// A client with a session on a link that takes the place of `link`.
+    fn client_again(&mut self, link: u64) -> (Client, u32) {
+        let hello = Hello {
+            magic: MAGIC,
+            version_min: VERSION,
+            version_max: VERSION,
+            shard: u16::MAX.into(),
+            link: link.into(),
+            ..Hello::default()
+        };
+        let mut bytes = vec![0; encode::control_size::<Hello>(0)];
+        encode::control(0, &hello, &[], &mut bytes);
+        let client = self.greeted(&bytes).unwrap();
+        client.with_session(self)
     }
 
     /// Connects, writes `bytes`, and hands over if that is a hello.
@@ -105,6 +126,7 @@ impl Broker {
         match self.door.output() {
             Some(Output::HandOver { attached, .. }) => Ok(Client {
                 link: self.shard.attached(self.now, attached).unwrap(),
+                number: 0,
                 out: Vec::new(),
                 ended: false,
             }),
@@ -115,21 +137,36 @@ impl Broker {
 
     /// A client with a session, which is returned with it.
     fn client(&mut self) -> (Client, u32) {
-        let mut client = self.greeted(&vector("hello")).unwrap();
-        client.say(1, &OpenSession::default(), &[]);
-        let answers = client.exchange(self);
-        let [_, opened] = &answers[..] else {
-            panic!("{answers:?}")
-        };
-        let (1, Control::SessionOpened(fields, _)) = opened.control() else {
-            panic!("{opened:?}")
-        };
-        let session = fields.session.get();
-        (client, session)
+        let client = self.greeted(&vector("hello")).unwrap();
+        client.with_session(self)
+    }
+
+    /// Whether the connection of a client was asked to end, and then does.
+    fn lets_go(&mut self, client: &Client) -> bool {
+        self.shard.closed(self.now, client.link);
+        self.shard.audit();
+        self.ends.contains(&client.link)
     }
 }
 
 impl Client {
+    fn with_session(mut self, broker: &mut Broker) -> (Self, u32) {
+        self.say(1, &OpenSession::default(), &[]);
+        let answers = self.exchange(broker);
+        let [welcome, opened] = &answers[..] else {
+            panic!("{answers:?}")
+        };
+        let (0, Control::Welcome(fields, _)) = welcome.control() else {
+            panic!("{welcome:?}")
+        };
+        self.number = fields.link.get();
+        let (1, Control::SessionOpened(fields, _)) = opened.control() else {
+            panic!("{opened:?}")
+        };
+        let session = fields.session.get();
+        (self, session)
+    }
+
     fn say<F: Fields>(&mut self, subject: u32, fields: &F, tail: &[&[u8]]) {
         let size = encode::control_size::<F>(tail.iter().map(|part| part.len()).sum());
         let at = self.out.len();
@@ -153,6 +190,7 @@ impl Client {
             while let Some(output) = broker.shard.output() {
                 if let shard::Output::Close { link, .. } = output {
                     self.ended |= link == self.link;
+                    broker.ends.push(link);
                 }
             }
             let mut pieces = Pieces::new();
@@ -184,11 +222,39 @@ impl Client {
         name: &str,
         partitions: u32,
     ) -> Producer {
+        self.ask_for_producer(broker, session, name, partitions, 0)
+            .unwrap()
+    }
+
+    /// Attaches a producer again that was open under `before`.
+    fn attach_again(
+        &mut self,
+        broker: &mut Broker,
+        session: u32,
+        name: &str,
+        before: &Producer,
+    ) -> Result<Producer, Refusal> {
+        let again = self.ask_for_producer(broker, session, name, 0, before.producer)?;
+        Ok(Producer {
+            sequence: before.sequence,
+            ..again
+        })
+    }
+
+    fn ask_for_producer(
+        &mut self,
+        broker: &mut Broker,
+        session: u32,
+        name: &str,
+        partitions: u32,
+        again: u64,
+    ) -> Result<Producer, Refusal> {
         let fields = OpenProducer {
             session: session.into(),
             destination: 1,
             destination_length: u16::try_from(name.len()).unwrap().into(),
             partitions: partitions.into(),
+            producer: again.into(),
             ..OpenProducer::default()
         };
         self.say(2, &fields, &[name.as_bytes()]);
@@ -196,8 +262,12 @@ impl Client {
         let [opened] = &answers[..] else {
             panic!("{answers:?}")
         };
-        let (2, Control::ProducerOpened(fields, _)) = opened.control() else {
-            panic!("{opened:?}")
+        let fields = match opened.control() {
+            (2, Control::ProducerOpened(fields, _)) => fields,
+            (2, Control::Refused(fields, _)) => {
+                return Err(Refusal::from_code(fields.refusal.get()).unwrap());
+            }
+            other => panic!("{other:?}"),
         };
         let ProducerOpened {
             handle,
@@ -206,13 +276,13 @@ impl Client {
             bytes,
             ..
         } = *fields;
-        Producer {
+        Ok(Producer {
             handle: handle.get(),
             producer: producer.get(),
             epoch: epoch.get(),
             sequence: 0,
             credit_bytes: bytes.get(),
-        }
+        })
     }
 
     fn ask_for_consumer(&mut self, session: u32, name: &str, messages: u64, bytes: u64) {
@@ -284,7 +354,11 @@ fn outcomes(frames: &[Received]) -> Vec<(u64, u64, u16)> {
         };
         for run in <[CompletionRun]>::ref_from_bytes(tail).unwrap() {
             for index in 0..u64::from(run.count.get()) {
-                let offset = run.offset.get() + index;
+                // Of a refused send there is no place.
+                let offset = match run.refusal.get() {
+                    0 => run.offset.get() + index,
+                    _ => 0,
+                };
                 outcomes.push((run.sequence.get() + index, offset, run.refusal.get()));
             }
         }
@@ -448,7 +522,7 @@ fn a_refused_request_leaves_the_link_open() {
 
 #[test]
 fn outcomes_come_in_the_order_of_the_sends_and_a_refusal_has_its_place() {
-    // 16, 17, 18
+    // 16, 17, 18, 19
     let mut broker = Broker::new();
     let (mut client, session) = broker.client();
     let mut producer = client.open_producer(&mut broker, session, "/md/eu", 2);
@@ -474,7 +548,7 @@ fn outcomes_come_in_the_order_of_the_sends_and_a_refusal_has_its_place() {
             (2, 0, 0),
             (3, 0, refused(Refusal::Unsupported)),
             (9, 1, 0),
-            (10, 0, refused(Refusal::AlreadyStored)),
+            (10, 1, 0),
             (11, 0, refused(Refusal::OutOfOrder)),
             (12, 1, 0),
         ]
@@ -764,7 +838,7 @@ fn ending_a_session_or_the_link_loses_no_outcome() {
 fn what_breaks_the_rules_ends_the_link_with_its_reason() {
     // 33
     type Break = fn(&mut Client, &mut Producer, u32);
-    let cases: [(&str, Break, Refusal); 13] = [
+    let cases: [(&str, Break, Refusal); 14] = [
         (
             "a broker's frame",
             |c, _, _| c.out.extend(vector("pong")),
@@ -827,11 +901,16 @@ fn what_breaks_the_rules_ends_the_link_with_its_reason() {
             Refusal::Unexpected,
         ),
         (
-            "another epoch",
+            "an epoch that never was",
             |c, p, _| {
-                p.epoch += 1;
+                p.epoch = 0;
                 c.send(p, 0, 1, b"x");
             },
+            Refusal::Unexpected,
+        ),
+        (
+            "the send before the first",
+            |c, p, _| c.send(p, 0, 0, b"x"),
             Refusal::Unexpected,
         ),
         (
@@ -919,4 +998,348 @@ fn stats_come_in_frames_that_say_what_is_still_to_come() {
         assert_eq!(fields.remaining.get(), remaining);
     }
     assert_eq!((seen, remaining), (100, 0));
+}
+
+/// The outcomes of the sends in `messages`, sent again as they are but for the handle.
+fn resent(
+    client: &mut Client,
+    broker: &mut Broker,
+    producer: &Producer,
+    messages: &[Vec<u8>],
+) -> Vec<(u64, u64, u16)> {
+    for message in messages {
+        let again = changed(message.clone(), |header| {
+            header.handle = producer.handle.into();
+        });
+        client.out.extend(again);
+    }
+    outcomes(&client.exchange(broker))
+}
+
+#[test]
+fn a_link_that_takes_the_place_of_another_ends_it_first_and_has_a_number_of_its_own() {
+    // Section 4, Hello and Welcome; 29
+    let mut broker = Broker::new();
+    let (mut first, session) = broker.client();
+    let mut producer = first.open_producer(&mut broker, session, "/md/eu", 1);
+    let (consumer, _) = first.open_consumer(&mut broker, session, "/md/eu", 1, 1);
+    first.send(&mut producer, 0, 1, b"x");
+    assert_eq!(deliveries(&first.exchange(&mut broker), consumer).len(), 1);
+
+    let (mut second, session) = broker.client_again(first.number);
+    assert_ne!(second.number, first.number);
+    // The subscription is free, and what the first link held comes again, counted.
+    let (consumer, mut answers) = second.open_consumer(&mut broker, session, "/md/eu", 1, 1 << 20);
+    answers.extend(second.exchange(&mut broker));
+    assert_eq!(deliveries(&answers, consumer), [(0, 0, 2, b"x".to_vec())]);
+    // The first one is told nothing and heard no more.
+    first.send(&mut producer, 0, 2, b"y");
+    assert_eq!(outcomes(&first.exchange(&mut broker)), []);
+    broker.lets_go(&first);
+    // A number that is none, or one's own to come, changes nothing.
+    for number in [u64::MAX, first.number, second.number + 1] {
+        broker.client_again(number);
+        assert!(!broker.lets_go(&second), "{number}");
+        (second, _) = broker.client();
+    }
+}
+
+#[test]
+fn a_producer_whose_link_broke_goes_on_and_what_is_sent_again_keeps_its_place() {
+    // 19, 22, 23, 24
+    let mut broker = Broker::new();
+    let (mut client, session) = broker.client();
+    let mut producer = client.open_producer(&mut broker, session, "/md/eu", 2);
+    let mut messages = Vec::new();
+    for (partition, in_partition) in [(0, 1), (1, 1), (0, 2), (0, 3), (1, 2), (0, 4)] {
+        producer.sequence += 1;
+        messages.push(message(&producer, partition, in_partition, b"m"));
+    }
+    // The last two never arrive, and nothing is heard of the others.
+    client.open_consumer(&mut broker, session, "/md/eu", 0, 0);
+    client.out.extend(messages[..4].concat());
+    client.exchange(&mut broker);
+    broker.now.wall = Wall(999);
+    let (mut other, session) = broker.client_again(client.number);
+    assert!(broker.lets_go(&client));
+    let again = other
+        .attach_again(&mut broker, session, "/md/eu", &producer)
+        .unwrap();
+    assert_eq!(
+        (again.producer, again.epoch),
+        (producer.producer, producer.epoch + 1)
+    );
+    let all = resent(&mut other, &mut broker, &again, &messages);
+    let expected = [
+        (1, 0, 0),
+        (2, 0, 0),
+        (3, 1, 0),
+        (4, 2, 0),
+        (5, 1, 0),
+        (6, 3, 0),
+    ];
+    assert_eq!(all, expected);
+    // What is new bears the new epoch, and the partition goes on without a gap.
+    let mut again = again;
+    other.send(&mut again, 0, 5, b"n");
+    assert_eq!(outcomes(&other.exchange(&mut broker)), [(7, 4, 0)]);
+    // Nothing is stored twice, and every message keeps the epoch it was sent with.
+    let (consumer, mut answers) = other.open_consumer(&mut broker, session, "/md/eu", 100, 1 << 20);
+    answers.extend(other.exchange(&mut broker));
+    assert_eq!(deliveries(&answers, consumer).len(), 7);
+    let epochs: Vec<u32> = answers
+        .iter()
+        .filter_map(|frame| match frame.frame() {
+            Frame::Message(message) => Some(message.header.epoch.get()),
+            Frame::Control { .. } => None,
+        })
+        .collect();
+    assert_eq!(epochs.iter().filter(|epoch| **epoch == 2).count(), 1);
+    assert_eq!(epochs.len(), 7);
+}
+
+#[test]
+fn the_time_of_a_retry_is_that_of_the_first() {
+    // 19
+    let mut broker = Broker::new();
+    let (mut client, session) = broker.client();
+    let mut producer = client.open_producer(&mut broker, session, "/md/eu", 1);
+    client.send(&mut producer, 0, 1, b"x");
+    let first = client.out.clone();
+    let before = client.exchange(&mut broker);
+    broker.now.wall = Wall(broker.now.wall.0 + 5);
+    client.out.extend(first);
+    let after = client.exchange(&mut broker);
+    let run = |answers: &[Received]| match answers[0].control() {
+        (_, Control::Completions(_, tail)) => tail.to_vec(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(run(&before), run(&after));
+}
+
+#[test]
+fn a_handle_whose_producer_is_attached_elsewhere_is_fenced_and_its_link_goes_on() {
+    // 24
+    let mut broker = Broker::new();
+    let (mut old, session) = broker.client();
+    let mut producer = old.open_producer(&mut broker, session, "/md/eu", 1);
+    old.send(&mut producer, 0, 1, b"a");
+    old.exchange(&mut broker);
+    let (mut new, session) = broker.client();
+    let mut again = new
+        .attach_again(&mut broker, session, "/md/eu", &producer)
+        .unwrap();
+    let fenced = Refusal::Fenced.code();
+    old.send(&mut producer, 0, 2, b"late");
+    old.send(&mut producer, 0, 1, b"retry");
+    old.say(9, &Ping::default(), &[]);
+    let answers = old.exchange(&mut broker);
+    assert_eq!(outcomes(&answers), [(2, 0, fenced), (3, 0, fenced)]);
+    assert!(answers.iter().any(|frame| frame.kind() == Kind::Pong));
+    // It used nothing up.
+    new.send(&mut again, 0, 2, b"b");
+    // An incarnation that does not exist yet is fenced too, and uses nothing up.
+    again.epoch += 1;
+    new.send(&mut again, 0, 3, b"c");
+    again.epoch -= 1;
+    new.send(&mut again, 0, 3, b"d");
+    assert_eq!(
+        outcomes(&new.exchange(&mut broker)),
+        [(2, 1, 0), (3, 0, fenced), (4, 2, 0)]
+    );
+    // That the old handle is closed, or its link, means nothing to the new one.
+    let close = Close {
+        handle: producer.handle.into(),
+        ..Close::default()
+    };
+    old.say(10, &close, &[]);
+    old.exchange(&mut broker);
+    broker.lets_go(&old);
+    new.send(&mut again, 0, 4, b"e");
+    assert_eq!(outcomes(&new.exchange(&mut broker)), [(5, 3, 0)]);
+}
+
+#[test]
+fn who_is_not_known_or_was_elsewhere_is_not_attached() {
+    // 24; section 4, OpenProducer
+    let mut broker = Broker::new();
+    let (mut client, session) = broker.client();
+    let producer = client.open_producer(&mut broker, session, "/md/eu", 1);
+    client.open_producer(&mut broker, session, "/md/us", 1);
+    for (name, id, expected) in [
+        ("/md/eu", producer.producer + 9, Refusal::Fenced),
+        ("/md/us", producer.producer, Refusal::PreconditionFailed),
+        ("/md/none", producer.producer, Refusal::PreconditionFailed),
+    ] {
+        let refused = client.ask_for_producer(&mut broker, session, name, 0, id);
+        assert_eq!(refused.err(), Some(expected), "{name}");
+    }
+    let more = client.ask_for_producer(&mut broker, session, "/md/eu", 2, producer.producer);
+    assert_eq!(more.err(), Some(Refusal::PreconditionFailed));
+    // Asking for it created nothing.
+    let lookup = Lookup {
+        session: session.into(),
+        destination: 1,
+        ..Lookup::default()
+    };
+    client.say(5, &lookup, &[b"/md/none"]);
+    let answers = client.exchange(&mut broker);
+    let (5, Control::Located(located, _)) = answers[0].control() else {
+        panic!("{answers:?}")
+    };
+    assert_eq!(located.exists, 0);
+}
+
+#[test]
+fn who_said_goodbye_is_forgotten() {
+    // 22, 24
+    let close: fn(&mut Client, &Producer, u32) = |client, producer, _| {
+        let close = Close {
+            handle: producer.handle.into(),
+            ..Close::default()
+        };
+        client.say(9, &close, &[]);
+    };
+    let close_session: fn(&mut Client, &Producer, u32) = |client, _, session| {
+        let close = CloseSession {
+            session: session.into(),
+            ..CloseSession::default()
+        };
+        client.say(9, &close, &[]);
+    };
+    let goodbye: fn(&mut Client, &Producer, u32) =
+        |client, _, _| client.say(0, &Goodbye::default(), &[]);
+    for leave in [close, close_session, goodbye] {
+        let mut broker = Broker::new();
+        let (mut client, session) = broker.client();
+        let producer = client.open_producer(&mut broker, session, "/md/eu", 1);
+        leave(&mut client, &producer, session);
+        client.exchange(&mut broker);
+        let (mut other, session) = broker.client();
+        let again = other.attach_again(&mut broker, session, "/md/eu", &producer);
+        assert_eq!(again.err(), Some(Refusal::Fenced));
+        // Its id is nobody else's.
+        let new = other.open_producer(&mut broker, session, "/md/eu", 1);
+        assert_ne!(new.producer, producer.producer);
+    }
+}
+
+/// A header that stands for a send which its client gave up.
+fn given_up(producer: &Producer, partition: u32, in_partition: u64, body: &[u8]) -> Vec<u8> {
+    changed(message(producer, partition, in_partition, body), |header| {
+        header.flags = flags::GIVEN_UP.into();
+    })
+}
+
+#[test]
+fn a_send_that_is_given_up_takes_its_turn_unless_it_was_stored() {
+    // 18, 19, 20
+    let mut broker = Broker::new();
+    let (mut client, session) = broker.client();
+    let mut producer = client.open_producer(&mut broker, session, "/md/eu", 1);
+    client.send(&mut producer, 0, 1, b"stored");
+    producer.sequence += 1;
+    let early = given_up(&producer, 0, 3, b"");
+    let lost = message(&producer, 0, 2, b"lost");
+    client.out.extend(early);
+    client.out.extend(given_up(&producer, 0, 2, b""));
+    // Too late: it had its turn.
+    client.out.extend(&lost);
+    // Given up though it was stored.
+    client.out.extend(given_up(
+        &Producer {
+            sequence: 1,
+            ..producer
+        },
+        0,
+        1,
+        b"",
+    ));
+    client.send(&mut producer, 0, 3, b"next");
+    // With something behind the header it is no giving up.
+    producer.sequence += 1;
+    client.out.extend(given_up(&producer, 0, 4, b"body"));
+    client.send(&mut producer, 0, 5, b"last");
+    let (gone, early, odd) = (
+        Refusal::GivenUp.code(),
+        Refusal::OutOfOrder.code(),
+        Refusal::Unsupported.code(),
+    );
+    assert_eq!(
+        outcomes(&client.exchange(&mut broker)),
+        [
+            (2, 0, early),
+            (2, 0, gone),
+            (2, 0, gone),
+            (1, 0, 0),
+            (3, 1, 0),
+            (4, 0, odd),
+            (5, 2, 0),
+        ]
+        .into_iter()
+        .fold(vec![(1, 0, 0)], |mut all, one| {
+            all.push(one);
+            all
+        })
+    );
+}
+
+#[test]
+fn a_permanent_refusal_is_the_outcome_of_every_retry_and_disturbs_nobody() {
+    // 18, 19; section 3: a hash without its flag
+    let mut broker = Broker::new();
+    let (mut client, session) = broker.client();
+    let mut producer = client.open_producer(&mut broker, session, "/md/eu", 1);
+    producer.sequence += 1;
+    let unkeyed = changed(message(&producer, 0, 1, b"x"), |header| {
+        header.key_hash = 7.into();
+    });
+    client.out.extend(&unkeyed);
+    client.send(&mut producer, 0, 2, b"y");
+    client.out.extend(&unkeyed);
+    // Right this time, and too late.
+    let right = changed(unkeyed, |header| header.flags = flags::KEYED.into());
+    client.out.extend(right);
+    let refused = Refusal::Unsupported.code();
+    assert_eq!(
+        outcomes(&client.exchange(&mut broker)),
+        [(1, 0, refused), (2, 0, 0), (1, 0, refused), (1, 0, refused)]
+    );
+}
+
+#[test]
+fn refused_sends_side_by_side_share_a_run() {
+    let mut broker = Broker::new();
+    let (mut client, session) = broker.client();
+    let mut producer = client.open_producer(&mut broker, session, "/md/eu", 1);
+    for in_partition in 3..60 {
+        client.send(&mut producer, 0, in_partition, b"early");
+    }
+    let answers = client.exchange(&mut broker);
+    let (_, Control::Completions(fields, _)) = answers[0].control() else {
+        panic!("{answers:?}")
+    };
+    assert_eq!(fields.runs.get(), 1);
+    assert_eq!(outcomes(&answers).len(), 57);
+}
+
+#[test]
+fn positions_are_kept_for_as_many_sends_as_the_page_says_and_retries_are_known_for_ever() {
+    // 19
+    let mut broker = Broker::new();
+    let (mut client, session) = broker.client();
+    let mut producer = client.open_producer(&mut broker, session, "/md/eu", 1);
+    let mut first = Vec::new();
+    for in_partition in 1..=2 + u64::from(limits::POSITIONS_KEPT) {
+        client.send(&mut producer, 0, in_partition, b"");
+        if first.len() < 3 {
+            first.push(client.out.clone());
+        }
+        // A place and a time of its own each.
+        broker.now.wall = Wall(broker.now.wall.0 + 1);
+        client.exchange(&mut broker);
+    }
+    let known = resent(&mut client, &mut broker, &producer, &first);
+    let forgotten = Refusal::AlreadyStored.code();
+    assert_eq!([known[0], known[2]], [(1, 0, forgotten), (3, 2, 0)]);
 }

@@ -180,9 +180,12 @@ pub(crate) struct BenchOptions {
     /// How long to measure, in all and about
     #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, value_parser = seconds)]
     pub(crate) seconds: Option<Duration>,
-    /// open: loads as messages per second or as shares of saturation, such as 10%,50%,90% or 100k
+    /// open, idle: loads as messages per second or as shares of saturation, such as 10%,50%,90% or 100k
     #[arg(long, value_name = "RATE,...", value_delimiter = ',')]
     pub(crate) rate: Vec<Rate>,
+    /// idle: connections that do nothing
+    #[arg(long, value_name = "N")]
+    pub(crate) connections: Option<u32>,
     /// open: the most messages on their way
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = value_parser!(u32).range(1..))]
     pub(crate) window: Option<u32>,
@@ -228,6 +231,8 @@ pub(crate) enum Workload {
     Throughput,
     /// Produce to acknowledgement from intended times, at several rates
     Open,
+    /// Processor time: with a thousand connections and no work, and of a message
+    Idle,
 }
 
 /// How a measured broker waits for work.
@@ -257,6 +262,7 @@ impl From<Workload> for courser_bench::Workload {
             Workload::E2e => Self::EndToEnd,
             Workload::Throughput => Self::Throughput,
             Workload::Open => Self::Open,
+            Workload::Idle => Self::Idle,
         }
     }
 }

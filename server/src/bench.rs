@@ -16,13 +16,7 @@ pub(crate) fn bench(options: &BenchOptions) -> Result<(), CommandError> {
             problem: format!("a floor is measured without a broker; leave out {broker}"),
         }));
     }
-    if options.workload != Workload::Open && !(options.rate.is_empty() && options.window.is_none())
-    {
-        return Err(CommandError::Bench(BenchError::Option {
-            option: "--rate, --window",
-            problem: "only an open loop has them: courser bench open".to_owned(),
-        }));
-    }
+    check_fit(options)?;
     let cores = options.client_core.zip(options.broker_core);
     let mut report = run(
         options.workload.into(),
@@ -32,6 +26,7 @@ pub(crate) fn bench(options: &BenchOptions) -> Result<(), CommandError> {
             connect: options.connect,
             rates: options.rate.clone(),
             window: options.window,
+            connections: options.connections,
             idle: options.idle.into(),
             cores: cores.map(|(client, broker)| Cores { client, broker }),
         },
@@ -42,6 +37,26 @@ pub(crate) fn bench(options: &BenchOptions) -> Result<(), CommandError> {
     }
     if report.checks_failed() {
         return Err(CommandError::Check);
+    }
+    Ok(())
+}
+
+/// Refuses options that the workload would ignore.
+fn check_fit(options: &BenchOptions) -> Result<(), CommandError> {
+    let workload = options.workload;
+    let open = workload == Workload::Open;
+    let idle = workload == Workload::Idle;
+    for (option, given, fits) in [
+        ("--rate", !options.rate.is_empty(), open || idle),
+        ("--window", options.window.is_some(), open),
+        ("--connections", options.connections.is_some(), idle),
+    ] {
+        if given && !fits {
+            return Err(CommandError::Bench(BenchError::Option {
+                option,
+                problem: "this workload has none; see courser bench --help".to_owned(),
+            }));
+        }
     }
     Ok(())
 }

@@ -322,6 +322,9 @@ impl Broker {
         let spin_budget = config
             .spin_budget
             .unwrap_or_else(|| IdleStrategy::spin_budget(topology.virtual_machine));
+        let memory = MemoryPlan::new(config.memory).map_err(|_| StartError::Memory {
+            bound: config.memory,
+        })?;
         // Bound before any thread exists, so that a taken port costs nothing; nobody is
         // answered before the shards are there.
         let listener = TcpListener::bind(config.listen).map_err(|source| StartError::Listen {
@@ -342,9 +345,7 @@ impl Broker {
                 shards: Vec::new(),
                 idle,
                 spin_budget,
-                memory: MemoryPlan::new(config.memory).map_err(|_| StartError::Memory {
-                    bound: config.memory,
-                })?,
+                memory,
                 spin_refused,
             },
             door: None,

@@ -8,10 +8,10 @@
 //! generations of slots happen here, once, for every ring.
 //!
 //! ```text
-//!            open                    close                 nothing left to send,
-//!  (vacant) ------> Open -----------------------> Leaving   or time is up
+//!            open                    leave                 nothing left to send and to
+//!  (vacant) ------> Open -----------------------> Leaving   hear, or time is up
 //!     ^              |                               |
-//!     |              | peer gone, or connection lost |
+//!     |              | connection lost, or abandoned |
 //!     |              v                               v
 //!     +----------- Closing <-------------------------+
 //!     last completion of every operation: the slot is free, `Ended` is told
@@ -20,7 +20,8 @@
 //! *Leaving* says goodbye properly: what is left is sent, our direction is closed, and
 //! what the peer still sends is read and dropped until it closes too. A socket closed
 //! with bytes unread answers with a reset, and a reset can overtake the refusal that
-//! tells the peer why.
+//! tells the peer why. A peer that closes its direction first has finished, and may
+//! still listen: the owner is told, and leaves in its own time.
 //!
 //! Invariants:
 //! - at most one receive, one send and one wait for room are in flight per slot;
@@ -50,6 +51,9 @@ pub(crate) enum Event {
     /// So many bytes of the last send were taken. More may be sent, or is asked for by
     /// [`Connections::next_ready`] when there is room.
     Sent { slot: Slot, bytes: u32 },
+    /// The peer sends no more and may still listen. Nothing ends by itself: the owner
+    /// leaves when it has said what it has to say.
+    Finished { slot: Slot },
     /// The connection is over and its slot free. Nothing more is told about it.
     Ended { slot: Slot },
 }
@@ -89,6 +93,8 @@ struct Place {
     sending: bool,
     awaiting_room: bool,
     cancelling: bool,
+    /// The peer sends no more.
+    finished: bool,
     /// Bytes that were given with the send in flight.
     given: u32,
     /// The owner has something to send beyond the send in flight.
@@ -126,6 +132,7 @@ impl<R: Ring> Connections<R> {
             sending: false,
             awaiting_room: false,
             cancelling: false,
+            finished: false,
             given: 0,
             wanted: false,
             queued: false,
@@ -211,6 +218,11 @@ impl<R: Ring> Connections<R> {
         if let Some(place) = self.place(slot)
             && place.phase == (Phase::Leaving { flushed: false })
         {
+            if place.finished {
+                // Both have said what they had to say.
+                self.close(slot);
+                return;
+            }
             place.phase = Phase::Leaving { flushed: true };
             self.ring.shutdown(slot, Shutdown::Write);
         }
@@ -226,7 +238,11 @@ impl<R: Ring> Connections<R> {
         }
         place.phase = Phase::Leaving { flushed: false };
         place.wanted = true;
-        self.leaving.push_back((now.after(GOODBYE_TIME), slot));
+        // With a peer that has finished there is nothing to wait for but that it takes
+        // what is left, and the owner has a limit for that.
+        if !place.finished {
+            self.leaving.push_back((now.after(GOODBYE_TIME), slot));
+        }
         self.queue_if_ready(slot);
     }
 
@@ -386,7 +402,8 @@ impl<R: Ring> Connections<R> {
             {
                 None
             }
-            Received::End | Received::Failed(_) => {
+            Received::End => return self.finished(slot),
+            Received::Failed(_) => {
                 self.close(slot);
                 return None;
             }
@@ -403,6 +420,21 @@ impl<R: Ring> Connections<R> {
             }
         }
         event
+    }
+
+    /// The peer has closed its direction. What we still have to say it may hear: that it
+    /// has closed the other one as well, the next send finds out.
+    fn finished(&mut self, slot: Slot) -> Option<Event> {
+        let place = &mut self.places[slot.position()];
+        place.finished = true;
+        match place.phase {
+            Phase::Open => Some(Event::Finished { slot }),
+            Phase::Leaving { flushed: false } => None,
+            Phase::Leaving { flushed: true } | Phase::Closing | Phase::Vacant => {
+                self.close(slot);
+                None
+            }
+        }
     }
 
     fn sent(&mut self, slot: Slot, result: Result<u32, Errno>) -> Option<Event> {
@@ -477,6 +509,7 @@ impl<R: Ring> Connections<R> {
         }
         place.wanted = false;
         place.queued = false;
+        place.finished = false;
         self.vacant.push(slot.index);
         self.ended.push_back(slot);
     }

@@ -17,6 +17,8 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use courser_core::counters::Counter;
+use courser_core::door::Door;
+use courser_core::error::Refusal;
 use courser_core::id::Handle;
 use courser_core::limits;
 use courser_core::shard::{Attached, Output, Shard};
@@ -216,6 +218,11 @@ impl<R: Ring> Worker<R> {
                     self.shard.sent(now, link, bytes as usize);
                 }
             }
+            Event::Finished { slot } => {
+                if let Some(link) = self.links.link(slot) {
+                    self.shard.finished(now, link);
+                }
+            }
             Event::Ended { slot } => {
                 if let Some((link, address)) = self.links.remove(slot) {
                     self.shard.closed(now, link);
@@ -227,17 +234,24 @@ impl<R: Ring> Worker<R> {
     }
 
     fn let_in(&mut self, now: Now, let_in: LetIn<R::Socket>) {
-        let Ok(slot) = self.connections.open(let_in.socket) else {
-            self.departures.send(let_in.address).ok();
-            return;
+        let LetIn {
+            socket,
+            address,
+            attached,
+        } = let_in;
+        let refused = match self.shard.attached(now, attached) {
+            Ok(link) => match self.connections.open(socket) {
+                Ok(slot) => return self.links.insert(slot, link, address),
+                Err(socket) => {
+                    self.shard.closed(now, link);
+                    (socket, Refusal::TooManyLinks)
+                }
+            },
+            Err(refusal) => (socket, refusal),
         };
-        match self.shard.attached(now, let_in.attached) {
-            Ok(link) => self.links.insert(slot, link, let_in.address),
-            Err(_) => {
-                self.connections.abandon(slot);
-                self.departures.send(let_in.address).ok();
-            }
-        }
+        let (socket, refusal) = refused;
+        R::turn_away(socket, &Door::farewell(refusal));
+        self.departures.send(address).ok();
     }
 
     /// A wish of the shard becomes one of the connection.
@@ -373,3 +387,6 @@ impl Links {
             .map(|(_, slot)| slot)
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -5,14 +5,15 @@
 mod support;
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 
-use courser_core::client::{Event, LinkEnd};
+use courser_core::client::{Completion, Event, LinkEnd, Outgoing, ProducerKey, Route};
 use courser_core::counters::Counter;
 use courser_core::error::Refusal;
 use courser_core::frame::control::Control;
 use courser_core::frame::decode::{self, Frame, Step};
 use courser_core::limits;
+use courser_core::time::Monotonic;
 use courser_transport::affinity::Cores;
 use courser_transport::idle::IdleStrategy;
 use courser_transport::{Broker, BrokerConfig, StartError, Transport};
@@ -99,6 +100,85 @@ fn large_messages_cross_in_pieces_of_any_size() {
         );
         assert!(receiver.join().unwrap() == sent, "bodies differ");
         drop(sender);
+        broker.stop();
+    }
+}
+
+/// Sends so many messages, closes its direction, and only then listens.
+fn send_and_finish(client: &mut TestClient, producer: ProducerKey, count: u64) -> Vec<Completion> {
+    for _ in 0..count {
+        let now = client.now();
+        let message = Outgoing {
+            properties: &[],
+            body: &[7; 64],
+            route: Route::Turn,
+            deadline: Monotonic::NEVER,
+        };
+        client.client.send(now, producer, &message).unwrap();
+    }
+    client.flush();
+    client.socket.shutdown(Shutdown::Write).unwrap();
+    let mut completions = Vec::new();
+    client.event(|event| matches!(event, Event::Ended(_)).then_some(()));
+    while let Some(completion) = client.client.poll_completion(producer) {
+        completions.push(completion);
+    }
+    completions
+}
+
+/// A half-close was taken for a peer that vanished: what was sent before it stayed
+/// without outcomes, and nobody knew what was stored.
+#[test]
+fn whoever_sends_no_more_still_learns_what_became_of_its_messages() {
+    const MESSAGES: u64 = 60;
+    for transport in [Transport::Auto, Transport::Epoll] {
+        for idle in [IdleStrategy::Park, IdleStrategy::Spin] {
+            let broker = Broker::start(BrokerConfig {
+                idle,
+                spin_regardless: true,
+                ..config(transport)
+            })
+            .unwrap();
+            let mut client = TestClient::connect(broker.address());
+            let producer = client.producer("queue:/test/finished");
+            if idle == IdleStrategy::Spin {
+                read_until(&broker, Counter::DirectBegun, 1);
+            }
+            let completions = send_and_finish(&mut client, producer, MESSAGES);
+            for (index, completion) in completions.iter().enumerate() {
+                assert_eq!(completion.sequence.0, index as u64 + 1);
+                assert!(completion.result.is_ok(), "{completion:?}");
+            }
+            assert_eq!(completions.len() as u64, MESSAGES, "{transport} {idle}");
+            read_until(&broker, Counter::LinksClosed, 1);
+            assert_eq!(read(&broker, Counter::LinksFaulted), 0);
+            broker.stop();
+        }
+    }
+}
+
+#[test]
+fn what_a_consumer_holds_that_sends_no_more_goes_to_another() {
+    for broker in brokers() {
+        let mut client = TestClient::connect(broker.address());
+        let producer = client.producer("queue:/test/held");
+        let sent = bodies(10, 64);
+        client.send_all(producer, &sent);
+        let mut holder = TestClient::connect(broker.address());
+        let held = holder.consumer("queue:/test/held");
+        let started = std::time::Instant::now();
+        let mut messages = 0;
+        while messages < sent.len() {
+            while holder.client.poll_message(held).is_some() {
+                messages += 1;
+            }
+            holder.turn();
+            assert!(started.elapsed() < DEADLINE);
+        }
+        holder.socket.shutdown(Shutdown::Write).unwrap();
+        let next = client.consumer("queue:/test/held");
+        assert_eq!(client.receive(next, sent.len()), sent);
+        drop((client, holder));
         broker.stop();
     }
 }
@@ -300,6 +380,21 @@ fn a_taken_port_is_refused_with_its_address() {
         )),
         "{message}"
     );
+    broker.stop();
+}
+
+/// The port was bound before the memory bound was looked at: of two mistakes, the one
+/// was told that a restart alone could mend.
+#[test]
+fn too_little_memory_is_told_before_the_port_is_touched() {
+    let broker = Broker::start(config(Transport::Epoll)).unwrap();
+    let error = Broker::start(BrokerConfig {
+        listen: broker.address(),
+        memory: limits::MEMORY_MIN - 1,
+        ..config(Transport::Epoll)
+    })
+    .unwrap_err();
+    assert!(matches!(error, StartError::Memory { .. }), "{error}");
     broker.stop();
 }
 

@@ -457,7 +457,7 @@ fn sends_beyond_what_was_granted_or_of_somebody_else_end_the_link() {
         (|bytes| bytes[12] = 1, Refusal::Unexpected),
         (|bytes| bytes[15] = 0xff, Refusal::Unexpected),
         (|bytes| bytes[40] ^= 0x40, Refusal::Unexpected),
-        (|bytes| bytes[64] ^= 2, Refusal::Unexpected),
+        (|bytes| bytes[64] ^= 1, Refusal::Unexpected),
         (|bytes| bytes[48..56].fill(0), Refusal::Unexpected),
     ];
     besiege(|siege| {

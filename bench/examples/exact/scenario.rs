@@ -172,8 +172,6 @@ fn sizes() -> Vec<Figure> {
         ("size.ack_run", size_of::<AckRun>()),
         ("size.completion", size_of::<Completion>()),
         ("size.stored", size_of::<Stored>()),
-        ("size.shard", size_of::<courser_core::shard::Shard>()),
-        ("size.client", size_of::<courser_core::client::Client>()),
     ]
     .map(|(name, size)| Figure {
         name: name.to_owned(),

@@ -56,6 +56,18 @@ impl PipelineFloor {
         let (fastest, _) = RoundTripFloor::calibrate(cores, frame_bytes, calibration)?;
         let kind = fastest.kind();
         fastest.stop()?;
+        Self::start_kind(kind, cores, frame_bytes)
+    }
+
+    /// Starts this kind of echo; it rests until [`Self::resume`].
+    ///
+    /// # Errors
+    /// If it cannot be started, or the connection fails.
+    pub fn start_kind(
+        kind: EchoKind,
+        cores: Cores,
+        frame_bytes: usize,
+    ) -> Result<Self, BenchError> {
         let server = EchoServer::start(kind, cores.broker)?;
         let address = server.address();
         let frames = (CHUNK_BYTES / frame_bytes).max(1);
@@ -104,6 +116,12 @@ impl PipelineFloor {
     /// If it does not come to rest.
     pub fn pause(&self) -> Result<(), BenchError> {
         self.server.pause()
+    }
+
+    /// The echo's thread's id, by which the kernel accounts for its time.
+    #[must_use]
+    pub fn thread(&self) -> Option<u32> {
+        self.server.thread()
     }
 
     /// How the echo waits.

@@ -36,10 +36,12 @@ pub enum EchoKind {
     Blocking,
     /// io_uring, asleep in enter.
     UringBlocking,
+    /// `epoll_wait`, asleep in it: the floor of processor time.
+    EpollBlocking,
 }
 
 impl EchoKind {
-    /// All kinds.
+    /// The kinds among which a floor of latency is looked for.
     pub const ALL: [Self; 5] = [
         Self::Spin,
         Self::EpollBusy,
@@ -60,6 +62,7 @@ impl EchoKind {
             Self::UringBusy => "io_uring-busy",
             Self::Blocking => "blocking",
             Self::UringBlocking => "io_uring-blocking",
+            Self::EpollBlocking => "epoll-blocking",
         }
     }
 }
@@ -88,7 +91,8 @@ impl EchoServer {
     pub fn start(kind: EchoKind, cpu: usize) -> Result<Self, BenchError> {
         let serve = match kind {
             EchoKind::Spin => spin::serve,
-            EchoKind::EpollBusy => epoll::serve,
+            EchoKind::EpollBusy => epoll::serve_busy,
+            EchoKind::EpollBlocking => epoll::serve_blocking,
             EchoKind::UringBusy => uring::serve_busy,
             EchoKind::Blocking => blocking::serve,
             EchoKind::UringBlocking => uring::serve_blocking,
@@ -107,6 +111,12 @@ impl EchoServer {
     #[must_use]
     pub fn kind(&self) -> EchoKind {
         self.kind
+    }
+
+    /// Its thread's id, by which the kernel accounts for its time.
+    #[must_use]
+    pub fn thread(&self) -> Option<u32> {
+        self.server.thread_id()
     }
 
     /// Takes it off its core until [`Self::resume`].

@@ -42,6 +42,7 @@ pub(super) struct Server {
     name: String,
     address: SocketAddr,
     gate: Arc<Gate>,
+    thread_id: Option<u32>,
     thread: Option<JoinHandle<Result<Served, BenchError>>>,
 }
 
@@ -82,14 +83,21 @@ impl Server {
             name: name.to_owned(),
             address,
             gate,
+            thread_id: None,
             thread: Some(thread),
         };
         // The sender is dropped without a word if the thread fails before it
         // accepts; its result says why.
-        if is_ready.recv().is_err() {
-            server.join()?;
+        match is_ready.recv() {
+            Ok(thread_id) => server.thread_id = thread_id,
+            Err(_) => drop(server.join()?),
         }
         Ok(server)
+    }
+
+    /// Its thread's id, if the kernel tells.
+    pub(super) fn thread_id(&self) -> Option<u32> {
+        self.thread_id
     }
 
     /// Where it listens.
@@ -173,7 +181,7 @@ impl Drop for Server {
 pub(super) struct Site {
     listener: TcpListener,
     gate: Arc<Gate>,
-    ready: SyncSender<()>,
+    ready: SyncSender<Option<u32>>,
 }
 
 impl Site {
@@ -181,7 +189,7 @@ impl Site {
     /// TCP_NODELAY set. `None` if the server was stopped instead.
     pub(super) fn accept(&self) -> Result<Option<TcpStream>, BenchError> {
         // The channel has room for one word; nobody listens for a second.
-        self.ready.try_send(()).ok();
+        self.ready.try_send(crate::cpu_time::this_thread()).ok();
         if self.gate.is_stopped() {
             return Ok(None);
         }

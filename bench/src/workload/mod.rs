@@ -6,6 +6,7 @@
 //! | end to end | producer to consumer, one client thread | the relay |
 //! | throughput | acknowledged messages, a window in flight | the stream |
 //! | open loop | produce to ack from intended times, at several rates | the echo under the same load |
+//! | idle | processor time without work, and of a message | the echo that sleeps in epoll |
 //! | quick | all three at two sizes, within a minute | theirs |
 //!
 //! ```text
@@ -34,6 +35,7 @@ use crate::report::Report;
 
 mod books;
 mod end_to_end;
+mod idle;
 mod lane;
 pub mod open;
 mod patience;
@@ -59,6 +61,8 @@ pub enum Workload {
     Throughput,
     /// Produce to ack under a load that does not wait for answers.
     Open,
+    /// Processor time of an adaptive broker: without work, and of a message.
+    Idle,
 }
 
 impl fmt::Display for Workload {
@@ -70,6 +74,7 @@ impl fmt::Display for Workload {
             Self::EndToEnd => "end to end",
             Self::Throughput => "throughput",
             Self::Open => "open loop",
+            Self::Idle => "idle",
         })
     }
 }
@@ -89,6 +94,8 @@ pub struct Options {
     pub rates: Vec<Rate>,
     /// The most messages on their way in an open loop; 1,024 if not given.
     pub window: Option<u32>,
+    /// Connections without work; 1,000 if not given.
+    pub connections: Option<u32>,
     /// How an embedded broker waits for work.
     pub idle: Idle,
     /// Which cores; chosen by nearness if not given. A broker that runs elsewhere

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use super::lane::{Instrument, Lane, Scratch, WarmUp};
 use super::target::Target;
-use super::{Options, PAYLOAD_BYTES_MIN, Workload, open, round_trip, throughput};
+use super::{Idle, Options, PAYLOAD_BYTES_MIN, Workload, idle, open, round_trip, throughput};
 use crate::compare::{Noise, PairedRatio};
 use crate::error::BenchError;
 use crate::histogram::Percentiles;
@@ -63,7 +63,7 @@ const WARM_UP: WarmUp = WarmUp {
 /// See [`super::run`].
 pub(super) fn run(workload: Workload, options: &Options) -> Result<Report, BenchError> {
     let plan = match workload {
-        Workload::Open => None,
+        Workload::Open | Workload::Idle => None,
         _ => Some(Plan::of(workload, options)?),
     };
     let cores = match options.cores {
@@ -71,13 +71,18 @@ pub(super) fn run(workload: Workload, options: &Options) -> Result<Report, Bench
         None => Cores::choose()?,
     };
     // Before this thread's child is pinned, so that the broker's are not.
-    let target = Target::reach(options.connect, cores, options.idle)?;
+    let target = match workload {
+        // Busy it would take its core whole, whatever it does.
+        Workload::Idle => Target::reach(options.connect, cores, Idle::Adaptive)?,
+        _ => Target::reach(options.connect, cores, options.idle)?,
+    };
     let name = "bench client";
     thread::scope(|scope| {
         thread::Builder::new()
             .name(name.to_owned())
             .spawn_scoped(scope, || match &plan {
                 Some(plan) => measure(plan, cores, &target),
+                None if workload == Workload::Idle => idle::run(options, cores, &target),
                 None => open::run(options, cores, &target),
             })
             .map_err(|source| BenchError::Thread {
@@ -113,7 +118,7 @@ impl Section {
             Workload::RoundTrip => 4,
             Workload::EndToEnd => 2,
             Workload::Throughput => 3,
-            Workload::Quick | Workload::Floor | Workload::Open => 0,
+            Workload::Quick | Workload::Floor | Workload::Open | Workload::Idle => 0,
         };
         per_payload * self.payloads.len()
     }
@@ -139,7 +144,7 @@ impl Plan {
             Workload::RoundTrip | Workload::EndToEnd => {
                 vec![section(workload, &[64, 256, 1024])]
             }
-            Workload::Floor | Workload::Open => Vec::new(),
+            Workload::Floor | Workload::Open | Workload::Idle => Vec::new(),
         };
         for &payload in sections.iter().flat_map(|section| &section.payloads) {
             if !(PAYLOAD_BYTES_MIN..=PAYLOAD_BYTES_MAX).contains(&payload) {
@@ -309,7 +314,7 @@ fn open(
             Workload::RoundTrip => Lane::round_trips(payload, address, cores)?,
             Workload::EndToEnd => Lane::end_to_end(payload, address, cores)?,
             Workload::Throughput => Lane::throughputs(payload, address, cores)?,
-            Workload::Quick | Workload::Floor | Workload::Open => Vec::new(),
+            Workload::Quick | Workload::Floor | Workload::Open | Workload::Idle => Vec::new(),
         });
         target.rest();
     }

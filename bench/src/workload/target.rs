@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::thread;
 use std::time::Duration;
 
+use courser_core::counters::Counter;
 use courser_transport::affinity::Cores as ShardCores;
 use courser_transport::{Broker, BrokerConfig};
 
@@ -74,6 +75,25 @@ impl Target {
             Self::Embedded(broker) => broker.setting().spin_budget * 2,
             Self::Remote(_) => REMOTE_REST,
         });
+    }
+
+    /// The thread of the shard, if it is in this process.
+    pub(super) fn thread(&self) -> Option<u32> {
+        match self {
+            Self::Embedded(broker) => {
+                let shard = broker.setting().shards.first()?;
+                u32::try_from(shard.thread).ok()
+            }
+            Self::Remote(_) => None,
+        }
+    }
+
+    /// A counter of an embedded broker, summed over its shards.
+    pub(super) fn count(&self, counter: Counter) -> Option<u64> {
+        match self {
+            Self::Embedded(broker) => Some(broker.stats().map(|stats| stats.read(counter)).sum()),
+            Self::Remote(_) => None,
+        }
     }
 
     /// In a line, for a reader of the report.

@@ -219,6 +219,8 @@ pub enum Reserved {
     TimeToLive,
     /// A delay.
     Delay,
+    /// A key's hash without the flag that says so.
+    KeyHash,
     /// The broker's half was not zero.
     BrokersHalf,
 }
@@ -229,7 +231,14 @@ impl MessageHeader {
     #[inline]
     #[must_use]
     pub fn reserved(&self) -> Option<Reserved> {
-        let set = u64::from(self.flags.get() & !(flags::KEYED | flags::GIVEN_UP))
+        let flags = self.flags.get();
+        let unkeyed = if flags & flags::KEYED == 0 {
+            self.key_hash.get()
+        } else {
+            0
+        };
+        let set = u64::from(flags & !(flags::KEYED | flags::GIVEN_UP))
+            | unkeyed
             | u64::from(self.schema.get())
             | self.transaction.get()
             | self.time_to_live.get()
@@ -260,6 +269,8 @@ impl MessageHeader {
             Reserved::TimeToLive
         } else if self.delay.get() != 0 {
             Reserved::Delay
+        } else if flags & flags::KEYED == 0 && self.key_hash.get() != 0 {
+            Reserved::KeyHash
         } else {
             Reserved::BrokersHalf
         }
@@ -398,7 +409,7 @@ mod tests {
     #[test]
     fn each_reserved_field_is_named_when_it_is_set() {
         type Set = fn(&mut MessageHeader);
-        let cases: [(Set, Reserved); 9] = [
+        let cases: [(Set, Reserved); 10] = [
             (|h| h.flags.set(flags::FLUSHED), Reserved::Durability),
             (|h| h.flags.set(1 << 2), Reserved::Priority),
             (|h| h.flags.set(flags::STAMPS), Reserved::Flags),
@@ -407,6 +418,7 @@ mod tests {
             (|h| h.transaction.set(1), Reserved::Transaction),
             (|h| h.time_to_live.set(1), Reserved::TimeToLive),
             (|h| h.delay.set(1), Reserved::Delay),
+            (|h| h.key_hash.set(1), Reserved::KeyHash),
             (|h| h.offset.set(1), Reserved::BrokersHalf),
         ];
         for (set, expected) in cases {

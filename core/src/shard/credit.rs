@@ -192,7 +192,7 @@ impl Shard {
     /// Raises a producer's grant as far as its window, its destination and the
     /// pool allow.
     pub(super) fn grant(&mut self, handle: Handle) {
-        let Some(destination) = self.producers.get(handle).map(|it| it.destination) else {
+        let Some(destination) = self.producers.get(handle).map(|it| it.identity.destination) else {
             return;
         };
         let room = if self.is_full(destination) {

@@ -19,11 +19,17 @@ mod admin;
 mod consumer;
 mod credit;
 mod egress;
+mod identity;
 mod intake;
+mod positions;
 mod producer;
+mod remembered;
 mod session;
 
 use std::collections::VecDeque;
+
+use foldhash::quality::SeedableRandomState;
+use hashbrown::HashMap;
 
 pub use egress::{PIECES_MAX, Pieces};
 
@@ -33,7 +39,7 @@ use crate::counters::{Counter, Counters};
 use crate::error::Refusal;
 use crate::frame::control::{Farewell, Welcome};
 use crate::frame::{self, VERSION};
-use crate::id::{DestinationNumber, Handle, Installation, PartitionIndex, ProducerId, ShardIndex};
+use crate::id::{DestinationNumber, Handle, Installation, LinkNumber, PartitionIndex, ShardIndex};
 use crate::limits;
 use crate::memory::{Arena, CHUNK};
 use crate::partition::Partition;
@@ -43,6 +49,7 @@ use consumer::{Consumer, Subscription};
 use egress::{Egress, Pin};
 use intake::Intake;
 use producer::Producer;
+use remembered::Remembered;
 use session::Session;
 
 /// What a shard is made with. Randomness comes in here.
@@ -65,6 +72,8 @@ pub struct MemoryPlan {
     pub bound: u64,
     /// Tables, buffers of the transport, code and stacks.
     pub fixed: u64,
+    /// Of the fixed part: what is known of producers, on links and off.
+    pub remembered: u64,
     /// Chunks for messages.
     pub arena: u64,
     /// Of the arena: what producers may have on their way.
@@ -90,6 +99,7 @@ impl MemoryPlan {
         Ok(Self {
             bound,
             fixed,
+            remembered: bound / 16,
             arena,
             ingress: arena / 4,
             egress: arena / 16,
@@ -105,6 +115,8 @@ pub struct Attached {
     pub principal: Principal,
     /// What the client calls itself.
     pub name: String,
+    /// The link that this one takes the place of.
+    pub replaces: Option<LinkNumber>,
     /// Bytes that came behind the hello.
     pub leftover: Vec<u8>,
 }
@@ -133,6 +145,7 @@ enum LinkState {
 
 #[derive(Debug)]
 struct Link {
+    number: LinkNumber,
     state: LinkState,
     principal: Principal,
     name: String,
@@ -237,11 +250,14 @@ pub struct Shard {
     /// Partitions of all destinations: each may hold a chunk.
     partitions: usize,
     links: Slab<Link>,
+    /// Each link by its number.
+    link_numbers: HashMap<LinkNumber, Handle, SeedableRandomState>,
+    next_link: LinkNumber,
     sessions: Slab<Session>,
     producers: Slab<Producer>,
     consumers: Slab<Consumer>,
     subscriptions: Slab<Subscription>,
-    next_producer: ProducerId,
+    remembered: Remembered,
     /// Frame bytes granted to producers and not received yet.
     reserved: u64,
     /// Producers with completions to send.
@@ -258,6 +274,8 @@ pub struct Shard {
     watched: Vec<Handle>,
     /// Answers to the question for counters that are not complete.
     reports: VecDeque<admin::Report>,
+    /// Links whose peers send no more, and that end once they are answered.
+    finishing: Vec<Handle>,
     outputs: VecDeque<Output>,
     next_tick: Monotonic,
     stopping: bool,
@@ -286,11 +304,18 @@ impl Shard {
             locals: Vec::new(),
             partitions: 0,
             links: Slab::new(limits::LINKS_MAX),
+            link_numbers: HashMap::with_hasher(hasher(config.hash_seed)),
+            next_link: LinkNumber(config.shard.first_number()),
             sessions: Slab::new(handles),
             producers: Slab::new(handles),
             consumers: Slab::starting_at(handles, handles),
             subscriptions: Slab::new(limits::SUBSCRIPTIONS_MAX + limits::DESTINATIONS_MAX),
-            next_producer: ProducerId(1),
+            remembered: Remembered::new(
+                config.shard,
+                usize::try_from(plan.remembered).unwrap_or(usize::MAX),
+                size_of::<Producer>(),
+                hasher(config.hash_seed),
+            ),
             reserved: 0,
             completing: Vec::new(),
             waiting: VecDeque::new(),
@@ -299,6 +324,7 @@ impl Shard {
             dirty: Vec::new(),
             watched: Vec::new(),
             reports: VecDeque::new(),
+            finishing: Vec::new(),
             outputs: VecDeque::new(),
             next_tick: Monotonic(0),
             stopping: false,
@@ -316,7 +342,12 @@ impl Shard {
         if self.stopping {
             return Err(Refusal::Stopping);
         }
+        if let Some(replaced) = attached.replaces {
+            self.replace(now, replaced, attached.principal);
+        }
+        let number = self.next_link;
         let link = Link {
+            number,
             state: LinkState::Open,
             principal: attached.principal,
             name: attached.name,
@@ -332,12 +363,15 @@ impl Shard {
             progress: now.monotonic,
         };
         let link = self.links.insert(link).map_err(|_| Refusal::TooManyLinks)?;
+        self.next_link = LinkNumber(number.0 + 1);
+        self.link_numbers.insert(number, link);
         self.counters.add(Counter::LinksOpened, 1);
         let welcome = Welcome {
             version: VERSION,
             shard: self.config.shard.0.into(),
             frame_size_max: limits::FRAME_SIZE_MAX.into(),
             installation: self.config.installation.0.into(),
+            link: number.0.into(),
             ..Welcome::default()
         };
         if let Err(fault) = self.answer(now, link, 0, &welcome, &[]) {
@@ -383,8 +417,19 @@ impl Shard {
                 .egress
                 .clear(&mut self.arena, |arena, pin| unpin(locals, arena, pin));
             entry.intake.clear(&mut self.arena);
+            self.link_numbers.remove(&entry.number);
             self.counters.add(Counter::LinksClosed, 1);
         }
+    }
+
+    /// The peer sends no more, and may still listen: a goodbye without the word. What
+    /// it sent has its outcomes and answers, which leave before the link ends. Nothing
+    /// can be acknowledged any more, so what its consumers hold returns.
+    pub fn finished(&mut self, now: Now, link: Handle) {
+        // Outcomes of this turn still belong to who sent.
+        self.send_completions(now);
+        self.leave(now, link, false);
+        self.finishing.push(link);
     }
 
     /// Time has passed: ends links whose peers take too long.
@@ -408,6 +453,7 @@ impl Shard {
         self.serve_waiting(now);
         self.thin_out();
         self.report(now);
+        self.finish(now);
         for index in 0..self.dirty.len() {
             let link = self.dirty[index];
             if let Some(entry) = self.links.get_mut(link) {
@@ -454,6 +500,7 @@ impl Shard {
             || !self.thinning.is_empty()
             || !self.dirty.is_empty()
             || !self.reports.is_empty()
+            || !self.finishing.is_empty()
             || !self.outputs.is_empty()
     }
 
@@ -528,6 +575,9 @@ impl Shard {
             .map(|(_, producer)| producer.credit.outstanding_bytes())
             .sum();
         assert_eq!(outstanding, self.reserved, "every granted byte is reserved");
+        let known = self.producers.iter().filter(|(_, it)| it.known);
+        self.remembered
+            .invariants(known.map(|(_, it)| &it.identity));
         assert!(
             self.reserved <= self.plan.ingress,
             "grants stay within the ingress pool"
@@ -636,6 +686,22 @@ impl Shard {
         self.end(now, link, told);
     }
 
+    /// A client is here again before its last link was missed: that one ends first,
+    /// so that what it holds is free. A link of somebody else stays.
+    fn replace(&mut self, now: Now, number: LinkNumber, principal: Principal) {
+        let Some(link) = self.link_numbers.get(&number).copied() else {
+            return;
+        };
+        let same = self
+            .links
+            .get(link)
+            .is_some_and(|link| link.principal == principal);
+        if same {
+            self.counters.add(Counter::LinksReplaced, 1);
+            self.end(now, link, false);
+        }
+    }
+
     /// Ends a link; with `flush` after what waits for it has left.
     fn end(&mut self, now: Now, link: Handle, flush: bool) {
         let Some(entry) = self.links.get_mut(link) else {
@@ -655,6 +721,22 @@ impl Shard {
         self.outputs.push_back(Output::Close { link, flush });
     }
 
+    /// Ends links whose peers send no more and have no answer left to come.
+    fn finish(&mut self, now: Now) {
+        if self.finishing.is_empty() {
+            return;
+        }
+        let mut finishing = core::mem::take(&mut self.finishing);
+        finishing.retain(|&link| {
+            let is_answered = !self.reports.iter().any(|report| report.is_for(link));
+            if is_answered {
+                self.end(now, link, true);
+            }
+            !is_answered
+        });
+        self.finishing = finishing;
+    }
+
     /// Everything that the link had open ends. `clean`: the client said so, and
     /// reported what its application was handed.
     fn leave(&mut self, now: Now, link: Handle, clean: bool) {
@@ -667,7 +749,7 @@ impl Shard {
             core::mem::take(&mut entry.consumers),
         );
         for producer in producers {
-            self.remove_producer(producer);
+            self.remove_producer(producer, clean);
         }
         for consumer in consumers {
             self.remove_consumer(now, consumer, clean);
@@ -730,6 +812,10 @@ impl Shard {
             }
         }
     }
+}
+
+fn hasher(seed: u64) -> SeedableRandomState {
+    SeedableRandomState::with_seed(seed, foldhash::SharedSeed::global_fixed())
 }
 
 fn unpin(locals: &mut [Local], arena: &mut Arena, pin: Pin) {

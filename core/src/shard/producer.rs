@@ -10,6 +10,9 @@ use std::collections::VecDeque;
 use zerocopy::IntoBytes;
 
 use super::credit::{Grant, RESERVE_FACTOR};
+use super::identity::{Identity, NoSend, Turn};
+use super::positions::Outcome;
+use super::remembered::Place;
 use super::{Fault, LinkState, Rejection, Shard};
 use crate::auth::{self, Operation, Target};
 use crate::catalog::{Resolved, Wanted};
@@ -20,8 +23,9 @@ use crate::frame::decode::Message;
 use crate::frame::{CONTROL_HEADER_SIZE, MESSAGE_HEADER_SIZE, MessageHeader, property};
 use crate::id::{DestinationNumber, Epoch, Handle, Offset, PartitionIndex, ProducerId, RequestId};
 use crate::limits;
-use crate::memory::{CHUNK, ChunkId};
+use crate::memory::{Arena, CHUNK, ChunkId};
 use crate::name::Destination;
+use crate::partition::Partition;
 use crate::time::Now;
 
 /// The most runs of one frame of completions.
@@ -31,13 +35,10 @@ const RUNS_PER_FRAME: usize = 256;
 pub(super) struct Producer {
     pub(super) link: Handle,
     pub(super) session: Handle,
-    pub(super) destination: DestinationNumber,
-    id: ProducerId,
-    epoch: Epoch,
-    /// The last send that was received.
-    sequence: u64,
-    /// Of each partition, the last send that was received.
-    partition_sequences: Vec<u64>,
+    pub(super) identity: Identity,
+    /// Whether this is where the identity is known to be. Not if it was closed, nor
+    /// if a later handle took it and left a husk: then this one is fenced.
+    pub(super) known: bool,
     pub(super) credit: Grant,
     /// Outcomes that were not written yet.
     runs: VecDeque<CompletionRun>,
@@ -57,6 +58,28 @@ pub(super) struct Producer {
 }
 
 impl Producer {
+    /// A message of `size` bytes is the next of the batch that was announced, if one was.
+    #[inline]
+    fn batch_goes_on(&mut self, size: usize) -> Result<(), Fault> {
+        let Some((messages, bytes)) = &mut self.batch else {
+            return Ok(());
+        };
+        *messages -= 1;
+        match bytes.checked_sub(u32::try_from(size).unwrap_or(u32::MAX)) {
+            Some(rest) if (rest == 0) == (*messages == 0) => *bytes = rest,
+            _ => {
+                return Err(Fault::new(
+                    Refusal::Unexpected,
+                    "a batch is not what it announced",
+                ));
+            }
+        }
+        if *messages == 0 {
+            self.batch = None;
+        }
+        Ok(())
+    }
+
     /// Adds outcomes behind those that wait; consecutive ones share a run.
     #[inline]
     fn complete(&mut self, run: CompletionRun) {
@@ -80,15 +103,7 @@ impl Producer {
             }
         }
         match self.runs.back_mut() {
-            Some(last)
-                if last.sequence.get() + u64::from(last.count.get()) == run.sequence.get()
-                    && last.offset.get() + u64::from(last.count.get()) == run.offset.get()
-                    && last.partition == run.partition
-                    && last.refusal == run.refusal
-                    && last.append_time == run.append_time =>
-            {
-                last.count.set(last.count.get() + 1);
-            }
+            Some(last) if is_continued(last, &run) => last.count.set(last.count.get() + 1),
             _ => self.runs.push_back(run),
         }
         #[cfg(planted = "swap_completions")]
@@ -98,11 +113,25 @@ impl Producer {
     }
 }
 
+/// Whether the two are consecutive sends with one outcome; refused ones have no
+/// places that would have to be consecutive too.
+#[inline]
+fn is_continued(last: &CompletionRun, run: &CompletionRun) -> bool {
+    let count = u64::from(last.count.get());
+    last.sequence.get() + count == run.sequence.get()
+        && last.partition == run.partition
+        && last.refusal == run.refusal
+        && (last.refusal.get() != 0
+            || last.offset.get() + count == run.offset.get() && last.append_time == run.append_time)
+}
+
 /// What a producer is opened with.
 pub(super) struct OpenProducer<'a> {
     pub(super) session: Handle,
     pub(super) destination: &'a Destination,
     pub(super) wanted: Wanted,
+    /// Who attaches again, if it is not a new producer.
+    pub(super) again: Option<ProducerId>,
 }
 
 impl Shard {
@@ -113,17 +142,108 @@ impl Shard {
         request: RequestId,
         open: &OpenProducer<'_>,
     ) -> Result<(), Rejection> {
+        let handle = match open.again {
+            None => self.new_producer(link, open)?,
+            Some(id) => self.attach_again(link, open, id)?,
+        };
+        self.grant(handle);
+        let Some(producer) = self.producers.get(handle) else {
+            return Ok(());
+        };
+        let Identity {
+            id,
+            epoch,
+            destination,
+            ..
+        } = producer.identity;
+        let partitions = self.locals[destination.0 as usize].partitions.len();
+        let opened = ProducerOpened {
+            handle: handle.0.into(),
+            epoch: epoch.0.into(),
+            producer: id.0.into(),
+            partitions: u32::try_from(partitions).unwrap_or(u32::MAX).into(),
+            window: limits::IN_FLIGHT_MESSAGES_MAX.into(),
+            bytes: producer.credit.bytes().into(),
+            messages: producer.credit.messages().into(),
+        };
+        self.answer(now, link, request.0, &opened, &[])?;
+        Ok(())
+    }
+
+    fn new_producer(&mut self, link: Handle, open: &OpenProducer<'_>) -> Result<Handle, Rejection> {
         let destination = self.resolve(link, open.destination, open.wanted, Operation::Produce)?;
         let partitions = self.locals[destination.0 as usize].partitions.len();
-        let id = self.next_producer;
+        if !self.remembered.reserve_handle(self.producers.len()) {
+            return Err(Refusal::ResourceAllocation.into());
+        }
+        let id = self
+            .remembered
+            .issue(partitions)
+            .ok_or(Refusal::ResourceAllocation)?;
+        let identity = Identity::new(id, self.principal(link), destination, partitions);
+        self.put_on_link(link, open.session, identity)
+            .map_err(|identity| {
+                self.remembered.forget(&identity);
+                Refusal::ResourceAllocation.into()
+            })
+    }
+
+    /// A producer whose link broke, or will have, goes on under another handle; the
+    /// one that it had, if it is still there, keeps a husk and is fenced.
+    fn attach_again(
+        &mut self,
+        link: Handle,
+        open: &OpenProducer<'_>,
+        id: ProducerId,
+    ) -> Result<Handle, Rejection> {
+        let place = self.remembered.place(id).ok_or(Refusal::Fenced)?;
+        let known = match place {
+            Place::Attached(handle) => self.producers.get(handle).map(|it| &it.identity),
+            Place::Detached(number) => self.remembered.detached(number),
+        };
+        let principal = self.principal(link);
+        let known = known
+            .filter(|known| known.principal == principal && known.epoch.0 < u32::MAX)
+            .ok_or(Refusal::Fenced)?;
+        let destination = known.destination;
+        if self.catalog.find(open.destination) != Some(destination) {
+            return Err(Refusal::PreconditionFailed.into());
+        }
+        self.resolve(link, open.destination, open.wanted, Operation::Produce)?;
+        if !self.remembered.reserve_handle(self.producers.len()) {
+            return Err(Refusal::ResourceAllocation.into());
+        }
+        let identity = match place {
+            Place::Attached(handle) => self.producers.get_mut(handle).map(|old| {
+                old.known = false;
+                let husk = old.identity.husk();
+                core::mem::replace(&mut old.identity, husk)
+            }),
+            Place::Detached(number) => self.remembered.take(number),
+        };
+        let mut identity = identity.ok_or(Refusal::Fenced)?;
+        identity.epoch = Epoch(identity.epoch.0 + 1);
+        self.counters.add(Counter::ProducersResumed, 1);
+        self.put_on_link(link, open.session, identity)
+            .map_err(|identity| {
+                self.remembered.detach(identity);
+                Refusal::ResourceAllocation.into()
+            })
+    }
+
+    /// A handle on `link` for a producer; gives it back if there are too many.
+    fn put_on_link(
+        &mut self,
+        link: Handle,
+        session: Handle,
+        identity: Identity,
+    ) -> Result<Handle, Identity> {
+        let (id, destination) = (identity.id, identity.destination);
         let producer = Producer {
             link,
-            session: open.session,
-            destination,
-            id,
-            epoch: Epoch(1),
-            sequence: 0,
-            partition_sequences: vec![0; partitions],
+            session,
+            identity,
+            known: true,
             credit: Grant::default(),
             runs: VecDeque::new(),
             completing: false,
@@ -138,47 +258,49 @@ impl Shard {
             #[cfg(planted = "swap_completions")]
             held: None,
         };
-        let Ok(handle) = self.producers.insert(producer) else {
-            return Err(Refusal::ResourceAllocation.into());
-        };
-        self.next_producer = ProducerId(id.0 + 1);
+        let handle = self
+            .producers
+            .insert(producer)
+            .map_err(|producer| producer.identity)?;
+        self.remembered.attached(id, handle);
+        let forgotten = self.remembered.forgotten();
+        self.counters.set(Counter::ProducersForgotten, forgotten);
         self.local_mut(destination).producers += 1;
         if let Some(entry) = self.links.get_mut(link) {
             entry.producers.push(handle);
         }
-        self.grant(handle);
-        let Some(producer) = self.producers.get(handle) else {
-            return Ok(());
-        };
-        let opened = ProducerOpened {
-            handle: handle.0.into(),
-            epoch: producer.epoch.0.into(),
-            producer: id.0.into(),
-            partitions: u32::try_from(partitions).unwrap_or(u32::MAX).into(),
-            window: limits::IN_FLIGHT_MESSAGES_MAX.into(),
-            bytes: producer.credit.bytes().into(),
-            messages: producer.credit.messages().into(),
-        };
-        self.answer(now, link, request.0, &opened, &[])?;
-        Ok(())
+        Ok(handle)
     }
 
     /// A client asks for the producer's end: answered behind its completions.
     pub(super) fn close_producer(&mut self, handle: Handle, request: RequestId) {
         if let Some(producer) = self.producers.get_mut(handle) {
             producer.closing = Some(request);
+            if core::mem::take(&mut producer.known) {
+                self.remembered.forget(&producer.identity);
+            }
         }
         self.mark_completing(handle);
     }
 
-    pub(super) fn remove_producer(&mut self, handle: Handle) {
-        if let Some(producer) = self.producers.remove(handle) {
-            self.reserved -= producer.credit.outstanding_bytes();
-            self.local_mut(producer.destination).producers -= 1;
-            if let Some(link) = self.links.get_mut(producer.link) {
-                link.producers.retain(|other| *other != handle);
-            }
+    /// A handle ends. With `clean` its client said so, and the producer is forgotten;
+    /// otherwise it is kept for a client that comes back.
+    pub(super) fn remove_producer(&mut self, handle: Handle, clean: bool) {
+        let Some(producer) = self.producers.remove(handle) else {
+            return;
+        };
+        self.reserved -= producer.credit.outstanding_bytes();
+        self.local_mut(producer.identity.destination).producers -= 1;
+        if let Some(link) = self.links.get_mut(producer.link) {
+            link.producers.retain(|other| *other != handle);
         }
+        match (producer.known, clean) {
+            (false, _) => {}
+            (true, true) => self.remembered.forget(&producer.identity),
+            (true, false) => self.remembered.detach(producer.identity),
+        }
+        let forgotten = self.remembered.forgotten();
+        self.counters.set(Counter::ProducersForgotten, forgotten);
     }
 
     /// The producer that `handle` names on `link`, if its credit covers a frame of
@@ -212,23 +334,11 @@ impl Shard {
         let admitted = self.admit(link, message.header, size, || {
             property::check(message.properties).is_ok()
         })?;
-        let stored = admitted.refusal.map_or_else(
-            || {
-                let partition = self.partition_mut(admitted.destination, admitted.partition);
-                let claims = partition.claims();
-                let (arena, log) = self.arena_and_log(admitted.destination, admitted.partition);
-                if size <= CHUNK {
-                    log.append(arena, message.bytes, claims, now.wall)
-                        .map_err(|_| Refusal::OutOfMemory)
-                } else {
-                    copy_to_chain(arena, message.bytes)
-                        .ok_or(Refusal::OutOfMemory)
-                        .map(|head| log.adopt(arena, head, size, claims, now.wall))
-                }
-            },
-            Err,
-        );
-        self.settle_send(now, &admitted, stored, size);
+        let outcome = match admitted.verdict {
+            Verdict::Store => self.store(now, &admitted, message.bytes),
+            Verdict::Settled(outcome) => outcome,
+        };
+        self.settle_send(&admitted, &outcome, size);
         Ok(())
     }
 
@@ -254,21 +364,41 @@ impl Shard {
                 return Err(fault);
             }
         };
-        let stored = match admitted.refusal {
-            Some(refusal) => {
+        let outcome = match admitted.verdict {
+            Verdict::Settled(outcome) => {
                 self.arena.give_chain(head);
-                Err(refusal)
+                outcome
             }
-            None => {
-                let claims = self
-                    .partition_mut(admitted.destination, admitted.partition)
-                    .claims();
-                let (arena, log) = self.arena_and_log(admitted.destination, admitted.partition);
-                Ok(log.adopt(arena, head, size, claims, now.wall))
+            Verdict::Store => {
+                let (partition, arena) = self.partition_and_arena(&admitted);
+                let claims = partition.claims();
+                let offset = partition.log.adopt(arena, head, size, claims, now.wall);
+                stored(now, offset)
             }
         };
-        self.settle_send(now, &admitted, stored, size);
+        self.settle_send(&admitted, &outcome, size);
         Ok(())
+    }
+
+    /// Appends a message that has its turn and lies in one piece.
+    #[inline]
+    fn store(&mut self, now: Now, admitted: &Admitted, frame: &[u8]) -> Outcome {
+        let (partition, arena) = self.partition_and_arena(admitted);
+        let claims = partition.claims();
+        if frame.len() <= CHUNK {
+            match partition.log.append(arena, frame, claims, now.wall) {
+                Ok(offset) => stored(now, offset),
+                Err(_) => Outcome::refused(Refusal::OutOfMemory),
+            }
+        } else {
+            match copy_to_chain(arena, frame) {
+                Some(head) => {
+                    let log = &mut partition.log;
+                    stored(now, log.adopt(arena, head, frame.len(), claims, now.wall))
+                }
+                None => Outcome::refused(Refusal::OutOfMemory),
+            }
+        }
     }
 
     /// Announces a batch: counted, and held to what it says.
@@ -312,99 +442,94 @@ impl Shard {
         let principal = self.principal(link);
         let producer = self.covered(link, handle, size)?;
         let sequence = header.sequence.get();
-        let known = header.producer.get() == producer.id.0
-            && header.epoch.get() == producer.epoch.0
-            && sequence > producer.sequence;
-        let Some(last) = producer
-            .partition_sequences
-            .get_mut(partition as usize)
-            .filter(|_| known)
-        else {
-            return Err(foreign(producer, header));
+        let epoch = Epoch(header.epoch.get());
+        let identity = &mut producer.identity;
+        if header.producer.get() != identity.id.0 || epoch.0 == 0 {
+            return Err(foreign(identity, header));
+        }
+        let destination = identity.destination;
+        let turn = if producer.known && epoch <= identity.epoch {
+            let partition_sequence = header.partition_sequence.get();
+            match identity.turn(partition, partition_sequence, sequence) {
+                Ok(turn) => Some(turn),
+                Err(NoSend) => return Err(foreign(identity, header)),
+            }
+        } else {
+            None
         };
-        if let Some((messages, bytes)) = &mut producer.batch {
-            *messages -= 1;
-            match bytes.checked_sub(u32::try_from(size).unwrap_or(u32::MAX)) {
-                Some(rest) if (rest == 0) == (*messages == 0) => *bytes = rest,
-                _ => {
-                    return Err(Fault::new(
-                        Refusal::Unexpected,
-                        "a batch is not what it announced",
-                    ));
+        producer.batch_goes_on(size)?;
+        producer.credit.received(size);
+        self.reserved -= size as u64;
+        let verdict = match turn {
+            Some(Turn::Due) => {
+                let target = Target::Destination(destination);
+                match objection(header, properties_well_formed)
+                    .or_else(|| auth::authorize(principal, Operation::Send, target).err())
+                {
+                    None => Verdict::Store,
+                    Some(refusal) => Verdict::Settled(Outcome::refused(refusal)),
                 }
             }
-            if *messages == 0 {
-                producer.batch = None;
-            }
-        }
-        let partition_sequence = header.partition_sequence.get();
-        let target = Target::Destination(producer.destination);
-        let refusal = if partition_sequence != *last + 1 {
-            Some(if partition_sequence <= *last {
-                Refusal::AlreadyStored
-            } else {
-                Refusal::OutOfOrder
-            })
-        } else {
-            *last += 1;
-            if header.reserved().is_some() {
-                Some(Refusal::Unsupported)
-            } else if header.property_length.get() != 0 && !properties_well_formed() {
-                Some(Refusal::InvalidProperties)
-            } else {
-                auth::authorize(principal, Operation::Send, target).err()
-            }
+            other => Verdict::Settled(out_of_turn(other)),
         };
-        producer.sequence = sequence;
-        producer.credit.received(size);
-        let destination = producer.destination;
-        self.reserved -= size as u64;
         Ok(Admitted {
             handle,
             destination,
             partition: PartitionIndex(partition),
             sequence,
-            refusal,
+            is_due: turn == Some(Turn::Due),
+            verdict,
         })
     }
 
     /// Notes the outcome of a send: it leaves in this turn.
     #[inline]
-    fn settle_send(
-        &mut self,
-        now: Now,
-        admitted: &Admitted,
-        stored: Result<Offset, Refusal>,
-        size: usize,
-    ) {
-        let (offset, refusal) = match stored {
-            Ok(offset) => {
-                self.counters.add(Counter::MessagesStored, 1);
-                self.counters.add(Counter::BytesStored, size as u64);
-                self.local_mut(admitted.destination).stored += 1;
-                self.queue(admitted.destination, admitted.partition);
-                (offset.0, 0)
-            }
-            Err(refusal) => {
-                self.counters.add(Counter::SendsRefused, 1);
-                (0, refusal.code())
-            }
-        };
-        if let Some(producer) = self.producers.get_mut(admitted.handle) {
-            producer.complete(CompletionRun {
-                sequence: admitted.sequence.into(),
-                offset: offset.into(),
-                append_time: now.wall.0.into(),
-                count: 1.into(),
-                partition: admitted.partition.0.into(),
-                refusal: refusal.into(),
-                ..CompletionRun::default()
-            });
-            if !producer.completing {
-                producer.completing = true;
-                self.completing.push(admitted.handle);
-            }
+    fn settle_send(&mut self, admitted: &Admitted, outcome: &Outcome, size: usize) {
+        if admitted.is_due && outcome.is_stored() {
+            self.counters.add(Counter::MessagesStored, 1);
+            self.counters.add(Counter::BytesStored, size as u64);
+            self.local_mut(admitted.destination).stored += 1;
+            self.queue(admitted.destination, admitted.partition);
+        } else {
+            self.count_unstored(admitted, outcome);
         }
+        let Some(producer) = self.producers.get_mut(admitted.handle) else {
+            return;
+        };
+        // What may be stored when it is tried again has not had its turn.
+        if admitted.is_due && outcome.refusal != Refusal::OutOfMemory.code() {
+            let remembered = &mut self.remembered;
+            producer
+                .identity
+                .had_turn(admitted.partition.0, admitted.sequence, outcome, |bytes| {
+                    remembered.grow(bytes)
+                });
+        }
+        producer.complete(CompletionRun {
+            sequence: admitted.sequence.into(),
+            offset: outcome.offset.into(),
+            append_time: outcome.append_time.0.into(),
+            count: 1.into(),
+            partition: admitted.partition.0.into(),
+            refusal: outcome.refusal.into(),
+            ..CompletionRun::default()
+        });
+        if !producer.completing {
+            producer.completing = true;
+            self.completing.push(admitted.handle);
+        }
+    }
+
+    #[cold]
+    fn count_unstored(&mut self, admitted: &Admitted, outcome: &Outcome) {
+        let counter = if outcome.is_stored() {
+            Counter::Retries
+        } else if admitted.is_due && outcome.refusal == Refusal::GivenUp.code() {
+            Counter::SendsGivenUp
+        } else {
+            Counter::SendsRefused
+        };
+        self.counters.add(counter, 1);
     }
 
     /// Writes the outcomes of this turn, and credit where it runs low.
@@ -472,7 +597,7 @@ impl Shard {
         let low = producer.credit.is_low();
         self.mark_dirty(link);
         if request.is_some() {
-            self.remove_producer(handle);
+            self.remove_producer(handle, true);
         } else if low {
             self.renew(now, handle);
         }
@@ -535,24 +660,13 @@ impl Shard {
         Ok(number)
     }
 
-    fn arena_and_log(
-        &mut self,
-        destination: DestinationNumber,
-        partition: PartitionIndex,
-    ) -> (&mut crate::memory::Arena, &mut crate::partition::log::Log) {
-        let local = &mut self.locals[destination.0 as usize];
+    #[inline]
+    fn partition_and_arena(&mut self, admitted: &Admitted) -> (&mut Partition, &mut Arena) {
+        let local = &mut self.locals[admitted.destination.0 as usize];
         (
+            &mut local.partitions[admitted.partition.0 as usize],
             &mut self.arena,
-            &mut local.partitions[partition.0 as usize].log,
         )
-    }
-
-    fn partition_mut(
-        &mut self,
-        destination: DestinationNumber,
-        partition: PartitionIndex,
-    ) -> &mut crate::partition::Partition {
-        &mut self.locals[destination.0 as usize].partitions[partition.0 as usize]
     }
 }
 
@@ -562,11 +676,62 @@ struct Admitted {
     destination: DestinationNumber,
     partition: PartitionIndex,
     sequence: u64,
-    /// Why it is refused in its place, if it is.
-    refusal: Option<Refusal>,
+    /// Whether it is the next of its producer to its partition.
+    is_due: bool,
+    verdict: Verdict,
 }
 
-fn copy_to_chain(arena: &mut crate::memory::Arena, bytes: &[u8]) -> Option<ChunkId> {
+/// What is to be done with a send.
+enum Verdict {
+    /// It is stored if there is room.
+    Store,
+    /// It is not: this is its outcome.
+    Settled(Outcome),
+}
+
+/// Why a send that has its turn is not stored all the same.
+#[inline]
+fn objection(
+    header: &MessageHeader,
+    properties_well_formed: impl FnOnce() -> bool,
+) -> Option<Refusal> {
+    if header.reserved().is_some() {
+        Some(Refusal::Unsupported)
+    } else if header.is_given_up() {
+        let alone = header.length.get() as usize == MESSAGE_HEADER_SIZE;
+        Some(if alone {
+            Refusal::GivenUp
+        } else {
+            Refusal::Unsupported
+        })
+    } else if header.property_length.get() != 0 && !properties_well_formed() {
+        Some(Refusal::InvalidProperties)
+    } else {
+        None
+    }
+}
+
+/// The outcome of a send that is not the next one; `None`: its producer is attached
+/// elsewhere.
+#[cold]
+fn out_of_turn(turn: Option<Turn>) -> Outcome {
+    match turn {
+        Some(Turn::Had(Some(first))) => first,
+        Some(Turn::Had(None)) => Outcome::refused(Refusal::AlreadyStored),
+        Some(Turn::Early | Turn::Due) => Outcome::refused(Refusal::OutOfOrder),
+        None => Outcome::refused(Refusal::Fenced),
+    }
+}
+
+fn stored(now: Now, offset: Offset) -> Outcome {
+    Outcome {
+        offset: offset.0,
+        append_time: now.wall,
+        refusal: 0,
+    }
+}
+
+fn copy_to_chain(arena: &mut Arena, bytes: &[u8]) -> Option<ChunkId> {
     if arena.free() < bytes.len().div_ceil(CHUNK) {
         return None;
     }
@@ -599,7 +764,7 @@ fn beyond_credit(producer: &Producer, size: usize) -> Fault {
         Refusal::CreditExceeded,
         format!(
             "producer {} sent {size} bytes with credit for {} bytes and {} messages",
-            producer.id,
+            producer.identity.id,
             producer.credit.outstanding_bytes(),
             producer.credit.outstanding_messages()
         ),
@@ -607,17 +772,18 @@ fn beyond_credit(producer: &Producer, size: usize) -> Fault {
 }
 
 #[cold]
-fn foreign(producer: &Producer, header: &MessageHeader) -> Fault {
+fn foreign(producer: &Identity, header: &MessageHeader) -> Fault {
     Fault::new(
         Refusal::Unexpected,
         format!(
-            "producer {} epoch {} after send {} got a message of producer {} epoch {} send {} to partition {}",
+            "producer {} epoch {} got what none of its sends can be: producer {} epoch {} send {}, \
+             the {}th to partition {}",
             producer.id,
             producer.epoch,
-            producer.sequence,
             header.producer,
             header.epoch,
             header.sequence,
+            header.partition_sequence,
             header.partition
         ),
     )

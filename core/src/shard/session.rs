@@ -9,7 +9,7 @@ use crate::counters::Counter;
 use crate::error::Refusal;
 use crate::frame::control::{self, Control, Located, Pong, SessionClosed, SessionOpened};
 use crate::frame::decode;
-use crate::id::{DestinationNumber, Handle, Offset, PartitionIndex, RequestId};
+use crate::id::{DestinationNumber, Handle, Offset, PartitionIndex, ProducerId, RequestId};
 use crate::limits;
 use crate::name::{self, Destination, DestinationKind};
 use crate::partition::Partition;
@@ -163,7 +163,7 @@ impl Shard {
         };
         let consumers: Vec<Handle> = entry.consumers.iter().filter(of_session).copied().collect();
         for producer in producers {
-            self.remove_producer(producer);
+            self.remove_producer(producer, true);
         }
         for consumer in consumers {
             self.remove_consumer(now, consumer, true);
@@ -235,6 +235,7 @@ impl Shard {
             session: Handle(fields.session.get()),
             destination: &destination,
             wanted: Wanted { partitions, retain },
+            again: Some(ProducerId(fields.producer.get())).filter(|id| id.0 != 0),
         };
         self.open_producer(now, link, request, &open)
     }

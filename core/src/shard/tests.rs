@@ -3,7 +3,8 @@
 use super::*;
 use crate::frame::control::Fields;
 use crate::frame::control::{
-    AckRun, Acknowledge, Allow, CompletionRun, Control, OpenConsumer, OpenProducer, OpenSession,
+    AckRun, Acknowledge, Allow, AskStats, CompletionRun, Control, OpenConsumer, OpenProducer,
+    OpenSession,
 };
 use crate::frame::decode::{self, Frame, Step};
 use crate::frame::encode::{self, Envelope};
@@ -59,6 +60,19 @@ fn take(shard: &mut Shard, link: Handle) -> Vec<u8> {
     }
     shard.invariants();
     all
+}
+
+/// What the shard wishes next about a link's end, if anything.
+fn end_of(shard: &mut Shard, link: Handle) -> Option<bool> {
+    shard.turn(now());
+    let mut end = None;
+    while let Some(output) = shard.output() {
+        if let Output::Close { link: ended, flush } = output {
+            assert_eq!(ended, link);
+            end = Some(flush);
+        }
+    }
+    end
 }
 
 fn frames(mut bytes: &[u8]) -> Vec<(Frame<'_>, usize)> {
@@ -298,6 +312,72 @@ fn bodies(bytes: &[u8]) -> Vec<(u32, u64, Vec<u8>)> {
         }
     }
     all
+}
+
+/// A client that had sent all it had to, closed its direction and went on reading found
+/// its link gone, and with it the outcomes of what it had sent.
+#[test]
+fn a_peer_that_sends_no_more_is_still_answered() {
+    let mut shard = shard();
+    let mut peer = Peer::new(&mut shard);
+    let mut producer = peer.producer(&mut shard, "/default/q", 0);
+    let (_, _) = peer.consumer(&mut shard, "/default/q", 1);
+    peer.message(&mut producer, b"taken");
+    peer.exchange(&mut shard);
+    for _ in 0..3 {
+        peer.message(&mut producer, b"last words");
+    }
+    peer.control(9, &AskStats::default(), &[]);
+    shard.received(now(), peer.link, &peer.out);
+    shard.finished(now(), peer.link);
+    // The answer with its rest, and only then the end.
+    assert_eq!(end_of(&mut shard, peer.link), Some(true));
+    let last = take(&mut shard, peer.link);
+    let stored: u64 = completions(&last)
+        .iter()
+        .map(|run| u64::from(run.count.get()))
+        .sum();
+    assert_eq!(stored, 3);
+    let rows = frames(&last).iter().any(|(frame, _)| {
+        matches!(frame, Frame::Control { control: Control::Stats(stats, _), .. }
+                if stats.rows.get() == 1 && stats.remaining.get() == 0)
+    });
+    assert!(rows, "the second frame of the answer");
+    shard.closed(now(), peer.link);
+    shard.audit();
+    // What it held, it cannot acknowledge any more.
+    assert_eq!(shard.counters().read(Counter::MessagesReturned), 1);
+    let mut next = Peer::new(&mut shard);
+    let (_, delivered) = next.consumer(&mut shard, "/default/q", 10);
+    assert_eq!(bodies(&delivered).len(), 4);
+}
+
+#[test]
+fn a_peer_that_sends_no_more_waits_for_the_rest_of_a_long_answer() {
+    let mut shard = shard();
+    let mut peer = Peer::new(&mut shard);
+    // More destinations than rows fit one frame.
+    for number in 0..100 {
+        peer.producer(&mut shard, &format!("/default/{number}"), 1);
+    }
+    peer.control(9, &AskStats::default(), &[]);
+    shard.received(now(), peer.link, &peer.out);
+    shard.finished(now(), peer.link);
+    assert_eq!(end_of(&mut shard, peer.link), None);
+    let rows: u32 = frames(&take(&mut shard, peer.link))
+        .iter()
+        .map(|(frame, _)| match frame {
+            Frame::Control {
+                control: Control::Stats(stats, _),
+                ..
+            } => stats.rows.get(),
+            _ => 0,
+        })
+        .sum();
+    assert_eq!(rows, 100);
+    assert_eq!(shard.links(), 1);
+    shard.closed(now(), peer.link);
+    shard.audit();
 }
 
 #[test]

@@ -111,6 +111,7 @@ impl<R: Ring> Owner<R> {
                     mirror.taken += bytes as usize;
                     assert!(mirror.taken <= mirror.to_send.len());
                 }
+                Event::Finished { slot } => self.connections.leave(now, slot),
                 Event::Ended { slot } => {
                     let mirror = self.mirrors.remove(&slot).expect("an end is told once");
                     self.ended.push((slot, mirror));
@@ -126,6 +127,8 @@ impl<R: Ring> Owner<R> {
 enum Parting {
     /// Reads everything, then ends.
     Ends,
+    /// Ends when it has sent everything, and reads on.
+    Finishes,
     /// Breaks off somewhere on the way.
     Resets,
     /// Waits for our side to leave.
@@ -173,7 +176,12 @@ fn one_run(seed: u64, pool: &[&'static [u8]]) {
                     sent: 0,
                     heard: Vec::new(),
                     expected,
-                    parting: [Parting::Ends, Parting::Resets, Parting::Stays][choices.below(3)],
+                    parting: [
+                        Parting::Ends,
+                        Parting::Finishes,
+                        Parting::Resets,
+                        Parting::Stays,
+                    ][choices.below(4)],
                     left: false,
                 });
             }
@@ -185,6 +193,7 @@ fn one_run(seed: u64, pool: &[&'static [u8]]) {
             let done = peer.sent == peer.to_send.len() && peer.heard.len() == peer.expected.len();
             match peer.parting {
                 Parting::Ends if done => peer.peer.end(),
+                Parting::Finishes if peer.sent == peer.to_send.len() => peer.peer.end(),
                 Parting::Resets if done || choices.once_in(40) => peer.peer.reset(),
                 Parting::Stays if !peer.left && choices.once_in(30) => {
                     owner.connections.leave(now, peer.slot);
@@ -210,7 +219,7 @@ fn one_run(seed: u64, pool: &[&'static [u8]]) {
                 "{story}: bytes that were not given"
             );
             match peer.parting {
-                Parting::Ends => {
+                Parting::Ends | Parting::Finishes => {
                     assert_eq!(mirror.heard.len(), peer.to_send.len(), "{story}");
                     assert_eq!(mirror.taken, peer.expected.len(), "{story}");
                 }
@@ -286,6 +295,36 @@ fn a_goodbye_that_the_peer_ignores_ends_with_its_time() {
     assert_eq!(owner.ended.len(), 1);
     assert_eq!(owner.ended[0].1.taken, 100);
     assert_eq!(owner.connections.next_expiry(), None);
+}
+
+/// A peer that closed its direction and read on was cut off.
+#[test]
+fn a_peer_that_has_finished_hears_everything_in_its_own_time() {
+    let to_send = forever(5_000);
+    for seed in 0..20 {
+        let mut owner = Owner::new(SimulatedRing::new(SIZE, seed).unwrap());
+        let (socket, mut peer) = stream(100);
+        if owner.open(socket, to_send).is_err() {
+            continue;
+        }
+        assert_eq!(peer.send(b"last words"), 10);
+        peer.end();
+        let mut now = Monotonic(0);
+        let mut heard = Vec::new();
+        while owner.ended.is_empty() {
+            now = now.after(Duration::from_millis(100));
+            owner.turn(now, Wait::No);
+            heard.extend(peer.receive(50));
+            assert!(
+                now < Monotonic(0).after(Duration::from_secs(600)),
+                "seed {seed}"
+            );
+        }
+        heard.extend(peer.receive(usize::MAX));
+        assert!(now > Monotonic(0).after(GOODBYE_TIME * 5), "it was slow");
+        assert_eq!(owner.ended[0].1.heard, b"last words");
+        assert!(heard == to_send, "seed {seed}: {} bytes heard", heard.len());
+    }
 }
 
 #[test]

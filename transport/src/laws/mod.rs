@@ -33,7 +33,7 @@ mod queues;
 mod set_up;
 mod sockets;
 #[path = "../../tests/support/mod.rs"]
-mod support;
+pub(crate) mod support;
 mod whole;
 
 use std::collections::HashMap;

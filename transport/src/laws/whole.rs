@@ -1,21 +1,9 @@
 //! All laws at once, below connections and below a whole shard.
 
-use std::io::Read;
-use std::net::{IpAddr, Ipv4Addr, TcpListener};
-use std::sync::mpsc;
-
-use courser_core::id::{Installation, ShardIndex};
-use courser_core::shard::{Attached, Shard, ShardConfig};
-
 use super::support::{TestClient, eventually};
 use super::*;
-use crate::handoff::{Sender, handoff};
-use crate::idle::{Idle, IdleStrategy};
-use crate::ring::{Ring, RingFault};
-use crate::stats::{Publisher, ShardStats};
-use crate::worker::{Control, LetIn, Worker};
-
-const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+use crate::ring::RingFault;
+use crate::worker::tests::Running;
 
 #[test]
 fn whatever_the_kernel_does_bytes_keep_their_order_and_slots_come_back() {
@@ -34,82 +22,13 @@ fn whatever_the_kernel_does_bytes_keep_their_order_and_slots_come_back() {
     assert!(overflowed > 0);
 }
 
-/// A shard over a simulated kernel, on a thread of its own.
-struct Simulated {
-    sender: Sender<LetIn>,
-    control: Control,
-    stats: ShardStats,
-    thread: std::thread::JoinHandle<Result<(), RingFault>>,
-}
-
-impl Simulated {
-    fn start(setup: Setup, prepare: impl FnOnce(&mut IoUringRing) + Send + 'static) -> Self {
-        let (report, reported) = mpsc::channel();
-        let control = Control::default();
-        let thread = {
-            let control = control.clone();
-            std::thread::spawn(move || {
-                // The ring stays on the thread that made it.
-                let mut ring = IoUringRing::simulated(setup, SIZE).unwrap();
-                prepare(&mut ring);
-                let shard = Shard::new(ShardConfig {
-                    installation: Installation(1),
-                    shard: ShardIndex(0),
-                    memory: 128 << 20,
-                    hash_seed: setup.seed,
-                })
-                .unwrap();
-                let stats = ShardStats::new(shard.chunks_free());
-                let (sender, inbox) = handoff::<LetIn>(ring.doorbell().clone());
-                report.send((sender, stats.clone())).unwrap();
-                let (departures, _departed) = mpsc::channel();
-                Worker::new(
-                    ring,
-                    shard,
-                    inbox,
-                    departures,
-                    control,
-                    Idle::new(IdleStrategy::Adaptive, Duration::from_micros(50)),
-                    Publisher::new(stats),
-                )
-                .run()
-            })
-        };
-        let (sender, stats) = reported.recv().unwrap();
-        Self {
-            sender,
-            control,
-            stats,
-            thread,
-        }
-    }
-
-    /// A client whose hello was heard by the door.
-    fn client(&self) -> TestClient {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let mut client = TestClient::connect(listener.local_addr().unwrap());
-        client.flush();
-        let (mut ours, _) = listener.accept().unwrap();
-        let mut length = [0; 4];
-        ours.read_exact(&mut length).unwrap();
-        let padded = u32::from_le_bytes(length).next_multiple_of(8) as usize;
-        ours.read_exact(&mut vec![0; padded - length.len()])
-            .unwrap();
-        let let_in = LetIn {
-            socket: ours.into(),
-            address: HERE,
-            attached: Attached::default(),
-        };
-        self.sender.post(let_in).map_err(drop).unwrap();
-        client
-    }
-}
-
 pub(super) fn run_over_a_broken_kernel(errno: i32) -> Result<(), RingFault> {
-    let shard = Simulated::start(Setup::default(), move |ring| {
+    let shard = Running::start(move || {
+        let mut ring = ring(Setup::default(), Behaviour::default());
         ring.kernel().break_down(errno);
+        ring
     });
-    shard.thread.join().unwrap()
+    shard.ended()
 }
 
 #[test]
@@ -121,13 +40,12 @@ fn whatever_the_kernel_does_messages_are_completed_in_order_and_delivered_once()
             completions: 8,
             ..Setup::default()
         };
-        let shard = Simulated::start(setup, |ring| {
-            // An attach that is refused would lose a client on purpose.
-            ring.kernel().behave(Behaviour {
-                file_refusals: &[],
-                ..EVERYTHING
-            });
-        });
+        // An attach that is refused would turn a client away.
+        let behaviour = Behaviour {
+            file_refusals: &[],
+            ..EVERYTHING
+        };
+        let shard = Running::start(move || ring(setup, behaviour));
         let mut clients: Vec<TestClient> = (0..3).map(|_| shard.client()).collect();
         for (number, client) in clients.iter_mut().enumerate() {
             let name = format!("queue:/test/laws-{number}");
@@ -152,7 +70,6 @@ fn whatever_the_kernel_does_messages_are_completed_in_order_and_delivered_once()
         }
         drop(clients);
         eventually("every link has ended", || shard.stats.links() == 0);
-        shard.control.stop();
-        shard.thread.join().unwrap().unwrap();
+        shard.stop();
     }
 }

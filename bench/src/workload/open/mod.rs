@@ -13,23 +13,23 @@
 
 mod generator;
 mod rate;
+mod service;
 
 use std::time::{Duration, Instant, SystemTime};
 
 pub use rate::{Rate, UnknownRate};
 
-use generator::{Carried, Schedule, Service, Times, drive};
+pub(super) use generator::{Carried, Schedule, Times};
+pub(super) use service::{BrokerLoad, FloorLoad};
 
-use super::books::Sender;
+use service::SATURATION_BURSTS;
+
 use super::lane::{CALIBRATION_SLICE, agree};
-use super::patience::Patience;
 use super::run::with_causes;
 use super::target::Target;
-use super::{Options, PAYLOAD_BYTES_MIN, queue_name};
-use crate::compare::median;
+use super::{Options, PAYLOAD_BYTES_MIN};
 use crate::error::BenchError;
 use crate::floor::{PipelineFloor, frame_bytes};
-use crate::ledger::Ledger;
 use crate::load::{Load, Outcome};
 use crate::pin::{self, Cores};
 use crate::progress::Progress;
@@ -67,14 +67,8 @@ const UNRECORDED: f64 = 0.1;
 /// Passes over the lanes, there and back, below which nothing is printed.
 const ROUNDS_MIN: u32 = 3;
 
-/// Bursts of which the middle one is the saturation, the first left out.
-const SATURATION_BURSTS: usize = 6;
-
 /// Windows of a lane's warm-up, at most.
 const WARM_UPS_MAX: usize = 5;
-
-/// Bytes of one burst.
-const BURST_BYTES: usize = 32 << 20;
 
 /// Measures one payload at every rate.
 ///
@@ -97,7 +91,7 @@ pub(super) fn run(options: &Options, cores: Cores, target: &Target) -> Result<Re
     let watch = Watch::begin(cores, plan.aside, plan.aside)?;
     progress.done();
     let mut report = Report::begun(header);
-    let mut broker = BrokerLoad::new(target, &plan);
+    let mut broker = BrokerLoad::new(target, plan.payload, plan.window);
     let measured = measure(&plan, cores, target, &mut broker, &mut report, &progress);
     let mut ledger = broker.ledger;
     ledger.close();
@@ -245,11 +239,7 @@ fn measure(
     progress: &Progress,
 ) -> Result<(), BenchError> {
     let frame = frame_bytes(plan.payload as usize);
-    let mut floor = FloorLoad {
-        floor: PipelineFloor::start(cores, frame, CALIBRATION_SLICE)?,
-        clock: Instant::now(),
-        patience: Patience::default(),
-    };
+    let mut floor = FloorLoad::new(PipelineFloor::start(cores, frame, CALIBRATION_SLICE)?);
     let began = Instant::now();
     let saturation = broker.saturation(progress)?;
     report.notes.push(format!(
@@ -385,153 +375,6 @@ fn summarise(plan: &Plan, lanes: &[Lane], floor_kind: &str, report: &mut Report)
         });
     }
     report.notes.extend(goals);
-}
-
-/// The broker under load.
-struct BrokerLoad<'a> {
-    target: &'a Target,
-    queue: String,
-    body: Vec<u8>,
-    window: u32,
-    ledger: Ledger,
-}
-
-impl<'a> BrokerLoad<'a> {
-    fn new(target: &'a Target, plan: &Plan) -> Self {
-        Self {
-            target,
-            queue: queue_name("open"),
-            body: vec![0xA5; plan.payload as usize],
-            window: plan.window,
-            ledger: Ledger::new(),
-        }
-    }
-
-    /// Messages per second with the window always full.
-    fn saturation(&mut self, progress: &Progress) -> Result<f64, BenchError> {
-        let messages = (BURST_BYTES / frame_bytes(self.body.len())).max(1) as u64;
-        let mut rates = Vec::new();
-        let mut times = Times::default();
-        for _ in 0..SATURATION_BURSTS {
-            progress.next("saturation");
-            let carried = self.slice(&Schedule::saturating(messages), &mut times)?;
-            self.target.rest();
-            rates.push(carried.per_second());
-            progress.done();
-        }
-        // The first has faulted memory in.
-        let mut rates = rates.split_off(1);
-        rates.sort_unstable_by(f64::total_cmp);
-        Ok(median(&rates))
-    }
-
-    /// Puts the load on a connection of its own and takes out what was stored.
-    fn slice(&mut self, schedule: &Schedule, times: &mut Times) -> Result<Carried, BenchError> {
-        let sender = Sender::open_with_window(
-            self.target.address(),
-            &self.queue,
-            &self.ledger,
-            self.window,
-        )?;
-        let mut load = SenderLoad {
-            sender: &sender,
-            body: &mut self.body,
-            ledger: &mut self.ledger,
-            clock: Instant::now(),
-            patience: Patience::default(),
-        };
-        let carried = drive(&mut load, schedule, u64::from(self.window), times)?;
-        sender.take_backlog(&self.queue, self.body.len(), &mut self.ledger)?;
-        sender.close()?;
-        Ok(carried)
-    }
-}
-
-/// One connection under load.
-struct SenderLoad<'a> {
-    sender: &'a Sender,
-    body: &'a mut [u8],
-    ledger: &'a mut Ledger,
-    clock: Instant,
-    patience: Patience,
-}
-
-impl Service for SenderLoad<'_> {
-    #[inline]
-    fn now_ns(&mut self) -> u64 {
-        crate::histogram::saturating_ns(self.clock.elapsed())
-    }
-
-    #[inline]
-    fn take(&mut self) -> Result<bool, BenchError> {
-        self.sender.try_enqueue(self.body, self.ledger)
-    }
-
-    #[inline]
-    fn write(&mut self) -> Result<(), BenchError> {
-        self.sender.write();
-        Ok(())
-    }
-
-    #[inline]
-    fn answer(&mut self) -> Result<bool, BenchError> {
-        if self.sender.completion(self.ledger) {
-            self.patience = Patience::default();
-            return Ok(true);
-        }
-        self.patience.look()?;
-        Ok(false)
-    }
-}
-
-/// The floor under load.
-struct FloorLoad {
-    floor: PipelineFloor,
-    clock: Instant,
-    patience: Patience,
-}
-
-impl FloorLoad {
-    fn slice(
-        &mut self,
-        schedule: &Schedule,
-        window: u64,
-        times: &mut Times,
-    ) -> Result<Carried, BenchError> {
-        self.floor.resume();
-        self.patience = Patience::default();
-        let carried = drive(self, schedule, window, times)?;
-        self.floor.pause()?;
-        Ok(carried)
-    }
-}
-
-impl Service for FloorLoad {
-    #[inline]
-    fn now_ns(&mut self) -> u64 {
-        crate::histogram::saturating_ns(self.clock.elapsed())
-    }
-
-    #[inline]
-    fn take(&mut self) -> Result<bool, BenchError> {
-        self.floor.enqueue();
-        Ok(true)
-    }
-
-    #[inline]
-    fn write(&mut self) -> Result<(), BenchError> {
-        self.floor.write()
-    }
-
-    #[inline]
-    fn answer(&mut self) -> Result<bool, BenchError> {
-        if self.floor.reply()? {
-            self.patience = Patience::default();
-            return Ok(true);
-        }
-        self.patience.look()?;
-        Ok(false)
-    }
 }
 
 #[cfg(test)]

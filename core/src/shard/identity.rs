@@ -1,0 +1,155 @@
+//! Who a producer is beyond its links: what a later one has to know to go on
+//! where an earlier one broke.
+//!
+//! Invariant: of each partition, every send up to `last` had its turn and has one
+//! outcome for ever; the next one that has is `last + 1`.
+
+use super::positions::{Outcome, Positions};
+use crate::auth::Principal;
+use crate::id::{DestinationNumber, Epoch, ProducerId};
+
+/// A producer's sends to one partition.
+#[derive(Clone, Copy, Debug, Default)]
+struct Lane {
+    /// The partition sequence of the last one that had its turn.
+    last: u64,
+    /// The producer's sequence of it.
+    sequence: u64,
+}
+
+/// Where a send stands among those of its producer to its partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// It is the next one.
+    Due,
+    /// One before it is missing.
+    Early,
+    /// It had its turn, and this is what became of it, if that is still known.
+    Had(Option<Outcome>),
+}
+
+/// What a header says that no send of this producer can.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct NoSend;
+
+/// A producer.
+#[derive(Debug)]
+pub(super) struct Identity {
+    pub(super) id: ProducerId,
+    /// Its incarnation: how often it was attached.
+    pub(super) epoch: Epoch,
+    pub(super) destination: DestinationNumber,
+    /// Who opened it: nobody else attaches it.
+    pub(super) principal: Principal,
+    lanes: Box<[Lane]>,
+    positions: Positions,
+}
+
+impl Identity {
+    /// A producer that has sent nothing.
+    pub(super) fn new(
+        id: ProducerId,
+        principal: Principal,
+        destination: DestinationNumber,
+        partitions: usize,
+    ) -> Self {
+        Self {
+            id,
+            epoch: Epoch(1),
+            destination,
+            principal,
+            lanes: vec![Lane::default(); partitions].into(),
+            positions: Positions::default(),
+        }
+    }
+
+    /// What a handle keeps whose producer went to another: enough to know whose
+    /// messages it is that come too late.
+    pub(super) fn husk(&self) -> Self {
+        Self {
+            lanes: Box::default(),
+            positions: Positions::default(),
+            ..*self
+        }
+    }
+
+    /// Where a send stands that is the producer's `sequence`-th and its
+    /// `partition_sequence`-th to a partition.
+    ///
+    /// # Errors
+    ///
+    /// If the partition does not exist, or a new send has the sequence of an
+    /// earlier one.
+    #[inline]
+    pub(super) fn turn(
+        &mut self,
+        partition: u32,
+        partition_sequence: u64,
+        sequence: u64,
+    ) -> Result<Turn, NoSend> {
+        let lane = self.lanes.get(partition as usize).ok_or(NoSend)?;
+        if partition_sequence == lane.last + 1 {
+            return if sequence > lane.sequence {
+                Ok(Turn::Due)
+            } else {
+                Err(NoSend)
+            };
+        }
+        self.turn_of_another(partition, partition_sequence)
+    }
+
+    /// The send that was due has had its turn.
+    #[inline]
+    pub(super) fn had_turn(
+        &mut self,
+        partition: u32,
+        sequence: u64,
+        outcome: &Outcome,
+        grow: impl FnOnce(usize) -> bool,
+    ) {
+        let lane = &mut self.lanes[partition as usize];
+        lane.last += 1;
+        lane.sequence = sequence;
+        #[expect(clippy::cast_possible_truncation, reason = "it is the index of a lane")]
+        let partition = partition as u16;
+        self.positions.note(partition, lane.last, outcome, grow);
+    }
+
+    /// Bytes of memory beside the identity itself.
+    pub(super) fn bytes(&self) -> usize {
+        size_of_val(&*self.lanes) + self.positions.bytes()
+    }
+
+    /// Gives back what it does not need while it sends nothing.
+    pub(super) fn compact(&mut self) -> usize {
+        self.positions.compact()
+    }
+
+    /// Forgets the positions of its last sends but the very last; returns how many bytes that gave back.
+    pub(super) fn forget_positions(&mut self) -> usize {
+        self.positions.clear()
+    }
+
+    #[cold]
+    fn turn_of_another(&mut self, partition: u32, partition_sequence: u64) -> Result<Turn, NoSend> {
+        let last = self.lanes[partition as usize].last;
+        if partition_sequence == 0 {
+            return Err(NoSend);
+        }
+        if partition_sequence > last {
+            return Ok(Turn::Early);
+        }
+        let partition = u16::try_from(partition).map_err(|_| NoSend)?;
+        Ok(Turn::Had(
+            self.positions.find(partition, partition_sequence),
+        ))
+    }
+}
+
+/// Bytes that the lanes of a producer of so many partitions take up.
+pub(super) fn lanes_size(partitions: usize) -> usize {
+    partitions * size_of::<Lane>()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,218 @@
+//! What became of a producer's last sends, so that a retry is answered with the
+//! outcome of the first try.
+//!
+//! ```text
+//! closed:  | 3 sends, p0, at 17.. | 1 send, p1, refused | 9 sends, p0, at 20.. |   open: 4 sends, p0, at 29..
+//!          `- dropped once the sends behind it are enough                              `- grows with the next one
+//! ```
+//!
+//! Consecutive sends with consecutive places that were stored at one time share a
+//! run, so what a busy producer pays for a message is one comparison and one
+//! addition. The list of closed runs grows by doubling, out of the pool that
+//! [`remembered`](super::remembered) keeps, and not at all once there is one for
+//! each send of the window.
+//!
+//! Invariants: the runs of a partition rise by partition sequence and do not
+//! overlap; without the first of them, the closed runs have fewer than
+//! [`limits::POSITIONS_KEPT`] sends.
+
+use std::collections::VecDeque;
+
+use crate::error::Refusal;
+use crate::limits;
+use crate::time::Wall;
+
+/// The least runs that there is memory for once there is any.
+const RUNS_MIN: usize = 16;
+
+/// What became of one send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Outcome {
+    /// Its place, 0 if it is not stored.
+    pub(super) offset: u64,
+    /// When it was stored, 0 if it is not.
+    pub(super) append_time: Wall,
+    /// 0, or why it is not stored.
+    pub(super) refusal: u16,
+}
+
+impl Outcome {
+    pub(super) fn refused(refusal: Refusal) -> Self {
+        Self {
+            offset: 0,
+            append_time: Wall(0),
+            refusal: refusal.code(),
+        }
+    }
+
+    pub(super) fn is_stored(&self) -> bool {
+        self.refusal == 0
+    }
+}
+
+/// Consecutive sends to one partition with one outcome.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Run {
+    /// The partition sequence of the first.
+    first: u64,
+    /// The place of the first, if they are stored.
+    offset: u64,
+    append_time: Wall,
+    count: u32,
+    partition: u16,
+    refusal: u16,
+}
+
+const _: () = assert!(size_of::<Run>() == 32);
+const _: () = assert!(limits::PARTITIONS_MAX <= 1 << 16);
+
+impl Run {
+    #[inline]
+    fn is_continued_by(&self, partition: u16, sequence: u64, outcome: &Outcome) -> bool {
+        let count = u64::from(self.count);
+        self.partition == partition
+            && self.first + count == sequence
+            && self.refusal == outcome.refusal
+            && (self.refusal != 0
+                || self.offset + count == outcome.offset && self.append_time == outcome.append_time)
+    }
+
+    fn find(&self, partition: u16, sequence: u64) -> Option<Outcome> {
+        let index = sequence.checked_sub(self.first)?;
+        if self.partition != partition || index >= u64::from(self.count) {
+            return None;
+        }
+        Some(Outcome {
+            offset: if self.refusal == 0 {
+                self.offset + index
+            } else {
+                0
+            },
+            append_time: self.append_time,
+            refusal: self.refusal,
+        })
+    }
+}
+
+/// The last sends of one producer.
+#[derive(Debug, Default)]
+pub(super) struct Positions {
+    /// What grows; without a send if its count is 0.
+    open: Run,
+    closed: VecDeque<Run>,
+    /// Sends in `closed`.
+    sends: u64,
+    /// Where the last retry was found: the next one is there or behind it.
+    hint: usize,
+}
+
+impl Positions {
+    /// Adds the outcome of a send behind those of all others. `grow` is asked for
+    /// memory by bytes; without it the oldest are dropped.
+    #[inline]
+    pub(super) fn note(
+        &mut self,
+        partition: u16,
+        sequence: u64,
+        outcome: &Outcome,
+        grow: impl FnOnce(usize) -> bool,
+    ) {
+        if self.open.is_continued_by(partition, sequence, outcome) {
+            self.open.count += 1;
+            return;
+        }
+        self.close(grow);
+        self.open = Run {
+            first: sequence,
+            offset: outcome.offset,
+            append_time: outcome.append_time,
+            count: 1,
+            partition,
+            refusal: outcome.refusal,
+        };
+    }
+
+    /// What became of a send; `None` if that is no longer kept.
+    pub(super) fn find(&mut self, partition: u16, sequence: u64) -> Option<Outcome> {
+        let hint = self.hint.min(self.closed.len());
+        let behind = self.closed.range(hint..).zip(hint..);
+        let before = self.closed.range(..hint).zip(0..);
+        let found = behind
+            .chain(before)
+            .find_map(|(run, index)| Some((run.find(partition, sequence)?, index)));
+        match found {
+            Some((outcome, index)) => {
+                self.hint = index;
+                Some(outcome)
+            }
+            None => self.open.find(partition, sequence),
+        }
+    }
+
+    /// Bytes that the runs take up.
+    pub(super) fn bytes(&self) -> usize {
+        self.closed.capacity() * size_of::<Run>()
+    }
+
+    /// Gives back the memory that the runs do not need now; returns how much.
+    pub(super) fn compact(&mut self) -> usize {
+        let before = self.bytes();
+        self.closed.shrink_to_fit();
+        before - self.bytes()
+    }
+
+    /// Forgets all but the last run; returns how many bytes that gave back.
+    pub(super) fn clear(&mut self) -> usize {
+        let open = self.open;
+        let bytes = self.bytes();
+        *self = Self {
+            open,
+            ..Self::default()
+        };
+        bytes
+    }
+
+    /// Puts the open run to the closed ones.
+    fn close(&mut self, grow: impl FnOnce(usize) -> bool) {
+        let run = core::mem::take(&mut self.open);
+        let count = u64::from(run.count);
+        if count == 0 {
+            return;
+        }
+        while let Some(first) = self.closed.front()
+            && self.sends + count - u64::from(first.count) >= u64::from(limits::POSITIONS_KEPT)
+        {
+            self.drop_first();
+        }
+        if self.closed.len() == self.closed.capacity() && !self.make_room(grow) {
+            return;
+        }
+        self.closed.push_back(run);
+        self.sends += count;
+    }
+
+    /// Makes room for one more run; `false` if there is none at all.
+    #[cold]
+    fn make_room(&mut self, grow: impl FnOnce(usize) -> bool) -> bool {
+        let capacity = self.closed.capacity();
+        let more = capacity.max(RUNS_MIN);
+        if grow(more * size_of::<Run>()) {
+            self.closed.reserve_exact(more);
+            debug_assert_eq!(
+                self.closed.capacity(),
+                capacity + more,
+                "what is taken is what was asked for"
+            );
+        } else if capacity > 0 {
+            self.drop_first();
+        }
+        self.closed.capacity() > 0
+    }
+
+    fn drop_first(&mut self) {
+        if let Some(run) = self.closed.pop_front() {
+            self.sends -= u64::from(run.count);
+            self.hint = self.hint.saturating_sub(1);
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! Which producers are known, on links and off, and the memory that this takes.
+//!
+//! ```text
+//!            open                    link breaks
+//! (unknown) ------> on a handle ------------------> detached: 7, 8, 9, ...
+//!     ^                ^    |                          |        `- longest first
+//!     |                `----|--------------------------'
+//!     |                     | closed          attached again
+//!     `---------------------'<---------------- bound reached
+//! ```
+//!
+//! All of it comes out of one pool. When that runs low, producers that are
+//! detached lose first the positions of their last sends, then everything, in
+//! both cases the longest detached first; then new producers are refused. Those
+//! on links lose nothing, but their lists of positions grow only while less than
+//! half of the pool is taken, so that whoever remembers much leaves room for
+//! others to be known at all.
+//!
+//! Invariants: `used` is the sum over all that is known and never above `bound`;
+//! every producer that is known has one place; detached ones below `bare` have
+//! no positions.
+
+use std::collections::BTreeMap;
+
+use foldhash::quality::SeedableRandomState;
+use hashbrown::HashMap;
+
+use super::identity::{Identity, lanes_size};
+use crate::id::{Handle, ProducerId, ShardIndex};
+use crate::limits;
+
+/// What a producer costs beside its lanes and positions, in bytes: its identity in
+/// a box, a place in the order of those that are detached, and what an allocator
+/// adds.
+const KNOWN_SIZE: usize = size_of::<Identity>() + 80;
+/// What a place in the table costs, in bytes: it is less than half full at worst.
+const PLACE_SIZE: usize = 64;
+
+/// Where a known producer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// On a link.
+    Attached(Handle),
+    /// The how-manieth that was detached.
+    Detached(u64),
+}
+
+/// The producers that are known.
+#[derive(Debug)]
+pub(super) struct Remembered {
+    next: ProducerId,
+    places: HashMap<ProducerId, Place, SeedableRandomState>,
+    detached: BTreeMap<u64, Box<Identity>>,
+    /// The number of the producer that is detached next.
+    next_detached: u64,
+    /// Detached ones below have lost their positions.
+    bare: u64,
+    /// Bytes.
+    used: usize,
+    /// Bytes.
+    bound: usize,
+    /// Bytes that an open producer takes up in the table of handles.
+    handle_size: usize,
+    /// The most handles that there were at a time: their table does not shrink.
+    handles_most: usize,
+    /// The most places that there were at a time: nor does theirs.
+    places_most: usize,
+    forgotten: u64,
+}
+
+impl Remembered {
+    /// Nobody is known yet. `bound` and `handle_size` are in bytes.
+    pub(super) fn new(
+        shard: ShardIndex,
+        bound: usize,
+        handle_size: usize,
+        hasher: SeedableRandomState,
+    ) -> Self {
+        Self {
+            next: ProducerId(shard.first_number()),
+            places: HashMap::with_hasher(hasher),
+            detached: BTreeMap::new(),
+            next_detached: 0,
+            bare: 0,
+            used: 0,
+            bound,
+            // A table that grows is copied into one of twice its size.
+            handle_size: 2 * handle_size,
+            handles_most: 0,
+            places_most: 0,
+            forgotten: 0,
+        }
+    }
+
+    /// An id for a new producer of so many partitions, if there is room for it.
+    pub(super) fn issue(&mut self, partitions: usize) -> Option<ProducerId> {
+        let size = KNOWN_SIZE + lanes_size(partitions);
+        if !self.make_room(size + PLACE_SIZE) {
+            return None;
+        }
+        self.used += size;
+        if self.places.len() == self.places_most {
+            self.used += PLACE_SIZE;
+            self.places_most += 1;
+        }
+        let id = self.next;
+        self.next = ProducerId(id.0 + 1);
+        Some(id)
+    }
+
+    /// Makes room for another handle beside `handles` others; `false` if there is none.
+    pub(super) fn reserve_handle(&mut self, handles: usize) -> bool {
+        if handles < self.handles_most {
+            return true;
+        }
+        if !self.make_room(self.handle_size) {
+            return false;
+        }
+        self.used += self.handle_size;
+        self.handles_most = handles + 1;
+        true
+    }
+
+    /// Where a producer is; `None` if it is not known.
+    pub(super) fn place(&self, id: ProducerId) -> Option<Place> {
+        self.places.get(&id).copied()
+    }
+
+    /// A producer that is detached.
+    pub(super) fn detached(&self, number: u64) -> Option<&Identity> {
+        self.detached.get(&number).map(|identity| &**identity)
+    }
+
+    /// A producer is on a link.
+    pub(super) fn attached(&mut self, id: ProducerId, handle: Handle) {
+        self.places.insert(id, Place::Attached(handle));
+    }
+
+    /// Takes a detached producer out to be attached.
+    pub(super) fn take(&mut self, number: u64) -> Option<Identity> {
+        self.detached.remove(&number).map(|identity| *identity)
+    }
+
+    /// A producer's link broke.
+    pub(super) fn detach(&mut self, mut identity: Identity) {
+        self.used -= identity.compact();
+        let number = self.next_detached;
+        self.next_detached += 1;
+        self.places.insert(identity.id, Place::Detached(number));
+        self.detached.insert(number, Box::new(identity));
+        while self.detached.len() > limits::PRODUCERS_REMEMBERED as usize {
+            self.forget_longest_detached();
+        }
+    }
+
+    /// A producer was closed.
+    pub(super) fn forget(&mut self, identity: &Identity) {
+        self.places.remove(&identity.id);
+        self.used -= KNOWN_SIZE + identity.bytes();
+    }
+
+    /// Takes `bytes` more for the positions of a producer on a link, if that leaves
+    /// half of the pool to others.
+    pub(super) fn grow(&mut self, bytes: usize) -> bool {
+        while self.used + bytes > self.bound / 2 && self.forget_oldest_positions() {}
+        let fits = self.used + bytes <= self.bound / 2;
+        if fits {
+            self.used += bytes;
+        }
+        fits
+    }
+
+    /// How many producers were forgotten for want of room.
+    pub(super) fn forgotten(&self) -> u64 {
+        self.forgotten
+    }
+
+    /// Panics if an invariant is broken; `attached` are those on links.
+    pub(super) fn invariants<'a>(&'a self, attached: impl Iterator<Item = &'a Identity>) {
+        let tables = self.handles_most * self.handle_size + self.places_most * PLACE_SIZE;
+        let mut used = tables;
+        let mut known = 0;
+        for identity in attached {
+            assert!(
+                matches!(self.place(identity.id), Some(Place::Attached(_))),
+                "who is on a link is known to be"
+            );
+            used += KNOWN_SIZE + identity.bytes();
+            known += 1;
+        }
+        for (number, identity) in &self.detached {
+            assert_eq!(self.place(identity.id), Some(Place::Detached(*number)));
+            used += KNOWN_SIZE + identity.bytes();
+            known += 1;
+        }
+        assert_eq!(known, self.places.len(), "everybody has one place");
+        assert_eq!(used, self.used, "every byte is counted");
+        assert!(
+            self.used <= self.bound,
+            "what is known stays within its pool"
+        );
+    }
+
+    fn make_room(&mut self, bytes: usize) -> bool {
+        while self.used + bytes > self.bound {
+            if !self.forget_oldest_positions() && !self.forget_longest_detached() {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Forgets the positions of the longest detached that has any.
+    fn forget_oldest_positions(&mut self) -> bool {
+        for (number, identity) in self.detached.range_mut(self.bare..) {
+            self.bare = number + 1;
+            let bytes = identity.forget_positions();
+            self.used -= bytes;
+            if bytes > 0 {
+                return true;
+            }
+        }
+        false
+    }
+
+    fn forget_longest_detached(&mut self) -> bool {
+        let Some((_, identity)) = self.detached.pop_first() else {
+            return false;
+        };
+        self.forget(&identity);
+        self.forgotten += 1;
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests;
