@@ -75,6 +75,9 @@ pub(crate) struct ServeOptions {
     /// What to do without work: spin, adaptive or park
     #[arg(long, value_name = "STRATEGY", default_value_t = IdleStrategy::Adaptive)]
     pub(crate) idle: IdleStrategy,
+    /// How long an adaptive shard spins before it sleeps: auto or such as 50us
+    #[arg(long, value_name = "DURATION", default_value = "auto", value_parser = spin_budget)]
+    pub(crate) spin_budget: SpinBudget,
     /// How to reach the network: auto, io_uring or epoll
     #[arg(long, value_name = "TRANSPORT", default_value_t = Transport::Auto)]
     pub(crate) transport: Transport,
@@ -85,6 +88,10 @@ pub(crate) struct ServeOptions {
     #[arg(long)]
     pub(crate) insecure: bool,
 }
+
+/// `--spin-budget`: none is what fits the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SpinBudget(pub(crate) Option<Duration>);
 
 /// Where the broker is.
 #[derive(Debug, Args)]
@@ -332,6 +339,15 @@ fn one_line(text: &str) -> String {
 fn socket_address(text: &str) -> Result<SocketAddr, String> {
     text.parse()
         .map_err(|_| String::from("an address is IP:PORT, such as 127.0.0.1:7420 or [::1]:0"))
+}
+
+fn spin_budget(text: &str) -> Result<SpinBudget, String> {
+    match text {
+        "auto" => Ok(SpinBudget(None)),
+        text => quantity::duration(text)
+            .map(|budget| SpinBudget(Some(budget)))
+            .map_err(|error| format!("auto, or how long: {error}")),
+    }
 }
 
 fn start(text: &str) -> Result<Start, String> {

@@ -63,6 +63,7 @@ fn config(options: &ServeOptions) -> Result<BrokerConfig, ServeError> {
         transport: options.transport,
         cores: options.cores.clone().unwrap_or(Cores::Auto),
         idle: options.idle,
+        spin_budget: options.spin_budget.0,
         memory: options.memory,
         ..BrokerConfig::default()
     })

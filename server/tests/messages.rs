@@ -381,6 +381,14 @@ fn statistics_are_for_people_and_for_programs() {
     succeeded(broker.courser("send counted --partitions 2 --count 10"));
     let stats = broker.stats();
     assert_eq!(stats["counters"]["messages_stored"], 10);
+    // How the shard was busy, and how it was idle.
+    let counted = |name: &str| stats["counters"][name].as_u64().unwrap();
+    assert!(counted("direct_receives") > 0 && counted("direct_sends") > 0);
+    assert!(counted("turns_with_work") > 0 && counted("enters_idle") > 0);
+    for name in ["direct_polls", "direct_begun", "direct_ended", "enters"] {
+        assert!(stats["counters"][name].is_u64(), "{name}");
+    }
+    assert_eq!(counted("completion_overflows"), 0);
     let row = broker.wait_until("queue:/default/counted", |row| row["producers"] == 0);
     assert_eq!(
         (&row["partitions"], &row["stored"]),

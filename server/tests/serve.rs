@@ -75,6 +75,7 @@ fn what_does_not_exist_or_does_not_go_together_is_refused_in_one_line() {
         ("serve --shards 0", "this version runs one"),
         ("serve --shards 1 --cores 0", "cannot be used with"),
         ("serve --idle hard", "hard"),
+        ("serve --spin-budget long", "a duration is a number"),
         (
             "serve --transport rdma",
             "none of \"auto\", \"io_uring\" and \"epoll\"",
@@ -88,6 +89,29 @@ fn what_does_not_exist_or_does_not_go_together_is_refused_in_one_line() {
         ("dance", "unrecognized subcommand 'dance'"),
     ] {
         refused(line, 2, expected);
+    }
+}
+
+#[test]
+fn it_idles_as_it_is_told() {
+    for (flags, expected) in [
+        (&["--idle", "park"][..], "idle       park"),
+        (
+            &["--idle", "adaptive", "--spin-budget", "70us"],
+            "idle       adaptive, spins 70 us before it sleeps",
+        ),
+        (&["--spin-budget", "auto"], "idle       adaptive, spins "),
+    ] {
+        let mut line = vec!["serve", "--listen", "127.0.0.1:0", "--cores", "none"];
+        line.extend(flags);
+        let mut broker = Running::start(&line);
+        let mut said = broker.next_line().unwrap();
+        while !said.starts_with("idle") {
+            said = broker.next_line().unwrap();
+        }
+        assert!(said.starts_with(expected), "{said}");
+        broker.signal(Signal::TERM);
+        assert_eq!(broker.end().status, Some(0));
     }
 }
 

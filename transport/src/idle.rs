@@ -149,6 +149,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
+    use crate::ring::simulated::Choices;
 
     const BUDGET: Duration = Duration::from_micros(50);
 
@@ -183,6 +184,41 @@ mod tests {
         let mut park = Idle::new(IdleStrategy::Park, BUDGET);
         assert_eq!(park.rest(true, at(0)), Rest::Spin);
         assert_eq!(park.rest(false, at(0)), Rest::Sleep);
+    }
+
+    #[test]
+    fn parking_is_adaptive_without_a_budget() {
+        let mut park = Idle::new(IdleStrategy::Park, BUDGET);
+        let mut adaptive = Idle::new(IdleStrategy::Adaptive, Duration::ZERO);
+        for step in 0..1_000 {
+            let worked = step % 3 == 0 || step % 7 == 0;
+            let now = at(step * 5);
+            assert_eq!(park.rest(worked, now), adaptive.rest(worked, now));
+        }
+    }
+
+    /// The model: adaptive sleeps when the first turn without work since the last one
+    /// with work is at least a budget ago.
+    #[test]
+    fn adaptive_sleeps_by_the_time_since_work_and_nothing_else() {
+        for seed in 0..50 {
+            let mut choices = Choices::new(seed);
+            let mut idle = Idle::new(IdleStrategy::Adaptive, BUDGET);
+            let (mut now, mut idle_since) = (0, None);
+            for _ in 0..500 {
+                now += choices.below(40) as u64;
+                let worked = choices.once_in(6);
+                idle_since = (!worked).then(|| idle_since.unwrap_or(now));
+                let sleeps = idle_since.is_some_and(|since| at(now).since(at(since)) >= BUDGET);
+                let expected = if sleeps { Rest::Sleep } else { Rest::Spin };
+                assert_eq!(idle.rest(worked, at(now)), expected, "seed {seed}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_budget_is_longer_where_a_hypervisor_wakes() {
+        assert!(IdleStrategy::spin_budget(true) > IdleStrategy::spin_budget(false));
     }
 
     #[test]

@@ -460,6 +460,42 @@ pub(crate) fn clock_ns(clock: libc::clockid_t) -> u64 {
     time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs()
 }
 
+/// How long a thread of this process has run on a processor, in this process and in
+/// the kernel on its behalf. `thread` is what [`thread_id`] answered on it.
+///
+/// # Errors
+///
+/// If there is no such thread.
+pub fn thread_cpu_time(thread: i32) -> Result<Duration, Errno> {
+    /// From `linux/posix-timers.h`: of one thread, and as the scheduler counts.
+    const PER_THREAD: libc::clockid_t = 4;
+    const SCHEDULED: libc::clockid_t = 2;
+    let clock = !thread << 3 | PER_THREAD | SCHEDULED;
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the pointer names a local.
+    checked(unsafe { libc::clock_gettime(clock, &raw mut time) })?;
+    Ok(Duration::new(
+        time.tv_sec.unsigned_abs(),
+        u32::try_from(time.tv_nsec).unwrap_or(0),
+    ))
+}
+
+/// Raises the limit of descriptors to the most that is allowed, and says what it is now.
+pub fn raise_descriptor_limit() -> Limit {
+    let most = descriptor_limit().hard;
+    let wanted = libc::rlimit {
+        rlim_cur: most,
+        rlim_max: most,
+    };
+    // SAFETY: the pointer names a local. A refusal leaves the limit as it was, which is
+    // what is answered.
+    unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const wanted) };
+    descriptor_limit()
+}
+
 /// Bytes that nobody can guess, from the kernel.
 pub(crate) fn random_bytes<const N: usize>() -> Result<[u8; N], Errno> {
     let mut bytes = [0; N];
@@ -583,6 +619,24 @@ mod tests {
         assert!(watch.idle + watch.interval < watch.give_up);
         // The verdict falls at the first probe after the time is over.
         assert!(watch.give_up + watch.interval <= Duration::from_secs(10));
+    }
+
+    #[test]
+    fn a_thread_that_works_has_run_and_one_that_waits_has_not() {
+        let own = thread_id();
+        let before = thread_cpu_time(own).unwrap();
+        let (report, reported) = std::sync::mpsc::channel();
+        let (stop, stopped) = std::sync::mpsc::channel::<()>();
+        let waiter = std::thread::spawn(move || {
+            report.send(thread_id()).unwrap();
+            stopped.recv().ok();
+        });
+        let waiting = reported.recv().unwrap();
+        while thread_cpu_time(own).unwrap() < before + Duration::from_millis(100) {}
+        assert!(thread_cpu_time(waiting).unwrap() < Duration::from_millis(50));
+        drop(stop);
+        waiter.join().unwrap();
+        assert!(thread_cpu_time(i32::MAX).is_err());
     }
 
     #[test]

@@ -24,6 +24,11 @@ use super::{
 use crate::doorbell::Doorbell;
 use crate::sys::{self, Errno};
 
+/// After so many turns that did not sleep a thread counts as one that spins. Few, because
+/// a change of mode costs nothing here; not none, because a thread that parks takes a
+/// turn or two between its sleeps.
+const DIRECT_AFTER: u32 = 8;
+
 /// A spinning turn asks epoll all the same once in so many that had nothing to do, for
 /// whatever a receive does not tell.
 const ASK_EVERY: u32 = 64;
@@ -56,6 +61,8 @@ pub struct EpollRing {
     in_a_row: u32,
     /// Who is attached, in no order.
     attached: Vec<Slot>,
+    /// Turns without a sleep, one after the other.
+    spins: u32,
     /// Sockets are received from without asking epoll.
     direct: bool,
     /// Turns in direct mode that neither received nor sent, one after the other.
@@ -100,6 +107,7 @@ impl EpollRing {
             pending: 0..0,
             in_a_row: 0,
             attached: Vec::with_capacity(size.slots as usize),
+            spins: 0,
             direct: false,
             quiet: 0,
             calls: Calls::default(),
@@ -154,8 +162,8 @@ impl EpollRing {
 
     /// Whether asking epoll would cost more than a false alarm: few sockets, all of them
     /// only received from, and a thread that spins anyhow.
-    fn wants_direct(&self, wait: Wait) -> bool {
-        wait == Wait::No
+    fn wants_direct(&self) -> bool {
+        self.spins >= DIRECT_AFTER
             && (1..=DIRECT_MAX).contains(&self.attached.len())
             && self.attached.iter().all(|slot| {
                 self.sockets[slot.position()]
@@ -310,12 +318,17 @@ impl Ring for EpollRing {
         if !self.pending.is_empty() {
             return Ok(std::mem::take(&mut self.calls));
         }
-        match (self.direct, self.wants_direct(wait)) {
+        self.spins = match wait {
+            Wait::No => self.spins.saturating_add(1),
+            Wait::AtMost(_) => 0,
+        };
+        let wants_direct = self.wants_direct();
+        match (self.direct, wants_direct) {
             (false, true) => self.calls.direct_begun += 1,
             (true, false) => self.calls.direct_ended += 1,
             (true, true) | (false, false) => {}
         }
-        self.direct = self.wants_direct(wait);
+        self.direct = wants_direct;
         if self.direct {
             let moved = self.calls.direct_receives + self.calls.direct_sends > 0;
             self.quiet = if moved { 0 } else { self.quiet.wrapping_add(1) };
