@@ -24,7 +24,7 @@ use std::collections::VecDeque;
 
 use zerocopy::FromBytes;
 
-use crate::frame::{MESSAGE_HEADER_SIZE, MessageHeader, padded};
+use crate::frame::{MessageHeader, padded};
 use crate::id::{DestinationNumber, Offset, PartitionIndex};
 use crate::memory::{Arena, CHUNK, ChunkId};
 use crate::time::Wall;
@@ -196,39 +196,83 @@ impl Log {
             self.next = Offset(offset.0 + 1);
             return Ok(offset);
         }
-        let fits = self.segments.back().is_some_and(|segment| {
-            !segment.sealed && segment.chunks == 1 && segment.used + frame.len() <= CHUNK
-        });
-        if !fits {
+        if self.room_left() < frame.len() {
             self.open(arena)?;
         }
-        #[cfg(planted = "slow_append")]
-        for byte in &frame[..16] {
-            core::hint::black_box(byte);
-        }
-        // About a microsecond: what a gate on times has to see.
-        #[cfg(planted = "delayed_append")]
-        for step in 0..3_000_u64 {
-            core::hint::black_box(step);
-        }
-        #[cfg(planted = "allocating_append")]
-        core::hint::black_box(vec![offset]);
-        let segment = self.segments.back_mut().expect("a segment was just opened");
-        let start = segment.used;
-        let bytes = &mut arena.bytes_mut(segment.head)[start..start + frame.len()];
-        bytes.copy_from_slice(frame);
-        stamp(bytes, self.address, offset, time);
-        if segment.records == 0 {
-            segment.first = offset;
-        }
-        segment.last = offset;
-        segment.used += frame.len();
-        self.bytes += frame.len() as u64;
-        segment.records += 1;
-        segment.claims += claims;
-        segment.granted += claims;
-        self.next = Offset(offset.0 + 1);
+        self.write(arena, frame, 1, claims, time);
         Ok(offset)
+    }
+
+    /// Stores `count` whole frames, which take up no more than [`Log::room`], and
+    /// returns the offset of the first; the others have those behind it.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Log::append`]; no offset is then used up.
+    #[inline]
+    pub fn append_run(
+        &mut self,
+        arena: &mut Arena,
+        frames: &[u8],
+        count: u32,
+        claims: u32,
+        time: Wall,
+    ) -> Result<Offset, ArenaFull> {
+        let offset = self.next;
+        if claims == 0 && self.retain == 0 {
+            self.next = Offset(offset.0 + u64::from(count));
+            return Ok(offset);
+        }
+        if self.room_left() < frames.len() {
+            self.open(arena)?;
+        }
+        self.write(arena, frames, count, claims, time);
+        Ok(offset)
+    }
+
+    /// Writes whole frames to the last segment, which has room for them.
+    #[inline]
+    fn write(&mut self, arena: &mut Arena, frames: &[u8], count: u32, claims: u32, time: Wall) {
+        let segment = self.segments.back_mut().expect("a segment is open");
+        let start = segment.used;
+        let bytes = &mut arena.bytes_mut(segment.head)[start..start + frames.len()];
+        bytes.copy_from_slice(frames);
+        let (first, mut next, mut rest) = (self.next, self.next, bytes);
+        for _ in 0..count {
+            planted_cost(next);
+            let size = stamp(rest, self.address, next, time);
+            (_, rest) = rest.split_at_mut(size);
+            next = Offset(next.0 + 1);
+        }
+        if segment.records == 0 {
+            segment.first = first;
+        }
+        segment.last = Offset(next.0 - 1);
+        segment.used += frames.len();
+        self.bytes += frames.len() as u64;
+        segment.records += count;
+        segment.claims += count * claims;
+        segment.granted += count * claims;
+        self.next = next;
+    }
+
+    /// Bytes of frames that the next run may have.
+    #[inline]
+    #[must_use]
+    pub fn room(&self) -> usize {
+        match self.room_left() {
+            0 => CHUNK,
+            room => room,
+        }
+    }
+
+    /// Bytes that are left in the segment that is written to, 0 if none is.
+    #[inline]
+    fn room_left(&self) -> usize {
+        match self.segments.back() {
+            Some(segment) if !segment.sealed && segment.chunks == 1 => CHUNK - segment.used,
+            _ => 0,
+        }
     }
 
     /// Stores one frame of `length` bytes, padded, that lies in a chain of chunks.
@@ -746,13 +790,30 @@ impl Log {
 
 /// Writes the broker's half.
 #[inline]
-fn stamp(frame: &mut [u8], address: Address, offset: Offset, time: Wall) {
-    let header = MessageHeader::mut_from_bytes(&mut frame[..MESSAGE_HEADER_SIZE])
-        .expect("a frame has a whole header");
+fn stamp(frame: &mut [u8], address: Address, offset: Offset, time: Wall) -> usize {
+    let (header, _) = MessageHeader::mut_from_prefix(frame).expect("a frame has a whole header");
     header.handle.set(address.destination.0);
     header.partition.set(address.partition.0);
     header.offset.set(offset.0);
     header.append_time.set(time.0);
+    padded(header.length.get() as usize)
+}
+
+/// What the gates on cost have to notice, if it is planted.
+#[inline]
+fn planted_cost(offset: Offset) {
+    #[cfg(planted = "slow_append")]
+    for step in 0..16_u64 {
+        core::hint::black_box(step);
+    }
+    // About a microsecond: what a gate on times has to see.
+    #[cfg(planted = "delayed_append")]
+    for step in 0..3_000_u64 {
+        core::hint::black_box(step);
+    }
+    #[cfg(planted = "allocating_append")]
+    core::hint::black_box(vec![offset]);
+    let _ = offset;
 }
 
 #[inline]

@@ -63,6 +63,13 @@ impl Grant {
         self.received_messages += 1;
     }
 
+    /// So many frames of `size` bytes in all came in.
+    #[inline]
+    pub(super) fn received_run(&mut self, size: usize, messages: u64) {
+        self.received_bytes += size as u64;
+        self.received_messages += messages;
+    }
+
     /// Outcomes were written.
     pub(super) fn completed(&mut self, messages: u64) {
         self.completed_messages += messages;
@@ -90,6 +97,7 @@ impl Grant {
         self.granted_bytes - self.received_bytes
     }
 
+    #[inline]
     pub(super) fn outstanding_messages(&self) -> u64 {
         self.granted_messages - self.received_messages
     }

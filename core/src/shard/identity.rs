@@ -98,6 +98,14 @@ impl Identity {
         self.turn_of_another(partition, partition_sequence)
     }
 
+    /// Whether a send is the next one to a partition that exists.
+    #[inline]
+    pub(super) fn is_due(&self, partition: u32, partition_sequence: u64, sequence: u64) -> bool {
+        self.lanes
+            .get(partition as usize)
+            .is_some_and(|lane| partition_sequence == lane.last + 1 && sequence > lane.sequence)
+    }
+
     /// The send that was due has had its turn.
     #[inline]
     pub(super) fn had_turn(
@@ -107,12 +115,28 @@ impl Identity {
         outcome: &Outcome,
         grow: impl FnOnce(usize) -> bool,
     ) {
+        self.had_turns(partition, sequence, 1, outcome, grow);
+    }
+
+    /// The send that was due and those that follow it have had their turns, `count`
+    /// in all, the last of them the producer's `sequence`-th. `outcome` is that of
+    /// the first; the others have the places behind it.
+    #[inline]
+    pub(super) fn had_turns(
+        &mut self,
+        partition: u32,
+        sequence: u64,
+        count: u32,
+        outcome: &Outcome,
+        grow: impl FnOnce(usize) -> bool,
+    ) {
         let lane = &mut self.lanes[partition as usize];
-        lane.last += 1;
+        let first = lane.last + 1;
+        lane.last += u64::from(count);
         lane.sequence = sequence;
         #[expect(clippy::cast_possible_truncation, reason = "it is the index of a lane")]
         let partition = partition as u16;
-        self.positions.note(partition, lane.last, outcome, grow);
+        self.positions.note(partition, first, count, outcome, grow);
     }
 
     /// Bytes of memory beside the identity itself.

@@ -84,6 +84,14 @@ impl Shard {
                 bytes = self.complete_carry(now, link, bytes)?;
                 continue;
             }
+            let size = self.burst(now, link, bytes);
+            if size > 0 {
+                bytes = &bytes[size..];
+                continue;
+            }
+            let Some(entry) = self.links.get_mut(link) else {
+                return Ok(());
+            };
             match decode::decode(bytes)? {
                 Step::Frame(frame, size) => {
                     self.frame(now, link, &frame)?;

@@ -16,6 +16,7 @@
 //! What it does not do: read clocks, touch sockets, allocate per message.
 
 mod admin;
+mod burst;
 mod consumer;
 mod credit;
 mod egress;

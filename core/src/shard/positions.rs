@@ -107,18 +107,20 @@ pub(super) struct Positions {
 }
 
 impl Positions {
-    /// Adds the outcome of a send behind those of all others. `grow` is asked for
+    /// Adds the outcomes of `count` sends, the first of them as given and the others
+    /// with the places behind it, behind those of all others. `grow` is asked for
     /// memory by bytes; without it the oldest are dropped.
     #[inline]
     pub(super) fn note(
         &mut self,
         partition: u16,
         sequence: u64,
+        count: u32,
         outcome: &Outcome,
         grow: impl FnOnce(usize) -> bool,
     ) {
         if self.open.is_continued_by(partition, sequence, outcome) {
-            self.open.count += 1;
+            self.open.count += count;
             return;
         }
         self.close(grow);
@@ -126,7 +128,7 @@ impl Positions {
             first: sequence,
             offset: outcome.offset,
             append_time: outcome.append_time,
-            count: 1,
+            count,
             partition,
             refusal: outcome.refusal,
         };

@@ -42,7 +42,7 @@ pub(super) struct Producer {
     pub(super) credit: Grant,
     /// Outcomes that were not written yet.
     runs: VecDeque<CompletionRun>,
-    completing: bool,
+    pub(super) completing: bool,
     /// Answered once all outcomes are written.
     closing: Option<RequestId>,
     /// What is left of an announced batch: messages, bytes.
@@ -80,9 +80,16 @@ impl Producer {
         Ok(())
     }
 
+    /// Whether a message of it means nothing but itself: nothing was announced, and
+    /// it is neither fenced nor closing.
+    #[inline]
+    pub(super) fn is_plain(&self) -> bool {
+        self.known && self.batch.is_none() && self.closing.is_none()
+    }
+
     /// Adds outcomes behind those that wait; consecutive ones share a run.
     #[inline]
-    fn complete(&mut self, run: CompletionRun) {
+    pub(super) fn complete(&mut self, run: CompletionRun) {
         #[cfg(any(
             planted = "drop_completion",
             planted = "swap_completions",
@@ -103,7 +110,9 @@ impl Producer {
             }
         }
         match self.runs.back_mut() {
-            Some(last) if is_continued(last, &run) => last.count.set(last.count.get() + 1),
+            Some(last) if is_continued(last, &run) => {
+                last.count.set(last.count.get() + run.count.get());
+            }
             _ => self.runs.push_back(run),
         }
         #[cfg(planted = "swap_completions")]

@@ -1,5 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
+mod burst;
+
 use super::*;
 use crate::frame::control::Fields;
 use crate::frame::control::{
