@@ -235,13 +235,18 @@ impl Log {
     fn write(&mut self, arena: &mut Arena, frames: &[u8], count: u32, claims: u32, time: Wall) {
         let segment = self.segments.back_mut().expect("a segment is open");
         let start = segment.used;
-        let bytes = &mut arena.bytes_mut(segment.head)[start..start + frames.len()];
-        bytes.copy_from_slice(frames);
-        let (first, mut next, mut rest) = (self.next, self.next, bytes);
+        let mut target = &mut arena.bytes_mut(segment.head)[start..start + frames.len()];
+        let (first, mut next, mut source) = (self.next, self.next, frames);
+        // Frame by frame, while its header is at hand: a copy of all would have to be
+        // walked through once more.
         for _ in 0..count {
             planted_cost(next);
-            let size = stamp(rest, self.address, next, time);
-            (_, rest) = rest.split_at_mut(size);
+            let size = frame_size(source);
+            let (copy, rest) = target.split_at_mut(size);
+            let (frame, others) = source.split_at(size);
+            copy.copy_from_slice(frame);
+            stamp(copy, self.address, next, time);
+            (target, source) = (rest, others);
             next = Offset(next.0 + 1);
         }
         if segment.records == 0 {
@@ -790,12 +795,18 @@ impl Log {
 
 /// Writes the broker's half.
 #[inline]
-fn stamp(frame: &mut [u8], address: Address, offset: Offset, time: Wall) -> usize {
+fn stamp(frame: &mut [u8], address: Address, offset: Offset, time: Wall) {
     let (header, _) = MessageHeader::mut_from_prefix(frame).expect("a frame has a whole header");
     header.handle.set(address.destination.0);
     header.partition.set(address.partition.0);
     header.offset.set(offset.0);
     header.append_time.set(time.0);
+}
+
+/// The padded size of the frame at the front of `bytes`.
+#[inline]
+fn frame_size(bytes: &[u8]) -> usize {
+    let (header, _) = MessageHeader::ref_from_prefix(bytes).expect("the caller passes frames");
     padded(header.length.get() as usize)
 }
 
