@@ -198,12 +198,14 @@ impl Tracer {
 
 #[test]
 fn a_tracer_sees_two_system_calls_for_a_round_trip() {
+    const WARM_UP: u64 = 3_000;
     const COUNT: u64 = 300;
     for transport in [Transport::Auto, Transport::Epoll] {
         let broker = spinning(transport);
         let mut client = TestClient::connect(broker.address());
         let producer = client.producer("queue:/test/traced");
-        round_trips(&mut client, producer, 10);
+        // Until everything has been allocated that is ever needed.
+        round_trips(&mut client, producer, WARM_UP);
         eventually("the lone socket is served directly", || {
             read(&broker, Counter::DirectBegun) > read(&broker, Counter::DirectEnded)
         });
