@@ -6,7 +6,7 @@
 //! apply to it is absent, a percentile that its samples do not carry is `null`.
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
@@ -130,12 +130,12 @@ impl Report {
     }
 
     /// Writes the report as JSON, making the directory if there is none, and beside
-    /// it, with the ending `.hlog`, the histograms of every slice.
+    /// it, as `NAME.hlog`, the histograms of every slice.
     ///
     /// # Errors
     /// If a file cannot be written.
     pub fn write_json(&mut self, path: &Path) -> Result<(), BenchError> {
-        let log = path.with_extension("hlog");
+        let log = log_beside(path);
         self.histogram_log = log
             .file_name()
             .filter(|_| !self.histograms.is_empty())
@@ -721,6 +721,18 @@ fn times(ratio: Option<f64>) -> String {
     ratio.map_or_else(dash, |ratio| format!("{ratio:.2}"))
 }
 
+/// The histogram log of a report: `rtt.hlog` for `rtt.json`, and for other names the
+/// name with the ending added, so that two reports never share one.
+fn log_beside(report: &Path) -> PathBuf {
+    let mut name = match report.extension() {
+        Some(ending) if ending == "json" => report.with_extension(""),
+        _ => report.to_owned(),
+    }
+    .into_os_string();
+    name.push(".hlog");
+    name.into()
+}
+
 /// `2026-11-21T22:10:05Z`. A clock before 1970 counts as 1970.
 fn date_of(time: SystemTime) -> String {
     let seconds = time
@@ -896,6 +908,18 @@ mod tests {
         );
         let json = serde_json::to_value(&swapped.books[0]).unwrap();
         assert_eq!(json["faults"]["completions_misplaced"], 2);
+    }
+
+    #[test]
+    fn reports_of_different_names_have_different_logs() {
+        for (report, log) in [
+            ("a/rtt.json", "a/rtt.hlog"),
+            ("a/tmp.x1", "a/tmp.x1.hlog"),
+            ("a/tmp.x2", "a/tmp.x2.hlog"),
+            ("plain", "plain.hlog"),
+        ] {
+            assert_eq!(log_beside(Path::new(report)), Path::new(log));
+        }
     }
 
     #[test]

@@ -38,6 +38,27 @@ fn a_short_run_reports_to_people_and_to_programs() {
     let results = report["results"].as_array().unwrap();
     assert!(results.iter().all(|result| result["payload_bytes"] == 64));
     assert!(!results.is_empty());
+    let log = std::fs::read_to_string(file.to_string().replace(".json", ".hlog")).unwrap();
+    for result in results {
+        let tag = format!("Tag={},", result["log_tag"].as_str().unwrap());
+        assert!(log.contains(&tag), "{tag} is not in the log");
+    }
+}
+
+#[test]
+fn an_open_loop_says_of_each_load_whether_it_was_carried() {
+    if !has_two_cpus() {
+        return;
+    }
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let ended = courser("bench open --rate 1k --window 64 --seconds 2");
+    assert_eq!(ended.status, Some(0), "{ended:?}");
+    for row in ["floor ", "produce to ack "] {
+        let row = ended.stdout.lines().find(|line| line.starts_with(row));
+        let row = row.unwrap_or_else(|| panic!("{ended:?}"));
+        assert!(row.contains("carried") || row.contains("FAIL"), "{row}");
+    }
+    assert!(ended.stdout.contains("saturation, 100 % here"), "{ended:?}");
 }
 
 #[test]
@@ -79,6 +100,26 @@ fn what_cannot_be_measured_is_refused() {
             String::from("bench rtt --client-core 0"),
             2,
             "--broker-core",
+        ),
+        (
+            String::from("bench rtt --rate 10%"),
+            2,
+            "this workload has none",
+        ),
+        (
+            String::from("bench open --rate fast"),
+            2,
+            "a rate is messages per second",
+        ),
+        (
+            String::from("bench open --payload 64,1KiB"),
+            2,
+            "takes one size",
+        ),
+        (
+            String::from("bench idle --rate 50%"),
+            2,
+            "one load in messages per second",
         ),
         (String::from("bench lap"), 2, "invalid value 'lap'"),
     ];

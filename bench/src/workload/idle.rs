@@ -60,15 +60,8 @@ const DOOR: &str = "courser-door";
 ///
 /// # Errors
 /// See [`super::run`]; also if the kernel does not account for single threads.
-pub(super) fn run(options: &Options, cores: Cores, target: &Target) -> Result<Report, BenchError> {
-    let plan = Plan::of(options)?;
-    let Some(shard) = target.thread() else {
-        return Err(BenchError::Option {
-            option: "connect",
-            problem: "the processor time of a broker is known for one in this process only"
-                .to_owned(),
-        });
-    };
+pub(super) fn run(plan: &Plan, cores: Cores, target: &Target) -> Result<Report, BenchError> {
+    let shard = target.thread().ok_or(BenchError::NoThreadTime)?;
     pin::pin_current_thread(cores.client)?;
     let mut header = RunHeader::now(cores);
     header.plan = plan.to_string();
@@ -87,7 +80,7 @@ pub(super) fn run(options: &Options, cores: Cores, target: &Target) -> Result<Re
         progress.done();
     }
     let mut broker = BrokerLoad::new(target, plan.payload, WINDOW);
-    let measured = messages(&plan, cores, target, &mut broker, &mut report, &progress);
+    let measured = messages(plan, cores, target, &mut broker, &mut report, &progress);
     let mut ledger = broker.ledger;
     ledger.close();
     report.books.push(Books {
@@ -108,7 +101,8 @@ pub(super) fn run(options: &Options, cores: Cores, target: &Target) -> Result<Re
     Ok(report)
 }
 
-struct Plan {
+/// What is measured, and for how long.
+pub(super) struct Plan {
     payload: u32,
     per_second: f64,
     connections: u32,
@@ -116,13 +110,23 @@ struct Plan {
 }
 
 impl Plan {
-    fn of(options: &Options) -> Result<Self, BenchError> {
+    /// Checks the options.
+    ///
+    /// # Errors
+    /// If they ask for what cannot be measured.
+    pub(super) fn of(options: &Options) -> Result<Self, BenchError> {
         let refuse = |option, problem: &str| {
             Err(BenchError::Option {
                 option,
                 problem: problem.to_owned(),
             })
         };
+        if options.connect.is_some() {
+            return refuse(
+                "connect",
+                "the processor time of a broker is known for one in this process only",
+            );
+        }
         let payload = match options.payloads[..] {
             [] => PAYLOAD_BYTES,
             [payload] => payload,

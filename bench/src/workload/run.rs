@@ -62,10 +62,8 @@ const WARM_UP: WarmUp = WarmUp {
 /// # Errors
 /// See [`super::run`].
 pub(super) fn run(workload: Workload, options: &Options) -> Result<Report, BenchError> {
-    let plan = match workload {
-        Workload::Open | Workload::Idle => None,
-        _ => Some(Plan::of(workload, options)?),
-    };
+    // Whatever is wrong with the options is said before anything starts.
+    let job = Job::of(workload, options)?;
     let cores = match options.cores {
         Some(cores) => cores.check()?,
         None => Cores::choose()?,
@@ -80,10 +78,10 @@ pub(super) fn run(workload: Workload, options: &Options) -> Result<Report, Bench
     thread::scope(|scope| {
         thread::Builder::new()
             .name(name.to_owned())
-            .spawn_scoped(scope, || match &plan {
-                Some(plan) => measure(plan, cores, &target),
-                None if workload == Workload::Idle => idle::run(options, cores, &target),
-                None => open::run(options, cores, &target),
+            .spawn_scoped(scope, || match &job {
+                Job::Lanes(plan) => measure(plan, cores, &target),
+                Job::Open(plan) => open::run(plan, cores, &target),
+                Job::Idle(plan) => idle::run(plan, cores, &target),
             })
             .map_err(|source| BenchError::Thread {
                 name: name.to_owned(),
@@ -94,6 +92,23 @@ pub(super) fn run(workload: Workload, options: &Options) -> Result<Report, Bench
                 name: name.to_owned(),
             })?
     })
+}
+
+/// What a run does.
+enum Job {
+    Lanes(Plan),
+    Open(open::Plan),
+    Idle(idle::Plan),
+}
+
+impl Job {
+    fn of(workload: Workload, options: &Options) -> Result<Self, BenchError> {
+        match workload {
+            Workload::Open => open::Plan::of(options).map(Self::Open),
+            Workload::Idle => idle::Plan::of(options).map(Self::Idle),
+            _ => Plan::of(workload, options).map(Self::Lanes),
+        }
+    }
 }
 
 /// What is run, in which order and for how long.

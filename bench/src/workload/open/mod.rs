@@ -74,8 +74,7 @@ const WARM_UPS_MAX: usize = 5;
 ///
 /// # Errors
 /// See [`super::run`].
-pub(super) fn run(options: &Options, cores: Cores, target: &Target) -> Result<Report, BenchError> {
-    let plan = Plan::of(options)?;
+pub(super) fn run(plan: &Plan, cores: Cores, target: &Target) -> Result<Report, BenchError> {
     pin::pin_current_thread(cores.client)?;
     let mut header = RunHeader::now(cores);
     header.plan = plan.to_string();
@@ -92,7 +91,7 @@ pub(super) fn run(options: &Options, cores: Cores, target: &Target) -> Result<Re
     progress.done();
     let mut report = Report::begun(header);
     let mut broker = BrokerLoad::new(target, plan.payload, plan.window);
-    let measured = measure(&plan, cores, target, &mut broker, &mut report, &progress);
+    let measured = measure(plan, cores, target, &mut broker, &mut report, &progress);
     let mut ledger = broker.ledger;
     ledger.close();
     report.books.push(Books {
@@ -117,7 +116,8 @@ pub(super) fn run(options: &Options, cores: Cores, target: &Target) -> Result<Re
     Ok(report)
 }
 
-struct Plan {
+/// What is measured, and for how long.
+pub(super) struct Plan {
     payload: u32,
     rates: Vec<Rate>,
     window: u32,
@@ -127,7 +127,11 @@ struct Plan {
 }
 
 impl Plan {
-    fn of(options: &Options) -> Result<Self, BenchError> {
+    /// Checks the options.
+    ///
+    /// # Errors
+    /// If they ask for what cannot be measured.
+    pub(super) fn of(options: &Options) -> Result<Self, BenchError> {
         let payload = match options.payloads[..] {
             [] => PAYLOAD_BYTES,
             [payload] => payload,
