@@ -1307,6 +1307,34 @@ fn a_permanent_refusal_is_the_outcome_of_every_retry_and_disturbs_nobody() {
     );
 }
 
+/// Sequences are the client's to choose: adding one to the largest must end nothing.
+#[test]
+fn there_is_a_last_sequence_and_nothing_behind_it() {
+    // 16, 19
+    let mut broker = Broker::new();
+    let (mut client, session) = broker.client();
+    let mut producer = client.open_producer(&mut broker, session, "/md/eu", 1);
+    producer.sequence = u64::MAX - 2;
+    client.send(&mut producer, 0, 1, b"a");
+    client.send(&mut producer, 0, 2, b"b");
+    let last = message(&producer, 0, 2, b"b");
+    client.out.extend(&last);
+    client.out.extend(&last);
+    let largest = u64::MAX;
+    assert_eq!(
+        outcomes(&client.exchange(&mut broker)),
+        [
+            (largest - 1, 0, 0),
+            (largest, 1, 0),
+            (largest, 1, 0),
+            (largest, 1, 0)
+        ]
+    );
+    producer.sequence = 0;
+    client.send(&mut producer, 0, 3, b"c");
+    assert_eq!(farewell(&client.exchange(&mut broker)), Refusal::Unexpected);
+}
+
 #[test]
 fn refused_sends_side_by_side_share_a_run() {
     let mut broker = Broker::new();

@@ -10,7 +10,7 @@
 //! This is how messages arrive when many are on their way, so their cost is that
 //! of the broker: what all of them share is looked up and noted once, and each is
 //! only compared, summed and stamped. It decides nothing of its own: whatever is
-//! not exactly the next plain send is left to `producer`, which knows why.
+//! not exactly the next plain send is left to `send`, which knows why.
 
 use zerocopy::FromBytes;
 
@@ -176,16 +176,15 @@ impl Shard {
             .had_turns(partition.0, due.sequence - 1, messages, &outcome, |bytes| {
                 remembered.grow(bytes)
             });
-        producer.complete(CompletionRun {
+        let run = CompletionRun {
             sequence: sequence.into(),
             offset: offset.0.into(),
             append_time: now.wall.0.into(),
             count: messages.into(),
             partition: partition.0.into(),
             ..CompletionRun::default()
-        });
-        if !producer.completing {
-            producer.completing = true;
+        };
+        if producer.complete(run) {
             self.completing.push(handle);
         }
         size
@@ -200,9 +199,11 @@ impl Shard {
             return None;
         }
         let identity = &producer.identity;
-        let is_next = identity.id.0 == first.producer
+        // Far from the end of all numbers, so that counting on does not reach it.
+        let is_next = first.sequence <= u64::MAX / 2
+            && identity.id.0 == first.producer
             && identity.epoch.0 == first.epoch
-            && identity.is_due(first.partition, first.partition_sequence, first.sequence);
+            && identity.is_next(first.partition, first.partition_sequence, first.sequence);
         if !is_next {
             return None;
         }

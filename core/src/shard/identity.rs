@@ -73,37 +73,41 @@ impl Identity {
         }
     }
 
-    /// Where a send stands that is the producer's `sequence`-th and its
-    /// `partition_sequence`-th to a partition.
+    /// Whether the next send to a partition is this one: the producer's `sequence`-th
+    /// and its `partition_sequence`-th to this partition.
+    #[inline]
+    pub(super) fn is_next(&self, partition: u32, partition_sequence: u64, sequence: u64) -> bool {
+        self.lanes
+            .get(partition as usize)
+            .is_some_and(|lane| partition_sequence == lane.last + 1 && sequence > lane.sequence)
+    }
+
+    /// Where a send stands.
     ///
     /// # Errors
     ///
-    /// If the partition does not exist, or a new send has the sequence of an
-    /// earlier one.
-    #[inline]
+    /// If the partition does not exist, there is no such partition sequence, or a new
+    /// send has the sequence of an earlier one.
     pub(super) fn turn(
         &mut self,
         partition: u32,
         partition_sequence: u64,
         sequence: u64,
     ) -> Result<Turn, NoSend> {
-        let lane = self.lanes.get(partition as usize).ok_or(NoSend)?;
-        if partition_sequence == lane.last + 1 {
-            return if sequence > lane.sequence {
-                Ok(Turn::Due)
-            } else {
-                Err(NoSend)
-            };
+        if self.is_next(partition, partition_sequence, sequence) {
+            return Ok(Turn::Due);
         }
-        self.turn_of_another(partition, partition_sequence)
-    }
-
-    /// Whether a send is the next one to a partition that exists.
-    #[inline]
-    pub(super) fn is_due(&self, partition: u32, partition_sequence: u64, sequence: u64) -> bool {
-        self.lanes
-            .get(partition as usize)
-            .is_some_and(|lane| partition_sequence == lane.last + 1 && sequence > lane.sequence)
+        let lane = self.lanes.get(partition as usize).ok_or(NoSend)?;
+        if partition_sequence == 0 || partition_sequence == lane.last + 1 {
+            return Err(NoSend);
+        }
+        if partition_sequence > lane.last {
+            return Ok(Turn::Early);
+        }
+        let partition = u16::try_from(partition).map_err(|_| NoSend)?;
+        Ok(Turn::Had(
+            self.positions.find(partition, partition_sequence),
+        ))
     }
 
     /// The send that was due has had its turn.
@@ -152,21 +156,6 @@ impl Identity {
     /// Forgets the positions of its last sends but the very last; returns how many bytes that gave back.
     pub(super) fn forget_positions(&mut self) -> usize {
         self.positions.clear()
-    }
-
-    #[cold]
-    fn turn_of_another(&mut self, partition: u32, partition_sequence: u64) -> Result<Turn, NoSend> {
-        let last = self.lanes[partition as usize].last;
-        if partition_sequence == 0 {
-            return Err(NoSend);
-        }
-        if partition_sequence > last {
-            return Ok(Turn::Early);
-        }
-        let partition = u16::try_from(partition).map_err(|_| NoSend)?;
-        Ok(Turn::Had(
-            self.positions.find(partition, partition_sequence),
-        ))
     }
 }
 

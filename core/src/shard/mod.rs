@@ -25,6 +25,7 @@ mod intake;
 mod positions;
 mod producer;
 mod remembered;
+mod send;
 mod session;
 
 use std::collections::VecDeque;

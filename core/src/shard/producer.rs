@@ -1,6 +1,6 @@
-//! Producers: from a message to its place in a log, and back to its completion.
+//! Producers: from their opening to their end, and the completions of their sends.
 //!
-//! What a producer may send is in `credit`.
+//! What a producer may send is in `credit`, what becomes of it in `send`.
 //!
 //! A partition of this shard answers at once, so outcomes come into being in the
 //! order of the sends, and the window towards the producer is this list of runs.
@@ -10,22 +10,18 @@ use std::collections::VecDeque;
 use zerocopy::IntoBytes;
 
 use super::credit::{Grant, RESERVE_FACTOR};
-use super::identity::{Identity, NoSend, Turn};
-use super::positions::Outcome;
+use super::identity::Identity;
 use super::remembered::Place;
 use super::{Fault, LinkState, Rejection, Shard};
 use crate::auth::{self, Operation, Target};
 use crate::catalog::{Resolved, Wanted};
 use crate::counters::Counter;
 use crate::error::Refusal;
+use crate::frame::CONTROL_HEADER_SIZE;
 use crate::frame::control::{Batch, Closed, CompletionRun, Completions, ProducerOpened};
-use crate::frame::decode::Message;
-use crate::frame::{CONTROL_HEADER_SIZE, MESSAGE_HEADER_SIZE, MessageHeader, property};
-use crate::id::{DestinationNumber, Epoch, Handle, Offset, PartitionIndex, ProducerId, RequestId};
+use crate::id::{DestinationNumber, Epoch, Handle, ProducerId, RequestId};
 use crate::limits;
-use crate::memory::{Arena, CHUNK, ChunkId};
 use crate::name::Destination;
-use crate::partition::Partition;
 use crate::time::Now;
 
 /// The most runs of one frame of completions.
@@ -42,7 +38,7 @@ pub(super) struct Producer {
     pub(super) credit: Grant,
     /// Outcomes that were not written yet.
     runs: VecDeque<CompletionRun>,
-    pub(super) completing: bool,
+    completing: bool,
     /// Answered once all outcomes are written.
     closing: Option<RequestId>,
     /// What is left of an announced batch: messages, bytes.
@@ -60,7 +56,7 @@ pub(super) struct Producer {
 impl Producer {
     /// A message of `size` bytes is the next of the batch that was announced, if one was.
     #[inline]
-    fn batch_goes_on(&mut self, size: usize) -> Result<(), Fault> {
+    pub(super) fn batch_goes_on(&mut self, size: usize) -> Result<(), Fault> {
         let Some((messages, bytes)) = &mut self.batch else {
             return Ok(());
         };
@@ -87,9 +83,22 @@ impl Producer {
         self.known && self.batch.is_none() && self.closing.is_none()
     }
 
-    /// Adds outcomes behind those that wait; consecutive ones share a run.
+    /// Whether messages may come for it on `link`.
     #[inline]
-    pub(super) fn complete(&mut self, run: CompletionRun) {
+    pub(super) fn is_open_on(&self, link: Handle) -> bool {
+        self.link == link && self.closing.is_none()
+    }
+
+    /// Adds outcomes behind those that wait; consecutive ones share a run. Returns
+    /// whether they are the first that wait.
+    #[inline]
+    pub(super) fn complete(&mut self, run: CompletionRun) -> bool {
+        self.wait(run);
+        !core::mem::replace(&mut self.completing, true)
+    }
+
+    #[inline]
+    fn wait(&mut self, run: CompletionRun) {
         #[cfg(any(
             planted = "drop_completion",
             planted = "swap_completions",
@@ -127,7 +136,8 @@ impl Producer {
 #[inline]
 fn is_continued(last: &CompletionRun, run: &CompletionRun) -> bool {
     let count = u64::from(last.count.get());
-    last.sequence.get() + count == run.sequence.get()
+    // A client chooses its sequences: there may be none behind the last one.
+    last.sequence.get().wrapping_add(count) == run.sequence.get()
         && last.partition == run.partition
         && last.refusal == run.refusal
         && (last.refusal.get() != 0
@@ -312,104 +322,6 @@ impl Shard {
         self.counters.set(Counter::ProducersForgotten, forgotten);
     }
 
-    /// The producer that `handle` names on `link`, if its credit covers a frame of
-    /// `size` bytes.
-    pub(super) fn covered(
-        &mut self,
-        link: Handle,
-        handle: Handle,
-        size: usize,
-    ) -> Result<&mut Producer, Fault> {
-        let producer = self
-            .producers
-            .get_mut(handle)
-            .filter(|producer| producer.link == link && producer.closing.is_none())
-            .ok_or_else(|| not_open(handle))?;
-        if !producer.credit.covers(size) {
-            return Err(beyond_credit(producer, size));
-        }
-        Ok(producer)
-    }
-
-    /// A whole message that lies in one piece.
-    #[inline]
-    pub(super) fn message(
-        &mut self,
-        now: Now,
-        link: Handle,
-        message: &Message<'_>,
-    ) -> Result<(), Fault> {
-        let size = message.bytes.len();
-        let admitted = self.admit(link, message.header, size, || {
-            property::check(message.properties).is_ok()
-        })?;
-        let outcome = match admitted.verdict {
-            Verdict::Store => self.store(now, &admitted, message.bytes),
-            Verdict::Settled(outcome) => outcome,
-        };
-        self.settle_send(&admitted, &outcome, size);
-        Ok(())
-    }
-
-    /// A whole message that lies in a chain of chunks.
-    pub(super) fn large_message(
-        &mut self,
-        now: Now,
-        link: Handle,
-        header: &MessageHeader,
-        head: ChunkId,
-        size: usize,
-    ) -> Result<(), Fault> {
-        let properties = header.property_length.get() as usize;
-        let well_formed = self
-            .arena
-            .bytes(head)
-            .get(MESSAGE_HEADER_SIZE..MESSAGE_HEADER_SIZE + properties)
-            .is_some_and(|properties| property::check(properties).is_ok());
-        let admitted = match self.admit(link, header, size, || well_formed) {
-            Ok(admitted) => admitted,
-            Err(fault) => {
-                self.arena.give_chain(head);
-                return Err(fault);
-            }
-        };
-        let outcome = match admitted.verdict {
-            Verdict::Settled(outcome) => {
-                self.arena.give_chain(head);
-                outcome
-            }
-            Verdict::Store => {
-                let (partition, arena) = self.partition_and_arena(&admitted);
-                let claims = partition.claims();
-                let offset = partition.log.adopt(arena, head, size, claims, now.wall);
-                stored(now, offset)
-            }
-        };
-        self.settle_send(&admitted, &outcome, size);
-        Ok(())
-    }
-
-    /// Appends a message that has its turn and lies in one piece.
-    #[inline]
-    fn store(&mut self, now: Now, admitted: &Admitted, frame: &[u8]) -> Outcome {
-        let (partition, arena) = self.partition_and_arena(admitted);
-        let claims = partition.claims();
-        if frame.len() <= CHUNK {
-            match partition.log.append(arena, frame, claims, now.wall) {
-                Ok(offset) => stored(now, offset),
-                Err(_) => Outcome::refused(Refusal::OutOfMemory),
-            }
-        } else {
-            match copy_to_chain(arena, frame) {
-                Some(head) => {
-                    let log = &mut partition.log;
-                    stored(now, log.adopt(arena, head, frame.len(), claims, now.wall))
-                }
-                None => Outcome::refused(Refusal::OutOfMemory),
-            }
-        }
-    }
-
     /// Announces a batch: counted, and held to what it says.
     pub(super) fn batch(
         &mut self,
@@ -435,110 +347,6 @@ impl Shard {
             .raise(Counter::BatchMessagesMax, messages.into());
         self.counters.raise(Counter::BatchBytesMax, bytes.into());
         Ok(())
-    }
-
-    /// Checks everything about a send that does not end the link, and counts it.
-    #[inline]
-    fn admit(
-        &mut self,
-        link: Handle,
-        header: &MessageHeader,
-        size: usize,
-        properties_well_formed: impl FnOnce() -> bool,
-    ) -> Result<Admitted, Fault> {
-        let handle = Handle(header.handle.get());
-        let partition = header.partition.get();
-        let principal = self.principal(link);
-        let producer = self.covered(link, handle, size)?;
-        let sequence = header.sequence.get();
-        let epoch = Epoch(header.epoch.get());
-        let identity = &mut producer.identity;
-        if header.producer.get() != identity.id.0 || epoch.0 == 0 {
-            return Err(foreign(identity, header));
-        }
-        let destination = identity.destination;
-        let turn = if producer.known && epoch <= identity.epoch {
-            let partition_sequence = header.partition_sequence.get();
-            match identity.turn(partition, partition_sequence, sequence) {
-                Ok(turn) => Some(turn),
-                Err(NoSend) => return Err(foreign(identity, header)),
-            }
-        } else {
-            None
-        };
-        producer.batch_goes_on(size)?;
-        producer.credit.received(size);
-        self.reserved -= size as u64;
-        let verdict = match turn {
-            Some(Turn::Due) => {
-                let target = Target::Destination(destination);
-                match objection(header, properties_well_formed)
-                    .or_else(|| auth::authorize(principal, Operation::Send, target).err())
-                {
-                    None => Verdict::Store,
-                    Some(refusal) => Verdict::Settled(Outcome::refused(refusal)),
-                }
-            }
-            other => Verdict::Settled(out_of_turn(other)),
-        };
-        Ok(Admitted {
-            handle,
-            destination,
-            partition: PartitionIndex(partition),
-            sequence,
-            is_due: turn == Some(Turn::Due),
-            verdict,
-        })
-    }
-
-    /// Notes the outcome of a send: it leaves in this turn.
-    #[inline]
-    fn settle_send(&mut self, admitted: &Admitted, outcome: &Outcome, size: usize) {
-        if admitted.is_due && outcome.is_stored() {
-            self.counters.add(Counter::MessagesStored, 1);
-            self.counters.add(Counter::BytesStored, size as u64);
-            self.local_mut(admitted.destination).stored += 1;
-            self.queue(admitted.destination, admitted.partition);
-        } else {
-            self.count_unstored(admitted, outcome);
-        }
-        let Some(producer) = self.producers.get_mut(admitted.handle) else {
-            return;
-        };
-        // What may be stored when it is tried again has not had its turn.
-        if admitted.is_due && outcome.refusal != Refusal::OutOfMemory.code() {
-            let remembered = &mut self.remembered;
-            producer
-                .identity
-                .had_turn(admitted.partition.0, admitted.sequence, outcome, |bytes| {
-                    remembered.grow(bytes)
-                });
-        }
-        producer.complete(CompletionRun {
-            sequence: admitted.sequence.into(),
-            offset: outcome.offset.into(),
-            append_time: outcome.append_time.0.into(),
-            count: 1.into(),
-            partition: admitted.partition.0.into(),
-            refusal: outcome.refusal.into(),
-            ..CompletionRun::default()
-        });
-        if !producer.completing {
-            producer.completing = true;
-            self.completing.push(admitted.handle);
-        }
-    }
-
-    #[cold]
-    fn count_unstored(&mut self, admitted: &Admitted, outcome: &Outcome) {
-        let counter = if outcome.is_stored() {
-            Counter::Retries
-        } else if admitted.is_due && outcome.refusal == Refusal::GivenUp.code() {
-            Counter::SendsGivenUp
-        } else {
-            Counter::SendsRefused
-        };
-        self.counters.add(counter, 1);
     }
 
     /// Writes the outcomes of this turn, and credit where it runs low.
@@ -668,95 +476,6 @@ impl Shard {
         auth::authorize(principal, operation, Target::Destination(number))?;
         Ok(number)
     }
-
-    #[inline]
-    fn partition_and_arena(&mut self, admitted: &Admitted) -> (&mut Partition, &mut Arena) {
-        let local = &mut self.locals[admitted.destination.0 as usize];
-        (
-            &mut local.partitions[admitted.partition.0 as usize],
-            &mut self.arena,
-        )
-    }
-}
-
-/// A send that passed the checks that would end its link.
-struct Admitted {
-    handle: Handle,
-    destination: DestinationNumber,
-    partition: PartitionIndex,
-    sequence: u64,
-    /// Whether it is the next of its producer to its partition.
-    is_due: bool,
-    verdict: Verdict,
-}
-
-/// What is to be done with a send.
-enum Verdict {
-    /// It is stored if there is room.
-    Store,
-    /// It is not: this is its outcome.
-    Settled(Outcome),
-}
-
-/// Why a send that has its turn is not stored all the same.
-#[inline]
-fn objection(
-    header: &MessageHeader,
-    properties_well_formed: impl FnOnce() -> bool,
-) -> Option<Refusal> {
-    if header.reserved().is_some() {
-        Some(Refusal::Unsupported)
-    } else if header.is_given_up() {
-        let alone = header.length.get() as usize == MESSAGE_HEADER_SIZE;
-        Some(if alone {
-            Refusal::GivenUp
-        } else {
-            Refusal::Unsupported
-        })
-    } else if header.property_length.get() != 0 && !properties_well_formed() {
-        Some(Refusal::InvalidProperties)
-    } else {
-        None
-    }
-}
-
-/// The outcome of a send that is not the next one; `None`: its producer is attached
-/// elsewhere.
-#[cold]
-fn out_of_turn(turn: Option<Turn>) -> Outcome {
-    match turn {
-        Some(Turn::Had(Some(first))) => first,
-        Some(Turn::Had(None)) => Outcome::refused(Refusal::AlreadyStored),
-        Some(Turn::Early | Turn::Due) => Outcome::refused(Refusal::OutOfOrder),
-        None => Outcome::refused(Refusal::Fenced),
-    }
-}
-
-fn stored(now: Now, offset: Offset) -> Outcome {
-    Outcome {
-        offset: offset.0,
-        append_time: now.wall,
-        refusal: 0,
-    }
-}
-
-fn copy_to_chain(arena: &mut Arena, bytes: &[u8]) -> Option<ChunkId> {
-    if arena.free() < bytes.len().div_ceil(CHUNK) {
-        return None;
-    }
-    let mut head = ChunkId::NONE;
-    let mut tail = ChunkId::NONE;
-    for part in bytes.chunks(CHUNK) {
-        let chunk = arena.take()?;
-        arena.bytes_mut(chunk)[..part.len()].copy_from_slice(part);
-        if tail.is_some() {
-            arena.chain(tail, chunk);
-        } else {
-            head = chunk;
-        }
-        tail = chunk;
-    }
-    Some(head)
 }
 
 #[cold]
@@ -764,36 +483,5 @@ pub(super) fn not_open(handle: Handle) -> Fault {
     Fault::new(
         Refusal::NotOpen,
         format!("no producer {handle} is open on this link"),
-    )
-}
-
-#[cold]
-fn beyond_credit(producer: &Producer, size: usize) -> Fault {
-    Fault::new(
-        Refusal::CreditExceeded,
-        format!(
-            "producer {} sent {size} bytes with credit for {} bytes and {} messages",
-            producer.identity.id,
-            producer.credit.outstanding_bytes(),
-            producer.credit.outstanding_messages()
-        ),
-    )
-}
-
-#[cold]
-fn foreign(producer: &Identity, header: &MessageHeader) -> Fault {
-    Fault::new(
-        Refusal::Unexpected,
-        format!(
-            "producer {} epoch {} got what none of its sends can be: producer {} epoch {} send {}, \
-             the {}th to partition {}",
-            producer.id,
-            producer.epoch,
-            header.producer,
-            header.epoch,
-            header.sequence,
-            header.partition_sequence,
-            header.partition
-        ),
     )
 }

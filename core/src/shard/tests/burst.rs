@@ -121,7 +121,7 @@ fn frame(
     header
         .checksum
         .set(sum ^ u32::from(matches!(quirk, Quirk::BadChecksum)));
-    if matches!(quirk, Quirk::DirtyPadding) && length % 8 != 0 {
+    if matches!(quirk, Quirk::DirtyPadding) && !length.is_multiple_of(8) {
         bytes[length] = 1;
     }
     bytes

@@ -1,0 +1,374 @@
+//! Sends: from a message on a link to its place in a log, or to why it has none.
+//!
+//! ```text
+//! message ─> within credit? ─> the next of its producer to its partition? ─> nothing against it? ─> log ─┐
+//!               │ no: the link ends     │ no: a retry, early, or fenced         │ refused                ├─> outcome
+//!               v                       └──────────────────────────────────────>└───────────────────────>┘
+//! ```
+//!
+//! Every message that does not end its link has one outcome, in the order in which
+//! messages came. The way straight through is kept free of everything that the
+//! other ways need.
+
+use super::identity::{NoSend, Turn};
+use super::positions::Outcome;
+use super::producer::{Producer, not_open};
+use super::{Fault, Shard};
+use crate::auth::{self, Operation, Target};
+use crate::counters::Counter;
+use crate::error::Refusal;
+use crate::frame::control::CompletionRun;
+use crate::frame::decode::Message;
+use crate::frame::{MESSAGE_HEADER_SIZE, MessageHeader, property};
+use crate::id::{Epoch, Handle, Offset, PartitionIndex};
+use crate::memory::{Arena, CHUNK, ChunkId};
+use crate::partition::Partition;
+use crate::partition::log::ArenaFull;
+use crate::time::{Now, Wall};
+
+/// The bytes of a whole message, with its padding.
+#[derive(Clone, Copy)]
+enum Bytes<'a> {
+    /// In one piece, to be copied.
+    Whole(&'a [u8]),
+    /// So many in chunks of the arena, which become the log's or go back.
+    Chained(ChunkId, usize),
+}
+
+impl Bytes<'_> {
+    #[inline]
+    fn size(&self) -> usize {
+        match self {
+            Self::Whole(bytes) => bytes.len(),
+            Self::Chained(_, size) => *size,
+        }
+    }
+}
+
+impl Shard {
+    /// A whole message that lies in one piece.
+    #[inline]
+    pub(super) fn message(
+        &mut self,
+        now: Now,
+        link: Handle,
+        message: &Message<'_>,
+    ) -> Result<(), Fault> {
+        self.send(
+            now,
+            link,
+            message.header,
+            Bytes::Whole(message.bytes),
+            || property::check(message.properties).is_ok(),
+        )
+    }
+
+    /// A whole message that lies in a chain of chunks.
+    pub(super) fn large_message(
+        &mut self,
+        now: Now,
+        link: Handle,
+        header: &MessageHeader,
+        head: ChunkId,
+        size: usize,
+    ) -> Result<(), Fault> {
+        let properties = header.property_length.get() as usize;
+        let well_formed = self
+            .arena
+            .bytes(head)
+            .get(MESSAGE_HEADER_SIZE..MESSAGE_HEADER_SIZE + properties)
+            .is_some_and(|properties| property::check(properties).is_ok());
+        self.send(now, link, header, Bytes::Chained(head, size), || {
+            well_formed
+        })
+    }
+
+    /// The producer that `handle` names on `link`, if its credit covers a frame of
+    /// `size` bytes.
+    pub(super) fn covered(
+        &mut self,
+        link: Handle,
+        handle: Handle,
+        size: usize,
+    ) -> Result<&mut Producer, Fault> {
+        let producer = self
+            .producers
+            .get_mut(handle)
+            .filter(|producer| producer.is_open_on(link))
+            .ok_or_else(|| not_open(handle))?;
+        if !producer.credit.covers(size) {
+            return Err(beyond_credit(producer, size));
+        }
+        Ok(producer)
+    }
+
+    #[inline]
+    fn send(
+        &mut self,
+        now: Now,
+        link: Handle,
+        header: &MessageHeader,
+        bytes: Bytes<'_>,
+        properties_well_formed: impl FnOnce() -> bool,
+    ) -> Result<(), Fault> {
+        let size = bytes.size();
+        let handle = Handle(header.handle.get());
+        let principal = self.principal(link);
+        let covered = self
+            .producers
+            .get_mut(handle)
+            .filter(|producer| producer.is_open_on(link) && producer.credit.covers(size));
+        let Some(producer) = covered else {
+            return match self.covered(link, handle, size) {
+                Ok(_) => unreachable!("it was found not to be covered"),
+                Err(fault) => self.give_up(bytes, fault),
+            };
+        };
+        if let Err(fault) = producer.batch_goes_on(size) {
+            return self.give_up(bytes, fault);
+        }
+        let identity = &producer.identity;
+        let (destination, partition) = (identity.destination, header.partition.get());
+        let is_next = producer.known
+            && header.producer.get() == identity.id.0
+            && (1..=identity.epoch.0).contains(&header.epoch.get())
+            && identity.is_next(
+                partition,
+                header.partition_sequence.get(),
+                header.sequence.get(),
+            );
+        if !is_next {
+            return self.out_of_turn(header, bytes);
+        }
+        if let Some(refusal) = objection(header, properties_well_formed).or_else(|| {
+            let target = Target::Destination(destination);
+            auth::authorize(principal, Operation::Send, target).err()
+        }) {
+            self.refuse_send(header, bytes, refusal);
+            return Ok(());
+        }
+        let local = &mut self.locals[destination.0 as usize];
+        let log = &mut local.partitions[partition as usize];
+        let Ok(offset) = append(log, &mut self.arena, bytes, now.wall) else {
+            self.refuse_send(header, bytes, Refusal::OutOfMemory);
+            return Ok(());
+        };
+        local.stored += 1;
+        producer.credit.received(size);
+        let outcome = Outcome {
+            offset: offset.0,
+            append_time: now.wall,
+            refusal: 0,
+        };
+        let remembered = &mut self.remembered;
+        producer
+            .identity
+            .had_turn(partition, header.sequence.get(), &outcome, |bytes| {
+                remembered.grow(bytes)
+            });
+        if producer.complete(completion(header, &outcome)) {
+            self.completing.push(handle);
+        }
+        self.reserved -= size as u64;
+        self.counters.add(Counter::MessagesStored, 1);
+        self.counters.add(Counter::BytesStored, size as u64);
+        self.queue(destination, PartitionIndex(partition));
+        Ok(())
+    }
+
+    /// The link ends for a message; what it lies in goes back.
+    #[cold]
+    fn give_up(&mut self, bytes: Bytes<'_>, fault: Fault) -> Result<(), Fault> {
+        if let Bytes::Chained(head, _) = bytes {
+            self.arena.give_chain(head);
+        }
+        Err(fault)
+    }
+
+    /// A message that is not the next of its producer to its partition: it was sent
+    /// before, or its time has not come, or its producer is attached elsewhere, or it
+    /// can be nobody's.
+    #[cold]
+    fn out_of_turn(&mut self, header: &MessageHeader, bytes: Bytes<'_>) -> Result<(), Fault> {
+        let handle = Handle(header.handle.get());
+        let Some(producer) = self.producers.get_mut(handle) else {
+            return self.give_up(bytes, not_open(handle));
+        };
+        let epoch = Epoch(header.epoch.get());
+        let (known, identity) = (producer.known, &mut producer.identity);
+        let turn = if header.producer.get() != identity.id.0 || epoch.0 == 0 {
+            Err(NoSend)
+        } else if known && epoch <= identity.epoch {
+            let (partition, sequence) = (header.partition.get(), header.sequence.get());
+            identity
+                .turn(partition, header.partition_sequence.get(), sequence)
+                .map(Some)
+        } else {
+            Ok(None)
+        };
+        let outcome = match turn {
+            Err(NoSend) => {
+                let fault = foreign(producer, header);
+                return self.give_up(bytes, fault);
+            }
+            Ok(Some(Turn::Had(Some(first)))) => {
+                self.counters.add(Counter::Retries, 1);
+                first
+            }
+            Ok(Some(Turn::Had(None))) => Outcome::refused(Refusal::AlreadyStored),
+            Ok(Some(Turn::Early | Turn::Due)) => Outcome::refused(Refusal::OutOfOrder),
+            Ok(None) => Outcome::refused(Refusal::Fenced),
+        };
+        if !outcome.is_stored() {
+            self.counters.add(Counter::SendsRefused, 1);
+        }
+        self.settle_unstored(header, bytes, &outcome);
+        Ok(())
+    }
+
+    /// A message that has its turn is refused in its place. If it may be stored when it
+    /// is tried again, it has its turn still.
+    #[cold]
+    fn refuse_send(&mut self, header: &MessageHeader, bytes: Bytes<'_>, refusal: Refusal) {
+        let outcome = Outcome::refused(refusal);
+        if !refusal.is_retryable()
+            && let Some(producer) = self.producers.get_mut(Handle(header.handle.get()))
+        {
+            let remembered = &mut self.remembered;
+            producer.identity.had_turn(
+                header.partition.get(),
+                header.sequence.get(),
+                &outcome,
+                |bytes| remembered.grow(bytes),
+            );
+        }
+        let counter = match refusal {
+            Refusal::GivenUp => Counter::SendsGivenUp,
+            _ => Counter::SendsRefused,
+        };
+        self.counters.add(counter, 1);
+        self.settle_unstored(header, bytes, &outcome);
+    }
+
+    /// Notes the outcome of a message that is not stored now.
+    fn settle_unstored(&mut self, header: &MessageHeader, bytes: Bytes<'_>, outcome: &Outcome) {
+        if let Bytes::Chained(head, _) = bytes {
+            self.arena.give_chain(head);
+        }
+        let handle = Handle(header.handle.get());
+        let Some(producer) = self.producers.get_mut(handle) else {
+            return;
+        };
+        let size = bytes.size();
+        producer.credit.received(size);
+        self.reserved -= size as u64;
+        if producer.complete(completion(header, outcome)) {
+            self.completing.push(handle);
+        }
+    }
+}
+
+/// Why a send that has its turn is not stored all the same.
+#[inline]
+fn objection(
+    header: &MessageHeader,
+    properties_well_formed: impl FnOnce() -> bool,
+) -> Option<Refusal> {
+    if header.reserved().is_some() {
+        Some(Refusal::Unsupported)
+    } else if header.is_given_up() {
+        let alone = header.length.get() as usize == MESSAGE_HEADER_SIZE;
+        Some(if alone {
+            Refusal::GivenUp
+        } else {
+            Refusal::Unsupported
+        })
+    } else if header.property_length.get() != 0 && !properties_well_formed() {
+        Some(Refusal::InvalidProperties)
+    } else {
+        None
+    }
+}
+
+/// The one copy of a message, or the adoption of the chunks that it lies in.
+#[inline]
+fn append(
+    partition: &mut Partition,
+    arena: &mut Arena,
+    bytes: Bytes<'_>,
+    time: Wall,
+) -> Result<Offset, ArenaFull> {
+    let claims = partition.claims();
+    let log = &mut partition.log;
+    match bytes {
+        Bytes::Whole(frame) if frame.len() <= CHUNK => log.append(arena, frame, claims, time),
+        Bytes::Whole(frame) => {
+            let head = copy_to_chain(arena, frame).ok_or(ArenaFull)?;
+            Ok(log.adopt(arena, head, frame.len(), claims, time))
+        }
+        Bytes::Chained(head, size) => Ok(log.adopt(arena, head, size, claims, time)),
+    }
+}
+
+#[inline]
+fn completion(header: &MessageHeader, outcome: &Outcome) -> CompletionRun {
+    CompletionRun {
+        sequence: header.sequence,
+        offset: outcome.offset.into(),
+        append_time: outcome.append_time.0.into(),
+        count: 1.into(),
+        partition: header.partition,
+        refusal: outcome.refusal.into(),
+        ..CompletionRun::default()
+    }
+}
+
+fn copy_to_chain(arena: &mut Arena, bytes: &[u8]) -> Option<ChunkId> {
+    if arena.free() < bytes.len().div_ceil(CHUNK) {
+        return None;
+    }
+    let mut head = ChunkId::NONE;
+    let mut tail = ChunkId::NONE;
+    for part in bytes.chunks(CHUNK) {
+        let chunk = arena.take()?;
+        arena.bytes_mut(chunk)[..part.len()].copy_from_slice(part);
+        if tail.is_some() {
+            arena.chain(tail, chunk);
+        } else {
+            head = chunk;
+        }
+        tail = chunk;
+    }
+    Some(head)
+}
+
+#[cold]
+fn beyond_credit(producer: &Producer, size: usize) -> Fault {
+    Fault::new(
+        Refusal::CreditExceeded,
+        format!(
+            "producer {} sent {size} bytes with credit for {} bytes and {} messages",
+            producer.identity.id,
+            producer.credit.outstanding_bytes(),
+            producer.credit.outstanding_messages()
+        ),
+    )
+}
+
+#[cold]
+fn foreign(producer: &Producer, header: &MessageHeader) -> Fault {
+    Fault::new(
+        Refusal::Unexpected,
+        format!(
+            "producer {} epoch {} got what none of its sends can be: producer {} epoch {} send {}, \
+             number {} to partition {}",
+            producer.identity.id,
+            producer.identity.epoch,
+            header.producer,
+            header.epoch,
+            header.sequence,
+            header.partition_sequence,
+            header.partition
+        ),
+    )
+}
