@@ -4,9 +4,12 @@
 //! that the loom models explore the code that ships and not a copy of it.
 
 #[cfg(not(loom))]
-pub(crate) use std::sync::{
-    Arc,
-    atomic::{AtomicU32, AtomicU64, Ordering, fence},
+pub(crate) use std::{
+    cell::UnsafeCell,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, AtomicU64, Ordering, fence},
+    },
 };
 
 #[cfg(loom)]

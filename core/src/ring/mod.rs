@@ -44,18 +44,26 @@
 //! The shape is the classic one of Lamport's queue with the cached opposite
 //! index of FastForward, MCRingBuffer and rtrb, and with the padding record of
 //! Aeron's ring buffers.
+//!
+//! Beside it stand what threads of one process share that have no bytes to tell
+//! each other: a ring of values (`values.rs`), and a baton (`baton.rs`), which says
+//! who of several threads reads all the rings.
 
+mod baton;
 mod reader;
 mod region;
 #[cfg(all(test, not(loom)))]
 mod tests;
+mod values;
 mod wake;
 mod writer;
 
 use std::error::Error;
 use std::fmt;
 
+pub use baton::{Baton, Holder};
 pub use reader::{Batch, Reader};
+pub use values::{ValueReader, ValueWriter, values};
 pub use wake::{Sleep, Wake};
 pub use writer::{Claim, ClaimError, Writer};
 
