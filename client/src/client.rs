@@ -17,7 +17,7 @@ use courser_core::name::Destination;
 use crate::address::{Endpoint, IntoEndpoints};
 use crate::consumer::ConsumerBuilder;
 use crate::error::{ConnectError, RequestError};
-use crate::link::Link;
+use crate::link::{Link, Wanted};
 use crate::producer::ProducerBuilder;
 use crate::session::Session;
 
@@ -128,7 +128,7 @@ impl ConnectOptions {
         };
         let link = Link::new(stream, config, self.spin, self.timeout).map_err(io_error)?;
         let deadline = link.now().after(left);
-        let end = link.wait(deadline, |state| {
+        let end = link.wait(deadline, Wanted::Anything, |state| {
             if state.machine.is_open() {
                 return Some(None);
             }
@@ -137,9 +137,7 @@ impl ConnectOptions {
         let end = match end {
             Some(None) => {
                 return Ok(Client {
-                    owner: Arc::new(Owner {
-                        link: Arc::new(link),
-                    }),
+                    owner: Arc::new(Owner { link }),
                     session: Arc::new(Session::new()),
                 });
             }
@@ -328,13 +326,13 @@ impl Client {
     /// Whose data the broker holds.
     #[must_use]
     pub fn installation(&self) -> Installation {
-        self.link().lock().machine.installation()
+        self.link().take().machine.installation()
     }
 
     /// Why the connection ended, if it has.
     #[must_use]
     pub fn end(&self) -> Option<Arc<LinkEnd>> {
-        self.link().lock().end.clone()
+        self.link().take().end.clone()
     }
 
     /// How many listeners of this session panicked.
@@ -346,7 +344,7 @@ impl Client {
     /// Counts of what happened on the connection beside messages and outcomes.
     #[must_use]
     pub fn counters(&self) -> core_client::Counters {
-        self.link().lock().machine.counters()
+        self.link().take().machine.counters()
     }
 
     /// Waits for every outstanding send and listener of the connection, says

@@ -9,19 +9,24 @@
 //! link is locked once for everything that was delivered meanwhile.
 
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use courser_core::client::{
-    AckError, ConsumerKey, ConsumerRequest, Event, Prefetch, Received as Borrowed, Start,
+    AckError, ConsumerKey, ConsumerRequest, Event, Prefetch, Received as Borrowed, Sharing, Start,
 };
 use courser_core::error::Refusal;
 use courser_core::id::{Offset, PartitionIndex, Position};
 use courser_core::time::Monotonic;
 
 use crate::client::{Client, Owner};
+use crate::delivery::Listening;
 use crate::error::{AcknowledgeError, ReceiveError, RequestError};
-use crate::link::{Link, State};
+use crate::future::ReceiveFuture;
+use crate::link::{Link, State, Wanted};
 use crate::message::Received;
+use crate::session::Session;
+use crate::unsettled::Unsettled;
 
 /// Acknowledgements wait at most this long for company.
 const ACK_AGE_MAX: Duration = Duration::from_millis(1);
@@ -51,6 +56,19 @@ impl<'a> ConsumerBuilder<'a> {
     /// The subscription on a topic; without a name it ends with its consumer.
     pub fn subscription(self, name: &str) -> Self {
         self.with(|request| request.subscription = name.into())
+    }
+
+    /// Whether several consumers may share the subscription of a topic, each message
+    /// going to one of them. It has to have a name, and all of them have to say the
+    /// same. A queue's consumers always share.
+    pub fn shared(self, is_shared: bool) -> Self {
+        self.with(|request| {
+            request.sharing = if is_shared {
+                Sharing::Several
+            } else {
+                Sharing::One
+            };
+        })
     }
 
     /// The consumer's name, for who looks at the broker; at most 255 bytes.
@@ -105,9 +123,12 @@ impl<'a> ConsumerBuilder<'a> {
         Ok(Consumer {
             acks_since: link.now(),
             owner: Arc::clone(self.client.owner()),
+            session: Arc::clone(self.client.session()),
             key,
             starts,
             prefetch: Prefetch::default(),
+            unsettled: Unsettled::default(),
+            generation: 0,
             quarter,
             acks: Vec::new(),
             acked: 0,
@@ -128,9 +149,13 @@ struct Ack {
 /// Receives messages of one subscription.
 pub struct Consumer {
     owner: Arc<Owner>,
+    session: Arc<Session>,
     key: ConsumerKey,
     starts: Box<[Offset]>,
     prefetch: Prefetch,
+    unsettled: Unsettled,
+    /// Which connection of the consumer handed them out.
+    generation: u32,
     /// A quarter of the window: how often the broker hears of progress.
     quarter: u64,
     acks: Vec<Ack>,
@@ -156,7 +181,8 @@ impl Consumer {
         }
         let owner = Arc::clone(&self.owner);
         let deadline = owner.link().now().after(timeout);
-        let found = owner.link().wait(deadline, |state| {
+        let wanted = Wanted::Message(self.key);
+        let found = owner.link().wait(deadline, wanted, |state| {
             self.exchange(state);
             if !self.prefetch.is_empty() {
                 return Some(Ok(()));
@@ -167,11 +193,69 @@ impl Consumer {
         match found {
             None => Ok(None),
             Some(Err(error)) => Err(error),
-            Some(Ok(())) => Ok(self
-                .prefetch
-                .next_message()
-                .map(|received| Received::copy_of(&received))),
+            Some(Ok(())) => Ok(self.next().map(|received| Received::copy_of(&received))),
         }
+    }
+
+    /// The next message, for an asynchronous program of any runtime.
+    ///
+    /// Dropped before it was ready the future takes nothing along.
+    pub fn receive_async(&mut self) -> ReceiveFuture<'_> {
+        ReceiveFuture::new(self)
+    }
+
+    /// The next message, or a promise to wake the task once there is one: what a
+    /// stream of messages is made of. The last waker counts.
+    ///
+    /// # Errors
+    ///
+    /// If the link has ended and everything delivered was handed out, or no thread
+    /// could be started to wait for messages.
+    pub fn poll_receive(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<Received, ReceiveError>> {
+        if let Some(received) = self.try_receive()? {
+            return Poll::Ready(Ok(Received::copy_of(&received)));
+        }
+        let owner = Arc::clone(&self.owner);
+        let mut driving = owner.link().take();
+        // Whatever came since the last look is not announced to the waker.
+        self.exchange(&mut driving);
+        if let Some(received) = self.next() {
+            return Poll::Ready(Ok(Received::copy_of(&received)));
+        }
+        if let Some(end) = &driving.end {
+            return Poll::Ready(Err(ReceiveError::LinkEnded(Arc::clone(end))));
+        }
+        owner
+            .link()
+            .expect(&mut driving, self.key, context.waker())
+            .map_err(|_no_thread| ReceiveError::NoThread)?;
+        // Acknowledgements wait for company no longer: there may be none for long.
+        driving.write();
+        Poll::Pending
+    }
+
+    /// No task waits for a message any more.
+    pub(crate) fn expect_no_more(&mut self) {
+        self.link().take().expect_no_more(self.key);
+    }
+
+    /// Has `listener` called with every message, on the session's callback thread,
+    /// one at a time and in order. A message is acknowledged when the listener has
+    /// returned. If it panics, the message is given back and comes again, to this
+    /// or another consumer; see [`Client::panicked_listeners`].
+    ///
+    /// # Errors
+    ///
+    /// If no thread could be started.
+    pub fn listen(
+        self,
+        listener: impl FnMut(&Received) + Send + 'static,
+    ) -> Result<Listening, ReceiveError> {
+        let session = Arc::clone(&self.session);
+        Listening::begin(self, Box::new(listener), session)
     }
 
     /// The next message if one is there, readable until the next call; otherwise
@@ -188,7 +272,15 @@ impl Consumer {
         if self.prefetch.is_empty() || self.prefetch.handed() >= self.quarter {
             self.refill()?;
         }
-        Ok(self.prefetch.next_message())
+        Ok(self.next())
+    }
+
+    /// The next message of those at hand.
+    #[inline]
+    fn next(&mut self) -> Option<Borrowed<'_>> {
+        let received = self.prefetch.next_message()?;
+        self.unsettled.handed(received.position());
+        Some(received)
     }
 
     /// Settles a message: it will not be delivered again. Told to the broker when
@@ -200,6 +292,7 @@ impl Consumer {
     /// If it cannot be taken.
     #[inline]
     pub fn acknowledge(&mut self, position: Position) -> Result<(), AcknowledgeError> {
+        self.unsettled.settled(position);
         match self.acks.last_mut() {
             Some(ack)
                 if ack.partition == position.partition
@@ -224,6 +317,7 @@ impl Consumer {
     ///
     /// If it cannot be taken.
     pub fn acknowledge_through(&mut self, position: Position) -> Result<(), AcknowledgeError> {
+        self.unsettled.settled_through(position);
         match self.acks.last_mut() {
             Some(ack) if ack.partition == position.partition && ack.count == 0 => {
                 ack.first = ack.first.max(position.offset.0);
@@ -238,6 +332,72 @@ impl Consumer {
         Ok(())
     }
 
+    /// Gives a message back at once: it comes again, counted, to whichever consumer
+    /// of the subscription is free, before what was never handed out. What was
+    /// delivered to this one ahead comes first, though.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be taken.
+    pub fn give_back(&mut self, position: Position) -> Result<(), AcknowledgeError> {
+        self.return_one(position, None)
+    }
+
+    /// Gives a message back that should not come again before `delay` has passed,
+    /// nor before the broker's wait after failures: 1 s that doubles with each
+    /// delivery, up to 5 min.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be taken.
+    pub fn nack(&mut self, position: Position, delay: Duration) -> Result<(), AcknowledgeError> {
+        self.return_one(position, Some(delay))
+    }
+
+    /// Gives everything back at once that was handed out and not acknowledged.
+    ///
+    /// # Errors
+    ///
+    /// If not all of it can be taken; the rest is as it was.
+    pub fn recover(&mut self) -> Result<(), AcknowledgeError> {
+        let owner = Arc::clone(&self.owner);
+        let mut driving = owner.link().take();
+        self.notice(&driving);
+        let mut runs = self.unsettled.take();
+        let mut result = Ok(());
+        while let Some(run) = runs.front() {
+            let (position, count) = (run.position(), run.count);
+            result = driving.machine.give_back(self.key, position, count, None);
+            if result.is_err() {
+                break;
+            }
+            runs.pop_front();
+        }
+        self.unsettled.put_back(runs);
+        driving.write();
+        result.map_err(|error| self.not_taken(error, &driving))
+    }
+
+    fn return_one(
+        &mut self,
+        position: Position,
+        delay: Option<Duration>,
+    ) -> Result<(), AcknowledgeError> {
+        let owner = Arc::clone(&self.owner);
+        let mut driving = owner.link().take();
+        self.notice(&driving);
+        if !self.unsettled.settled(position) {
+            // It is settled, given back, or will come again anyway.
+            return Ok(());
+        }
+        let result = driving.machine.give_back(self.key, position, 1, delay);
+        if result.is_err() {
+            self.unsettled.handed(position);
+        }
+        driving.write();
+        result.map_err(|error| self.not_taken(error, &driving))
+    }
+
     /// Tells the broker at once what was acknowledged.
     ///
     /// # Errors
@@ -245,9 +405,9 @@ impl Consumer {
     /// If the consumer or its link is closed.
     pub fn flush(&mut self) -> Result<(), AcknowledgeError> {
         let owner = Arc::clone(&self.owner);
-        let mut state = owner.link().lock();
+        let mut state = owner.link().take();
         let handed = self.hand_over(&mut state);
-        owner.link().write(&mut state);
+        state.write();
         handed
     }
 
@@ -259,15 +419,16 @@ impl Consumer {
     pub fn confirm(&mut self) -> Result<(), AcknowledgeError> {
         let owner = Arc::clone(&self.owner);
         let link = owner.link();
-        let mut state = link.lock();
+        let mut state = link.take();
         self.hand_over(&mut state)?;
         let Some(token) = state.machine.confirm(self.key)? else {
             return Ok(());
         };
-        link.write(&mut state);
+        state.write();
         drop(state);
         let deadline = link.now().after(link.timeout());
-        let confirmed = link.wait(deadline, |state| {
+        let wanted = Wanted::Confirmation(self.key, token);
+        let confirmed = link.wait(deadline, wanted, |state| {
             if let Some(refusal) = state.confirmation(self.key, token) {
                 return Some(match refusal {
                     None => Ok(()),
@@ -295,10 +456,10 @@ impl Consumer {
     pub fn close(mut self) -> Result<(), RequestError> {
         let owner = Arc::clone(&self.owner);
         let link = owner.link();
-        self.leave(&mut link.lock());
+        self.leave(&mut link.take());
         self.closed = true;
         let result = link.request(|machine| machine.close_consumer(self.key));
-        let mut state = link.lock();
+        let mut state = link.take();
         state.machine.forget_consumer(self.key);
         state.forget_confirmations(self.key);
         match result {
@@ -313,7 +474,7 @@ impl Consumer {
         &self.starts
     }
 
-    fn link(&self) -> &Arc<Link> {
+    pub(crate) fn link(&self) -> &Arc<Link> {
         self.owner.link()
     }
 
@@ -322,13 +483,13 @@ impl Consumer {
     fn refill(&mut self) -> Result<(), ReceiveError> {
         let owner = Arc::clone(&self.owner);
         let link = owner.link();
-        let mut state = link.lock();
+        let mut state = link.take();
         self.exchange(&mut state);
         if self.prefetch.is_empty() {
             link.turn(&mut state);
             self.exchange(&mut state);
         } else if state.machine.has_pieces() {
-            link.write(&mut state);
+            state.write();
         }
         match &state.end {
             Some(end) if self.prefetch.is_empty() => Err(ReceiveError::LinkEnded(Arc::clone(end))),
@@ -339,7 +500,18 @@ impl Consumer {
     fn exchange(&mut self, state: &mut State) {
         // What cannot be handed over now is kept for later.
         self.hand_over(state).ok();
+        self.notice(state);
         state.machine.exchange(self.key, &mut self.prefetch);
+    }
+
+    /// After another connection was made: what was handed out before comes again,
+    /// and what was delivered ahead as well.
+    fn notice(&mut self, state: &State) {
+        let generation = state.machine.consumer_generation(self.key);
+        if generation != self.generation {
+            self.generation = generation;
+            self.unsettled.clear();
+        }
     }
 
     fn push(&mut self, ack: Ack) -> Result<(), AcknowledgeError> {
@@ -396,10 +568,14 @@ impl Consumer {
         }
         self.acks.drain(..taken);
         self.acked = self.acks.iter().map(|ack| ack.count.max(1)).sum();
-        result.map_err(|error| match (error, &state.end) {
+        result.map_err(|error| self.not_taken(error, state))
+    }
+
+    fn not_taken(&self, error: AckError, state: &State) -> AcknowledgeError {
+        match (error, &state.end) {
             (AckError::Closed, Some(end)) => AcknowledgeError::LinkEnded(Arc::clone(end)),
             _ => error.into(),
-        })
+        }
     }
 
     /// Says the last things before the consumer closes.
@@ -416,7 +592,7 @@ impl Drop for Consumer {
             return;
         }
         let owner = Arc::clone(&self.owner);
-        let mut state = owner.link().lock();
+        let mut state = owner.link().take();
         self.leave(&mut state);
         match state.machine.close_consumer(self.key) {
             Ok(request) => state.abandon(request),
@@ -425,7 +601,7 @@ impl Drop for Consumer {
             }
         }
         state.forget_confirmations(self.key);
-        owner.link().write(&mut state);
+        state.write();
     }
 }
 

@@ -101,8 +101,11 @@ pub enum Cause {
     /// The client was closed before.
     #[error("the client was closed")]
     Closed,
-    /// The system gave no thread to run listeners on.
-    #[error("no thread could be started for the listener")]
+    /// Too many sends wait for room already.
+    #[error("too many sends wait for room in the window")]
+    Crowded,
+    /// The system gave no thread to run listeners on, or to drive the link.
+    #[error("no thread could be started")]
     NoThread,
 }
 
@@ -266,6 +269,9 @@ pub enum ReceiveError {
     /// The consumer is closed.
     #[error("the consumer is closed")]
     Closed,
+    /// The system gave no thread to drive the link, or to run a listener on.
+    #[error("no thread could be started")]
+    NoThread,
 }
 
 /// Why an acknowledgement was not taken or not confirmed.

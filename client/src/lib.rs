@@ -44,20 +44,27 @@ mod address;
 mod client;
 mod clock;
 mod consumer;
+mod delivery;
 mod error;
+mod future;
+mod lane;
 mod ledger;
 mod link;
 mod message;
 mod producer;
+mod sending;
 mod session;
+mod unsettled;
 
 pub use address::{DEFAULT_PORT, Endpoint, Endpoints, IllegalEndpoint, IntoEndpoints};
 pub use client::{Client, ConnectOptions, IntoDestination, Stats};
 pub use consumer::{Consumer, ConsumerBuilder};
+pub use delivery::Listening;
 pub use error::{
     AcknowledgeError, Cause, ConnectError, NotAccepted, ReceiveError, RequestError, SendError,
     TrySendError,
 };
+pub use future::{ReceiveFuture, SendFuture};
 pub use message::{Message, Payload, Received};
 pub use producer::{Completion, Producer, ProducerBuilder, Receipt};
 pub use session::CompletionListener;

@@ -80,6 +80,15 @@ impl Message {
         &self.body
     }
 
+    /// A message of its own with the same content.
+    pub(crate) fn copy_of(payload: &impl Payload) -> Self {
+        Self {
+            properties: payload.property_block().to_vec(),
+            body: payload.body().to_vec(),
+            route: payload.route(),
+        }
+    }
+
     /// Bytes of body and properties.
     pub(crate) fn size(&self) -> usize {
         self.properties.len() + self.body.len()

@@ -1,21 +1,21 @@
 //! Producers: blocking, asynchronous and polled sends.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use courser_core::client::{
-    self, BatchLimits, Durability, Event, Outgoing, ProducerKey, ProducerRequest,
-};
+use courser_core::client::{BatchLimits, Durability, Event, ProducerKey, ProducerRequest};
 use courser_core::id::{MessageId, Position, Sequence};
 use courser_core::limits;
-use courser_core::time::{Monotonic, Now, Wall};
+use courser_core::time::Wall;
 
 use crate::client::{Client, Owner};
-use crate::error::{Cause, NotAccepted, RequestError, SendError, TrySendError};
-use crate::ledger::{Ledger, Pending, SendResult};
-use crate::link::{Link, State};
+use crate::error::{NotAccepted, RequestError, SendError, TrySendError};
+use crate::future::SendFuture;
+use crate::lane::Lane;
+use crate::ledger::Ledger;
+use crate::link::{Link, Wanted};
 use crate::message::{Message, Payload};
-use crate::session::{Call, CompletionListener, Listener, Session};
+use crate::session::{CompletionListener, Listener, Session};
 
 /// What a completed send is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,6 +115,7 @@ impl<'a> ProducerBuilder<'a> {
     /// If the name is no destination's, the broker refuses or does not answer.
     pub fn create(self) -> Result<Producer, RequestError> {
         let request = self.request?;
+        let window_bytes = request.bytes_in_flight_max;
         let link = self.client.link();
         let event = link.request(|machine| machine.open_producer(request))?;
         let Event::ProducerOpened {
@@ -128,14 +129,16 @@ impl<'a> ProducerBuilder<'a> {
             unreachable!("the machine pairs answers with requests");
         };
         let session = Arc::clone(self.client.session());
-        let mut state = link.lock();
+        let (lane, end) = Lane::new();
+        let mut state = link.take();
         let id = MessageId {
             installation: state.machine.installation(),
             producer: id,
             epoch,
             sequence: Sequence(0),
         };
-        state.open_ledger(key, Ledger::new(key, id, Arc::clone(&session)));
+        let ledger = Ledger::new(key, id, Arc::clone(&session), end);
+        state.open_ledger(key, ledger);
         drop(state);
         Ok(Producer {
             owner: Arc::clone(self.client.owner()),
@@ -143,7 +146,9 @@ impl<'a> ProducerBuilder<'a> {
             key,
             id,
             partitions,
+            lane,
             timeout: self.timeout,
+            window_bytes,
             closed: false,
         })
     }
@@ -151,17 +156,24 @@ impl<'a> ProducerBuilder<'a> {
 
 /// Sends messages to one destination, in order.
 ///
-/// Three ways to send share one order, so they can be mixed: [`Producer::send`]
-/// waits for the receipt, [`Producer::send_async`] hears of it through a
-/// listener, [`Producer::try_send`] through [`Producer::poll`]. Threads may
-/// share a producer.
+/// All ways to send share one order, so they can be mixed: [`Producer::send`]
+/// waits for the receipt, [`Producer::send_async`] hears of it through a listener,
+/// [`Producer::send_future`] through a future, [`Producer::try_send`] through
+/// [`Producer::poll`].
+///
+/// Threads may share a producer; the order of each thread's sends is kept then.
+/// One that finds another thread at work on the connection leaves its message to
+/// that one and does not wait for it to finish.
 pub struct Producer {
-    owner: Arc<Owner>,
-    session: Arc<Session>,
-    key: ProducerKey,
+    pub(crate) owner: Arc<Owner>,
+    pub(crate) session: Arc<Session>,
+    pub(crate) key: ProducerKey,
     id: MessageId,
-    partitions: u32,
-    timeout: Duration,
+    pub(crate) partitions: u32,
+    pub(crate) lane: Lane,
+    pub(crate) timeout: Duration,
+    /// The most frame bytes on their way, which no frame may exceed.
+    pub(crate) window_bytes: u32,
     closed: bool,
 }
 
@@ -169,14 +181,14 @@ impl Producer {
     /// Sends a message and waits for what became of it: the calling thread does
     /// the link's input and output meanwhile.
     ///
-    /// One copy of the message; no allocation in steady state.
+    /// One copy of the message; no allocation in steady state, unless another
+    /// thread is at work on the connection.
     ///
     /// # Errors
     ///
     /// If the message is not stored, or nobody knows.
     pub fn send(&self, message: impl Payload) -> Result<Receipt, SendError> {
-        let sequence = self.accept(&message, &mut Some(Pending::Sync))?;
-        self.outcome(sequence)
+        self.send_and_wait(&message)
     }
 
     /// Sends several messages together, and waits for what became of each: every
@@ -187,24 +199,18 @@ impl Producer {
     ) -> Vec<Result<Receipt, SendError>> {
         let mut taken = Vec::new();
         for message in messages {
-            let pending = &mut Some(Pending::Sync);
-            let queued = self.queue(&message, pending);
-            taken.push(match queued {
-                // Full: what is queued has to leave before there is room.
-                Err(TrySendError::WouldBlock) => self.accept(&message, pending),
-                Err(TrySendError::Failed(error)) => Err(error),
-                Ok(sequence) => Ok(sequence),
-            });
+            taken.push(self.enqueue_for_thread(&message));
         }
         self.write();
         taken
             .into_iter()
-            .map(|taken| taken.and_then(|sequence| self.outcome(sequence)))
+            .map(|taken| taken.and_then(|ticket| self.outcome(self.link().take(), ticket)))
             .collect()
     }
 
     /// Sends a message and returns; the listener is called once, on the session's
-    /// callback thread. Waits only while the producer's window is full.
+    /// callback thread. Waits only while the producer's window is full and as many
+    /// sends again wait for room.
     ///
     /// # Errors
     ///
@@ -214,7 +220,7 @@ impl Producer {
         message: impl Into<Message>,
         listener: Arc<dyn CompletionListener>,
     ) -> Result<(), NotAccepted> {
-        self.send_to(message.into(), Listener::Shared(listener))
+        self.send_and_call(message.into(), Listener::Shared(listener))
     }
 
     /// As [`Producer::send_async`], with a closure.
@@ -227,68 +233,20 @@ impl Producer {
         message: impl Into<Message>,
         listener: impl FnOnce(Message, Result<Receipt, SendError>) + Send + 'static,
     ) -> Result<(), NotAccepted> {
-        self.send_to(message.into(), Listener::Once(Box::new(listener)))
+        self.send_and_call(message.into(), Listener::Once(Box::new(listener)))
     }
 
-    fn send_to(&self, message: Message, listener: Listener) -> Result<(), NotAccepted> {
-        let link = self.link();
-        let mut call = Some(Call { message, listener });
-        let result = self.listened(link, &mut call);
-        match (result, call) {
-            (Err(error), Some(Call { message, .. })) => Err(NotAccepted { message, error }),
-            _ => Ok(()),
-        }
-    }
-
-    /// Takes `call` if the send is accepted.
-    fn listened(&self, link: &Arc<Link>, call: &mut Option<Call>) -> Result<(), SendError> {
-        let timed_out = || SendError::NotStored {
-            cause: Cause::TimedOut,
-        };
-        let no_thread = |_: std::io::Error| SendError::NotStored {
-            cause: Cause::NoThread,
-        };
-        let admitted = self
-            .session
-            .admit(link, Instant::now() + self.timeout)
-            .map_err(no_thread)?;
-        if !admitted {
-            return Err(timed_out());
-        }
-        link.will_call();
-        let size = call.as_ref().map_or(0, |call| call.message.size());
-        let mut state = link.lock();
-        let mut taken = link.listen(&mut state).map_err(no_thread);
-        if taken.is_ok() {
-            let mut now = state.clock.now().monotonic;
-            let deadline = now.after(self.timeout);
-            let mut on_its_way = state.machine.unanswered(self.key) > 0;
-            let mut sent = state.send_call(self.key, call, deadline);
-            if sent == Err(client::SendError::WouldBlock) {
-                drop(state);
-                sent = link
-                    .wait(deadline, |state| {
-                        Some(state.send_call(self.key, call, deadline))
-                            .filter(|sent| *sent != Err(client::SendError::WouldBlock))
-                    })
-                    .unwrap_or(sent);
-                state = link.lock();
-                now = link.now();
-                on_its_way = state.machine.unanswered(self.key) > 1;
-            }
-            match sent {
-                Ok(_sequence) => link.gather(&mut state, on_its_way, size, now),
-                Err(error) => {
-                    state.listens_no_more();
-                    taken = Err(state.not_taken(error));
-                }
-            }
-        }
-        drop(state);
-        taken.inspect_err(|_| {
-            self.session.dismiss();
-            link.called_back();
-        })
+    /// Sends a message and returns a future of what becomes of it, for any runtime.
+    /// Never waits.
+    ///
+    /// The message is handed over in this call, not when the future is polled: its
+    /// place in the producer's order is that of the call, and it is sent even if
+    /// the future is dropped.
+    ///
+    /// While the window is full sends wait here, in order. If 65,536 of them do, or
+    /// 64 MiB, the future fails at once with [`Cause::Crowded`](crate::Cause::Crowded).
+    pub fn send_future(&self, message: impl Into<Message>) -> SendFuture {
+        self.send_and_promise(message.into())
     }
 
     /// Hands a message over for poll mode and writes it at once, as far as credit
@@ -302,10 +260,10 @@ impl Producer {
     /// If the message is not taken; it is then nowhere.
     #[inline]
     pub fn try_send(&self, message: impl Payload) -> Result<Sequence, TrySendError> {
-        let mut state = self.link().lock();
-        let now = state.clock.now();
-        let sequence = self.take(&mut state, now, &message, &mut Some(Pending::Polled))?;
-        self.link().write(&mut state);
+        let mut driving = self.link().take();
+        let now = driving.clock.now();
+        let sequence = self.send_polled(&mut driving, now, &message)?;
+        driving.write();
         Ok(sequence)
     }
 
@@ -318,37 +276,38 @@ impl Producer {
     /// If the message is not taken; it is then nowhere.
     #[inline]
     pub fn try_enqueue(&self, message: impl Payload) -> Result<Sequence, TrySendError> {
-        self.queue(&message, &mut Some(Pending::Polled))
+        let mut driving = self.link().take();
+        let now = driving.clock.stamp();
+        self.send_polled(&mut driving, now, &message)
     }
 
     /// Writes what was enqueued, as far as credit and the socket allow.
     pub fn write(&self) {
-        let mut state = self.link().lock();
-        self.link().write(&mut state);
+        self.link().take().write();
     }
 
     /// The next outcome in order, if it is there; otherwise writes and reads once,
     /// without waiting.
     #[inline]
     pub fn poll(&self) -> Option<Completion> {
-        let mut state = self.link().lock();
-        if let Some(completion) = state.polled(self.key) {
+        let mut driving = self.link().take();
+        if let Some(completion) = driving.polled(self.key) {
             return Some(completion);
         }
-        self.link().turn(&mut state);
-        state.polled(self.key)
+        self.link().turn(&mut driving);
+        driving.polled(self.key)
     }
 
     /// The next outcome in order; waits up to `timeout` for it, driving the link.
     /// `None` as well if nothing is outstanding that could have one.
     pub fn poll_for(&self, timeout: Duration) -> Option<Completion> {
         let deadline = self.link().now().after(timeout);
-        let found = self
-            .link()
-            .wait(deadline, |state| match state.polled(self.key) {
+        let found = self.link().wait(deadline, Wanted::Anything, |state| {
+            match state.polled(self.key) {
                 Some(completion) => Some(Some(completion)),
                 None => (state.machine.outstanding(self.key) == 0).then_some(None),
-            });
+            }
+        });
         found.flatten()
     }
 
@@ -384,7 +343,7 @@ impl Producer {
         self.closed = true;
         let link = self.link();
         let result = link.request(|machine| machine.close_producer(self.key));
-        link.lock().forget(self.key);
+        link.take().forget(self.key);
         match result {
             // What is closed already needs no closing.
             Ok(_) | Err(RequestError::LinkEnded(_)) => Ok(()),
@@ -410,98 +369,24 @@ impl Producer {
     /// Sends whose outcome was not told yet.
     #[must_use]
     pub fn outstanding(&self) -> u64 {
-        self.link().lock().machine.outstanding(self.key)
+        self.link().take().machine.outstanding(self.key)
     }
 
     #[inline]
-    fn link(&self) -> &Arc<Link> {
+    pub(crate) fn link(&self) -> &Arc<Link> {
         self.owner.link()
-    }
-
-    /// Takes a message now or not at all; nothing is written.
-    #[inline]
-    fn queue(
-        &self,
-        message: &impl Payload,
-        pending: &mut Option<Pending>,
-    ) -> Result<Sequence, TrySendError> {
-        let mut state = self.link().lock();
-        let now = state.clock.stamp();
-        self.take(&mut state, now, message, pending)
-    }
-
-    #[inline]
-    fn take(
-        &self,
-        state: &mut State,
-        now: Now,
-        message: &impl Payload,
-        pending: &mut Option<Pending>,
-    ) -> Result<Sequence, TrySendError> {
-        let outgoing = outgoing(message, now.monotonic.after(self.timeout));
-        match state.send(now, self.key, &outgoing, pending) {
-            Ok(sequence) => Ok(sequence),
-            Err(client::SendError::WouldBlock) => Err(TrySendError::WouldBlock),
-            Err(error) => Err(TrySendError::Failed(state.not_taken(error))),
-        }
-    }
-
-    /// Takes a message and writes it; waits for room if there is none.
-    fn accept(
-        &self,
-        message: &impl Payload,
-        pending: &mut Option<Pending>,
-    ) -> Result<Sequence, SendError> {
-        let link = self.link();
-        let mut state = link.lock();
-        let now = state.clock.now();
-        match self.take(&mut state, now, message, pending) {
-            Err(TrySendError::WouldBlock) => {}
-            Err(TrySendError::Failed(error)) => return Err(error),
-            Ok(sequence) => {
-                link.write(&mut state);
-                return Ok(sequence);
-            }
-        }
-        let deadline = now.monotonic.after(self.timeout);
-        drop(state);
-        let taken = link.wait(deadline, |state| {
-            let now = state.clock.now();
-            match self.take(state, now, message, pending) {
-                Err(TrySendError::WouldBlock) => None,
-                Err(TrySendError::Failed(error)) => Some(Err(error)),
-                Ok(sequence) => {
-                    link.write(state);
-                    Some(Ok(sequence))
-                }
-            }
-        });
-        taken.unwrap_or(Err(SendError::NotStored {
-            cause: Cause::TimedOut,
-        }))
-    }
-
-    /// Waits for what became of a send; its deadline bounds the wait.
-    fn outcome(&self, sequence: Sequence) -> SendResult {
-        self.link()
-            .wait(Monotonic::NEVER, |state| state.result(self.key, sequence))
-            .unwrap_or(Err(SendError::Closed))
     }
 }
 
 impl Drop for Producer {
-    /// Closes without waiting: listeners of sends that are on their way are still
-    /// called.
+    /// Closes without waiting: sends that are on their way go on, and listeners are
+    /// still called.
     fn drop(&mut self) {
-        if self.closed {
-            return;
+        if !self.closed {
+            let mut driving = self.link().take();
+            driving.desert_producer(self.key);
+            driving.write();
         }
-        let mut state = self.link().lock();
-        match state.machine.close_producer(self.key) {
-            Ok(request) => state.abandon(request),
-            Err(_closed) => state.forget(self.key),
-        }
-        self.link().write(&mut state);
     }
 }
 
@@ -512,15 +397,5 @@ impl std::fmt::Debug for Producer {
             .field("epoch", &self.id.epoch)
             .field("partitions", &self.partitions)
             .finish_non_exhaustive()
-    }
-}
-
-#[inline]
-fn outgoing(message: &impl Payload, deadline: Monotonic) -> Outgoing<'_> {
-    Outgoing {
-        properties: message.property_block(),
-        body: message.body(),
-        route: message.route(),
-        deadline,
     }
 }

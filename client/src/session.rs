@@ -1,6 +1,8 @@
 //! A session: the unit of callback order. Its listeners run one at a time, in
 //! the order in which outcomes were known, on one thread that is nobody else's.
 //!
+//! Listeners of consumers take their turns with them.
+//!
 //! The thread exists while listeners are outstanding and for a second more. A
 //! listener that panics is caught and counted; the next one runs.
 
@@ -13,6 +15,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Instant;
 
+use crate::delivery::Delivery;
 use crate::error::SendError;
 use crate::ledger::SendResult;
 use crate::link::{LINGER, Link};
@@ -62,19 +65,25 @@ impl Call {
     }
 }
 
-/// Listeners of one producer that are to be called, in order, and where to count
-/// them down.
-struct Calls {
-    open: Arc<AtomicUsize>,
-    calls: Vec<(Call, SendResult)>,
+/// Work for the callback thread.
+enum Job {
+    /// Listeners of one producer that are to be called, in order, and where to
+    /// count them down.
+    Calls {
+        open: Arc<AtomicUsize>,
+        calls: Vec<(Call, SendResult)>,
+    },
+    /// A consumer whose listener may have messages to hear of.
+    Deliver(Arc<Delivery>),
 }
 
 /// See the module.
 pub(crate) struct Session {
-    queue: Mutex<VecDeque<Calls>>,
+    queue: Mutex<VecDeque<Job>>,
     arrived: Condvar,
     returned: Condvar,
-    /// Sends accepted whose listener has not returned. Sequentially consistent
+    /// Sends accepted whose listener has not returned, and consumers with a
+    /// listener. Sequentially consistent
     /// with `has_thread`: either the sender sees that the thread has gone, or the
     /// thread sees the send and stays.
     open: AtomicUsize,
@@ -115,7 +124,7 @@ impl Session {
         std::ptr::from_ref(self).addr()
     }
 
-    fn lock(&self) -> MutexGuard<'_, VecDeque<Calls>> {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Job>> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -172,11 +181,39 @@ impl Session {
 
     /// Queues calls for the session's thread.
     pub(crate) fn call(&self, open: Arc<AtomicUsize>, calls: Vec<(Call, SendResult)>) {
+        self.queue(Job::Calls { open, calls });
+    }
+
+    /// Has the session's thread look for messages of a consumer with a listener.
+    pub(crate) fn deliver(&self, delivery: Arc<Delivery>) {
+        self.queue(Job::Deliver(delivery));
+    }
+
+    fn queue(&self, job: Job) {
         let mut queue = self.lock();
-        queue.push_back(Calls { open, calls });
+        queue.push_back(job);
         if queue.len() == 1 {
             self.arrived.notify_one();
         }
+    }
+
+    /// A consumer gets a listener: the thread stays for as long.
+    pub(crate) fn begin_delivery(self: &Arc<Self>, link: &Arc<Link>) -> io::Result<()> {
+        self.open.fetch_add(1, Ordering::SeqCst);
+        if !self.has_thread.load(Ordering::SeqCst) {
+            self.start(link).inspect_err(|_| self.close_one())?;
+        }
+        Ok(())
+    }
+
+    /// It has none any more.
+    pub(crate) fn end_delivery(&self) {
+        self.close_one();
+    }
+
+    /// A listener panicked.
+    pub(crate) fn count_panic(&self) {
+        self.panics.fetch_add(1, Ordering::Relaxed);
     }
 
     fn close_one(&self) {
@@ -191,22 +228,29 @@ impl Session {
         CALLING.set(self.address());
         let mut taken = VecDeque::new();
         while self.take(&mut taken) {
-            for Calls { open, calls } in taken.drain(..) {
-                for (call, result) in calls {
-                    if catch_unwind(AssertUnwindSafe(|| call.invoke(result))).is_err() {
-                        self.panics.fetch_add(1, Ordering::Relaxed);
-                    }
-                    self.close_one();
-                    open.fetch_sub(1, Ordering::SeqCst);
-                    link.called_back();
+            for job in taken.drain(..) {
+                match job {
+                    Job::Calls { open, calls } => self.run_calls(link, &open, calls),
+                    Job::Deliver(delivery) => delivery.run(),
                 }
             }
         }
     }
 
+    fn run_calls(&self, link: &Link, open: &AtomicUsize, calls: Vec<(Call, SendResult)>) {
+        for (call, result) in calls {
+            if catch_unwind(AssertUnwindSafe(|| call.invoke(result))).is_err() {
+                self.count_panic();
+            }
+            self.close_one();
+            open.fetch_sub(1, Ordering::SeqCst);
+            link.called_back();
+        }
+    }
+
     /// Waits for calls and takes all of them; false if none came for so long that
     /// the thread may go.
-    fn take(&self, taken: &mut VecDeque<Calls>) -> bool {
+    fn take(&self, taken: &mut VecDeque<Job>) -> bool {
         let mut queue = self.lock();
         while queue.is_empty() {
             let timed_out;

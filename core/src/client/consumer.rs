@@ -19,6 +19,7 @@
 //! - A grant is raised in steps of a quarter of the window, so that it travels
 //!   with acknowledgements and not alone for each message.
 
+use core::time::Duration;
 use std::collections::VecDeque;
 
 use zerocopy::little_endian::U64;
@@ -26,7 +27,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::queue::ByteQueue;
 use super::{AckError, ProtocolFault};
-use crate::frame::control::{AckRun, Acknowledge, Allow, Delivery};
+use crate::frame::control::{AckRun, Acknowledge, Allow, Delivery, Return};
 use crate::frame::property::{self, Properties};
 use crate::frame::{MessageHeader, Prefix, decode, flags, padded};
 use crate::id::{
@@ -50,6 +51,18 @@ pub enum Start {
     Offset(Offset),
 }
 
+/// How many consumers a subscription has at once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Sharing {
+    /// As is usual for the destination: several on a queue, one on a topic.
+    #[default]
+    Usual = 0,
+    /// One.
+    One = 1,
+    /// Several, each message going to one of them.
+    Several = 2,
+}
+
 /// What an application asks a consumer for.
 #[derive(Clone, Debug)]
 pub struct ConsumerRequest {
@@ -61,6 +74,8 @@ pub struct ConsumerRequest {
     pub name: Box<str>,
     /// Where a new subscription starts.
     pub start: Start,
+    /// How many consumers the subscription has at once.
+    pub sharing: Sharing,
     /// The prefetch in messages, at least 1.
     pub messages_max: u32,
     /// The prefetch in frame bytes, at least 1; the last message may reach beyond.
@@ -81,6 +96,7 @@ impl ConsumerRequest {
             subscription: "".into(),
             name: "".into(),
             start: Start::Earliest,
+            sharing: Sharing::Usual,
             messages_max: limits::PREFETCH_MESSAGES,
             bytes_max: limits::PREFETCH_BYTES,
         }
@@ -611,6 +627,42 @@ impl Consumer {
             self.dirty.push(index);
         }
         Ok(())
+    }
+
+    /// Gives messages back, at once or after `delay`. What another connection
+    /// delivered has returned with it.
+    pub(super) fn give_back(
+        &mut self,
+        outbound: &mut Outbound,
+        position: Position,
+        count: u64,
+        delay: Option<Duration>,
+    ) -> Result<(), AckError> {
+        let index = position.partition.0;
+        self.entry(index)?;
+        if !self.attached {
+            return Ok(());
+        }
+        if !outbound.has_room() {
+            return Err(AckError::WouldBlock);
+        }
+        let micros = delay.map_or(0, |delay| delay.as_micros());
+        let fields = Return {
+            partition: index.into(),
+            runs: 1.into(),
+            options: u32::from(delay.is_some()).into(),
+            delay: u64::try_from(micros).unwrap_or(u64::MAX).into(),
+            ..Return::default()
+        };
+        let run = AckRun {
+            first: position.offset.0.into(),
+            count: count.into(),
+        };
+        if outbound.control(self.handle.0, &fields, &[run.as_bytes()]) {
+            Ok(())
+        } else {
+            Err(AckError::WouldBlock)
+        }
     }
 
     fn entry(&mut self, index: u32) -> Result<&mut Settled, AckError> {

@@ -68,7 +68,7 @@ use crate::name::Destination;
 use crate::slab::Slab;
 use crate::time::{Monotonic, Now};
 
-pub use consumer::{ConsumerRequest, Prefetch, Received, Start};
+pub use consumer::{ConsumerRequest, Prefetch, Received, Sharing, Start};
 pub use error::{AckError, Cause, LinkEnd, ProtocolFault, RequestError, SendError};
 pub use event::{ConsumerKey, DestinationStats, Event, Location, ProducerKey, StatsReport};
 pub use outbound::{PIECES_MAX, Pieces};
@@ -665,6 +665,23 @@ impl Client {
         consumer.settle_through(position)?;
         self.has_news(key);
         Ok(())
+    }
+
+    /// Gives `count` messages with consecutive offsets back, the first at `position`:
+    /// at once, or not before `delay` and the broker's own wait have passed.
+    ///
+    /// # Errors
+    ///
+    /// If it is not taken.
+    pub fn give_back(
+        &mut self,
+        key: ConsumerKey,
+        position: Position,
+        count: u64,
+        delay: Option<core::time::Duration>,
+    ) -> Result<(), AckError> {
+        let consumer = self.consumers.get_mut(key.0).ok_or(AckError::Closed)?;
+        consumer.give_back(&mut self.outbound, position, count, delay)
     }
 
     /// Says what was settled now, and asks for a confirmation of the last of it:

@@ -87,6 +87,7 @@ pub(super) fn open_consumer(
         start,
         destination_length: length(&wanted.destination.name).into(),
         offset: offset.into(),
+        sharing: wanted.sharing as u8,
         subscription_length: length(&wanted.subscription).into(),
         name_length: length(&wanted.name).into(),
         messages: u64::from(wanted.messages_max.max(1)).into(),
