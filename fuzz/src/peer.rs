@@ -58,6 +58,7 @@ struct Heard {
     /// Messages of a delivery that are still to come.
     announced: u32,
     farewell: bool,
+    pong: Option<u64>,
 }
 
 /// Frames that a peer may be sent for each that was said: an answer, an outcome,
@@ -104,6 +105,24 @@ impl Peer {
     #[must_use]
     pub fn broken(&self) -> Option<&str> {
         self.said.broken.as_deref()
+    }
+
+    /// Whether what it said ends with a frame, so that another one is read as one.
+    #[must_use]
+    pub fn is_between_frames(&self) -> bool {
+        self.said.broken.is_none() && self.said.taken == self.said.waiting.len()
+    }
+
+    /// Whether the broker said farewell.
+    #[must_use]
+    pub fn heard_farewell(&self) -> bool {
+        self.heard.farewell
+    }
+
+    /// The last pong that it heard, by its token.
+    #[must_use]
+    pub fn pong(&self) -> Option<u64> {
+        self.heard.pong
     }
 
     /// Bytes that it said.
@@ -172,6 +191,7 @@ impl Peer {
                 self.heard.deliveries += 1;
                 assert!(fields.count.get() > 0, "a delivery of nothing");
             }
+            Control::Pong(fields, _) => self.heard.pong = Some(fields.token.get()),
             Control::Farewell(..) => self.heard.farewell = true,
             _ => {}
         }

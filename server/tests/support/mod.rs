@@ -229,6 +229,10 @@ impl Broker {
             .collect()
     }
 
+    pub fn pid(&self) -> Pid {
+        self.running.pid()
+    }
+
     pub fn signal(&self, signal: Signal) {
         self.running.signal(signal);
     }
@@ -242,8 +246,13 @@ impl Broker {
 /// Runs `test` on a broker over epoll and on one over io_uring, the latter only where
 /// the machine allows it, which is said.
 pub fn on_both_transports(test: impl Fn(Broker)) {
-    test(Broker::start("epoll"));
-    match Broker::try_start("io_uring", "256MiB") {
+    on_both_transports_with("256MiB", test);
+}
+
+/// The same with a memory bound.
+pub fn on_both_transports_with(memory: &str, test: impl Fn(Broker)) {
+    test(Broker::start_with("epoll", memory));
+    match Broker::try_start("io_uring", memory) {
         Ok(broker) => test(broker),
         Err(ended) => {
             assert_eq!(ended.status, Some(1), "{ended:?}");
@@ -251,6 +260,18 @@ pub fn on_both_transports(test: impl Fn(Broker)) {
             eprintln!("SKIPPED on io_uring: {}", ended.stderr);
         }
     }
+}
+
+/// Bytes of memory that a process has resident.
+pub fn resident(pid: Pid) -> u64 {
+    let path = format!("/proc/{}/status", pid.as_raw_nonzero());
+    let status = std::fs::read_to_string(path).unwrap();
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .unwrap();
+    let kibibytes: u64 = line.trim().trim_end_matches(" kB").parse().unwrap();
+    kibibytes * 1024
 }
 
 /// A directory that is gone after the test.
