@@ -363,7 +363,8 @@ impl Rogue {
                     0,
                     Refusal::Unsupported.code(),
                     Refusal::OutOfOrder.code(),
-                    Refusal::AlreadyStored.code(),
+                    // A retry has the outcome of the first.
+                    0,
                     Refusal::InvalidProperties.code(),
                     0,
                 ];
@@ -496,7 +497,7 @@ impl Rogue {
             Deed::Repeater => {
                 self.message(Flaw::None);
                 self.sequence -= 1;
-                self.message(Flaw::None);
+                self.message(Flaw::Sequence);
             }
             Deed::FalseBatch => {
                 let batch = Batch {
@@ -623,6 +624,8 @@ impl Rogue {
             Flaw::SkippedPartitionSequence => 100,
             Flaw::OldPartitionSequence => 1,
             Flaw::Properties => self.sequence - 2,
+            // A new send of its partition, and an old one of its producer.
+            Flaw::Sequence => self.sequence + 1,
             _ if self.sequence > 5 => self.sequence - 2,
             _ => self.sequence,
         };
@@ -663,4 +666,5 @@ enum Flaw {
     SkippedPartitionSequence,
     OldPartitionSequence,
     Properties,
+    Sequence,
 }
