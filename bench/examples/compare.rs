@@ -10,12 +10,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
 use courser_bench::gate::Verdict;
-use courser_bench::revisions::{Comparison, Comparisons, Metric, Slices};
+use courser_bench::revisions::{Comparison, Comparisons, Metric, Slices, Standing};
 
 /// Twelve pairs: enough for a chance of one in four thousand.
 const ROUNDS: u32 = 6;
 
-const SECONDS: f64 = 1.5;
+const SECONDS: f64 = 2.0;
 
 /// What keeps the comparison from being made.
 type Problem = Box<dyn std::error::Error>;
@@ -44,6 +44,12 @@ fn compare() -> Result<Verdict, Problem> {
     };
     let first = builds.run(rounds)?;
     print!("{first}");
+    if first.standings().contains(&Standing::NoFigures) {
+        println!(
+            "slices of {seconds} s held too few samples for a p50; ask for longer ones, on a machine \
+             with nothing else to do"
+        );
+    }
     if !first.needs_confirmation() {
         return Ok(first.verdict(None));
     }
