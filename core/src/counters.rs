@@ -104,6 +104,8 @@ counters! {
     Retries = "retries",
     /// Sends that their client gave up.
     SendsGivenUp = "sends_given_up",
+    /// Messages that consumers gave back unsettled.
+    MessagesGivenBack = "messages_given_back",
 }
 
 /// The counters of one shard.

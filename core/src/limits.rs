@@ -61,6 +61,13 @@ pub const PREFETCH_MESSAGES: u32 = 256;
 pub const PREFETCH_BYTES: u32 = MIB;
 /// The most delivered but unsettled messages of one subscription and partition.
 pub const UNSETTLED_MAX: u32 = 16_384;
+/// How long a message rests at least that is given back to be delivered later, the
+/// first time.
+pub const RETURN_WAIT_MIN: Duration = Duration::from_secs(1);
+/// What that grows to, doubling each time.
+pub const RETURN_WAIT_MAX: Duration = Duration::from_mins(5);
+/// The longest that a consumer may ask for.
+pub const RETURN_DELAY_MAX: Duration = Duration::from_hours(366 * 24);
 /// Bytes ready to leave for one connection before the log is read no further.
 pub const EGRESS_SIZE: u32 = 256 * KIB;
 /// A run of the log of at least this size is sent from where it lies.
@@ -96,6 +103,8 @@ const _: () = assert!(
 );
 const _: () = assert!(EGRESS_COPY_MAX <= EGRESS_SIZE);
 const _: () = assert!(PREFETCH_MESSAGES <= UNSETTLED_MAX);
+const _: () = assert!(RETURN_WAIT_MIN.as_nanos() <= RETURN_WAIT_MAX.as_nanos());
+const _: () = assert!(RETURN_WAIT_MAX.as_nanos() <= RETURN_DELAY_MAX.as_nanos());
 
 /// What a bound is counted in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -301,6 +310,21 @@ pub const TABLE: &[Limit] = &[
         "the link is closed",
     ),
     seconds("peer that vanished", VANISHED_TIMEOUT, "the link is closed"),
+    seconds(
+        "rest of what is given back, the first time",
+        RETURN_WAIT_MIN,
+        "doubles with each delivery",
+    ),
+    seconds(
+        "rest of what is given back, at most",
+        RETURN_WAIT_MAX,
+        "doubles no further",
+    ),
+    seconds(
+        "rest that a consumer asks for",
+        RETURN_DELAY_MAX,
+        "a longer one counts as this",
+    ),
     seconds(
         "send deadline (default)",
         SEND_TIMEOUT,

@@ -5,12 +5,14 @@
 
 mod vectors;
 
+use std::time::Duration;
+
 use courser_core::door::{Address, Door, DoorLimits, Output};
 use courser_core::error::Refusal;
 use courser_core::frame::control::{
     AckRun, Acknowledge, Acknowledged, Allow, AskStats, Batch, Close, CloseSession, CompletionRun,
     Control, Credit, Delivery, Farewell, Fields, Goodbye, Hello, Lookup, OpenConsumer,
-    OpenProducer, OpenSession, Ping, ProducerOpened, WantCredit,
+    OpenProducer, OpenSession, Ping, ProducerOpened, Return, WantCredit,
 };
 use courser_core::frame::decode::{Frame, Step, decode};
 use courser_core::frame::encode::{self, Envelope};
@@ -1370,4 +1372,204 @@ fn positions_are_kept_for_as_many_sends_as_the_page_says_and_retries_are_known_f
     let known = resent(&mut client, &mut broker, &producer, &first);
     let forgotten = Refusal::AlreadyStored.code();
     assert_eq!([known[0], known[2]], [(1, 0, forgotten), (3, 2, 0)]);
+}
+
+fn give_back(
+    client: &mut Client,
+    consumer: u32,
+    (first, count): (u64, u64),
+    delay: Option<Duration>,
+) {
+    let run = AckRun {
+        first: first.into(),
+        count: count.into(),
+    };
+    let micros = delay.map_or(0, |delay| u64::try_from(delay.as_micros()).unwrap());
+    let fields = Return {
+        runs: 1.into(),
+        options: u32::from(delay.is_some()).into(),
+        delay: micros.into(),
+        ..Return::default()
+    };
+    client.say(consumer, &fields, &[run.as_bytes()]);
+}
+
+/// Offset and delivery count of each.
+fn counted(frames: &[Received], consumer: u32) -> Vec<(u64, u32)> {
+    deliveries(frames, consumer)
+        .iter()
+        .map(|(_, offset, count, _)| (*offset, *count))
+        .collect()
+}
+
+impl Broker {
+    /// Lets time pass, and says when the broker wants to be woken next.
+    fn pass(&mut self, time: Duration) -> Option<Duration> {
+        self.now.monotonic = self.now.monotonic.after(time);
+        self.shard.expire(self.now);
+        let next = self.shard.next_expiry();
+        next.map(|next| next.since(self.now.monotonic))
+    }
+}
+
+#[test]
+fn what_is_given_back_comes_again_at_once_and_counted() {
+    // 28; section 4, Return
+    let mut broker = Broker::new();
+    let (mut client, session) = broker.client();
+    let mut producer = client.open_producer(&mut broker, session, "/md/eu", 1);
+    let (consumer, _) = client.open_consumer(&mut broker, session, "/md/eu", 100, 1 << 20);
+    for in_partition in 1..=4 {
+        client.send(&mut producer, 0, in_partition, b"x");
+    }
+    client.exchange(&mut broker);
+    give_back(&mut client, consumer, (1, 2), None);
+    let again = counted(&client.exchange(&mut broker), consumer);
+    assert_eq!(again, [(1, 2), (2, 2)]);
+    // What it does not hold, it cannot give back.
+    let settle = Acknowledge {
+        runs: 1.into(),
+        ..Acknowledge::default()
+    };
+    let zero = AckRun {
+        first: 0.into(),
+        count: 1.into(),
+    };
+    client.say(consumer, &settle, &[zero.as_bytes()]);
+    for (first, count) in [(0, 1), (4, u64::MAX), (u64::MAX, 9), (2, 0)] {
+        give_back(&mut client, consumer, (first, count), None);
+    }
+    let elsewhere = Return {
+        partition: 7.into(),
+        ..Return::default()
+    };
+    client.say(consumer, &elsewhere, &[]);
+    assert_eq!(counted(&client.exchange(&mut broker), consumer), []);
+    assert!(!client.ended);
+    // Behind the goodbye all of it is counted once more for the next consumer.
+    broker.shard.closed(broker.now, client.link);
+    let (mut other, session) = broker.client();
+    let (consumer, mut answers) = other.open_consumer(&mut broker, session, "/md/eu", 100, 1 << 20);
+    answers.extend(other.exchange(&mut broker));
+    assert_eq!(counted(&answers, consumer), [(1, 3), (2, 3), (3, 2)]);
+}
+
+#[test]
+fn what_is_given_back_to_rest_comes_after_a_wait_that_doubles_and_holds_up_nothing() {
+    // 28; section 4, Return
+    let mut broker = Broker::new();
+    let (mut client, session) = broker.client();
+    let mut producer = client.open_producer(&mut broker, session, "/md/eu", 1);
+    let (consumer, _) = client.open_consumer(&mut broker, session, "/md/eu", 100, 1 << 20);
+    client.send(&mut producer, 0, 1, b"bad");
+    client.exchange(&mut broker);
+    let mut wait = Duration::from_secs(1);
+    for count in 2..14 {
+        give_back(&mut client, consumer, (0, 1), Some(Duration::ZERO));
+        client.send(&mut producer, 0, u64::from(count), b"good");
+        let behind = counted(&client.exchange(&mut broker), consumer);
+        assert_eq!(behind, [(u64::from(count) - 1, 1)]);
+        assert_eq!(broker.pass(Duration::ZERO), Some(wait), "delivery {count}");
+        // The wall clock may say what it likes.
+        broker.now.wall = Wall(u64::MAX / 2);
+        broker.pass(wait - Duration::from_nanos(1));
+        assert_eq!(counted(&client.exchange(&mut broker), consumer), []);
+        broker.pass(Duration::from_nanos(1));
+        assert_eq!(
+            counted(&client.exchange(&mut broker), consumer),
+            [(0, count)]
+        );
+        wait = (wait * 2).min(Duration::from_secs(300));
+    }
+    // Longer if the consumer says so, but no longer than there is.
+    let year = Duration::from_hours(366 * 24);
+    for (asked, waits) in [
+        (Duration::from_secs(301), Duration::from_secs(301)),
+        (year + year, year),
+        (Duration::from_micros(u64::MAX), year),
+    ] {
+        give_back(&mut client, consumer, (0, 1), Some(asked));
+        client.exchange(&mut broker);
+        assert_eq!(broker.pass(Duration::ZERO), Some(waits));
+        broker.pass(waits);
+        assert_eq!(deliveries(&client.exchange(&mut broker), consumer).len(), 1);
+    }
+}
+
+#[test]
+fn what_rests_outlives_its_consumer_and_is_nobodys_to_settle() {
+    // 28, 29
+    let mut broker = Broker::new();
+    let (mut client, session) = broker.client();
+    let mut producer = client.open_producer(&mut broker, session, "/md/eu", 1);
+    let (consumer, _) = client.open_consumer(&mut broker, session, "/md/eu", 100, 1 << 20);
+    client.send(&mut producer, 0, 1, b"x");
+    client.exchange(&mut broker);
+    give_back(&mut client, consumer, (0, 1), Some(Duration::ZERO));
+    let settle = Acknowledge {
+        runs: 1.into(),
+        confirm: 1.into(),
+        ..Acknowledge::default()
+    };
+    let run = AckRun {
+        first: 0.into(),
+        count: 1.into(),
+    };
+    client.say(consumer, &settle, &[run.as_bytes()]);
+    let answers = client.exchange(&mut broker);
+    let (_, Control::Acknowledged(fields, _)) = answers[0].control() else {
+        panic!("{answers:?}")
+    };
+    assert_eq!(fields.refusal.get(), Refusal::InvalidAck.code());
+    broker.shard.closed(broker.now, client.link);
+    let (mut other, session) = broker.client();
+    let (consumer, mut answers) = other.open_consumer(&mut broker, session, "/md/eu", 100, 1 << 20);
+    answers.extend(other.exchange(&mut broker));
+    assert_eq!(counted(&answers, consumer), []);
+    broker.pass(Duration::from_secs(1));
+    assert_eq!(counted(&other.exchange(&mut broker), consumer), [(0, 2)]);
+    broker.shard.audit();
+}
+
+/// Each subscription without a name takes with it what rests in it; its place in the
+/// list of what returns stayed, for up to a year.
+#[test]
+fn a_subscription_that_ends_leaves_nothing_to_return() {
+    let mut broker = Broker::new();
+    let (mut client, session) = broker.client();
+    let mut producer = client.open_producer(&mut broker, session, "/md/eu", 1);
+    for in_partition in 1..=5 {
+        let (mut fleeting, own) = broker.client();
+        let fields = OpenConsumer {
+            session: own.into(),
+            destination: 1,
+            destination_length: 6.into(),
+            messages: 10.into(),
+            bytes: 1000.into(),
+            start: 1,
+            ..OpenConsumer::default()
+        };
+        fleeting.say(3, &fields, &[b"/md/eu"]);
+        let answers = fleeting.exchange(&mut broker);
+        let (3, Control::ConsumerOpened(opened, _)) = answers[0].control() else {
+            panic!("{answers:?}")
+        };
+        let consumer = opened.handle.get();
+        client.send(&mut producer, 0, in_partition, b"x");
+        client.exchange(&mut broker);
+        assert_eq!(fleeting.exchange(&mut broker).len(), 2);
+        let offset = in_partition - 1;
+        give_back(
+            &mut fleeting,
+            consumer,
+            (offset, 1),
+            Some(Duration::from_hours(1)),
+        );
+        fleeting.exchange(&mut broker);
+        assert!(broker.pass(Duration::ZERO).is_some());
+        broker.lets_go(&fleeting);
+        // Nobody is watched any more either.
+        broker.pass(Duration::from_secs(1));
+        assert_eq!(broker.pass(Duration::ZERO), None);
+    }
 }

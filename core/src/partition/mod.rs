@@ -51,6 +51,23 @@ impl Partition {
         }
     }
 
+    /// The part of `subscription`, if it has one here.
+    #[must_use]
+    pub fn part(&self, subscription: Handle) -> Option<&Part> {
+        self.parts
+            .iter()
+            .find(|(handle, _)| *handle == subscription)
+            .map(|(_, part)| part)
+    }
+
+    /// The part of `subscription`, if it has one here.
+    pub fn part_mut(&mut self, subscription: Handle) -> Option<&mut Part> {
+        self.parts
+            .iter_mut()
+            .find(|(handle, _)| *handle == subscription)
+            .map(|(_, part)| part)
+    }
+
     /// How many subscriptions a message has to be settled by.
     #[inline]
     #[must_use]

@@ -13,7 +13,7 @@ use crate::frame::encode::{Envelope, message, message_size};
 use crate::frame::{MESSAGE_HEADER_SIZE, MessageHeader, checksum};
 use crate::id::{DestinationNumber, PartitionIndex, ProducerId, Sequence};
 use crate::memory::CHUNK;
-use crate::time::Wall;
+use crate::time::{Monotonic, Wall};
 
 const CHUNKS: u32 = 24;
 const SUBSCRIPTIONS: usize = 4;
@@ -104,6 +104,8 @@ struct Model {
     waiting: BTreeSet<u64>,
     /// Offset to how often it was handed out.
     returned: BTreeMap<u64, u16>,
+    /// Offset to when it returns, and how often it was handed out.
+    resting: BTreeMap<u64, (u64, u16)>,
     held: BTreeMap<u64, Held>,
     /// Where the next fresh run is looked for.
     fresh: u64,
@@ -138,6 +140,7 @@ impl Model {
     fn owes(&self, offset: u64) -> bool {
         self.waiting.contains(&offset)
             || self.returned.contains_key(&offset)
+            || self.resting.contains_key(&offset)
             || self.held.contains_key(&offset)
     }
 }
@@ -197,6 +200,18 @@ enum Step {
         which: usize,
         consumer: usize,
         unseen: u64,
+    },
+    /// Gives back, to return at once or after so much time.
+    GiveBack {
+        which: usize,
+        consumer: usize,
+        at: Pick,
+        count: u64,
+        rest: Option<u64>,
+    },
+    /// Time passes.
+    Pass {
+        time: u64,
     },
     Unpin {
         which: usize,
@@ -265,9 +280,15 @@ fn step() -> impl Strategy<Value = Step> {
         ),
         6 => (which.clone(), consumer.clone(), prop_oneof![2..60usize, Just(usize::MAX)])
             .prop_map(|(which, consumer, spare)| Step::Drain { which, consumer, spare }),
-        2 => (which, consumer, 0..30u64).prop_map(
+        2 => (which.clone(), consumer.clone(), 0..30u64).prop_map(
             |(which, consumer, unseen)| Step::ConsumerGone { which, consumer, unseen }
         ),
+        4 => (which, consumer, pick(), 0..20u64, prop::option::of(1..50u64)).prop_map(
+            |(which, consumer, at, count, rest)| {
+                Step::GiveBack { which, consumer, at, count, rest }
+            }
+        ),
+        4 => (1..30u64).prop_map(|time| Step::Pass { time }),
         2 => (0..8usize).prop_map(|which| Step::Unpin { which }),
         3 => Just(Step::ThinOut),
     ]
@@ -283,6 +304,7 @@ struct World {
     pinned: Vec<Pinned>,
     retain: u64,
     handles: u32,
+    now: u64,
 }
 
 impl World {
@@ -295,6 +317,7 @@ impl World {
             pinned: Vec::new(),
             retain,
             handles: 0,
+            now: 0,
         };
         world.subscribe(Start::Earliest);
         world
@@ -368,6 +391,14 @@ impl World {
             } => {
                 self.consumer_gone(which, consumer, unseen);
             }
+            Step::GiveBack {
+                which,
+                consumer,
+                at,
+                count,
+                rest,
+            } => self.give_back(which, consumer, (at, count), rest),
+            Step::Pass { time } => self.pass(time),
             Step::Unpin { which } => {
                 if which < self.pinned.len() {
                     let pinned = self.pinned.remove(which);
@@ -450,6 +481,7 @@ impl World {
             handle,
             waiting,
             returned: BTreeMap::new(),
+            resting: BTreeMap::new(),
             held: BTreeMap::new(),
             fresh: start,
             consumers,
@@ -532,6 +564,65 @@ impl World {
         Some(run)
     }
 
+    fn give_back(
+        &mut self,
+        which: usize,
+        consumer: usize,
+        (at, count): (Pick, u64),
+        rest: Option<u64>,
+    ) {
+        let Some(model) = self.models.get_mut(which) else {
+            return;
+        };
+        let first = picked(model, at);
+        let now = self.now;
+        let until = |count: u16| rest.map(|rest| now + rest * u64::from(count));
+        let mine = model.held_by(consumer, |offset| (first..first + count).contains(&offset));
+        let handle = model.consumers[consumer].handle;
+        let back = part(&mut self.partition.parts, model.handle).give_back(
+            handle,
+            Offset(first),
+            count,
+            |count| until(count).map(Monotonic),
+        );
+        assert_eq!(
+            back as usize,
+            mine.len(),
+            "what the consumer holds, no more"
+        );
+        for offset in mine {
+            let held = model.held.remove(&offset).unwrap();
+            match until(held.count) {
+                Some(until) => {
+                    model.resting.insert(offset, (until, held.count));
+                }
+                None => {
+                    model.returned.insert(offset, held.count);
+                }
+            }
+        }
+    }
+
+    fn pass(&mut self, time: u64) {
+        self.now += time;
+        for model in &mut self.models {
+            let part = part(&mut self.partition.parts, model.handle);
+            let next = model.resting.values().map(|(until, _)| *until).min();
+            assert_eq!(part.next_return(), next.map(Monotonic));
+            let rested: Vec<u64> = model
+                .resting
+                .iter()
+                .filter(|(_, (until, _))| *until <= self.now)
+                .map(|(offset, _)| *offset)
+                .collect();
+            assert_eq!(part.end_rest(Monotonic(self.now)) as usize, rested.len());
+            for offset in rested {
+                let (_, count) = model.resting.remove(&offset).unwrap();
+                model.returned.insert(offset, count);
+            }
+        }
+    }
+
     fn take_back(&mut self, which: usize, consumer: usize, messages: u64) {
         let Some(model) = self.models.get(which) else {
             return;
@@ -561,7 +652,8 @@ impl World {
         let strange = count == 0
             || end > model.fresh
             || others > 0
-            || model.returned.range(first..end).next().is_some();
+            || model.returned.range(first..end).next().is_some()
+            || model.resting.range(first..end).next().is_some();
         let outcome = part(&mut self.partition.parts, model.handle).acknowledge(
             &mut self.arena,
             &mut self.partition.log,
@@ -656,7 +748,7 @@ impl World {
         }
         for model in &self.models {
             let part = part(&mut self.partition.parts, model.handle);
-            let unsettled = model.held.len() + model.returned.len();
+            let unsettled = model.held.len() + model.returned.len() + model.resting.len();
             assert_eq!(part.unsettled() as usize, unsettled);
             assert_eq!(
                 part.backlog(&self.arena, &self.partition.log) as usize,
@@ -679,6 +771,7 @@ impl World {
             let owed = self.models.iter().any(|model| model.owes(offset));
             assert!(!owed || kept.contains(&offset), "{offset} is owed and kept");
         }
+        self.pass(1 << 40);
         for which in 0..self.models.len() {
             for consumer in 0..CONSUMERS {
                 self.consumer_gone(which, consumer, 0);

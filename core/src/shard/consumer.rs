@@ -8,6 +8,7 @@
 //! room on a link.
 
 use super::egress::Pin;
+use super::returns::PartAddress;
 use super::{Fault, LinkState, Rejection, Shard};
 use crate::auth::{self, Operation, Target};
 use crate::catalog::Wanted;
@@ -20,6 +21,7 @@ use crate::limits;
 use crate::memory::CHUNK;
 use crate::name::Destination;
 use crate::partition::log::RunLimit;
+use crate::subscription::Part;
 use crate::time::Now;
 use zerocopy::FromBytes;
 
@@ -66,6 +68,14 @@ pub(super) struct Consumer {
 }
 
 impl Consumer {
+    pub(super) fn destination(&self) -> DestinationNumber {
+        self.destination
+    }
+
+    pub(super) fn subscription(&self) -> Handle {
+        self.subscription
+    }
+
     fn may_take(&self) -> bool {
         self.delivered_messages < self.granted_messages && self.delivered_bytes < self.granted_bytes
     }
@@ -254,7 +264,16 @@ impl Shard {
         if let Some(subscription) = self.subscriptions.remove(handle) {
             let local = &mut self.locals[subscription.destination.0 as usize];
             local.subscriptions.retain(|other| *other != handle);
-            for partition in &mut local.partitions {
+            for (partition, index) in local.partitions.iter_mut().zip(0..) {
+                let address = PartAddress {
+                    destination: subscription.destination,
+                    partition: PartitionIndex(index),
+                    subscription: handle,
+                };
+                let next = partition
+                    .part_mut(handle)
+                    .and_then(|part| part.next_return());
+                self.returns.moved(address, next, None);
                 partition.unsubscribe(&mut self.arena, handle);
             }
         }
@@ -523,7 +542,19 @@ impl Shard {
         }
     }
 
-    fn consumer_on(&mut self, link: Handle, handle: Handle) -> Result<&mut Consumer, Fault> {
+    /// The part of a subscription, if the partition exists and it has one there.
+    pub(super) fn part_mut(&mut self, address: PartAddress) -> Option<&mut Part> {
+        self.locals[address.destination.0 as usize]
+            .partitions
+            .get_mut(address.partition.0 as usize)?
+            .part_mut(address.subscription)
+    }
+
+    pub(super) fn consumer_on(
+        &mut self,
+        link: Handle,
+        handle: Handle,
+    ) -> Result<&mut Consumer, Fault> {
         self.consumers
             .get_mut(handle)
             .filter(|consumer| consumer.link == link)

@@ -25,6 +25,7 @@ mod intake;
 mod positions;
 mod producer;
 mod remembered;
+mod returns;
 mod send;
 mod session;
 
@@ -52,6 +53,7 @@ use egress::{Egress, Pin};
 use intake::Intake;
 use producer::Producer;
 use remembered::Remembered;
+use returns::Returns;
 use session::Session;
 
 /// What a shard is made with. Randomness comes in here.
@@ -268,6 +270,8 @@ pub struct Shard {
     waiting: VecDeque<Handle>,
     /// Partitions that have something for a consumer.
     ready: VecDeque<(DestinationNumber, PartitionIndex)>,
+    /// When parts have messages to return that rest.
+    returns: Returns,
     /// Partitions whose log is to be thinned out.
     thinning: VecDeque<(DestinationNumber, PartitionIndex)>,
     /// Links that have something new to send.
@@ -322,6 +326,7 @@ impl Shard {
             completing: Vec::new(),
             waiting: VecDeque::new(),
             ready: VecDeque::new(),
+            returns: Returns::default(),
             thinning: VecDeque::new(),
             dirty: Vec::new(),
             watched: Vec::new(),
@@ -434,8 +439,10 @@ impl Shard {
         self.finishing.push(link);
     }
 
-    /// Time has passed: ends links whose peers take too long.
+    /// Time has passed: ends links whose peers take too long, and returns messages
+    /// that have rested enough.
     pub fn expire(&mut self, now: Now) {
+        self.end_rests(now);
         if now.monotonic < self.next_tick || self.watched.is_empty() {
             return;
         }
@@ -490,7 +497,9 @@ impl Shard {
     /// When [`Shard::expire`] has to be called next, if at all.
     #[must_use]
     pub fn next_expiry(&self) -> Option<Monotonic> {
-        (!self.watched.is_empty()).then_some(self.next_tick)
+        let tick = (!self.watched.is_empty()).then_some(self.next_tick);
+        let returns = self.returns.next();
+        tick.into_iter().chain(returns).min()
     }
 
     /// Whether there is work that the next [`Shard::turn`] would do without any
@@ -594,6 +603,22 @@ impl Shard {
         for (_, consumer) in self.consumers.iter() {
             consumer.invariants();
         }
+        let mut resting = 0;
+        for local in &self.locals {
+            let parts = local.partitions.iter().flat_map(|it| &it.parts);
+            resting += parts
+                .filter(|(_, part)| part.next_return().is_some())
+                .count();
+        }
+        for (due, address) in self.returns.iter() {
+            let local = &self.locals[address.destination.0 as usize];
+            let part = local.partitions[address.partition.0 as usize]
+                .part(address.subscription)
+                .expect("only parts that there are have something to return");
+            assert_eq!(part.next_return(), Some(due), "a part returns in time");
+            resting -= 1;
+        }
+        assert_eq!(resting, 0, "every part with something to return is listed");
     }
 
     /// As [`Shard::invariants`], and that every message is where its partition says

@@ -80,6 +80,7 @@ impl Shard {
             Control::Acknowledge(fields, tail) => {
                 Ok(self.acknowledge(now, link, handle, fields, tail)?)
             }
+            Control::Return(fields, tail) => Ok(self.give_back(now, link, handle, fields, tail)?),
             Control::Goodbye(..) => {
                 // Outcomes of this turn still belong to who is leaving.
                 self.send_completions(now);

@@ -9,23 +9,29 @@
 //! Below `fresh` only what is unsettled has an entry, sorted by offset, so the
 //! state grows with what consumers hold and not with the backlog. A message
 //! that comes back from a consumer keeps its place: returned entries are handed
-//! out before anything fresh, lowest offset first, each alone.
+//! out before anything fresh, lowest offset first, each alone. One that is to rest
+//! before it comes back keeps its place too, and holds up nothing behind it.
 //!
 //! Invariants: entries rise by offset and lie below `fresh`; `live` counts the
 //! entries that are not settled and stays within the limit; `returned` counts
-//! those that wait for a consumer.
+//! those that wait for a consumer; `resting` names each entry that rests, once.
 
-use std::collections::VecDeque;
+use core::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
 
 use crate::id::{Handle, Offset};
 use crate::limits::UNSETTLED_MAX;
 use crate::memory::Arena;
 use crate::partition::log::{Cursor, Log, Run, RunLimit};
+use crate::time::Monotonic;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Delivered,
+    /// Waits for a consumer.
     Returned,
+    /// Waits for its time.
+    Resting,
     Settled,
 }
 
@@ -33,7 +39,7 @@ enum State {
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     offset: Offset,
-    /// Who holds it; of a returned entry, who held it last.
+    /// Who holds it; of one that came back, who held it last.
     consumer: Handle,
     /// Which of that consumer's deliveries it was.
     delivery: u64,
@@ -80,6 +86,9 @@ pub struct Part {
     returned: u32,
     /// No returned entry lies below.
     returned_from: Cursor,
+    /// When each entry that rests is to return, the earliest first. Nothing but its
+    /// time ends an entry's rest.
+    resting: BinaryHeap<Reverse<(Monotonic, Offset)>>,
     /// Consumers that acknowledge through a message, and between which offsets each
     /// of them may hold something: a consumer's next acknowledgement looks nowhere
     /// else, however much others hold there.
@@ -106,6 +115,7 @@ impl Part {
             live: 0,
             returned: 0,
             returned_from: Cursor::at(offset),
+            resting: BinaryHeap::new(),
             settled_through: Vec::new(),
         }
     }
@@ -177,7 +187,7 @@ impl Part {
                     run.add(arena, log, entry.offset);
                     outcome.settled += 1;
                 }
-                State::Delivered | State::Returned => outcome.strange = true,
+                State::Delivered | State::Returned | State::Resting => outcome.strange = true,
                 State::Settled => {}
             }
             index += 1;
@@ -276,6 +286,70 @@ impl Part {
         back
     }
 
+    /// `consumer` gives back what it holds of `count` offsets from `first` on; all of
+    /// it counts as handed out. `rest` says of a message, by how often it was handed
+    /// out, until when it is to rest; `None` if it returns at once. Returns how many
+    /// came back.
+    pub fn give_back(
+        &mut self,
+        consumer: Handle,
+        first: Offset,
+        count: u64,
+        rest: impl Fn(u16) -> Option<Monotonic>,
+    ) -> u32 {
+        let end = Offset(first.0.saturating_add(count));
+        let from = self.index_of(first);
+        let mut back = 0;
+        for entry in self
+            .entries
+            .range_mut(from..)
+            .take_while(|entry| entry.offset < end)
+            .filter(|entry| entry.is_with(consumer))
+        {
+            back += 1;
+            if let Some(until) = rest(entry.count) {
+                entry.state = State::Resting;
+                self.resting.push(Reverse((until, entry.offset)));
+                continue;
+            }
+            entry.state = State::Returned;
+            self.returned += 1;
+            if entry.offset < self.returned_from.offset {
+                self.returned_from = Cursor::at(entry.offset);
+            }
+        }
+        back
+    }
+
+    /// Time has passed: what has rested enough returns. Returns how many.
+    pub fn end_rest(&mut self, now: Monotonic) -> u32 {
+        let mut back = 0;
+        while let Some(Reverse((until, offset))) = self.resting.peek().copied()
+            && until <= now
+        {
+            self.resting.pop();
+            let index = self.index_of(offset);
+            let entry = &mut self.entries[index];
+            assert_eq!(entry.offset, offset, "an entry that rests keeps its place");
+            entry.state = State::Returned;
+            if offset < self.returned_from.offset {
+                self.returned_from = Cursor::at(offset);
+            }
+            back += 1;
+        }
+        self.returned += back;
+        if self.resting.is_empty() {
+            self.resting = BinaryHeap::new();
+        }
+        back
+    }
+
+    /// When [`Part::end_rest`] has something to do next, if ever.
+    #[must_use]
+    pub fn next_return(&self) -> Option<Monotonic> {
+        self.resting.peek().map(|Reverse((until, _))| *until)
+    }
+
     /// A run was handed out and could not be sent: everything that `consumer` was
     /// delivered from number `delivery` on returns to its place, uncounted.
     pub fn take_back(&mut self, consumer: Handle, delivery: u64) {
@@ -305,6 +379,7 @@ impl Part {
         self.fresh = Cursor::at(log.next());
         self.live = 0;
         self.returned = 0;
+        self.resting.clear();
         self.settled_through.clear();
     }
 
@@ -347,6 +422,18 @@ impl Part {
     pub fn invariants(&self) {
         let mut before = None;
         let (mut live, mut returned) = (0, 0);
+        let resting = self
+            .entries
+            .iter()
+            .filter(|entry| entry.state == State::Resting);
+        let resting: Vec<Offset> = resting.map(|entry| entry.offset).collect();
+        let mut named: Vec<Offset> = self
+            .resting
+            .iter()
+            .map(|Reverse((_, offset))| *offset)
+            .collect();
+        named.sort_unstable();
+        assert_eq!(resting, named, "every entry that rests is to return once");
         for entry in &self.entries {
             assert!(before < Some(entry.offset), "entries rise by offset");
             assert!(
