@@ -1573,3 +1573,126 @@ fn a_subscription_that_ends_leaves_nothing_to_return() {
         assert_eq!(broker.pass(Duration::ZERO), None);
     }
 }
+
+/// Asks for a consumer of `/md/eu`; its handle, or why not.
+fn consumer_of(
+    client: &mut Client,
+    broker: &mut Broker,
+    (session, destination): (u32, u8),
+    (subscription, sharing): (&str, u8),
+    messages: u64,
+) -> Result<(u32, Vec<Received>), Refusal> {
+    let fields = OpenConsumer {
+        session: session.into(),
+        destination,
+        destination_length: 6.into(),
+        subscription_length: u16::try_from(subscription.len()).unwrap().into(),
+        sharing,
+        messages: messages.into(),
+        bytes: (1 << 20).into(),
+        ..OpenConsumer::default()
+    };
+    client.say(3, &fields, &[b"/md/eu", subscription.as_bytes()]);
+    let mut answers = client.exchange(broker);
+    let first = answers.remove(0);
+    match first.control() {
+        (3, Control::ConsumerOpened(fields, _)) => Ok((fields.handle.get(), answers)),
+        (3, Control::Refused(fields, _)) => Err(Refusal::from_code(fields.refusal.get()).unwrap()),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_subscription_is_shared_by_those_who_ask_for_it_from_the_first_on() {
+    // Section 4, OpenConsumer
+    const QUEUE: u8 = 0;
+    const TOPIC: u8 = 1;
+    let mut broker = Broker::new();
+    let (mut client, session) = broker.client();
+    let mut open = |destination, subscription, sharing| {
+        consumer_of(
+            &mut client,
+            &mut broker,
+            (session, destination),
+            (subscription, sharing),
+            0,
+        )
+        .map(|_| ())
+    };
+    let (illegal, other, taken) = (
+        Err(Refusal::IllegalArgument),
+        Err(Refusal::PreconditionFailed),
+        Err(Refusal::Exclusive),
+    );
+    assert_eq!(open(QUEUE, "", 0), Ok(()));
+    assert_eq!(open(QUEUE, "", 2), Ok(()));
+    assert_eq!(open(QUEUE, "", 1), illegal);
+    assert_eq!(open(QUEUE, "s", 2), illegal);
+    assert_eq!(open(TOPIC, "", 2), illegal);
+    assert_eq!(open(TOPIC, "", 1), Ok(()));
+    assert_eq!(open(TOPIC, "many", 2), Ok(()));
+    assert_eq!(open(TOPIC, "many", 2), Ok(()));
+    assert_eq!(open(TOPIC, "many", 1), other);
+    assert_eq!(open(TOPIC, "many", 0), other);
+    assert_eq!(open(TOPIC, "one", 1), Ok(()));
+    assert_eq!(open(TOPIC, "one", 0), taken);
+    assert_eq!(open(TOPIC, "one", 2), other);
+    assert_eq!(open(TOPIC, "one", 3), Err(Refusal::Unsupported));
+}
+
+#[test]
+fn those_who_share_a_subscription_get_each_message_once_and_the_free_ones_get_more() {
+    // 25, 27, 28; section 4, OpenConsumer
+    let mut broker = Broker::new();
+    let (mut producing, session) = broker.client();
+    let mut producer = producing.open_producer(&mut broker, session, "/md/eu", 1);
+    let mut clients = Vec::new();
+    for messages in [5, 1_000, 1_000] {
+        let (mut client, session) = broker.client();
+        let opened = consumer_of(
+            &mut client,
+            &mut broker,
+            (session, 1),
+            ("many", 2),
+            messages,
+        );
+        clients.push((opened.unwrap().0, client));
+    }
+    for in_partition in 1..=90 {
+        producing.send(&mut producer, 0, in_partition, b"x");
+    }
+    producing.exchange(&mut broker);
+    let mut got: Vec<Vec<(u64, u32)>> = Vec::new();
+    for (consumer, client) in &mut clients {
+        got.push(counted(&client.exchange(&mut broker), *consumer));
+    }
+    let mut all: Vec<(u64, u32)> = got.concat();
+    all.sort_unstable();
+    assert_eq!(all, (0..90).map(|offset| (offset, 1)).collect::<Vec<_>>());
+    assert_eq!(got[0].len(), 5, "no more than its grant");
+    assert!(got[1].len().abs_diff(got[2].len()) <= 16, "{got:?}");
+    assert!(got.iter().all(|mine| mine.is_sorted()));
+    // What one gives back may come to another; what one had who goes, does.
+    let (consumer, mut client) = clients.remove(0);
+    give_back(&mut client, consumer, (0, 90), None);
+    client.exchange(&mut broker);
+    broker.lets_go(&client);
+    let mut again = Vec::new();
+    for (consumer, client) in &mut clients {
+        again.extend(counted(&client.exchange(&mut broker), *consumer));
+    }
+    again.sort_unstable();
+    let expected: Vec<(u64, u32)> = got[0].iter().map(|(offset, _)| (*offset, 2)).collect();
+    assert_eq!(again, expected);
+    // The subscription outlives all of them, with its sharing.
+    for (_, client) in &clients {
+        broker.lets_go(client);
+    }
+    let (mut client, session) = broker.client();
+    let refused = consumer_of(&mut client, &mut broker, (session, 1), ("many", 1), 9);
+    assert_eq!(refused.err(), Some(Refusal::PreconditionFailed));
+    let (consumer, mut answers) =
+        consumer_of(&mut client, &mut broker, (session, 1), ("many", 2), 100).unwrap();
+    answers.extend(client.exchange(&mut broker));
+    assert_eq!(deliveries(&answers, consumer).len(), 90);
+}

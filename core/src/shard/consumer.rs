@@ -19,7 +19,7 @@ use crate::frame::control::{AckRun, Acknowledge, Acknowledged, Allow, ConsumerOp
 use crate::id::{DestinationNumber, Handle, Offset, PartitionIndex, RequestId};
 use crate::limits;
 use crate::memory::CHUNK;
-use crate::name::Destination;
+use crate::name::{Destination, DestinationKind};
 use crate::partition::log::RunLimit;
 use crate::subscription::Part;
 use crate::time::Now;
@@ -39,6 +39,13 @@ pub(super) enum Start {
     At(Offset),
 }
 
+/// How many consumers a subscription has at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sharing {
+    One,
+    Several,
+}
+
 #[derive(Debug)]
 pub(super) struct Subscription {
     destination: DestinationNumber,
@@ -46,8 +53,7 @@ pub(super) struct Subscription {
     name: Option<Box<str>>,
     /// Ends with its last consumer.
     fleeting: bool,
-    /// Has several consumers at once.
-    shared: bool,
+    sharing: Sharing,
     consumers: Vec<Handle>,
     /// Whose turn it is.
     turn: usize,
@@ -98,6 +104,7 @@ pub(super) struct OpenConsumer<'a> {
     pub(super) destination: &'a Destination,
     pub(super) subscription: &'a str,
     pub(super) start: Start,
+    pub(super) sharing: Sharing,
     pub(super) messages: u64,
     pub(super) bytes: u64,
 }
@@ -166,14 +173,13 @@ impl Shard {
         destination: DestinationNumber,
         name: Option<&str>,
         start: Start,
+        sharing: Sharing,
     ) -> Result<Handle, Refusal> {
-        let shared =
-            self.catalog.entry(destination).destination.kind == crate::name::DestinationKind::Queue;
         let subscription = Subscription {
             destination,
             name: name.map(Into::into),
-            fleeting: !shared && name.is_none(),
-            shared,
+            fleeting: name.is_none() && !self.is_queue(destination),
+            sharing,
             consumers: Vec::new(),
             turn: 0,
         };
@@ -200,26 +206,27 @@ impl Shard {
         open: &OpenConsumer<'_>,
     ) -> Result<Handle, Refusal> {
         let name = Some(open.subscription).filter(|name| !name.is_empty());
+        let is_queue = self.is_queue(destination);
         let found = self.locals[destination.0 as usize]
             .subscriptions
             .iter()
-            .find(|handle| {
-                self.subscriptions
-                    .get(**handle)
-                    .is_some_and(|subscription| {
-                        subscription.shared
-                            || (name.is_some() && subscription.name.as_deref() == name)
-                    })
+            .find_map(|handle| {
+                let found = self.subscriptions.get(*handle)?;
+                let meant = is_queue || (name.is_some() && found.name.as_deref() == name);
+                meant.then_some((*handle, found))
             });
-        let Some(handle) = found.copied() else {
-            return self.subscribe(destination, name, open.start);
-        };
-        match self.subscriptions.get(handle) {
-            Some(subscription) if !subscription.shared && !subscription.consumers.is_empty() => {
+        match found {
+            None => self.subscribe(destination, name, open.start, open.sharing),
+            Some((_, found)) if found.sharing != open.sharing => Err(Refusal::PreconditionFailed),
+            Some((_, found)) if found.sharing == Sharing::One && !found.consumers.is_empty() => {
                 Err(Refusal::Exclusive)
             }
-            _ => Ok(handle),
+            Some((handle, _)) => Ok(handle),
         }
+    }
+
+    fn is_queue(&self, destination: DestinationNumber) -> bool {
+        self.catalog.entry(destination).destination.kind == DestinationKind::Queue
     }
 
     /// A consumer ends. With `clean` what its application never saw returns

@@ -1,6 +1,6 @@
 //! Sessions and the requests of the control plane.
 
-use super::consumer::{OpenConsumer, Start};
+use super::consumer::{OpenConsumer, Sharing, Start};
 use super::producer::OpenProducer;
 use super::{Fault, Local, Rejection, Shard};
 use crate::auth::{self, Operation, Target};
@@ -271,13 +271,27 @@ impl Shard {
         if own.len() > longest || subscription.len() > longest {
             return Err(Refusal::IllegalArgument.into());
         }
-        if destination.kind == DestinationKind::Queue
-            && (!subscription.is_empty() || start != Start::Earliest)
+        let is_queue = destination.kind == DestinationKind::Queue;
+        let sharing = match fields.sharing {
+            0 if is_queue => Sharing::Several,
+            0 | 1 => Sharing::One,
+            2 => Sharing::Several,
+            _ => return Err(Refusal::Unsupported.into()),
+        };
+        if is_queue
+            && (!subscription.is_empty() || start != Start::Earliest || sharing != Sharing::Several)
         {
             return Err(Rejection::request(
                 Refusal::IllegalArgument,
                 "a queue has one place, which its consumers share: \
-                 neither a subscription nor a start can be chosen",
+                 neither a subscription nor a start nor an owner can be chosen",
+            ));
+        }
+        if !is_queue && subscription.is_empty() && sharing == Sharing::Several {
+            return Err(Rejection::request(
+                Refusal::IllegalArgument,
+                "a subscription without a name ends with its consumer and cannot be shared: \
+                 give it a name",
             ));
         }
         if self.is_out_of_handles(link) {
@@ -288,6 +302,7 @@ impl Shard {
             destination: &destination,
             subscription,
             start,
+            sharing,
             messages: fields.messages.get(),
             bytes: fields.bytes.get(),
         };
@@ -376,7 +391,7 @@ impl Shard {
             stored: 0,
         });
         if kind == DestinationKind::Queue {
-            self.subscribe(number, None, Start::Earliest)?;
+            self.subscribe(number, None, Start::Earliest, Sharing::Several)?;
         }
         Ok(())
     }
