@@ -136,7 +136,11 @@ fn end_of(frames: &[Vec<u8>]) -> End {
 impl Peer {
     /// A connection that has said nothing.
     pub(crate) fn stranger(address: SocketAddr) -> Self {
-        let socket = TcpStream::connect(address).unwrap();
+        Self::on(TcpStream::connect(address).unwrap())
+    }
+
+    /// A connection that somebody else made, and that has said nothing.
+    pub(crate) fn on(socket: TcpStream) -> Self {
         socket.set_nodelay(true).unwrap();
         Self {
             socket,
@@ -148,14 +152,18 @@ impl Peer {
 
     /// A connection that said hello, and has a session.
     pub(crate) fn inside(address: SocketAddr) -> Self {
-        let mut peer = Self::stranger(address);
+        Self::stranger(address).greeted()
+    }
+
+    /// Says hello, and asks for a session.
+    pub(crate) fn greeted(mut self) -> Self {
         let open = control(1, &OpenSession::default(), &[]);
-        peer.write(&[hello_bytes(), open].concat());
-        peer.session = peer.answer(|control| match control {
+        self.write(&[hello_bytes(), open].concat());
+        self.session = self.answer(|control| match control {
             Control::SessionOpened(fields, _) => Some(fields.session.get()),
             _ => None,
         });
-        peer
+        self
     }
 
     /// Writes; a connection that the broker has ended takes no more, which is no failure.
