@@ -138,11 +138,11 @@ impl Listening {
     ///
     /// # Errors
     ///
-    /// In a listener of this session, which would wait for itself; it goes on then.
+    /// In a listener of this session, which would wait for itself; it stops all the
+    /// same, and its consumer is closed.
     pub fn stop(self) -> Result<Consumer, RequestError> {
         let delivery = &self.delivery;
         if delivery.session.is_calling() {
-            // Dropping stops it all the same, without waiting.
             return Err(RequestError::IllegalState);
         }
         delivery.is_stopping.store(true, Ordering::SeqCst);
@@ -175,10 +175,11 @@ impl Drop for Listening {
         let delivery = &self.delivery;
         delivery.is_stopping.store(true, Ordering::SeqCst);
         delivery.is_deserted.store(true, Ordering::SeqCst);
-        // In its own listener, or while it runs elsewhere, the callback thread
-        // drops the consumer when the listener has returned.
-        if let Ok(mut place) = delivery.work.try_lock() {
-            drop(place.take());
+        match delivery.work.try_lock() {
+            Ok(mut place) => drop(place.take()),
+            // Its listener runs, perhaps around this: the callback thread drops the
+            // consumer when it comes by next.
+            Err(_) => Arc::clone(delivery).wake(),
         }
         delivery.session.end_delivery();
     }

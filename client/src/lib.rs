@@ -24,17 +24,26 @@
 //!
 //! **Whoever waits, drives.** A blocking call does the connection's input and
 //! output on the calling thread. Threads of the library exist only while
-//! listeners of asynchronous sends are outstanding, and a second more.
+//! listeners or futures are outstanding, and a second more.
 //!
 //! | way to send | who waits | told by |
 //! |---|---|---|
 //! | [`Producer::send`] | the caller | the return value |
 //! | [`Producer::send_batch`] | the caller, once | a result for each message |
 //! | [`Producer::send_async`], [`Producer::send_with`] | nobody | a listener, on the session's thread |
+//! | [`Producer::send_future`] | nobody | a future, for any runtime |
 //! | [`Producer::try_send`], [`Producer::try_enqueue`] | nobody | [`Producer::poll`] |
 //!
 //! All ways of one producer share one order: outcomes come in the order of the
-//! sends, exactly one for each.
+//! sends, exactly one for each. Threads may share clients and producers, and the
+//! sends of each thread keep their order.
+//!
+//! | way to receive | who waits |
+//! |---|---|
+//! | [`Consumer::receive`] | the caller |
+//! | [`Consumer::try_receive`] | nobody: what is there, read in place |
+//! | [`Consumer::receive_async`], [`Consumer::poll_receive`] | a task of any runtime |
+//! | [`Consumer::listen`] | nobody: a listener, on the session's thread |
 //!
 //! What it does not do yet: it does not connect again. When the connection ends,
 //! every outstanding send fails in its order, as not stored if it had not begun

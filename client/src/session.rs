@@ -167,7 +167,7 @@ impl Session {
         if !self.has_thread.load(Ordering::SeqCst) {
             let (session, link) = (Arc::clone(self), Arc::clone(link));
             thread::Builder::new()
-                .name("courser-callback".to_owned())
+                .name("courser-calls".to_owned())
                 .spawn(move || session.run(&link))?;
             self.has_thread.store(true, Ordering::SeqCst);
         }

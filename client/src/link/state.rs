@@ -331,7 +331,11 @@ impl State {
         }
         match self.machine.close_producer(key) {
             Ok(request) => self.abandon(request),
-            Err(_closed) => self.forget(key),
+            Err(_closed) => {
+                // Its end may be news, with outcomes that somebody waits for.
+                self.note();
+                self.forget(key);
+            }
         }
     }
 
