@@ -14,7 +14,7 @@ use courser_core::error::Refusal;
 use courser_core::id::Installation;
 use courser_core::name::Destination;
 
-use crate::address::{Endpoint, IntoEndpoints};
+use crate::address::{Endpoint, Endpoints, IntoEndpoints};
 use crate::consumer::ConsumerBuilder;
 use crate::error::{ConnectError, RequestError};
 use crate::link::{Link, Wanted};
@@ -27,6 +27,7 @@ pub struct ConnectOptions {
     name: String,
     timeout: Duration,
     spin: Duration,
+    reconnect_for: Duration,
 }
 
 impl Default for ConnectOptions {
@@ -35,6 +36,7 @@ impl Default for ConnectOptions {
             name: String::new(),
             timeout: Duration::from_secs(3),
             spin: Duration::from_micros(50),
+            reconnect_for: Duration::from_secs(30),
         }
     }
 }
@@ -63,6 +65,19 @@ impl ConnectOptions {
         self
     }
 
+    /// How long another connection is tried for when one is lost; 30 s unless said
+    /// otherwise, zero for never.
+    ///
+    /// Meanwhile sends are taken and wait, each until its own time-out, and requests
+    /// until theirs. On another connection to the same broker what had no outcome is
+    /// sent again, and the broker stores none of it twice; where another broker
+    /// answers, or the same one without what it held, it fails as unknown.
+    #[must_use]
+    pub fn reconnect_for(mut self, time: Duration) -> Self {
+        self.reconnect_for = time;
+        self
+    }
+
     /// Connects to the first endpoint that answers.
     ///
     /// # Errors
@@ -72,7 +87,7 @@ impl ConnectOptions {
         let endpoints = endpoints.into_endpoints()?;
         let mut last = None;
         for endpoint in endpoints.iter() {
-            match self.connect_to(endpoint) {
+            match self.connect_to(endpoint, &endpoints) {
                 Ok(client) => return Ok(client),
                 Err(error) => last = Some(error),
             }
@@ -80,7 +95,7 @@ impl ConnectOptions {
         Err(last.expect("a list of endpoints is never empty"))
     }
 
-    fn connect_to(&self, endpoint: &Endpoint) -> Result<Client, ConnectError> {
+    fn connect_to(&self, endpoint: &Endpoint, all: &Endpoints) -> Result<Client, ConnectError> {
         let address = || endpoint.to_string();
         let resolved = (endpoint.host(), endpoint.port())
             .to_socket_addrs()
@@ -93,7 +108,7 @@ impl ConnectOptions {
             source: io::Error::new(io::ErrorKind::NotFound, "the name has no address"),
         };
         for resolved in resolved {
-            match self.greet(endpoint, &resolved) {
+            match self.greet(endpoint, &resolved, all) {
                 Ok(client) => return Ok(client),
                 Err(error) => last = error,
             }
@@ -101,7 +116,12 @@ impl ConnectOptions {
         Err(last)
     }
 
-    fn greet(&self, endpoint: &Endpoint, resolved: &SocketAddr) -> Result<Client, ConnectError> {
+    fn greet(
+        &self,
+        endpoint: &Endpoint,
+        resolved: &SocketAddr,
+        all: &Endpoints,
+    ) -> Result<Client, ConnectError> {
         let address = || endpoint.to_string();
         let io_error = |source: io::Error| match source.kind() {
             io::ErrorKind::ConnectionRefused => ConnectError::Refused {
@@ -123,10 +143,12 @@ impl ConnectOptions {
         let config = core_client::Config {
             name: self.name.as_str().into(),
             shard: None,
-            hello_timeout: left,
-            ..core_client::Config::default()
+            hello_timeout: self.timeout,
+            reconnect_for: self.reconnect_for,
         };
-        let link = Link::new(stream, config, self.spin, self.timeout).map_err(io_error)?;
+        let addresses = self.addresses(resolved, all);
+        let link =
+            Link::new(stream, addresses, config, self.spin, self.timeout).map_err(io_error)?;
         let deadline = link.now().after(left);
         let end = link.wait(deadline, Wanted::Anything, |state| {
             if state.machine.is_open() {
@@ -175,6 +197,23 @@ impl ConnectOptions {
                 end,
             },
         })
+    }
+
+    /// Where another connection is to be tried: where the first one was made, and
+    /// then wherever else a broker may be. What has no address now is left out.
+    fn addresses(&self, resolved: &SocketAddr, all: &Endpoints) -> Vec<SocketAddr> {
+        let mut addresses = vec![*resolved];
+        if !self.reconnect_for.is_zero() {
+            let others = all
+                .iter()
+                .filter_map(|endpoint| (endpoint.host(), endpoint.port()).to_socket_addrs().ok());
+            for address in others.flatten() {
+                if !addresses.contains(&address) {
+                    addresses.push(address);
+                }
+            }
+        }
+        addresses
     }
 }
 

@@ -129,6 +129,7 @@ impl<'a> ConsumerBuilder<'a> {
             prefetch: Prefetch::default(),
             unsettled: Unsettled::default(),
             generation: 0,
+            disconnects: link.disconnects(),
             quarter,
             acks: Vec::new(),
             acked: 0,
@@ -156,6 +157,8 @@ pub struct Consumer {
     unsettled: Unsettled,
     /// Which connection of the consumer handed them out.
     generation: u32,
+    /// How often the connection had been lost when that was looked at last.
+    disconnects: u32,
     /// A quarter of the window: how often the broker hears of progress.
     quarter: u64,
     acks: Vec<Ack>,
@@ -187,8 +190,7 @@ impl Consumer {
             if !self.prefetch.is_empty() {
                 return Some(Ok(()));
             }
-            let end = state.end.as_ref()?;
-            Some(Err(ReceiveError::LinkEnded(Arc::clone(end))))
+            self.over(state).map(Err)
         });
         match found {
             None => Ok(None),
@@ -225,8 +227,8 @@ impl Consumer {
         if let Some(received) = self.next() {
             return Poll::Ready(Ok(Received::copy_of(&received)));
         }
-        if let Some(end) = &driving.end {
-            return Poll::Ready(Err(ReceiveError::LinkEnded(Arc::clone(end))));
+        if let Some(error) = self.over(&driving) {
+            return Poll::Ready(Err(error));
         }
         owner
             .link()
@@ -269,7 +271,13 @@ impl Consumer {
     /// If the link has ended and everything delivered was handed out.
     #[inline]
     pub fn try_receive(&mut self) -> Result<Option<Borrowed<'_>>, ReceiveError> {
-        if self.prefetch.is_empty() || self.prefetch.handed() >= self.quarter {
+        let disconnects = self.owner.link().disconnects();
+        if self.prefetch.is_empty()
+            || self.prefetch.handed() >= self.quarter
+            || disconnects != self.disconnects
+        {
+            // What an earlier connection delivered comes again.
+            self.disconnects = disconnects;
             self.refill()?;
         }
         Ok(self.next())
@@ -432,6 +440,10 @@ impl Consumer {
             if let Some(refusal) = state.confirmation(self.key, token) {
                 return Some(match refusal {
                     None => Ok(()),
+                    // So the machine says it, and so would a broker that has lost it.
+                    Some(code) if code == Refusal::NotOpen.code() => {
+                        Err(AcknowledgeError::Disconnected)
+                    }
                     Some(code) => Err(AcknowledgeError::Refused {
                         refusal: Refusal::from_code(code),
                         code,
@@ -491,10 +503,23 @@ impl Consumer {
         } else if state.machine.has_pieces() {
             state.write();
         }
-        match &state.end {
-            Some(end) if self.prefetch.is_empty() => Err(ReceiveError::LinkEnded(Arc::clone(end))),
+        match self.over(&state) {
+            Some(error) if self.prefetch.is_empty() => Err(error),
             _ => Ok(()),
         }
+    }
+
+    /// Why no further message comes, if none does.
+    fn over(&self, state: &State) -> Option<ReceiveError> {
+        if let Some(end) = &state.end {
+            return Some(ReceiveError::LinkEnded(Arc::clone(end)));
+        }
+        let (code, text) = state.lost_consumer(self.key)?;
+        Some(ReceiveError::NotResumed {
+            refusal: Refusal::from_code(code),
+            code,
+            text: text.into(),
+        })
     }
 
     fn exchange(&mut self, state: &mut State) {

@@ -269,6 +269,19 @@ pub enum ReceiveError {
     /// The consumer is closed.
     #[error("the consumer is closed")]
     Closed,
+    /// The connection was lost, and on the next one the broker did not open the
+    /// consumer again.
+    #[error("the consumer was not opened again after the connection was lost: {}{}",
+        refusal.map_or_else(|| format!("code {code}"), |refusal| refusal.to_string()),
+        if text.is_empty() { String::new() } else { format!(" ({text})") })]
+    NotResumed {
+        /// Why, if this version knows the reason.
+        refusal: Option<Refusal>,
+        /// The reason's code.
+        code: u16,
+        /// Details.
+        text: Box<str>,
+    },
     /// The system gave no thread to drive the link, or to run a listener on.
     #[error("no thread could be started")]
     NoThread,

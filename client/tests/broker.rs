@@ -530,7 +530,11 @@ fn requests_that_the_broker_or_the_rules_refuse_say_why() {
 #[test]
 fn a_broker_that_stops_fails_what_is_outstanding_and_wakes_who_waits() {
     let broker = TestBroker::start();
-    let client = broker.client();
+    // One that is not waited for.
+    let client = Client::options()
+        .reconnect_for(Duration::ZERO)
+        .connect(broker.address())
+        .unwrap();
     let mut consumer = client.consumer("q").create().unwrap();
     let waiting = thread::spawn(move || consumer.receive(WAIT));
     let producer = client.producer("r").send_timeout(WAIT).create().unwrap();

@@ -113,7 +113,12 @@ impl CommandError {
                 ReceiveFailed::Acknowledge {
                     source: AcknowledgeError::Refused { .. },
                     ..
-                } => Status::Refused,
+                }
+                | ReceiveFailed::Receive(ReceiveError::NotResumed { .. }) => Status::Refused,
+                ReceiveFailed::Acknowledge {
+                    source: AcknowledgeError::Disconnected,
+                    ..
+                } => Status::CannotConnect,
                 ReceiveFailed::Acknowledge { .. } | ReceiveFailed::TooFew { .. } => {
                     Status::TimedOut
                 }
@@ -220,6 +225,7 @@ fn send_failed(error: &SendError) -> Status {
         SendError::NotStored { cause } | SendError::Unknown { cause } => match cause {
             Cause::TimedOut => Status::TimedOut,
             Cause::LinkEnded(end) => link_ended(end),
+            Cause::OtherInstallation | Cause::Fenced => Status::CannotConnect,
             _ => Status::Failed,
         },
         SendError::Refused(_) | SendError::RefusedWithCode(_) => Status::Refused,

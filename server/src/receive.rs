@@ -68,12 +68,17 @@ pub(crate) enum ReceiveFailed {
     Signals(#[source] io::Error),
 }
 
+/// How long a broker may be away: as long as a sender's message may take by default.
+const RECONNECT_FOR: Duration = Duration::from_secs(3);
+
 /// Receives, writes and acknowledges until there was enough, a silence, or a signal.
 pub(crate) fn receive(options: &ReceiveOptions) -> Result<(), CommandError> {
     let dump = options.dump.as_deref().map(Records::create);
     let dump = dump.transpose().map_err(ReceiveFailed::Dump)?;
     let stop = Stop::listen().map_err(ReceiveFailed::Signals)?;
-    let client = Client::connect(options.connection.endpoints.clone())?;
+    let client = Client::options()
+        .reconnect_for(RECONNECT_FOR)
+        .connect(options.connection.endpoints.clone())?;
     let mut consumer = open(&client, options)?;
     let ended = run(
         &mut consumer,

@@ -89,7 +89,10 @@ pub(crate) fn send(options: &SendOptions) -> Result<(), CommandError> {
     };
     let log = options.ack_log.as_deref().map(Records::create);
     let log = log.transpose().map_err(SendFailed::AckLog)?;
-    let client = Client::connect(options.connection.endpoints.clone())?;
+    // Beyond the time that a message may take there is nothing to reconnect for.
+    let client = Client::options()
+        .reconnect_for(options.timeout)
+        .connect(options.connection.endpoints.clone())?;
     let mut sending = Sending {
         producer: open(&client, options)?,
         key: options.key.as_deref(),

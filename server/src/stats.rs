@@ -11,7 +11,9 @@ use crate::output;
 
 /// Asks the broker and prints its answer.
 pub(crate) fn stats(options: &StatsOptions) -> Result<(), CommandError> {
-    let client = Client::connect(options.connection.endpoints.clone())?;
+    let client = Client::options()
+        .reconnect_for(std::time::Duration::ZERO)
+        .connect(options.connection.endpoints.clone())?;
     let stats = client.stats().map_err(CommandError::Request)?;
     // The answer is here; how the goodbye goes changes nothing about that.
     let _told = client.close();

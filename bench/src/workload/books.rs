@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use courser::{
     Client, Completion, CompletionListener, Consumer, Message, Producer, ProducerBuilder, Receipt,
@@ -241,10 +242,12 @@ pub(super) fn messages(
     Ok(any)
 }
 
-/// A connection with the library's defaults.
+/// A connection with the library's defaults, but for one: a measurement is over when
+/// its connection is.
 pub(super) fn connect(address: SocketAddr) -> Result<Client, BenchError> {
     Client::options()
         .name("courser bench")
+        .reconnect_for(Duration::ZERO)
         .connect(address)
         .map_err(|error| BenchError::client("connect to the broker", error))
 }

@@ -45,7 +45,7 @@ mod waiters;
 mod wire;
 
 use std::io;
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::ops::{Deref, DerefMut};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -105,6 +105,8 @@ pub(crate) struct Link {
     spin: Duration,
     /// How long a request waits for its answer.
     timeout: Duration,
+    /// How often the connection was lost.
+    disconnects: Arc<AtomicU32>,
     /// For the background thread.
     me: Weak<Link>,
 }
@@ -145,18 +147,21 @@ impl Link {
     /// A link over a connected stream, which becomes non-blocking.
     pub(crate) fn new(
         stream: TcpStream,
+        addresses: Vec<SocketAddr>,
         config: client::Config,
         spin: Duration,
         timeout: Duration,
     ) -> io::Result<Arc<Self>> {
-        let wire = Wire::new(stream)?;
+        let wire = Wire::new(stream, addresses, timeout)?;
         let bell = || eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC);
         let bells = [bell()?, bell()?];
         let zero = Instant::now();
         let mut machine = client::Client::new(config);
         machine.connected(clock::steady(zero));
+        let state = State::new(machine, Clock::new(zero), wire);
         Ok(Arc::new_cyclic(|me| Self {
-            baton: Baton::new(State::new(machine, Clock::new(zero), wire)),
+            disconnects: Arc::clone(&state.disconnects),
+            baton: Baton::new(state),
             knocks: AtomicU64::new(0),
             trying: AtomicU32::new(0),
             callbacks_open: AtomicUsize::new(0),
@@ -177,6 +182,12 @@ impl Link {
 
     pub(crate) fn timeout(&self) -> Duration {
         self.timeout
+    }
+
+    /// How often the connection was lost so far.
+    #[inline]
+    pub(crate) fn disconnects(&self) -> u32 {
+        self.disconnects.load(Ordering::Relaxed)
     }
 
     // The baton.
@@ -417,7 +428,7 @@ impl Link {
             // The next sends may rely on it.
             until = until.min(self.now().after(NAP_MAX));
         }
-        let for_room = driving.machine.has_pieces();
+        let for_room = driving.machine.has_pieces() || driving.wire.is_dialing();
         let stream = driving.wire.watched();
         driving.waiters.sleep(
             seat,

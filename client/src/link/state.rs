@@ -9,6 +9,7 @@
 //! is noted, and told when the baton is let go.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::Waker;
 use std::thread::Thread;
 
@@ -50,6 +51,10 @@ pub(crate) struct State {
     /// Requests whose asker is gone.
     abandoned: Vec<RequestId>,
     confirmations: Vec<(ConsumerKey, u32, Option<u16>)>,
+    /// Consumers that could not be opened again, and why, until they are gone.
+    lost_consumers: Vec<(ConsumerKey, u16, Box<str>)>,
+    /// How often the connection was lost; consumers look at it without the baton.
+    pub(super) disconnects: Arc<AtomicU32>,
     pub(super) waiters: Waiters,
     pub(super) background: Background,
     /// Sends with listeners or futures that have no outcome.
@@ -74,6 +79,8 @@ impl State {
             answers: Vec::new(),
             abandoned: Vec::new(),
             confirmations: Vec::new(),
+            lost_consumers: Vec::new(),
+            disconnects: Arc::default(),
             waiters: Waiters::default(),
             background: Background::default(),
             listening: 0,
@@ -88,6 +95,10 @@ impl State {
     /// One turn; true if anything came of it.
     #[inline]
     pub(super) fn turn(&mut self) -> bool {
+        let dialed = self.machine.wants_connection().is_some() && {
+            let now = self.clock.now().monotonic;
+            self.wire.dial(&mut self.machine, now)
+        };
         let writing = self.write_some();
         let any = self.wire.read(&mut self.machine);
         let now = self.clock.now().monotonic;
@@ -106,7 +117,7 @@ impl State {
             }
             self.wake_ready();
         }
-        any || due
+        any || due || dialed
     }
 
     /// Writes what is offered, as far as the socket takes it.
@@ -153,7 +164,8 @@ impl State {
             let item = self.ledger_of(*key)?.first_in_line()?;
             Some(item.deadline)
         });
-        firsts.fold(self.machine.next_deadline(), Monotonic::min)
+        let dialing = self.wire.next_deadline(&self.machine);
+        firsts.fold(self.machine.next_deadline().min(dialing), Monotonic::min)
     }
 
     /// Whether the background thread is about to look.
@@ -245,7 +257,9 @@ impl State {
                 .ledger_of(key)
                 .is_none_or(|ledger| ledger.has_result(ticket)),
             Wanted::Room(key) => self.ledger_of(key).is_none_or(Ledger::has_room_in_line),
-            Wanted::Message(key) => self.machine.has_message(key),
+            Wanted::Message(key) => {
+                self.machine.has_message(key) || self.lost_consumer(key).is_some()
+            }
             Wanted::Answer(request) => self.answers.iter().any(|(other, _)| *other == request),
             Wanted::Confirmation(consumer, token) => self
                 .confirmations
@@ -534,11 +548,18 @@ impl State {
         while let Some(event) = self.machine.poll_event() {
             match event {
                 Event::Opened { .. }
-                | Event::Disconnected
                 | Event::ProducerLost { .. }
                 | Event::ConsumerResumed { .. }
-                | Event::ConsumerLost { .. }
                 | Event::Ended(_) => {}
+                Event::Disconnected => {
+                    // Only ever read to be compared: nothing is published with it.
+                    self.disconnects.fetch_add(1, Ordering::Relaxed);
+                }
+                Event::ConsumerLost {
+                    consumer,
+                    code,
+                    text,
+                } => self.lost_consumers.push((consumer, code, text)),
                 Event::ProducerResumed {
                     producer,
                     id,
@@ -645,9 +666,19 @@ impl State {
         Some(self.confirmations.swap_remove(index).2)
     }
 
-    /// Drops the confirmations of a consumer that is gone.
+    /// Why a consumer could not be opened again on another connection, if it could
+    /// not.
+    pub(crate) fn lost_consumer(&self, consumer: ConsumerKey) -> Option<(u16, &str)> {
+        self.lost_consumers
+            .iter()
+            .find(|(other, ..)| *other == consumer)
+            .map(|(_, code, text)| (*code, &**text))
+    }
+
+    /// Drops what is kept for a consumer that is gone.
     pub(crate) fn forget_confirmations(&mut self, consumer: ConsumerKey) {
         self.confirmations.retain(|(other, ..)| *other != consumer);
+        self.lost_consumers.retain(|(other, ..)| *other != consumer);
     }
 }
 

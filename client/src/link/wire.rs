@@ -1,11 +1,22 @@
 //! The connection's bytes: from the machine to the socket and back, without ever
-//! waiting.
+//! waiting; and the next connection, when the machine wants one.
+//!
+//! ```text
+//!   Open --- the machine wants another ---> Gone --- its time has come ---> Dialing
+//!     ^                                      ^ '------- the kernel says no ----'  |
+//!     '------------------------------------- connected ---------------------------'
+//! ```
 
 use std::io::{self, IoSlice, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
+use std::time::Duration;
 
 use courser_core::client::{self, PIECES_MAX};
+use courser_core::time::Monotonic;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with, sockopt};
 
 /// How much is read at once: a size that stays in the second-level cache.
 const RECEIVE_SIZE: usize = 64 * 1024;
@@ -39,40 +50,125 @@ pub(super) enum Writing {
     Blocked,
 }
 
+/// How far the connection is. Streams are shared with whoever sleeps until one is
+/// ready.
+enum Connection {
+    Open(Arc<TcpStream>),
+    /// The kernel knocks at an address, until then at most.
+    Dialing(Arc<TcpStream>, Monotonic),
+    Gone,
+}
+
 /// See the module.
 pub(super) struct Wire {
-    /// Shared with whoever sleeps until it is ready.
-    stream: Arc<TcpStream>,
+    connection: Connection,
+    /// Where brokers may be, the one of the first connection first.
+    addresses: Vec<SocketAddr>,
+    /// Which of them is tried next.
+    next: usize,
+    /// How long one try may take.
+    patience: Duration,
     buffer: Buffer,
-    is_shut: bool,
 }
 
 impl Wire {
-    /// Over a connected stream, which becomes non-blocking.
-    pub(super) fn new(stream: TcpStream) -> io::Result<Self> {
+    /// Over a connected stream, which becomes non-blocking. The next connection
+    /// is tried with each of the addresses in turn.
+    pub(super) fn new(
+        stream: TcpStream,
+        addresses: Vec<SocketAddr>,
+        patience: Duration,
+    ) -> io::Result<Self> {
         stream.set_nodelay(true)?;
         stream.set_nonblocking(true)?;
         Ok(Self {
-            stream: Arc::new(stream),
+            connection: Connection::Open(Arc::new(stream)),
+            addresses,
+            next: 0,
+            patience,
             buffer: Buffer::new(),
-            is_shut: false,
         })
+    }
+
+    /// Goes a step towards the connection that the machine wants; true if it has it
+    /// now, or cannot have it from where it tried.
+    #[cold]
+    pub(super) fn dial(&mut self, machine: &mut client::Client, now: Monotonic) -> bool {
+        match &self.connection {
+            Connection::Dialing(stream, until) => {
+                let stream = Arc::clone(stream);
+                match outcome(&stream) {
+                    None if now < *until => false,
+                    Some(Ok(())) => self.dialed(stream, machine, now),
+                    None | Some(Err(_)) => {
+                        self.connection = Connection::Gone;
+                        machine.dial_failed(now);
+                        true
+                    }
+                }
+            }
+            Connection::Open(_) | Connection::Gone => {
+                self.connection = Connection::Gone;
+                if machine.wants_connection().is_none_or(|at| now < at) {
+                    return false;
+                }
+                let address = self.addresses.get(self.next % self.addresses.len().max(1));
+                self.next += 1;
+                match address.map(begin) {
+                    Some(Ok((stream, true))) => self.dialed(Arc::new(stream), machine, now),
+                    Some(Ok((stream, false))) => {
+                        let until = now.after(self.patience);
+                        self.connection = Connection::Dialing(Arc::new(stream), until);
+                        false
+                    }
+                    None | Some(Err(_)) => {
+                        machine.dial_failed(now);
+                        true
+                    }
+                }
+            }
+        }
+    }
+
+    fn dialed(
+        &mut self,
+        stream: Arc<TcpStream>,
+        machine: &mut client::Client,
+        now: Monotonic,
+    ) -> bool {
+        // Without it answers are late, not wrong.
+        stream.set_nodelay(true).ok();
+        self.connection = Connection::Open(stream);
+        machine.connected(now);
+        true
+    }
+
+    /// When [`Wire::dial`] has something to do though nothing happens.
+    pub(super) fn next_deadline(&self, machine: &client::Client) -> Monotonic {
+        match (&self.connection, machine.wants_connection()) {
+            (Connection::Dialing(_, until), _) => *until,
+            (_, Some(at)) => at,
+            (_, None) => Monotonic::NEVER,
+        }
     }
 
     /// Writes what is offered, as far as the socket takes it.
     #[inline]
     pub(super) fn write(&mut self, machine: &mut client::Client) -> Writing {
+        let Connection::Open(stream) = &self.connection else {
+            return Writing::Done;
+        };
         while machine.has_pieces() {
             let pieces = machine.pieces();
             let result = match pieces.slices() {
                 [] => break,
-                [slice] => (&*self.stream).write(slice),
+                [slice] => (&**stream).write(slice),
                 slices => {
                     let mut vector = [IoSlice::new(&[]); PIECES_MAX];
                     for (entry, slice) in vector.iter_mut().zip(slices) {
                         *entry = IoSlice::new(slice);
                     }
-                    (&*self.stream).write_vectored(&vector[..slices.len()])
+                    (&**stream).write_vectored(&vector[..slices.len()])
                 }
             };
             match result {
@@ -91,13 +187,16 @@ impl Wire {
     /// Reads what is there; true if anything was.
     #[inline]
     pub(super) fn read(&mut self, machine: &mut client::Client) -> bool {
+        let Connection::Open(stream) = &self.connection else {
+            return false;
+        };
         let mut any = false;
         for _ in 0..READS_MAX {
-            if machine.wants_close() {
+            if machine.wants_close() || machine.wants_connection().is_some() {
                 break;
             }
             let buffer = self.buffer.bytes();
-            match (&*self.stream).read(buffer) {
+            match (&**stream).read(buffer) {
                 Ok(0) => {
                     machine.closed();
                     any = true;
@@ -125,16 +224,56 @@ impl Wire {
 
     /// Ends the connection.
     pub(super) fn shut(&mut self) {
-        if !self.is_shut {
+        if let Connection::Open(stream) = &self.connection {
             // The peer may be gone already.
-            self.stream.shutdown(Shutdown::Both).ok();
-            self.is_shut = true;
+            stream.shutdown(Shutdown::Both).ok();
         }
+        self.connection = Connection::Gone;
     }
 
     /// What to watch for the next turn, if there is something.
     pub(super) fn watched(&self) -> Option<Arc<TcpStream>> {
-        // A socket that is shut down is always ready.
-        (!self.is_shut).then(|| Arc::clone(&self.stream))
+        match &self.connection {
+            Connection::Open(stream) | Connection::Dialing(stream, _) => Some(Arc::clone(stream)),
+            Connection::Gone => None,
+        }
+    }
+
+    /// Whether it is also to be watched for taking bytes.
+    pub(super) fn is_dialing(&self) -> bool {
+        matches!(self.connection, Connection::Dialing(..))
+    }
+}
+
+/// Begins to connect, without waiting; whether that is all there is to it.
+fn begin(address: &SocketAddr) -> io::Result<(TcpStream, bool)> {
+    let family = match address {
+        SocketAddr::V4(_) => AddressFamily::INET,
+        SocketAddr::V6(_) => AddressFamily::INET6,
+    };
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = socket_with(family, SocketType::STREAM, flags, None)?;
+    let is_done = match connect(&socket, address) {
+        Ok(()) => true,
+        Err(Errno::INPROGRESS | Errno::INTR) => false,
+        Err(error) => return Err(error.into()),
+    };
+    Ok((TcpStream::from(socket), is_done))
+}
+
+/// What became of it; none while the kernel has not said.
+fn outcome(stream: &TcpStream) -> Option<io::Result<()>> {
+    let mut fds = [PollFd::new(stream, PollFlags::OUT)];
+    let at_once = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    match poll(&mut fds, Some(&at_once)) {
+        Ok(0) | Err(Errno::INTR) => None,
+        Err(error) => Some(Err(error.into())),
+        Ok(_) => Some(match sockopt::socket_error(stream) {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) | Err(error) => Err(error.into()),
+        }),
     }
 }

@@ -549,6 +549,10 @@ impl Consumer {
     /// has nothing left.
     pub(super) fn exchange(&mut self, prefetch: &mut Prefetch) {
         self.count(prefetch);
+        if prefetch.generation != self.generation {
+            // All of it comes again.
+            prefetch.forget();
+        }
         if prefetch.is_empty() && !self.prefetch.is_empty() {
             prefetch.frames.release(prefetch.taken);
             prefetch.frames.set_limit(self.prefetch.frames.limit());
@@ -782,7 +786,9 @@ impl Consumer {
     pub(super) fn detached(&mut self) -> core::ops::RangeInclusive<u32> {
         self.attached = false;
         self.listed = false;
+        self.generation = self.generation.wrapping_add(1);
         self.prefetch.forget();
+        self.prefetch.generation = self.generation;
         self.dirty.clear();
         for settled in &mut self.settled {
             settled.through.clear();
@@ -799,8 +805,6 @@ impl Consumer {
     pub(super) fn attached(&mut self, handle: Handle) {
         self.attached = true;
         self.handle = handle;
-        self.generation = self.generation.wrapping_add(1);
-        self.prefetch.generation = self.generation;
         (self.granted_messages, self.granted_bytes) = (self.messages_max, self.bytes_max);
         (self.received_messages, self.received_bytes) = (0, 0);
         (self.handed_messages, self.handed_bytes) = (0, 0);

@@ -1,0 +1,156 @@
+//! A TCP proxy that does harm: it cuts connections at a byte of one's choice, and
+//! swallows answers for a while before it does.
+
+#![allow(clippy::unwrap_used, dead_code, unreachable_pub)]
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+/// What happens to one connection.
+#[derive(Clone, Copy, Debug)]
+pub enum Fate {
+    /// It is left alone.
+    Passes,
+    /// It is cut once so many bytes of the client have passed.
+    CutBehindSent(usize),
+    /// It is cut once so many bytes of the broker have passed.
+    CutBehindAnswered(usize),
+    /// Of the broker's answers only so many bytes pass; the client is heard on for
+    /// this long, and then it is cut.
+    Deaf(usize, Duration),
+    /// It is cut at once.
+    Refused,
+}
+
+/// The proxy; it ends with its value.
+pub struct Proxy {
+    pub address: String,
+    connections: Arc<AtomicUsize>,
+    ends: Arc<AtomicBool>,
+    acceptor: Option<JoinHandle<()>>,
+}
+
+impl Proxy {
+    /// A proxy before `broker` whose connections have these fates, one after the
+    /// other; later ones are left alone.
+    pub fn start(broker: &str, fates: Vec<Fate>) -> Self {
+        Self::start_among(vec![broker.to_owned()], fates)
+    }
+
+    /// The same before several brokers: the first connection goes to the first, the
+    /// second to the second, and all that follow to the last.
+    pub fn start_among(brokers: Vec<String>, fates: Vec<Fate>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let (connections, ends) = (Arc::<AtomicUsize>::default(), Arc::<AtomicBool>::default());
+        let (counted, ending) = (Arc::clone(&connections), Arc::clone(&ends));
+        let acceptor = thread::spawn(move || {
+            let mut links = Vec::new();
+            for client in listener.incoming() {
+                if ending.load(Ordering::SeqCst) {
+                    break;
+                }
+                let number = counted.fetch_add(1, Ordering::SeqCst);
+                let fate = fates.get(number).copied().unwrap_or(Fate::Passes);
+                let broker = brokers[number.min(brokers.len() - 1)].clone();
+                let ending = Arc::clone(&ending);
+                links.push(thread::spawn(move || {
+                    link(&client.unwrap(), &broker, fate, &ending);
+                }));
+            }
+            for link in links {
+                link.join().unwrap();
+            }
+        });
+        Self {
+            address,
+            connections,
+            ends,
+            acceptor: Some(acceptor),
+        }
+    }
+
+    /// How many connections there were.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.ends.store(true, Ordering::SeqCst);
+        // Only a connection wakes who waits for one.
+        let _woken = TcpStream::connect(&self.address);
+        if let Some(acceptor) = self.acceptor.take()
+            && acceptor.join().is_err()
+            && !thread::panicking()
+        {
+            panic!("the proxy panicked");
+        }
+    }
+}
+
+fn link(client: &TcpStream, broker: &str, fate: Fate, ends: &AtomicBool) {
+    if matches!(fate, Fate::Refused) {
+        return;
+    }
+    let Ok(broker) = TcpStream::connect(broker) else {
+        return;
+    };
+    for stream in [client, &broker] {
+        stream.set_nodelay(true).unwrap();
+        // So that each direction looks up now and then.
+        let look_up = Some(Duration::from_millis(20));
+        stream.set_read_timeout(look_up).unwrap();
+    }
+    let over = AtomicBool::new(false);
+    let is_over = || over.load(Ordering::SeqCst) || ends.load(Ordering::SeqCst);
+    let (up, down, deaf_for) = match fate {
+        Fate::CutBehindSent(bytes) => (bytes, usize::MAX, None),
+        Fate::CutBehindAnswered(bytes) => (usize::MAX, bytes, None),
+        Fate::Deaf(bytes, time) => (usize::MAX, bytes, Some(time)),
+        Fate::Passes | Fate::Refused => (usize::MAX, usize::MAX, None),
+    };
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            pass(client, &broker, up, &is_over);
+            over.store(true, Ordering::SeqCst);
+        });
+        pass(&broker, client, down, &is_over);
+        if let Some(time) = deaf_for {
+            let until = Instant::now() + time;
+            let mut swallowed = [0; 4096];
+            while Instant::now() < until && !is_over() {
+                // What comes is gone; that nothing came is no news.
+                let _gone = (&broker).read(&mut swallowed);
+            }
+        }
+        over.store(true, Ordering::SeqCst);
+    });
+    // Both may be closed already, which is what is wanted.
+    let _closed = client.shutdown(Shutdown::Both);
+    let _closed = broker.shutdown(Shutdown::Both);
+}
+
+/// Passes at most `bytes` on.
+fn pass(mut from: &TcpStream, mut to: &TcpStream, mut bytes: usize, is_over: &dyn Fn() -> bool) {
+    let mut buffer = [0; 4096];
+    while bytes > 0 && !is_over() {
+        let most = bytes.min(buffer.len());
+        match from.read(&mut buffer[..most]) {
+            Ok(0) => return,
+            Ok(count) => {
+                if to.write_all(&buffer[..count]).is_err() {
+                    return;
+                }
+                bytes -= count;
+            }
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+            Err(_reset) => return,
+        }
+    }
+}
