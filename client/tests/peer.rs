@@ -173,7 +173,11 @@ impl Answer {
 }
 
 fn producer(address: SocketAddr, timeout: Duration) -> (Client, Producer) {
-    let client = Client::options().timeout(WAIT).connect(address).unwrap();
+    let client = Client::options()
+        .timeout(WAIT)
+        .reconnect_for(Duration::ZERO)
+        .connect(address)
+        .unwrap();
     let producer = client.producer("q").send_timeout(timeout).create().unwrap();
     (client, producer)
 }
@@ -329,7 +333,11 @@ fn sends_that_nobody_answers_fail_in_order_and_say_how_far_they_came() {
 #[test]
 fn a_full_window_holds_a_blocking_send_until_its_timeout_and_a_polled_one_not_at_all() {
     let address = Peer::play(|peer| peer.until_the_end());
-    let client = Client::options().timeout(WAIT).connect(address).unwrap();
+    let client = Client::options()
+        .timeout(WAIT)
+        .reconnect_for(Duration::ZERO)
+        .connect(address)
+        .unwrap();
     let producer = client
         .producer("q")
         .window(2)
