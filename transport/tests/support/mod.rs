@@ -88,7 +88,11 @@ impl TestClient {
         match self.socket.read(&mut bytes) {
             Ok(0) => self.client.closed(),
             Ok(count) => self.client.received(&bytes[..count]),
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
+                ) => {}
             Err(_) => self.client.closed(),
         }
         let now = self.now().monotonic;
