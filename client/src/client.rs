@@ -368,7 +368,14 @@ impl Client {
         self.link().take().machine.installation()
     }
 
-    /// Why the connection ended, if it has.
+    /// Whether there is a connection now, as far as was heard; if not, another one
+    /// is tried for as long as [`ConnectOptions::reconnect_for`] says.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.link().take().machine.is_open()
+    }
+
+    /// Why the connection ended, if it has and there will be no other.
     #[must_use]
     pub fn end(&self) -> Option<Arc<LinkEnd>> {
         self.link().take().end.clone()

@@ -45,9 +45,10 @@
 //! | [`Consumer::receive_async`], [`Consumer::poll_receive`] | a task of any runtime |
 //! | [`Consumer::listen`] | nobody: a listener, on the session's thread |
 //!
-//! What it does not do yet: it does not connect again. When the connection ends,
-//! every outstanding send fails in its order, as not stored if it had not begun
-//! to leave, else as unknown.
+//! A connection that is lost is made again, by whoever waits or polls, for as long as
+//! [`ConnectOptions::reconnect_for`] says; what has no outcome is sent again in
+//! order and stored once. When no connection comes, every outstanding send fails in
+//! its order, as not stored if it had not begun to leave, else as unknown.
 
 mod address;
 mod client;

@@ -62,7 +62,7 @@ fn round(producer: &Producer, consumer: &mut Consumer, count: u64, burst: u64) {
             }
         }
         while let Some(completion) = producer.poll() {
-            assert!(completion.result.is_ok());
+            completion.result.unwrap();
             completed += 1;
         }
         while let Some(message) = consumer.try_receive().unwrap() {
@@ -79,7 +79,7 @@ fn round(producer: &Producer, consumer: &mut Consumer, count: u64, burst: u64) {
 fn a_message_costs_no_allocation_one_at_a_time_or_in_bursts() {
     let broker = TestBroker::start();
     let client = broker.client();
-    let producer = client.producer("q").create().unwrap();
+    let producer = client.producer("q").send_timeout(WAIT).create().unwrap();
     let mut consumer = client.consumer("q").create().unwrap();
     for burst in [300, 1] {
         // Queues grow by doubling until they fit their use, which timing decides:

@@ -10,9 +10,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use common::{TestBroker, WAIT};
+use common::{TestBroker, WAIT, block_on};
 use courser::{Cause, Client, Message, SendError, SendFuture};
 
 /// Wakes a thread, and counts how often.
@@ -33,22 +33,6 @@ fn alarm() -> Arc<Alarm> {
         thread: thread::current(),
         rung: AtomicUsize::new(0),
     })
-}
-
-/// Polls a future until it is ready, parked in between.
-fn block_on<F: Future>(future: F) -> F::Output {
-    let waker = Waker::from(alarm());
-    let mut context = Context::from_waker(&waker);
-    let mut future = pin!(future);
-    let deadline = Instant::now() + WAIT;
-    loop {
-        if let Poll::Ready(output) = future.as_mut().poll(&mut context) {
-            return output;
-        }
-        let left = deadline.saturating_duration_since(Instant::now());
-        assert!(!left.is_zero(), "the future never became ready");
-        thread::park_timeout(left);
-    }
 }
 
 fn runtime() -> tokio::runtime::Runtime {
