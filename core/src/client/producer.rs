@@ -829,13 +829,28 @@ impl Producer {
     }
 
     /// The broker of this connection never heard of the producer, and knows it as
-    /// another one now, without anything outstanding.
+    /// another one now. What was sent since that was known is the first it sends.
     pub(super) fn renewed(&mut self, opened: &ProducerOpened) {
-        debug_assert!(self.outbox.is_empty());
         self.is_known = true;
         self.id = ProducerId(opened.producer.get());
         self.partition_sequences = vec![0; opened.partitions.get() as usize];
         self.attached(opened);
+        let (id, epoch) = (self.id, self.epoch);
+        let (mut at, end) = (self.planned, self.outbox.end());
+        while at < end {
+            let size = self.frame_size(at);
+            let partition = self.header(at).partition.get() % self.partitions();
+            let sequence = &mut self.partition_sequences[partition as usize];
+            *sequence += 1;
+            let frame = self.outbox.range_mut(at, at + size);
+            let (header, _) =
+                MessageHeader::mut_from_prefix(frame).expect("the outbox has whole frames");
+            header.partition.set(partition);
+            header.producer.set(id.0);
+            header.epoch.set(epoch.0);
+            restamp(frame, *sequence);
+            at += size;
+        }
     }
 
     /// Everything that is outstanding fails in its place: nobody will ever answer.
