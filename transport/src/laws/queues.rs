@@ -2,11 +2,13 @@
 
 use io_uring::opcode;
 
+use super::support::{TestClient, eventually};
 use super::*;
 use crate::broker::BrokerConfig;
 use crate::ring::Ring;
 use crate::ring::io_uring::{OPERATIONS, completions_for};
 use crate::ring::outgoing::send_static;
+use crate::worker::tests::Running;
 
 #[test]
 fn law_06_completions_kept_aside_are_fetched() {
@@ -150,6 +152,36 @@ fn law_10_nothing_is_linked_and_nothing_is_flushed() {
         assert!(!submitted.operations.contains_key(&file));
         assert!(OPERATIONS.iter().all(|(listed, _)| *listed != file));
     }
+}
+
+/// The real kernel as a witness: it is told to refuse everything that is not listed, and
+/// a shard over it serves as well as any.
+#[test]
+fn law_09_and_10_a_kernel_that_allows_nothing_else_is_enough() {
+    match IoUringRing::restricted(SIZE) {
+        Ok(ring) => drop(ring),
+        Err(refused) => {
+            eprintln!("SKIPPED: no restricted io_uring here: {refused:?}");
+            return;
+        }
+    }
+    let shard = Running::start(|| IoUringRing::restricted(SIZE).unwrap());
+    let mut clients: Vec<TestClient> = (0..4).map(|_| shard.client()).collect();
+    for (number, client) in clients.iter_mut().enumerate() {
+        let name = format!("queue:/test/restricted-{number}");
+        let producer = client.producer(&name);
+        let consumer = client.consumer(&name);
+        let bodies: Vec<Vec<u8>> = (0..100).map(|index| vec![7; 1 + index * 1_000]).collect();
+        let sent = client.send_all(producer, &bodies);
+        assert!(sent.iter().all(|completion| completion.result.is_ok()));
+        assert!(
+            client.receive(consumer, bodies.len()) == bodies,
+            "bodies differ"
+        );
+    }
+    drop(clients);
+    eventually("every link has ended", || shard.stats.links() == 0);
+    shard.stop();
 }
 
 #[test]

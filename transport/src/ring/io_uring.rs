@@ -156,6 +156,22 @@ impl IoUringRing {
         )
     }
 
+    /// The same over a kernel that refuses whatever is not listed.
+    #[cfg(test)]
+    pub(crate) fn restricted(size: RingSize) -> Result<Self, Cause> {
+        let completions = ladder::completions_for(size);
+        let ring = ladder::set_up_restricted(completions)
+            .map_err(|error| ladder::refused("io_uring_setup", &error))?;
+        Self::over(
+            Foothold {
+                step: LADDER.len() - 1,
+                completions,
+                ring: Kernel::Real(Queues::new(ring)),
+            },
+            size,
+        )
+    }
+
     /// Registers what the ring needs with a kernel that set it up.
     fn over(foothold: Foothold<Kernel>, size: RingSize) -> Result<Self, Cause> {
         let Foothold {

@@ -67,8 +67,10 @@ fn until<R: Ring<Socket = OwnedFd>>(
 ) {
     let started = Instant::now();
     loop {
-        ring.turn(Wait::AtMost(Some(Duration::from_millis(50))))
+        let calls = ring
+            .turn(Wait::AtMost(Some(Duration::from_millis(50))))
             .unwrap();
+        assert_eq!(calls.overflows, 0, "every completion finds room");
         let mut satisfied = false;
         while let Some(completion) = ring.next() {
             satisfied |= seen(ring, completion);

@@ -4,6 +4,7 @@
 
 use std::io::Read;
 use std::net::{Ipv4Addr, TcpListener};
+use std::os::fd::AsFd;
 use std::thread::JoinHandle;
 
 use courser_core::client::{Event, LinkEnd};
@@ -19,6 +20,7 @@ use crate::ring::epoll::EpollRing;
 use crate::ring::io_uring::IoUringRing;
 use crate::ring::io_uring::simulated::Setup;
 use crate::stats::ShardStats;
+use crate::sys::{self, Vigilance};
 
 /// A shard that runs on a thread of its own, over a ring of the test's choice.
 pub(crate) struct Running {
@@ -77,6 +79,7 @@ impl Running {
         let padded = u32::from_le_bytes(length).next_multiple_of(8) as usize;
         ours.read_exact(&mut vec![0; padded - length.len()])
             .unwrap();
+        sys::prepare_stream(ours.as_fd(), Vigilance::PROMISED).unwrap();
         let let_in = LetIn {
             socket: ours.into(),
             address: IpAddr::V4(Ipv4Addr::LOCALHOST),

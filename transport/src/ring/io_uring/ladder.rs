@@ -150,6 +150,38 @@ pub(super) fn set_up(step: &Step, completions: u32) -> io::Result<IoUring> {
     builder.build(SUBMISSIONS)
 }
 
+/// An attempt whose kernel refuses every operation that is not listed, every flag beyond
+/// those of a registered descriptor and a provided buffer, and every registration that
+/// the ring does not make.
+#[cfg(test)]
+pub(super) fn set_up_restricted(completions: u32) -> io::Result<IoUring> {
+    use io_uring::register::Restriction;
+
+    /// From `linux/io_uring.h`: the probe, the table of descriptors and its changes,
+    /// the ring's own descriptor and the ring of buffers.
+    const REGISTRATIONS: [u8; 6] = [6, 8, 13, 20, 21, 22];
+    const FIXED_FILE: u8 = 1;
+    const BUFFER_SELECT: u8 = 1 << 5;
+
+    let ring = IoUring::builder()
+        .dontfork()
+        .setup_cqsize(completions)
+        .setup_submit_all()
+        .setup_single_issuer()
+        .setup_defer_taskrun()
+        .setup_r_disabled()
+        .build(SUBMISSIONS)?;
+    let mut restrictions: Vec<Restriction> = OPERATIONS
+        .iter()
+        .map(|(code, _)| Restriction::sqe_op(*code))
+        .chain(REGISTRATIONS.map(Restriction::register_op))
+        .chain([Restriction::sqe_flags_allowed(FIXED_FILE | BUFFER_SELECT)])
+        .collect();
+    ring.submitter().register_restrictions(&mut restrictions)?;
+    ring.submitter().register_enable_rings()?;
+    Ok(ring)
+}
+
 /// What a refused call of the set-up means. Out of memory with little to lock is the
 /// limit on locked memory: kernels charge rings to it.
 pub(super) fn refused(call: &'static str, error: &io::Error) -> Cause {
