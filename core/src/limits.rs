@@ -61,6 +61,8 @@ pub const PREFETCH_MESSAGES: u32 = 256;
 pub const PREFETCH_BYTES: u32 = MIB;
 /// The most delivered but unsettled messages of one subscription and partition.
 pub const UNSETTLED_MAX: u32 = 16_384;
+/// Of these, how many there is always memory for.
+pub const UNSETTLED_LEAST: u32 = 32;
 /// How long a message rests at least that is given back to be delivered later, the
 /// first time.
 pub const RETURN_WAIT_MIN: Duration = Duration::from_secs(1);
@@ -103,6 +105,7 @@ const _: () = assert!(
 );
 const _: () = assert!(EGRESS_COPY_MAX <= EGRESS_SIZE);
 const _: () = assert!(PREFETCH_MESSAGES <= UNSETTLED_MAX);
+const _: () = assert!(UNSETTLED_LEAST >= 4 && UNSETTLED_LEAST < UNSETTLED_MAX);
 const _: () = assert!(RETURN_WAIT_MIN.as_nanos() <= RETURN_WAIT_MAX.as_nanos());
 const _: () = assert!(RETURN_WAIT_MAX.as_nanos() <= RETURN_DELAY_MAX.as_nanos());
 
@@ -292,6 +295,11 @@ pub const TABLE: &[Limit] = &[
         "unsettled per subscription and partition",
         UNSETTLED_MAX,
         "delivery pauses",
+    ),
+    count(
+        "of these, with memory set aside",
+        UNSETTLED_LEAST,
+        "beyond it delivery pauses while memory for them is short",
     ),
     bytes(
         "bytes waiting per connection",

@@ -41,13 +41,18 @@ impl Partition {
 
     /// Ends the part of `subscription`.
     pub fn unsubscribe(&mut self, arena: &mut Arena, subscription: Handle) {
-        if let Some(index) = self
-            .parts
-            .iter()
-            .position(|(handle, _)| *handle == subscription)
-        {
+        let mut parts = self.parts.iter();
+        if let Some(index) = parts.position(|(handle, _)| *handle == subscription) {
+            self.unsubscribe_at(arena, index);
+        }
+    }
+
+    /// Ends the part at this place; the last one takes it.
+    pub fn unsubscribe_at(&mut self, arena: &mut Arena, index: usize) {
+        if index < self.parts.len() {
             let (_, mut part) = self.parts.swap_remove(index);
             part.end(arena, &mut self.log);
+            trim(&mut self.parts);
         }
     }
 
@@ -111,6 +116,14 @@ impl Partition {
                 .filter(|(_, part)| part.claims(offset))
                 .count()
         });
+    }
+}
+
+/// Gives back what a list took that is less than a quarter full, so that it has at
+/// most four times its length.
+pub fn trim<T>(list: &mut Vec<T>) {
+    if list.len() < list.capacity() / 4 {
+        list.shrink_to(2 * list.len());
     }
 }
 

@@ -9,7 +9,7 @@
 
 use super::egress::Pin;
 use super::returns::PartAddress;
-use super::{Fault, LinkState, Rejection, Shard};
+use super::{Fault, LinkState, Rejection, Shard, tables};
 use crate::auth::{self, Operation, Target};
 use crate::catalog::Wanted;
 use crate::counters::Counter;
@@ -20,7 +20,7 @@ use crate::id::{DestinationNumber, Handle, Offset, PartitionIndex, RequestId};
 use crate::limits;
 use crate::memory::CHUNK;
 use crate::name::{Destination, DestinationKind};
-use crate::partition::log::RunLimit;
+use crate::partition::{self, log::RunLimit};
 use crate::subscription::Part;
 use crate::time::Now;
 use zerocopy::FromBytes;
@@ -123,6 +123,14 @@ impl Shard {
             Wanted::default(),
             Operation::Consume,
         )?;
+        let partitions = self.locals[destination.0 as usize].partitions.len();
+        let size = tables::consumer_size(partitions);
+        if !self.opened.has(size) {
+            return Err(Rejection::request(
+                Refusal::ResourceAllocation,
+                "no memory is left for another consumer: start the broker with more",
+            ));
+        }
         let subscription = self.subscription_for(destination, open)?;
         let consumer = Consumer {
             link,
@@ -139,6 +147,7 @@ impl Shard {
             self.end_if_fleeting(subscription);
             return Err(Refusal::ResourceAllocation.into());
         };
+        self.opened.take(size);
         if let Some(subscription) = self.subscriptions.get_mut(subscription) {
             subscription.consumers.push(handle);
         }
@@ -174,7 +183,12 @@ impl Shard {
         name: Option<&str>,
         start: Start,
         sharing: Sharing,
-    ) -> Result<Handle, Refusal> {
+    ) -> Result<Handle, Rejection> {
+        let partitions = self.locals[destination.0 as usize].partitions.len();
+        let size = tables::subscription_size(partitions);
+        if !self.parts.has(size) {
+            return Err(tables::no_memory_for_subscriptions());
+        }
         let subscription = Subscription {
             destination,
             name: name.map(Into::into),
@@ -187,6 +201,7 @@ impl Shard {
             .subscriptions
             .insert(subscription)
             .map_err(|_| Refusal::ResourceAllocation)?;
+        self.parts.take(size);
         let local = &mut self.locals[destination.0 as usize];
         local.subscriptions.push(handle);
         for partition in &mut local.partitions {
@@ -204,7 +219,7 @@ impl Shard {
         &mut self,
         destination: DestinationNumber,
         open: &OpenConsumer<'_>,
-    ) -> Result<Handle, Refusal> {
+    ) -> Result<Handle, Rejection> {
         let name = Some(open.subscription).filter(|name| !name.is_empty());
         let is_queue = self.is_queue(destination);
         let found = self.locals[destination.0 as usize]
@@ -217,9 +232,11 @@ impl Shard {
             });
         match found {
             None => self.subscribe(destination, name, open.start, open.sharing),
-            Some((_, found)) if found.sharing != open.sharing => Err(Refusal::PreconditionFailed),
+            Some((_, found)) if found.sharing != open.sharing => {
+                Err(Refusal::PreconditionFailed.into())
+            }
             Some((_, found)) if found.sharing == Sharing::One && !found.consumers.is_empty() => {
-                Err(Refusal::Exclusive)
+                Err(Refusal::Exclusive.into())
             }
             Some((handle, _)) => Ok(handle),
         }
@@ -242,12 +259,13 @@ impl Shard {
         };
         let local = &mut self.locals[consumer.destination.0 as usize];
         local.consumers -= 1;
-        for partition in &mut local.partitions {
-            for (part, state) in &mut partition.parts {
-                if *part == consumer.subscription {
-                    let back = state.consumer_gone(handle, handed);
-                    self.counters.add(Counter::MessagesReturned, back.into());
-                }
+        self.opened
+            .give(tables::consumer_size(local.partitions.len()));
+        if let Some(place) = local.place_of(consumer.subscription) {
+            for partition in &mut local.partitions {
+                let (_, part) = &mut partition.parts[place];
+                let back = part.consumer_gone(handle, handed);
+                self.counters.add(Counter::MessagesReturned, back.into());
             }
         }
         if let Some(link) = self.links.get_mut(consumer.link) {
@@ -270,19 +288,24 @@ impl Shard {
         }
         if let Some(subscription) = self.subscriptions.remove(handle) {
             let local = &mut self.locals[subscription.destination.0 as usize];
-            local.subscriptions.retain(|other| *other != handle);
+            let Some(place) = local.place_of(handle) else {
+                return;
+            };
+            local.subscriptions.swap_remove(place);
+            partition::trim(&mut local.subscriptions);
+            let mut size = tables::subscription_size(local.partitions.len());
             for (partition, index) in local.partitions.iter_mut().zip(0..) {
                 let address = PartAddress {
                     destination: subscription.destination,
                     partition: PartitionIndex(index),
                     subscription: handle,
                 };
-                let next = partition
-                    .part_mut(handle)
-                    .and_then(|part| part.next_return());
-                self.returns.moved(address, next, None);
-                partition.unsubscribe(&mut self.arena, handle);
+                let (_, part) = &partition.parts[place];
+                size += part.entries_size();
+                self.returns.moved(address, part.next_return(), None);
+                partition.unsubscribe_at(&mut self.arena, place);
             }
+            self.give_parts(size);
         }
     }
 
@@ -343,7 +366,7 @@ impl Shard {
             let refusal = refusal.unwrap_or(Refusal::InvalidAck);
             return self.confirm(now, link, handle, fields, Some(refusal));
         };
-        let was_full = part.unsettled() >= limits::UNSETTLED_MAX;
+        let was_full = part.room() == 0;
         let mut settled = 0;
         for run in tail.chunks_exact(size_of::<AckRun>()) {
             let Ok(run) = AckRun::ref_from_bytes(run) else {
@@ -364,6 +387,10 @@ impl Shard {
         }
         let wants_thinning = log.wants_thinning();
         let ready = was_full && part.ready(log);
+        let relief = part.relax(self.parts.is_tight());
+        if relief > 0 {
+            self.give_parts(relief);
+        }
         self.counters.add(Counter::MessagesSettled, settled);
         let partition = PartitionIndex(fields.partition.get());
         if wants_thinning && !self.thinning.contains(&(destination, partition)) {
@@ -414,21 +441,25 @@ impl Shard {
         }
     }
 
-    /// Hands out one run of one part; `false` if nothing is ready or nobody can
-    /// take it.
+    /// Hands out one run of one part, or makes room for it; `false` if nothing is
+    /// ready or nobody can take it.
     fn deliver_next(
         &mut self,
         now: Now,
         destination: DestinationNumber,
         index: PartitionIndex,
-        part: usize,
+        place: usize,
     ) -> bool {
         let partition = &mut self.locals[destination.0 as usize].partitions[index.0 as usize];
         let log = &mut partition.log;
-        let (subscription, part) = &mut partition.parts[part];
+        let (subscription, part) = &mut partition.parts[place];
         if !part.ready(log) {
             return false;
         }
+        if part.is_cramped() {
+            return self.widen(destination, index, place);
+        }
+        let room = part.room();
         let Some(subscription) = self.subscriptions.get_mut(*subscription) else {
             return false;
         };
@@ -458,12 +489,12 @@ impl Shard {
             if auth::authorize(link.principal, Operation::Receive, target).is_err() {
                 continue;
             }
-            let room = consumer.granted_messages - consumer.delivered_messages;
+            let credit = consumer.granted_messages - consumer.delivered_messages;
             let limit = RunLimit {
                 messages: if several {
-                    room.min(SHARED_RUN_MESSAGES)
+                    credit.min(room).min(SHARED_RUN_MESSAGES)
                 } else {
-                    room
+                    credit.min(room)
                 },
                 bytes: (consumer.granted_bytes - consumer.delivered_bytes)
                     .min(limits::EGRESS_SIZE.into()),

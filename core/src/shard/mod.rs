@@ -28,6 +28,7 @@ mod remembered;
 mod returns;
 mod send;
 mod session;
+mod tables;
 
 use std::collections::VecDeque;
 
@@ -55,6 +56,7 @@ use producer::Producer;
 use remembered::Remembered;
 use returns::Returns;
 use session::Session;
+use tables::Share;
 
 /// What a shard is made with. Randomness comes in here.
 #[derive(Clone, Debug)]
@@ -78,6 +80,10 @@ pub struct MemoryPlan {
     pub fixed: u64,
     /// Of the fixed part: what is known of producers, on links and off.
     pub remembered: u64,
+    /// Of the fixed part: consumers.
+    pub consumers: u64,
+    /// Of the fixed part: what subscriptions have to know in each partition.
+    pub subscriptions: u64,
     /// Chunks for messages.
     pub arena: u64,
     /// Of the arena: what producers may have on their way.
@@ -87,6 +93,11 @@ pub struct MemoryPlan {
     /// Of the arena: the most one destination may hold.
     pub destination: u64,
 }
+
+/// For what has no share of its own: destinations, links, buffers of the transport,
+/// code and stacks.
+const UNCOUNTED: u64 = 8 * limits::MIB as u64;
+const _: () = assert!(limits::MEMORY_MIN >= 8 * UNCOUNTED);
 
 impl MemoryPlan {
     /// Divides `bound` bytes.
@@ -98,12 +109,17 @@ impl MemoryPlan {
         if bound < limits::MEMORY_MIN {
             return Err(Refusal::IllegalArgument);
         }
-        let fixed = (bound / 8).max(16 * u64::from(limits::MIB));
+        let remembered = bound / 16;
+        let consumers = bound / 64;
+        let subscriptions = bound / 16 - consumers;
+        let fixed = remembered + consumers + subscriptions + UNCOUNTED;
         let arena = (bound - fixed) / CHUNK as u64 * CHUNK as u64;
         Ok(Self {
             bound,
             fixed,
-            remembered: bound / 16,
+            remembered,
+            consumers,
+            subscriptions,
             arena,
             ingress: arena / 4,
             egress: arena / 16,
@@ -176,6 +192,9 @@ struct Local {
     partitions: Vec<Partition>,
     /// Each partition, whether it stands in the list of ready ones.
     queued: Vec<bool>,
+    /// Each partition, whether it stands in the list of those that wait for memory.
+    paused: Vec<bool>,
+    /// In the order of their parts in each partition.
     subscriptions: Vec<Handle>,
     producers: u32,
     consumers: u32,
@@ -183,6 +202,13 @@ struct Local {
 }
 
 impl Local {
+    /// Where the parts of `subscription` stand in each partition.
+    fn place_of(&self, subscription: Handle) -> Option<usize> {
+        self.subscriptions
+            .iter()
+            .position(|other| *other == subscription)
+    }
+
     fn chunks(&self) -> usize {
         self.partitions
             .iter()
@@ -262,6 +288,14 @@ pub struct Shard {
     consumers: Slab<Consumer>,
     subscriptions: Slab<Subscription>,
     remembered: Remembered,
+    /// What consumers take of their share of memory.
+    opened: Share,
+    /// What subscriptions take of theirs.
+    parts: Share,
+    /// Partitions in which delivery waits for memory of that share.
+    paused: VecDeque<(DestinationNumber, PartitionIndex)>,
+    /// How many of these, from the front, have not looked since some of it came back.
+    relieved: usize,
     /// Frame bytes granted to producers and not received yet.
     reserved: u64,
     /// Producers with completions to send.
@@ -322,6 +356,10 @@ impl Shard {
                 size_of::<Producer>(),
                 hasher(config.hash_seed),
             ),
+            opened: Share::new(plan.consumers),
+            parts: Share::new(plan.subscriptions),
+            paused: VecDeque::new(),
+            relieved: 0,
             reserved: 0,
             completing: Vec::new(),
             waiting: VecDeque::new(),
@@ -457,6 +495,7 @@ impl Shard {
     /// the order in which they got something to send, and a message is wanted
     /// more urgently than the news that it was stored.
     pub fn turn(&mut self, now: Now) {
+        self.resume();
         self.dispatch(now);
         self.send_completions(now);
         self.serve_waiting(now);
@@ -508,6 +547,7 @@ impl Shard {
     pub fn has_work(&self) -> bool {
         !self.completing.is_empty()
             || !self.ready.is_empty()
+            || self.relieved > 0
             || !self.thinning.is_empty()
             || !self.dirty.is_empty()
             || !self.reports.is_empty()
@@ -638,6 +678,7 @@ impl Shard {
         }
         let lent = self.arena.chunks() as usize - self.arena.free();
         assert_eq!(owned, lent, "every chunk that is lent has an owner");
+        self.audit_tables();
     }
 
     /// Writes a control frame to a link; a link that has no room for answers has

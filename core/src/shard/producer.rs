@@ -12,7 +12,7 @@ use zerocopy::IntoBytes;
 use super::credit::{Grant, RESERVE_FACTOR};
 use super::identity::Identity;
 use super::remembered::Place;
-use super::{Fault, LinkState, Rejection, Shard};
+use super::{Fault, LinkState, Rejection, Shard, tables};
 use crate::auth::{self, Operation, Target};
 use crate::catalog::{Resolved, Wanted};
 use crate::counters::Counter;
@@ -21,7 +21,7 @@ use crate::frame::CONTROL_HEADER_SIZE;
 use crate::frame::control::{Batch, Closed, CompletionRun, Completions, ProducerOpened};
 use crate::id::{DestinationNumber, Epoch, Handle, ProducerId, RequestId};
 use crate::limits;
-use crate::name::Destination;
+use crate::name::{Destination, DestinationKind};
 use crate::time::Now;
 
 /// The most runs of one frame of completions.
@@ -452,6 +452,11 @@ impl Shard {
                         chunks / 4
                     ),
                 ));
+            }
+            // A queue comes with its subscription.
+            let is_queue = destination.kind == DestinationKind::Queue;
+            if is_queue && !self.parts.has(tables::subscription_size(partitions)) {
+                return Err(tables::no_memory_for_subscriptions());
             }
             // Each partition retains as much, in chunks that may be half empty, and as
             // much again is left for what is not settled.

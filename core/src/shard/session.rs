@@ -369,7 +369,7 @@ impl Shard {
     }
 
     /// The local half of a destination that is new in the catalogue.
-    pub(super) fn create_local(&mut self, number: DestinationNumber) -> Result<(), Refusal> {
+    pub(super) fn create_local(&mut self, number: DestinationNumber) -> Result<(), Rejection> {
         let entry = self.catalog.entry(number);
         let (shape, kind) = (entry.shape, entry.destination.kind);
         let partitions = (0..shape.partitions)
@@ -385,6 +385,7 @@ impl Shard {
         self.locals.push(Local {
             partitions,
             queued: vec![false; shape.partitions as usize],
+            paused: vec![false; shape.partitions as usize],
             subscriptions: Vec::new(),
             producers: 0,
             consumers: 0,

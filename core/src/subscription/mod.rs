@@ -6,7 +6,7 @@
 
 mod part;
 
-pub use part::{AckOutcome, Part};
+pub use part::{AckOutcome, ENTRY_SIZE, Part};
 
 #[cfg(test)]
 mod tests;

@@ -20,7 +20,7 @@ use core::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 
 use crate::id::{Handle, Offset};
-use crate::limits::UNSETTLED_MAX;
+use crate::limits::{UNSETTLED_LEAST, UNSETTLED_MAX};
 use crate::memory::Arena;
 use crate::partition::log::{Cursor, Log, Run, RunLimit};
 use crate::time::Monotonic;
@@ -51,6 +51,11 @@ struct Entry {
 }
 
 const _: () = assert!(size_of::<Entry>() == 24);
+
+/// What one unsettled message takes up, its rest included.
+pub const ENTRY_SIZE: usize = size_of::<Entry>() + size_of::<Reverse<(Monotonic, Offset)>>();
+/// Room for more entries than this is given back once few are in use.
+const ENTRIES_KEPT: usize = 1024;
 
 impl Entry {
     #[inline]
@@ -106,6 +111,11 @@ struct Through {
 }
 
 impl Part {
+    /// Unsettled messages that a part always has memory for.
+    pub const UNSETTLED_LEAST: usize = UNSETTLED_LEAST as usize;
+    /// What a part may have to remember of one consumer, in bytes.
+    pub const PER_CONSUMER_SIZE: usize = size_of::<Through>();
+
     /// A part that starts at `offset`.
     #[must_use]
     pub fn new(offset: Offset) -> Self {
@@ -383,6 +393,81 @@ impl Part {
         self.settled_through.clear();
     }
 
+    /// How many more messages may be handed out for the first time without taking up
+    /// more memory than is paid for.
+    #[inline]
+    #[must_use]
+    pub fn room(&self) -> u64 {
+        (self.places() - self.entries.len()) as u64
+    }
+
+    /// Whether the next delivery needs more memory than is paid for; one that came back
+    /// needs none.
+    #[inline]
+    #[must_use]
+    pub fn is_cramped(&self) -> bool {
+        self.entries.len() == self.places() && self.returned == 0
+    }
+
+    /// What the unsettled messages take up beyond the least that is paid for with the
+    /// part, in bytes.
+    #[must_use]
+    pub fn entries_size(&self) -> usize {
+        (self.places() - Self::UNSETTLED_LEAST) * ENTRY_SIZE
+    }
+
+    /// What [`Part::widen`] would take, in bytes.
+    #[must_use]
+    pub fn widening_size(&self) -> usize {
+        self.places() * ENTRY_SIZE
+    }
+
+    /// Makes room for as many messages more as there is room for.
+    pub fn widen(&mut self) {
+        let more = 2 * self.places() - self.entries.len();
+        self.entries.reserve_exact(more);
+    }
+
+    /// Drops what is settled between the few that a part always has memory for, so
+    /// that all of that is there for what is not. Whether there is room now.
+    pub fn tidy(&mut self) -> bool {
+        if self.live < UNSETTLED_LEAST {
+            self.entries.retain(|entry| entry.state != State::Settled);
+        }
+        self.room() > 0
+    }
+
+    /// Gives memory back of which little is in use: where it is tight at once,
+    /// otherwise only much of it, so that a consumer that settles all it has does not
+    /// have it taken anew each time. Returns how many bytes.
+    #[inline]
+    pub fn relax(&mut self, is_tight: bool) -> usize {
+        let places = self.entries.capacity();
+        let is_roomy = places > Self::UNSETTLED_LEAST && self.entries.len() <= places / 4;
+        if is_roomy && (is_tight || places > ENTRIES_KEPT) {
+            self.shrink()
+        } else {
+            0
+        }
+    }
+
+    /// Keeps as many places free as are in use, so that each entry that is moved was
+    /// settled for.
+    #[cold]
+    fn shrink(&mut self) -> usize {
+        let before = self.entries_size();
+        let places = (2 * self.entries.len()).max(Self::UNSETTLED_LEAST);
+        self.entries.shrink_to(places);
+        self.resting.shrink_to(places);
+        before - self.entries_size()
+    }
+
+    /// Entries that there is memory for.
+    #[inline]
+    fn places(&self) -> usize {
+        self.entries.capacity().max(Self::UNSETTLED_LEAST)
+    }
+
     /// Whether a consumer with credit would get something.
     #[inline]
     #[must_use]
@@ -540,7 +625,8 @@ impl Part {
         {
             self.entries.pop_front();
         }
-        if self.entries.len() > 64 && self.entries.len() > 2 * self.live as usize {
+        let settled_too = self.entries.len() >= Self::UNSETTLED_LEAST;
+        if settled_too && self.entries.len() > 2 * self.live as usize {
             self.entries.retain(|entry| entry.state != State::Settled);
         }
     }

@@ -6,7 +6,7 @@
 use super::*;
 use crate::frame::encode::{Envelope, message, message_size};
 use crate::id::{DestinationNumber, Handle, Offset, PartitionIndex};
-use crate::limits::UNSETTLED_MAX;
+use crate::limits::{UNSETTLED_LEAST, UNSETTLED_MAX};
 use crate::memory::Arena;
 use crate::partition::log::{Address, Log, RunLimit};
 use crate::time::Wall;
@@ -164,6 +164,49 @@ fn delivery_pauses_at_the_most_unsettled_messages_and_goes_on_below() {
     assert_eq!(setting.acknowledge_through(A, limit + 999).settled, 997);
     assert_eq!(setting.part.backlog(&setting.arena, &setting.log), 0);
     assert!(setting.log.chunks() <= 1);
+}
+
+#[test]
+fn without_more_memory_a_part_still_has_room_for_the_least_whatever_is_settled_between() {
+    let least = u64::from(UNSETTLED_LEAST);
+    let mut setting = Setting::new(10_000);
+    let mut delivered = 0;
+    loop {
+        if setting.part.is_cramped() && !setting.part.tidy() {
+            break;
+        }
+        let room = setting.part.room();
+        let limit = RunLimit {
+            messages: room,
+            ..EVERYTHING
+        };
+        let (first, count, _) = setting.deliver(A, delivered, limit).unwrap();
+        delivered += u64::from(count);
+        // Every second one is settled.
+        for offset in first..first + u64::from(count) {
+            if offset % 2 == 1 {
+                setting.acknowledge(A, offset, 1);
+            }
+        }
+    }
+    assert_eq!(setting.part.unsettled(), UNSETTLED_LEAST);
+    assert_eq!(setting.part.entries_size(), 0);
+    // With memory it grows, and what it took comes back as its messages are settled.
+    let size = setting.part.widening_size();
+    setting.part.widen();
+    assert_eq!(setting.part.entries_size(), size);
+    let limit = RunLimit {
+        messages: setting.part.room(),
+        ..EVERYTHING
+    };
+    let (first, count, _) = setting.deliver(A, delivered, limit).unwrap();
+    assert_eq!((first, u64::from(count)), (delivered, least));
+    assert_eq!(setting.part.entries_size(), size);
+    setting.acknowledge(A, 0, delivered + 2 * least);
+    assert_eq!(setting.part.relax(false), 0);
+    assert_eq!(setting.part.relax(true), size);
+    assert_eq!(setting.part.entries_size(), 0);
+    assert_eq!(setting.part.unsettled(), 0);
 }
 
 #[test]
