@@ -927,6 +927,78 @@ fn acknowledgements_of_a_round_become_runs_and_the_grant_rides_along() {
 }
 
 #[test]
+fn what_is_given_back_is_named_at_once_and_says_whether_it_may_rest() {
+    let mut script = Script::open();
+    let request = ConsumerRequest::new(queue("q"));
+    let consumer = script.consumer(request, 9, 2);
+    script.deliver(9, 1, 10, &[b"a", b"b", b"c", b"d"]);
+    let mut positions = Vec::new();
+    while let Some(message) = script.client.poll_message(consumer) {
+        positions.push(message.position());
+    }
+    script.said();
+    let client = &mut script.client;
+    client.give_back(consumer, positions[0], 2, None).unwrap();
+    let rest = Duration::from_millis(70);
+    client
+        .give_back(consumer, positions[3], 1, Some(rest))
+        .unwrap();
+    let nowhere = Position {
+        partition: PartitionIndex(2),
+        ..positions[0]
+    };
+    assert_eq!(
+        client.give_back(consumer, nowhere, 1, None),
+        Err(AckError::NoSuchPartition {
+            partition: PartitionIndex(2),
+            partitions: 2
+        })
+    );
+    let said = script.said();
+    assert_eq!(said.len(), 2);
+    for (said, (first, count), (options, delay)) in [
+        (&said[0], (10, 2), (0, 0)),
+        (&said[1], (13, 1), (1, 70_000)),
+    ] {
+        let (handle, fields) = said.fields::<control::Return>();
+        assert_eq!(
+            (handle, fields.partition.get(), fields.runs.get()),
+            (9, 1, 1)
+        );
+        assert_eq!((fields.options.get(), fields.delay.get()), (options, delay));
+        let Said::Control(_, _, rest) = said else {
+            panic!()
+        };
+        let runs = <[control::AckRun]>::ref_from_bytes(&rest[24..]).unwrap();
+        assert_eq!((runs[0].first.get(), runs[0].count.get()), (first, count));
+    }
+    script.client.close_consumer(consumer).unwrap();
+    assert_eq!(
+        script.client.give_back(consumer, positions[1], 1, None),
+        Err(AckError::Closed)
+    );
+}
+
+#[test]
+fn a_consumer_says_whether_it_shares_its_subscription() {
+    let mut script = Script::open();
+    for (sharing, code) in [
+        (Sharing::Usual, 0),
+        (Sharing::One, 1),
+        (Sharing::Several, 2),
+    ] {
+        let request = ConsumerRequest {
+            subscription: "s".into(),
+            sharing,
+            ..ConsumerRequest::new(queue("topic:t"))
+        };
+        script.client.open_consumer(request).unwrap();
+        let said = script.said();
+        assert_eq!(said[0].fields::<control::OpenConsumer>().1.sharing, code);
+    }
+}
+
+#[test]
 fn credit_is_raised_in_quarters_of_the_window() {
     let mut script = Script::open();
     let request = ConsumerRequest {
