@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use courser::{Client, Consumer, Producer, TrySendError};
+use courser::{Client, ConnectOptions, Consumer, Producer, TrySendError};
 use courser_bench::pin::{self, Cores};
 use courser_core::counters::Counter;
 use courser_transport::{Broker, BrokerConfig, Transport};
@@ -18,6 +18,9 @@ use courser_transport::{Broker, BrokerConfig, Transport};
 /// their use.
 const MESSAGES: u64 = 100_000;
 const WARM_UP: u64 = 20_000;
+
+/// Messages of a client that sleeps for each, which is slow.
+const SLEEPY_MESSAGES: u64 = MESSAGES / 5;
 
 /// What may be allocated by whoever else lives in this process, such as the
 /// test harness, while so many messages pass.
@@ -103,6 +106,14 @@ impl Embedded {
         }
     }
 
+    /// Takes the place of its client by one that connects like this.
+    fn connect_anew(&mut self, options: &ConnectOptions) {
+        let client = options.connect(self.broker.address()).unwrap();
+        self.producer = client.producer("queue:counted").create().unwrap();
+        self.consumer = client.consumer("queue:counted").create().unwrap();
+        self._client = client;
+    }
+
     /// Passes so many messages through, each sent, completed, received and
     /// acknowledged, with up to `window` of them on their way, and does
     /// `besides` once for each.
@@ -132,6 +143,23 @@ impl Embedded {
             assert!(began.elapsed() < DEADLINE, "{completed}, {received}");
         }
         assert_eq!((completed, received), (messages, messages));
+    }
+
+    /// Passes messages through one after the other, each sent by a call that waits
+    /// for its completion.
+    fn send_and_receive(&mut self, messages: u64) {
+        let body = [0xA5_u8; BODY_BYTES].as_slice();
+        let began = Instant::now();
+        for _ in 0..messages {
+            self.producer.send(body).unwrap();
+            let position = loop {
+                if let Some(message) = self.consumer.try_receive().unwrap() {
+                    break message.position();
+                }
+                assert!(began.elapsed() < DEADLINE, "a message is missing");
+            };
+            self.consumer.acknowledge(position).unwrap();
+        }
     }
 
     fn read(&self, counter: Counter) -> u64 {
@@ -192,19 +220,22 @@ fn a_message_costs_no_allocation_in_broker_or_client() {
 #[test]
 fn a_blocking_send_costs_no_allocation() {
     over_every_transport(|embedded| {
-        let body = [0xA5_u8; BODY_BYTES].as_slice();
-        let mut send = |messages: u64| {
-            for _ in 0..messages {
-                embedded.producer.send(body).unwrap();
-                let message = embedded.consumer.try_receive().unwrap();
-                if let Some(position) = message.map(|message| message.position()) {
-                    embedded.consumer.acknowledge(position).unwrap();
-                }
-            }
-        };
-        send(WARM_UP);
-        let count = allocations(|| send(MESSAGES));
+        embedded.send_and_receive(WARM_UP);
+        let count = allocations(|| embedded.send_and_receive(MESSAGES));
         eprintln!("blocking: {count} allocations for {MESSAGES} messages");
+        assert!(count <= ALLOCATIONS_MAX, "{count} allocations");
+    });
+}
+
+/// However slow the broker's answers are: a thread that waits for one may have to
+/// sleep at the socket.
+#[test]
+fn a_blocking_send_that_sleeps_costs_no_allocation() {
+    over_every_transport(|embedded| {
+        embedded.connect_anew(&ConnectOptions::default().spin(Duration::ZERO));
+        embedded.send_and_receive(WARM_UP);
+        let count = allocations(|| embedded.send_and_receive(SLEEPY_MESSAGES));
+        eprintln!("asleep: {count} allocations for {SLEEPY_MESSAGES} messages");
         assert!(count <= ALLOCATIONS_MAX, "{count} allocations");
     });
 }

@@ -447,8 +447,12 @@ impl Link {
         };
         let time = (until != Monotonic::NEVER).then(|| timespec(until.since(self.now())));
         let bell = &self.bells[seat as usize];
-        let mut fds = vec![PollFd::new(bell, PollFlags::IN)];
-        fds.extend(stream.iter().map(|stream| PollFd::new(&**stream, flags)));
+        let bell_fd = PollFd::new(bell, PollFlags::IN);
+        let mut fds = match &stream {
+            Some(stream) => [bell_fd, PollFd::new(&**stream, flags)],
+            // Twice the bell: a list on the stack has one length.
+            None => [bell_fd.clone(), bell_fd],
+        };
         // An error here is an interruption: the loop around looks again.
         poll(&mut fds, time.as_ref()).ok();
         if fds[0].revents().contains(PollFlags::IN) {
