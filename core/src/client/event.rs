@@ -134,6 +134,8 @@ pub enum Event {
     ConsumerResumed {
         /// Which consumer.
         consumer: ConsumerKey,
+        /// For each partition the first offset that was never handed out.
+        starts: Box<[Offset]>,
     },
     /// A consumer could not be opened again: it is closed.
     ConsumerLost {

@@ -21,7 +21,7 @@ use super::{
 use crate::error::Refusal;
 use crate::frame::Kind;
 use crate::frame::control::{ConsumerOpened, ProducerOpened};
-use crate::id::{Handle, RequestId};
+use crate::id::{Handle, Offset, RequestId};
 use crate::time::Monotonic;
 
 /// The pause after the first failure; each further one is twice as long, up to
@@ -369,8 +369,10 @@ impl Client {
         }
         self.handles.insert(handle.0, Owner::Consumer(key));
         if consumer.phase == consumer::Phase::Open {
-            self.events
-                .push_back(Event::ConsumerResumed { consumer: key });
+            self.events.push_back(Event::ConsumerResumed {
+                consumer: key,
+                starts: starts.iter().map(|start| Offset(start.get())).collect(),
+            });
             return Ok(());
         }
         // It was closed while it was being opened.
