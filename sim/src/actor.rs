@@ -2,27 +2,36 @@
 //!
 //! Everything it does and everything it is told passes by the model. When its
 //! link ends it takes what outcomes there are, rests, and comes back with a new
-//! link and new producers, as an application would.
+//! link and new producers, as an application would. One that reconnects keeps its
+//! machine instead, with all that it has open, and goes on sending meanwhile.
+
+use core::time::Duration;
 
 use courser_core::client::{
-    Client, Config, ConsumerKey, ConsumerRequest, Event, LinkEnd, Outgoing, ProducerKey,
-    ProducerRequest, Route, SendError, Start, StatsReport,
+    Cause, Client, Completion, Config, ConsumerKey, ConsumerRequest, Event, Failure, LinkEnd,
+    Outgoing, ProducerKey, ProducerRequest, Route, SendError, Sharing, Start, StatsReport,
 };
 use courser_core::error::Refusal;
-use courser_core::frame::property;
-use courser_core::id::{Offset, PartitionIndex, Position, RequestId};
+use courser_core::frame::control::{self, Control};
+use courser_core::frame::decode::{self, Frame, Step};
+use courser_core::frame::{encode, property};
+use courser_core::id::{Installation, Offset, PartitionIndex, Position, RequestId};
 use courser_core::limits;
 use courser_core::routing;
 use courser_core::time::{Monotonic, Now};
 
-use crate::model::{Asked, Content, Handed, Model};
+use crate::model::{Asked, Circumstances, Content, Handed, Model, Named};
 use crate::plan::{
-    Acks, ActorPlan, ConsumerPlan, DestinationPlan, MILLISECOND, ProducerPlan, Routes,
+    Acks, ActorPlan, ConsumerPlan, DestinationPlan, MILLISECOND, ProducerPlan, Routes, SECOND,
     SUBSCRIPTIONS, Sizes,
 };
 use crate::random::Random;
 use crate::trace::{Fact, Trace, digest};
 use crate::violation::{Rule, Violation};
+
+/// What was handed out more often is not given back to rest: the broker's own wait
+/// doubles each time, and a run ends.
+const REST_COUNT_MAX: u32 = 4;
 
 /// What an actor may look at and change while it acts.
 pub(crate) struct Scene<'a> {
@@ -50,8 +59,8 @@ struct ProducerSlot {
     plan: ProducerPlan,
     left: u64,
     state: State<ProducerKey>,
-    /// Who it is at the broker, while it is known.
-    id: Option<u64>,
+    /// Its number in the model, while it is open.
+    number: Option<usize>,
     /// Acts to let pass before it tries to send again.
     rest: usize,
     /// Opened once, to found its destination.
@@ -82,6 +91,17 @@ pub(crate) struct Actor {
     leaving: bool,
     stats_asked: bool,
     stats: Option<StatsReport>,
+    /// The installation that its machine talked to last.
+    installation: Option<Installation>,
+    /// Since when it is without a session.
+    lost_at: Option<u64>,
+    /// Sends that failed by their deadline, of this machine.
+    overdue: u64,
+    /// Counts of machines that are gone: answers that came too late, reconnections.
+    late: u64,
+    reconnects: u64,
+    /// Nothing has left on this connection.
+    is_first: bool,
     body: Vec<u8>,
     /// What bodies are made of.
     pool: Vec<u8>,
@@ -128,6 +148,12 @@ impl Actor {
             leaving: false,
             stats_asked: false,
             stats: None,
+            installation: None,
+            lost_at: None,
+            overdue: 0,
+            late: 0,
+            reconnects: 0,
+            is_first: false,
             body: Vec::new(),
             pool,
         }
@@ -136,7 +162,37 @@ impl Actor {
     // What the world asks and tells.
 
     pub(crate) fn is_connected(&self) -> bool {
-        self.machine.is_some()
+        self.machine.as_ref().is_some_and(Client::is_open)
+    }
+
+    /// When it tries for another connection, if it keeps what it had on the last.
+    pub(crate) fn wants_connection(&self) -> Option<u64> {
+        let at = self.machine.as_ref()?.wants_connection()?;
+        (at != Monotonic::NEVER).then_some(at.0)
+    }
+
+    /// Whether it keeps what it had on its last connection.
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.machine
+            .as_ref()
+            .is_some_and(|machine| machine.wants_connection().is_some())
+    }
+
+    /// Answers that came after their sends had failed, and reconnections.
+    pub(crate) fn counts(&self) -> (u64, u64) {
+        let counters = self.machine.as_ref().map(Client::counters);
+        let counters = counters.unwrap_or_default();
+        (
+            self.late + counters.late_completions,
+            self.reconnects + counters.reconnects,
+        )
+    }
+
+    /// The broker that had its destinations is no more: it founds them again.
+    pub(crate) fn found_again(&mut self) {
+        for slot in &mut self.producers {
+            slot.founded = false;
+        }
     }
 
     /// Whether every destination has its shape.
@@ -157,14 +213,24 @@ impl Actor {
     }
 
     pub(crate) fn connect(&mut self, now: Now) {
-        let mut machine = Client::new(Config {
-            name: format!("actor {}", self.index).into(),
-            ..Config::default()
+        self.is_first = true;
+        let machine = self.machine.get_or_insert_with(|| {
+            self.leaving = false;
+            self.stats_asked = false;
+            Client::new(Config {
+                name: format!("actor {}", self.index).into(),
+                reconnect_for: Duration::from_nanos(self.plan.reconnects.unwrap_or(0)),
+                ..Config::default()
+            })
         });
         machine.connected(now.monotonic);
-        self.machine = Some(machine);
-        self.leaving = false;
-        self.stats_asked = false;
+    }
+
+    /// No connection could be made.
+    pub(crate) fn dial_failed(&mut self, now: Now) {
+        if let Some(machine) = &mut self.machine {
+            machine.dial_failed(now.monotonic);
+        }
     }
 
     pub(crate) fn received(
@@ -208,7 +274,6 @@ impl Actor {
     pub(crate) fn vanish(&mut self, scene: &mut Scene<'_>) {
         scene.trace.note(Fact::Vanished { peer: self.index });
         scene.model.link_breaks(scene.connection);
-        self.machine = None;
         self.forget();
     }
 
@@ -223,27 +288,36 @@ impl Actor {
             into.extend_from_slice(&slice[..count]);
         }
         machine.sent(into.len());
+        if core::mem::take(&mut self.is_first) && self.plan.anonymous {
+            omit_link(into);
+        }
     }
 
     pub(crate) fn has_more_to_write(&self) -> bool {
         self.machine.as_ref().is_some_and(Client::has_pieces)
     }
 
-    /// The link has ended: the connection is of no more use.
+    /// The connection is of no more use.
     pub(crate) fn wants_close(&self) -> bool {
+        self.has_ended() || self.is_waiting()
+    }
+
+    /// The link has ended.
+    pub(crate) fn has_ended(&self) -> bool {
         self.machine.as_ref().is_some_and(Client::wants_close)
     }
 
-    /// The connection is closed and everything taken.
+    /// The connection is closed. If its machine waits for another one nothing is
+    /// over; otherwise every outcome is there.
     pub(crate) fn disconnected(&mut self, scene: &mut Scene<'_>) -> Result<(), Violation> {
         self.look(scene, true)?;
         scene.model.link_breaks(scene.connection);
-        for slot in &self.producers {
-            if let Some(id) = slot.id {
-                scene.model.producer_ended(id)?;
-            }
+        if self.is_waiting() {
+            return Ok(());
         }
-        self.machine = None;
+        for number in self.producers.iter().filter_map(|slot| slot.number) {
+            scene.model.producer_ended(number)?;
+        }
         self.forget();
         Ok(())
     }
@@ -269,7 +343,7 @@ impl Actor {
         let sends = self
             .producers
             .iter()
-            .all(|slot| slot.left == 0 && slot.id.is_none_or(|id| model.is_answered(id)));
+            .all(|slot| slot.left == 0 && slot.number.is_none_or(|it| model.is_answered(it)));
         let held = self.consumers.iter().all(|slot| {
             slot.number
                 .is_none_or(|number| model.held(number).is_empty())
@@ -282,12 +356,12 @@ impl Actor {
         use core::fmt::Write as _;
         let mut text = format!("actor {}:", self.index);
         for slot in &self.producers {
-            let answered = slot.id.is_none_or(|id| model.is_answered(id));
+            let answered = slot.number.is_none_or(|it| model.is_answered(it));
             if slot.left > 0 || !answered {
                 write!(
                     text,
                     " producer {:?} {:?} left {} answered {answered};",
-                    slot.id, slot.state, slot.left
+                    slot.number, slot.state, slot.left
                 )
                 .expect("a string takes everything");
             }
@@ -312,7 +386,7 @@ impl Actor {
         if self
             .machine
             .as_ref()
-            .is_none_or(|machine| !machine.is_open())
+            .is_none_or(|machine| !machine.is_open() && self.plan.reconnects.is_none())
             || self.leaving
         {
             return Ok(());
@@ -342,6 +416,12 @@ impl Actor {
         let Some(machine) = &mut self.machine else {
             return;
         };
+        let has_founded = self
+            .producers
+            .iter()
+            .all(|slot| !slot.founding || slot.founded);
+        // What is asked for before leaves, and has a number, once it is.
+        let is_open = machine.is_open();
         for slot in &mut self.producers {
             let done = if slot.founding {
                 slot.founded
@@ -364,26 +444,35 @@ impl Actor {
                 slot.state = State::Opening(request);
             }
         }
+        let drains = scene.calm && has_founded;
         for slot in &mut self.consumers {
-            if slot.state != State::Closed || (slot.from_calm && !scene.calm) {
+            if slot.state != State::Closed || (slot.from_calm && !drains) {
                 continue;
             }
             let destination = slot.plan.destination;
+            let shape = &scene.destinations[destination];
             let request = ConsumerRequest {
                 subscription: slot.plan.subscription.unwrap_or("").into(),
                 start: slot.plan.start,
                 messages_max: slot.plan.messages_max,
                 bytes_max: slot.plan.bytes_max,
-                ..ConsumerRequest::new(scene.destinations[destination].destination.clone())
+                sharing: match slot.plan.subscription {
+                    Some(name) if shape.is_shared(name) => Sharing::Several,
+                    _ => Sharing::Usual,
+                },
+                ..ConsumerRequest::new(shape.destination.clone())
             };
             if let Ok(request) = machine.open_consumer(request) {
                 slot.state = State::Opening(request);
-                slot.number = Some(scene.model.consumer_asked(
-                    scene.connection,
-                    destination,
-                    slot.plan.subscription,
-                    slot.plan.start,
-                ));
+                slot.number = is_open.then(|| {
+                    scene.model.consumer_asked(
+                        scene.connection,
+                        machine.installation(),
+                        destination,
+                        slot.plan.subscription,
+                        slot.plan.start,
+                    )
+                });
                 slot.left = slot.plan.lifetime.unwrap_or(u64::MAX);
             }
         }
@@ -391,7 +480,7 @@ impl Actor {
 
     fn send(&mut self, scene: &mut Scene<'_>, index: usize) -> Result<(), Violation> {
         let slot = &mut self.producers[index];
-        let (State::Open(key), Some(id)) = (slot.state, slot.id) else {
+        let (State::Open(key), Some(number)) = (slot.state, slot.number) else {
             return Ok(());
         };
         let Some(machine) = &mut self.machine else {
@@ -451,13 +540,24 @@ impl Actor {
                         },
                     };
                     scene.trace.note(Fact::Send {
-                        id,
+                        producer: number,
                         sequence: sequence.0,
                         bytes: size,
                     });
-                    scene
-                        .model
-                        .sent(id, sequence.0, asked, content, deadline.0)?;
+                    let Some(id) = machine.message_id(key, sequence) else {
+                        return Err(Violation::new(
+                            Rule::Identity,
+                            format!("send {sequence} of producer {number} has none"),
+                        ));
+                    };
+                    scene.model.sent(
+                        number,
+                        sequence.0,
+                        (id.installation, id.epoch),
+                        asked,
+                        content,
+                        deadline.0,
+                    )?;
                 }
                 Err(SendError::WouldBlock) => {
                     // Large messages are not made anew in each act.
@@ -494,7 +594,10 @@ impl Actor {
             };
             let position = message.position();
             let handed = Handed {
+                now: scene.now.monotonic.0,
+                installation: message.id().installation,
                 producer: message.id().producer.0,
+                epoch: message.id().epoch.0,
                 sequence: message.id().sequence.0,
                 partition: position.partition.0,
                 offset: position.offset.0,
@@ -516,6 +619,17 @@ impl Actor {
             scene.model.handed(number, &handed)?;
             slot.since += 1;
             slot.left = slot.left.saturating_sub(1);
+            let held = scene.model.held(number);
+            if !scene.calm && !held.is_empty() && self.random.chance(slot.plan.returns, 1000) {
+                // Any of those it holds.
+                let place = held[self.random.index(held.len())];
+                let rest = (handed.count <= REST_COUNT_MAX && self.random.chance(1, 2))
+                    .then(|| self.random.range(0, 3 * SECOND));
+                if place == (handed.partition, handed.offset) || rest.is_none() {
+                    give_back(machine, scene, number, key, place, rest, handed.count);
+                }
+                continue;
+            }
             let acks = if scene.calm {
                 Acks::Each
             } else {
@@ -623,75 +737,129 @@ impl Actor {
             return Ok(());
         }
         while let Some(key) = machine.next_completed() {
-            let Some(id) = self
+            let number = self
                 .producers
                 .iter()
-                .find(|slot| matches!(slot.state, State::Open(open) | State::Closing(_, open) if open == key))
-                .and_then(|slot| slot.id)
-            else {
-                continue;
-            };
-            while let Some(completion) = machine.poll_completion(key) {
-                let (outcome, offset) = match &completion.result {
-                    Ok(stored) => ("stored", stored.position.offset.0),
-                    Err(courser_core::client::Failure::Unknown(_)) => ("unknown", 0),
-                    Err(courser_core::client::Failure::NotStored(_)) => ("not stored", 0),
-                    Err(_) => ("refused", 0),
-                };
-                scene.trace.note(Fact::Completed {
-                    id,
-                    sequence: completion.sequence.0,
-                    outcome,
-                    offset,
-                });
-                scene
-                    .model
-                    .completed(id, completion.sequence.0, &completion.result)?;
+                .find(|slot| slot.key() == Some(key))
+                .and_then(|slot| slot.number);
+            if let Some(number) = number {
+                take_outcomes(machine, scene, number, key, &mut self.overdue)?;
             }
         }
-        for id in self.producers.iter().filter_map(|slot| slot.id) {
+        let late = machine.counters().late_completions;
+        if late > self.overdue {
+            return Err(Violation::new(
+                Rule::CompletionOrder,
+                format!(
+                    "actor {} counts {late} late answers, and {} sends of it were overdue",
+                    self.index, self.overdue
+                ),
+            ));
+        }
+        for number in self.producers.iter().filter_map(|slot| slot.number) {
             // Deadlines are looked at when they come, so one that is just now may wait.
             scene
                 .model
-                .outcomes_taken(id, scene.now.monotonic.0.saturating_sub(1))?;
+                .outcomes_taken(number, scene.now.monotonic.0.saturating_sub(1))?;
         }
         Ok(())
     }
 
     fn event(&mut self, scene: &mut Scene<'_>, event: Event) -> Result<(), Violation> {
         match event {
-            // A client of this world lives for one connection.
-            Event::Disconnected
-            | Event::ProducerResumed { .. }
-            | Event::ProducerLost { .. }
-            | Event::ConsumerResumed { .. }
-            | Event::ConsumerLost { .. } => {
-                unreachable!("a client reconnects only if it is told to")
+            Event::Disconnected => {
+                scene.trace.note(Fact::Disconnected { peer: self.index });
+                scene.model.link_breaks(scene.connection);
+                self.lost_at = Some(scene.now.monotonic.0);
             }
-            Event::Opened { .. } => scene.trace.note(Fact::Opened { peer: self.index }),
+            Event::Opened { installation, .. } => {
+                scene.trace.note(Fact::Opened { peer: self.index });
+                self.opened(scene, installation)?;
+            }
             Event::ProducerOpened {
                 request,
                 producer,
                 id,
+                epoch,
                 partitions,
-                ..
             } => {
-                scene.trace.note(Fact::ProducerOpened {
-                    peer: self.index,
-                    id: id.0,
-                });
+                let named = Named {
+                    installation: self.installation.unwrap_or_default(),
+                    id,
+                    epoch,
+                    partitions,
+                };
                 if let Some(slot) = self
                     .producers
                     .iter_mut()
                     .find(|slot| slot.state == State::Opening(request))
                 {
+                    let number = scene.model.producer_opened(slot.plan.destination, &named)?;
                     slot.state = State::Open(producer);
-                    slot.id = Some(id.0);
-                    scene
-                        .model
-                        .producer_opened(id.0, slot.plan.destination, partitions)?;
+                    slot.number = Some(number);
+                    scene.trace.note(Fact::ProducerOpened {
+                        peer: self.index,
+                        producer: number,
+                        id: id.0,
+                    });
                 }
             }
+            Event::ProducerResumed {
+                producer,
+                id,
+                epoch,
+                partitions,
+            } => {
+                let named = Named {
+                    installation: self.installation.unwrap_or_default(),
+                    id,
+                    epoch,
+                    partitions,
+                };
+                let slot = self
+                    .producers
+                    .iter()
+                    .find(|slot| slot.key() == Some(producer));
+                if let Some(number) = slot.and_then(|slot| slot.number) {
+                    scene.trace.note(Fact::ProducerResumed {
+                        producer: number,
+                        id: id.0,
+                        epoch: epoch.0,
+                    });
+                    scene.model.producer_resumed(number, &named)?;
+                }
+            }
+            Event::ConsumerResumed { consumer, starts } => {
+                let slot = self
+                    .consumers
+                    .iter_mut()
+                    .find(|slot| slot.key() == Some(consumer));
+                if let Some(slot) = slot
+                    && let Some(number) = slot.number
+                {
+                    slot.since = 0;
+                    scene.trace.note(Fact::ConsumerOpened {
+                        peer: self.index,
+                        consumer: number,
+                        subscription: scene.model.subscription_of(number),
+                    });
+                    scene.model.consumer_opened(number, &starts)?;
+                }
+            }
+            Event::ProducerLost { code, text, .. } => {
+                return Err(Violation::new(
+                    Rule::Request,
+                    format!(
+                        "a producer of actor {} was not attached again, with code {code}: {text}",
+                        self.index
+                    ),
+                ));
+            }
+            Event::ConsumerLost {
+                consumer,
+                code,
+                text,
+            } => self.consumer_lost(scene, consumer, code, &text)?,
             Event::ConsumerOpened {
                 request,
                 consumer,
@@ -708,8 +876,12 @@ impl Actor {
                 {
                     let number = slot.number.take();
                     slot.state = State::Closed;
-                    if let Some(number) = number {
-                        scene.model.consumer_closed(number);
+                    let is_open = self.machine.as_ref().is_some_and(Client::is_open);
+                    match number {
+                        Some(number) if is_open => scene.model.consumer_closed(number),
+                        // The broker that was asked to is not heard of any more.
+                        Some(number) => scene.model.consumer_departs(number),
+                        None => {}
                     }
                     scene.trace.note(Fact::ConsumerClosed {
                         peer: self.index,
@@ -728,16 +900,19 @@ impl Actor {
                 let number = self
                     .consumers
                     .iter()
-                    .find(|slot| {
-                        matches!(slot.state, State::Open(key) | State::Closing(_, key) if key == consumer)
-                    })
+                    .find(|slot| slot.key() == Some(consumer))
                     .and_then(|slot| slot.number);
                 if let Some(number) = number {
                     scene.trace.note(Fact::Confirmed {
                         consumer: number,
                         token: confirm,
                     });
-                    scene.model.confirmed(number, confirm, refusal)?;
+                    let is_open = self.machine.as_ref().is_some_and(Client::is_open);
+                    if !is_open && refusal == Some(Refusal::NotOpen.code()) {
+                        scene.model.confirmation_lost(number, confirm)?;
+                    } else {
+                        scene.model.confirmed(number, confirm, refusal)?;
+                    }
                 }
             }
             Event::Refused {
@@ -765,7 +940,112 @@ impl Actor {
                     end: end.to_string(),
                 });
                 check_end(scene, self.index, &end)?;
+                let window = self.plan.reconnects.unwrap_or(0);
+                if let (Some(since), LinkEnd::Lost) = (self.lost_at, &end)
+                    && scene.now.monotonic.0 < since + window
+                {
+                    return Err(Violation::new(
+                        Rule::Reconnect,
+                        format!(
+                            "actor {} gave up {} ns after its connection was lost, with {window} to go by",
+                            self.index,
+                            scene.now.monotonic.0 - since
+                        ),
+                    ));
+                }
                 scene.model.link_breaks(scene.connection);
+            }
+        }
+        Ok(())
+    }
+
+    /// There is a session. What was open on an earlier connection is asked for again,
+    /// and what was asked for before there was one.
+    fn opened(
+        &mut self,
+        scene: &mut Scene<'_>,
+        installation: Installation,
+    ) -> Result<(), Violation> {
+        self.lost_at = None;
+        let before = self.installation.replace(installation);
+        if before.is_some_and(|before| before != installation) {
+            self.look_at_outcomes(scene)?;
+            for number in self.producers.iter().filter_map(|slot| slot.number) {
+                scene.model.abandoned(number, installation)?;
+            }
+        }
+        for slot in &mut self.consumers {
+            let (destination, name) = (slot.plan.destination, slot.plan.subscription);
+            let start = slot.plan.start;
+            slot.number = match (slot.state, slot.number) {
+                (State::Open(_), Some(before)) => Some(scene.model.consumer_asked_again(
+                    scene.connection,
+                    installation,
+                    before,
+                    start,
+                )),
+                (State::Opening(_), _) => Some(scene.model.consumer_asked(
+                    scene.connection,
+                    installation,
+                    destination,
+                    name,
+                    start,
+                )),
+                (_, number) => number,
+            };
+        }
+        Ok(())
+    }
+
+    fn consumer_lost(
+        &mut self,
+        scene: &mut Scene<'_>,
+        key: ConsumerKey,
+        code: u16,
+        text: &str,
+    ) -> Result<(), Violation> {
+        scene.trace.note(Fact::RequestRefused {
+            peer: self.index,
+            code,
+        });
+        let slot = self
+            .consumers
+            .iter_mut()
+            .find(|slot| slot.key() == Some(key));
+        let Some(slot) = slot else {
+            return Ok(());
+        };
+        let shape = &scene.destinations[slot.plan.destination];
+        let exclusive = slot
+            .plan
+            .subscription
+            .is_some_and(|name| !shape.is_shared(name));
+        if Refusal::from_code(code) != Some(Refusal::Exclusive) || !exclusive {
+            return Err(Violation::new(
+                Rule::Request,
+                format!(
+                    "a consumer of actor {} was not opened again, with code {code}: {text}",
+                    self.index
+                ),
+            ));
+        }
+        slot.state = State::Closed;
+        if let Some(number) = slot.number.take() {
+            scene.model.consumer_refused(number);
+        }
+        if let Some(machine) = &mut self.machine {
+            machine.forget_consumer(key);
+        }
+        Ok(())
+    }
+
+    fn look_at_outcomes(&mut self, scene: &mut Scene<'_>) -> Result<(), Violation> {
+        let Some(machine) = &mut self.machine else {
+            return Ok(());
+        };
+        for slot in &self.producers {
+            if let (Some(key), Some(number)) = (slot.key(), slot.number) {
+                take_outcomes(machine, scene, number, key, &mut self.overdue)?;
             }
         }
         Ok(())
@@ -805,7 +1085,7 @@ impl Actor {
         request: RequestId,
     ) -> Result<(), Violation> {
         // The last outcomes lie before this answer.
-        self.look_at_outcomes_of_closing(scene, request)?;
+        self.look_at_outcomes(scene)?;
         let Some(slot) = self
             .producers
             .iter_mut()
@@ -813,12 +1093,12 @@ impl Actor {
         else {
             return Ok(());
         };
-        if let Some(id) = slot.id.take() {
+        if let Some(number) = slot.number.take() {
             scene.trace.note(Fact::ProducerClosed {
                 peer: self.index,
-                id,
+                producer: number,
             });
-            scene.model.producer_ended(id)?;
+            scene.model.producer_ended(number)?;
         }
         slot.founded = true;
         if let (State::Closing(_, key), Some(machine)) = (slot.state, &mut self.machine)
@@ -830,28 +1110,6 @@ impl Actor {
             ));
         }
         slot.state = State::Closed;
-        Ok(())
-    }
-
-    fn look_at_outcomes_of_closing(
-        &mut self,
-        scene: &mut Scene<'_>,
-        request: RequestId,
-    ) -> Result<(), Violation> {
-        let Some(machine) = &mut self.machine else {
-            return Ok(());
-        };
-        for slot in &self.producers {
-            if let (State::Closing(closing, key), Some(id)) = (slot.state, slot.id)
-                && closing == request
-            {
-                while let Some(completion) = machine.poll_completion(key) {
-                    scene
-                        .model
-                        .completed(id, completion.sequence.0, &completion.result)?;
-                }
-            }
-        }
         Ok(())
     }
 
@@ -872,7 +1130,11 @@ impl Actor {
             .iter_mut()
             .find(|slot| slot.state == State::Opening(request));
         match (slot, refusal) {
-            (Some(slot), Some(Refusal::Exclusive)) if slot.plan.subscription.is_some() => {
+            (Some(slot), Some(Refusal::Exclusive))
+                if slot.plan.subscription.is_some_and(|name| {
+                    !scene.destinations[slot.plan.destination].is_shared(name)
+                }) =>
+            {
                 slot.state = State::Closed;
                 if let Some(number) = slot.number.take() {
                     scene.model.consumer_refused(number);
@@ -889,10 +1151,16 @@ impl Actor {
         }
     }
 
+    /// Its machine is gone.
     fn forget(&mut self) {
+        (self.late, self.reconnects) = self.counts();
+        self.machine = None;
+        self.installation = None;
+        self.lost_at = None;
+        self.overdue = 0;
         for slot in &mut self.producers {
             slot.state = State::Closed;
-            slot.id = None;
+            slot.number = None;
         }
         for slot in &mut self.consumers {
             slot.state = State::Closed;
@@ -901,6 +1169,41 @@ impl Actor {
         self.leaving = false;
         self.stats_asked = false;
     }
+}
+
+/// Takes every outcome of a producer that is there.
+fn take_outcomes(
+    machine: &mut Client,
+    scene: &mut Scene<'_>,
+    number: usize,
+    key: ProducerKey,
+    overdue: &mut u64,
+) -> Result<(), Violation> {
+    let known = Circumstances {
+        now: scene.now.monotonic.0,
+        installation: machine.installation(),
+        ended: machine.end().is_some(),
+    };
+    while let Some(Completion { sequence, result }) = machine.poll_completion(key) {
+        let (outcome, offset) = match &result {
+            Ok(stored) => ("stored", stored.position.offset.0),
+            Err(Failure::Unknown(_)) => ("unknown", 0),
+            Err(Failure::NotStored(_)) => ("not stored", 0),
+            Err(_) => ("refused", 0),
+        };
+        scene.trace.note(Fact::Completed {
+            producer: number,
+            sequence: sequence.0,
+            outcome,
+            offset,
+        });
+        *overdue += u64::from(matches!(
+            result,
+            Err(Failure::Unknown(Cause::DeadlinePassed))
+        ));
+        scene.model.completed(number, sequence.0, &result, &known)?;
+    }
+    Ok(())
 }
 
 fn acknowledge(
@@ -981,13 +1284,72 @@ fn check_end(scene: &Scene<'_>, peer: usize, end: &LinkEnd) -> Result<(), Violat
     }
 }
 
+/// Gives a message back, to rest for `rest` nanoseconds if at all.
+fn give_back(
+    machine: &mut Client,
+    scene: &mut Scene<'_>,
+    number: usize,
+    key: ConsumerKey,
+    (partition, offset): (u32, u64),
+    rest: Option<u64>,
+    count: u32,
+) {
+    let position = Position {
+        partition: PartitionIndex(partition),
+        offset: Offset(offset),
+    };
+    if machine
+        .give_back(key, position, 1, rest.map(Duration::from_nanos))
+        .is_ok()
+    {
+        scene.trace.note(Fact::GaveBack {
+            consumer: number,
+            partition: position.partition,
+            offset,
+            rest,
+        });
+        // The wire counts in microseconds, and the broker's own wait doubles.
+        let least = SECOND << count.saturating_sub(1).min(8);
+        let until = rest.map(|rest| scene.now.monotonic.0 + (rest / 1000 * 1000).max(least));
+        scene.model.gave_back(number, (partition, offset), until);
+    }
+}
+
+/// A client that does not say which link its own takes the place of.
+fn omit_link(bytes: &mut [u8]) {
+    let Ok(Step::Frame(
+        Frame::Control {
+            subject,
+            control: Control::Hello(fields, tail),
+        },
+        _,
+    )) = decode::decode(bytes)
+    else {
+        return;
+    };
+    let hello = control::Hello {
+        link: 0.into(),
+        ..*fields
+    };
+    let tail = tail.to_vec();
+    encode::control(subject, &hello, &[&tail], bytes);
+}
+
 impl ProducerSlot {
+    /// Its name on the machine.
+    fn key(&self) -> Option<ProducerKey> {
+        match self.state {
+            State::Open(key) | State::Closing(_, key) => Some(key),
+            State::Closed | State::Opening(_) => None,
+        }
+    }
+
     fn new(plan: ProducerPlan, founding: bool) -> Self {
         Self {
             left: plan.quota,
             plan,
             state: State::Closed,
-            id: None,
+            number: None,
             rest: 0,
             founding,
             founded: false,
@@ -996,6 +1358,14 @@ impl ProducerSlot {
 }
 
 impl ConsumerSlot {
+    /// Its name on the machine.
+    fn key(&self) -> Option<ConsumerKey> {
+        match self.state {
+            State::Open(key) | State::Closing(_, key) => Some(key),
+            State::Closed | State::Opening(_) => None,
+        }
+    }
+
     fn new(plan: ConsumerPlan, from_calm: bool) -> Self {
         Self {
             plan,
@@ -1040,6 +1410,7 @@ impl ConsumerPlan {
             confirms: 0,
             appetite: 500,
             lifetime: None,
+            returns: 0,
         }
     }
 }

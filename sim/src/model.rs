@@ -5,18 +5,23 @@
 //!   place --> one message for ever, in the producer's order, dense at the end
 //!   Handed--> known, unchanged, in its order, not held by another, not settled
 //!   Acked --> confirmed --> never again
+//!   given back --> rests --> known, counted
 //! ```
+//!
+//! A broker that starts again is another installation with empty logs. What a client
+//! takes while it believes to talk to one installation may be stored there and
+//! nowhere else.
 //!
 //! The model sees neither the shard nor the wire, only calls to clients and what
 //! clients hand out, and which links the world has broken. Each rule is one
 //! sentence of [`Rule`] and a few lines here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use courser_core::client::{Failure, Start, Stored};
+use courser_core::client::{Cause, Failure, Start, Stored};
 use courser_core::error::Refusal;
 use courser_core::frame::{MESSAGE_HEADER_SIZE, padded};
-use courser_core::id::Offset;
+use courser_core::id::{Epoch, Installation, Offset, ProducerId};
 
 use crate::plan::DestinationPlan;
 use crate::violation::{Rule, Violation};
@@ -45,6 +50,10 @@ enum Verdict {
 #[derive(Debug)]
 struct Sent {
     content: Content,
+    /// Whose data it may become part of: its client believed to talk to this one.
+    installation: u128,
+    /// Its producer's incarnation, which is part of its id.
+    epoch: u32,
     partition: u32,
     deadline: u64,
     verdict: Verdict,
@@ -53,14 +62,35 @@ struct Sent {
     at: u64,
 }
 
+/// A producer of a client, whatever brokers call it.
 #[derive(Debug)]
 struct ProducerModel {
     destination: usize,
+    /// What the broker said last of its incarnation.
+    epoch: u32,
     partitions: u32,
     sends: Vec<Sent>,
     completed: usize,
     /// Sends that went to the partition whose turn it was.
     turns: u64,
+}
+
+/// Who a producer is said to be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Named {
+    pub(crate) installation: Installation,
+    pub(crate) id: ProducerId,
+    pub(crate) epoch: Epoch,
+    pub(crate) partitions: u32,
+}
+
+/// What a client knows when it gives an outcome.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Circumstances {
+    pub(crate) now: u64,
+    pub(crate) installation: Installation,
+    /// Whether it has given its link up.
+    pub(crate) ended: bool,
 }
 
 /// Which partition a send asked for.
@@ -74,9 +104,9 @@ pub(crate) enum Asked {
 #[derive(Debug, Default)]
 struct PartitionModel {
     /// Offset to producer and sequence.
-    messages: BTreeMap<u64, (u64, u64)>,
+    messages: BTreeMap<u64, (usize, u64)>,
     /// Producer and offset to sequence.
-    order: BTreeMap<(u64, u64), u64>,
+    order: BTreeMap<(usize, u64), u64>,
     /// Frame bytes of all messages that may be there.
     bytes_most: u64,
 }
@@ -96,15 +126,26 @@ struct Fate {
     handed: u32,
     holder: Option<usize>,
     acked: bool,
+    /// Who gave it back, and until when it rests if the broker has heard of it.
+    rest: Option<(usize, u64)>,
     /// By whom it is settled for certain.
     settled: Option<usize>,
 }
 
 #[derive(Debug)]
 struct SubscriptionModel {
+    installation: u128,
     destination: usize,
     name: Option<&'static str>,
+    /// The queue's own.
+    queue: bool,
+    /// Has several consumers at once.
     shared: bool,
+    /// Something was given back.
+    returns: bool,
+    /// For each partition what applications settled on connections that were lost,
+    /// and settle again without being handed it again.
+    resettled: Vec<BTreeSet<u64>>,
     /// Where it is known to start, for each partition, once a consumer was told.
     starts: Option<Vec<u64>>,
     /// When a consumer was told.
@@ -119,10 +160,34 @@ struct SubscriptionModel {
     fates: Vec<BTreeMap<u64, Fate>>,
 }
 
+impl SubscriptionModel {
+    /// Whether it ends with its consumer.
+    fn is_fleeting(&self) -> bool {
+        self.name.is_none() && !self.queue
+    }
+}
+
+/// A consumer of a client, over all its connections.
+#[derive(Debug)]
+struct Lineage {
+    /// What its application settled, for each partition.
+    settled: Vec<BTreeSet<u64>>,
+    /// Of this, one by one: that is settled again on another connection.
+    singly: Vec<BTreeSet<u64>>,
+    /// The last that it settled one by one, for each partition.
+    lately: Vec<VecDeque<u64>>,
+}
+
+/// So many of the messages that an application settled one by one, for each
+/// partition, it is never handed again, whatever the broker heard of it.
+const LATELY: usize = 100;
+
+/// A consumer on one connection.
 #[derive(Debug)]
 struct ConsumerModel {
     subscription: usize,
     connection: usize,
+    lineage: usize,
     /// Consumers that were gone when it was asked for.
     gone_before: u32,
     /// Of the first of its subscription: where it asked to start, and up to where
@@ -147,7 +212,10 @@ struct ConsumerModel {
 /// A message as an application got it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Handed {
+    pub(crate) now: u64,
+    pub(crate) installation: Installation,
     pub(crate) producer: u64,
+    pub(crate) epoch: u32,
     pub(crate) sequence: u64,
     pub(crate) partition: u32,
     pub(crate) offset: u64,
@@ -158,8 +226,15 @@ pub(crate) struct Handed {
 /// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct Model {
-    destinations: Vec<(DestinationPlan, Vec<PartitionModel>)>,
-    producers: BTreeMap<u64, ProducerModel>,
+    destinations: Vec<DestinationPlan>,
+    /// The broker's, as it is now.
+    installation: u128,
+    /// Each installation's logs, by destination and partition.
+    logs: BTreeMap<u128, Vec<Vec<PartitionModel>>>,
+    producers: Vec<ProducerModel>,
+    /// Installation and id to producer.
+    names: BTreeMap<(u128, u64), usize>,
+    lineages: Vec<Lineage>,
     subscriptions: Vec<SubscriptionModel>,
     consumers: Vec<ConsumerModel>,
     calls: u64,
@@ -172,12 +247,17 @@ pub(crate) struct Model {
 pub(crate) struct Tally {
     pub(crate) sends: u64,
     pub(crate) stored: u64,
+    /// Of these, told no place.
+    pub(crate) placeless: u64,
     pub(crate) failed: u64,
     pub(crate) unknown: u64,
     pub(crate) handed: u64,
     pub(crate) redelivered: u64,
     pub(crate) acknowledged: u64,
     pub(crate) confirmed: u64,
+    pub(crate) given_back: u64,
+    pub(crate) producers_resumed: u64,
+    pub(crate) consumers_resumed: u64,
 }
 
 fn broken<T>(rule: Rule, detail: String) -> Result<T, Violation> {
@@ -186,62 +266,133 @@ fn broken<T>(rule: Rule, detail: String) -> Result<T, Violation> {
 
 impl Model {
     /// A model of an empty broker.
-    pub(crate) fn new(destinations: &[DestinationPlan]) -> Self {
-        let partitions = |plan: &DestinationPlan| {
+    pub(crate) fn new(destinations: &[DestinationPlan], installation: Installation) -> Self {
+        let mut model = Self {
+            destinations: destinations.to_vec(),
+            ..Self::default()
+        };
+        model.begins(installation);
+        model
+    }
+
+    /// Another broker takes the place of the last one, which held nothing that it has.
+    pub(crate) fn begins(&mut self, installation: Installation) {
+        self.installation = installation.0;
+        for consumer in 0..self.consumers.len() {
+            self.consumer_gone(consumer);
+        }
+        let logs = self.destinations.iter().map(|plan| {
             (0..plan.partitions)
                 .map(|_| PartitionModel::default())
                 .collect()
-        };
-        let mut model = Self {
-            destinations: destinations
-                .iter()
-                .map(|plan| (plan.clone(), partitions(plan)))
-                .collect(),
-            ..Self::default()
-        };
-        for (index, plan) in destinations.iter().enumerate() {
+        });
+        self.logs.insert(installation.0, logs.collect());
+        for index in 0..self.destinations.len() {
+            let plan = &self.destinations[index];
             if plan.is_queue() {
                 let starts = vec![0; plan.partitions as usize];
-                model.add_subscription(index, None, true, Some(starts));
+                let subscription = self.add_subscription(installation.0, index, None);
+                self.subscriptions[subscription].starts = Some(starts);
             }
         }
-        model
     }
 
     // Producers.
 
+    /// A client's producer is open; returns its number here.
     pub(crate) fn producer_opened(
         &mut self,
-        id: u64,
         destination: usize,
-        partitions: u32,
-    ) -> Result<(), Violation> {
-        if partitions != self.destinations[destination].0.partitions {
-            return broken(
-                Rule::Shape,
-                format!(
-                    "producer {id} of destination {destination} was told {partitions} partitions"
-                ),
-            );
-        }
-        let producer = ProducerModel {
+        named: &Named,
+    ) -> Result<usize, Violation> {
+        let number = self.producers.len();
+        self.producers.push(ProducerModel {
             destination,
-            partitions,
+            epoch: 0,
+            partitions: named.partitions,
             sends: Vec::new(),
             completed: 0,
             turns: 0,
-        };
-        if self.producers.insert(id, producer).is_some() {
-            return broken(Rule::ProducerId, format!("id {id} was given out twice"));
+        });
+        self.name(number, named)?;
+        Ok(number)
+    }
+
+    /// A client's producer is open again, on another connection.
+    pub(crate) fn producer_resumed(
+        &mut self,
+        number: usize,
+        named: &Named,
+    ) -> Result<(), Violation> {
+        self.tally.producers_resumed += 1;
+        let key = (named.installation.0, named.id.0);
+        match self.names.get(&key) {
+            None => {
+                // What was taken since the installation was known is the first that
+                // it gets, under its name for the producer.
+                for sent in &mut self.producers[number].sends {
+                    if sent.installation == named.installation.0 {
+                        sent.epoch = named.epoch.0;
+                    }
+                }
+                self.name(number, named)
+            }
+            Some(known) if *known == number => {
+                let before = self.producers[number].epoch;
+                if named.epoch.0 <= before {
+                    return broken(
+                        Rule::ProducerId,
+                        format!(
+                            "producer {number} is attached again in epoch {} after {before}",
+                            named.epoch
+                        ),
+                    );
+                }
+                self.producers[number].epoch = named.epoch.0;
+                self.check_shape(number, named)
+            }
+            Some(other) => broken(
+                Rule::ProducerId,
+                format!(
+                    "producer {number} was given the id of {other}, {}",
+                    named.id
+                ),
+            ),
         }
-        Ok(())
+    }
+
+    fn name(&mut self, number: usize, named: &Named) -> Result<(), Violation> {
+        let key = (named.installation.0, named.id.0);
+        if self.names.insert(key, number).is_some() {
+            return broken(
+                Rule::ProducerId,
+                format!("id {} was given out twice", named.id),
+            );
+        }
+        self.producers[number].epoch = named.epoch.0;
+        self.check_shape(number, named)
+    }
+
+    fn check_shape(&self, number: usize, named: &Named) -> Result<(), Violation> {
+        let destination = self.producers[number].destination;
+        if named.partitions == self.destinations[destination].partitions {
+            return Ok(());
+        }
+        broken(
+            Rule::Shape,
+            format!(
+                "producer {number} of destination {destination} was told {} partitions",
+                named.partitions
+            ),
+        )
     }
 
     /// A client took a message.
     pub(crate) fn sent(
         &mut self,
-        id: u64,
+        number: usize,
         sequence: u64,
+        (installation, epoch): (Installation, Epoch),
         asked: Asked,
         content: Content,
         deadline: u64,
@@ -249,13 +400,13 @@ impl Model {
         self.tally.sends += 1;
         self.calls += 1;
         let at = self.calls;
-        let producer = self.producer(id);
+        let producer = &mut self.producers[number];
         let destination = producer.destination;
         if sequence != producer.sends.len() as u64 + 1 {
             return broken(
                 Rule::CompletionOrder,
                 format!(
-                    "producer {id} numbered its send {} as {sequence}",
+                    "producer {number} numbered its send {} as {sequence}",
                     producer.sends.len() + 1
                 ),
             );
@@ -271,6 +422,8 @@ impl Model {
         };
         producer.sends.push(Sent {
             content,
+            installation: installation.0,
+            epoch: epoch.0,
             partition,
             deadline,
             verdict: Verdict::Open,
@@ -278,24 +431,25 @@ impl Model {
             at,
         });
         let frame = MESSAGE_HEADER_SIZE + content.properties + content.body;
-        self.destinations[destination].1[partition as usize].bytes_most += padded(frame) as u64;
+        self.log(installation.0, destination, partition).bytes_most += padded(frame) as u64;
         Ok(())
     }
 
     /// A client gave the outcome of a send.
     pub(crate) fn completed(
         &mut self,
-        id: u64,
+        number: usize,
         sequence: u64,
         result: &Result<Stored, Failure>,
+        known: &Circumstances,
     ) -> Result<(), Violation> {
-        let producer = self.producer(id);
+        let producer = &mut self.producers[number];
         let next = producer.completed as u64 + 1;
         if sequence != next || producer.completed == producer.sends.len() {
             return broken(
                 Rule::CompletionOrder,
                 format!(
-                    "producer {id} got the outcome of {sequence} where {next} of {} is next",
+                    "producer {number} got the outcome of {sequence} where {next} of {} is next",
                     producer.sends.len()
                 ),
             );
@@ -305,14 +459,14 @@ impl Model {
         let partition = sent.partition;
         let seen = sent.offset;
         sent.verdict = match result {
-            Ok(_) => Verdict::Stored,
+            Ok(_) | Err(Failure::Refused(Refusal::AlreadyStored)) => Verdict::Stored,
             Err(Failure::Unknown(_)) => Verdict::Perhaps,
             Err(Failure::NotStored(_)) => Verdict::Never,
             Err(Failure::Refused(refusal)) => {
                 return broken(
                     Rule::Refused,
                     format!(
-                        "send {sequence} of producer {id}: {}",
+                        "send {sequence} of producer {number}: {}",
                         Refusal::text(*refusal)
                     ),
                 );
@@ -320,27 +474,55 @@ impl Model {
             Err(Failure::RefusedWithCode(code)) => {
                 return broken(
                     Rule::Refused,
-                    format!("send {sequence} of producer {id}: code {code}"),
+                    format!("send {sequence} of producer {number}: code {code}"),
                 );
             }
         };
-        let verdict = sent.verdict;
+        let stands = match result {
+            Err(Failure::Unknown(cause) | Failure::NotStored(cause)) => match cause {
+                Cause::DeadlinePassed => sent.deadline <= known.now,
+                Cause::LinkEnded | Cause::Left => known.ended,
+                Cause::OtherInstallation => sent.installation != known.installation.0,
+                Cause::Fenced => false,
+            },
+            _ => true,
+        };
+        if !stands {
+            return broken(
+                Rule::Cause,
+                format!("send {sequence} of producer {number}: {result:?}"),
+            );
+        }
         match result {
             Ok(stored) => {
                 self.tally.stored += 1;
+                if stored.epoch.0 != sent.epoch {
+                    return broken(
+                        Rule::Identity,
+                        format!(
+                            "send {sequence} of producer {number} was sent in epoch {} and stored in {}",
+                            sent.epoch, stored.epoch
+                        ),
+                    );
+                }
                 if stored.position.partition.0 != partition {
                     return broken(
                         Rule::Routing,
                         format!(
-                            "send {sequence} of producer {id} went to {} instead of {partition}",
+                            "send {sequence} of producer {number} went to {} instead of {partition}",
                             stored.position.partition
                         ),
                     );
                 }
-                self.place(id, sequence, partition, stored.position.offset.0)
+                self.place(number, sequence, partition, stored.position.offset.0)
             }
-            Err(_) if verdict == Verdict::Perhaps => {
+            Err(Failure::Unknown(_)) => {
                 self.tally.unknown += 1;
+                Ok(())
+            }
+            Err(Failure::Refused(_)) => {
+                self.tally.stored += 1;
+                self.tally.placeless += 1;
                 Ok(())
             }
             Err(_) => {
@@ -348,7 +530,7 @@ impl Model {
                 match seen {
                     Some(offset) => broken(
                         Rule::NeverStored,
-                        format!("send {sequence} of producer {id} is at {partition}@{offset}"),
+                        format!("send {sequence} of producer {number} is at {partition}@{offset}"),
                     ),
                     None => Ok(()),
                 }
@@ -356,28 +538,45 @@ impl Model {
         }
     }
 
+    /// The client knows that another installation answers, and every outcome that is
+    /// there was taken: nothing that was sent before is without.
+    pub(crate) fn abandoned(
+        &self,
+        number: usize,
+        installation: Installation,
+    ) -> Result<(), Violation> {
+        let producer = &self.producers[number];
+        match producer.sends.get(producer.completed) {
+            Some(sent) if sent.installation != installation.0 => broken(
+                Rule::Abandoned,
+                format!("send {} of producer {number}", producer.completed + 1),
+            ),
+            _ => Ok(()),
+        }
+    }
+
     /// Every outcome that is there was taken at `now`.
-    pub(crate) fn outcomes_taken(&self, id: u64, now: u64) -> Result<(), Violation> {
-        let producer = &self.producers[&id];
+    pub(crate) fn outcomes_taken(&self, number: usize, now: u64) -> Result<(), Violation> {
+        let producer = &self.producers[number];
         match producer.sends.get(producer.completed) {
             Some(sent) if sent.deadline <= now => broken(
                 Rule::Overdue,
-                format!("send {} of producer {id}", producer.completed + 1),
+                format!("send {} of producer {number}", producer.completed + 1),
             ),
             _ => Ok(()),
         }
     }
 
     /// The client has ended in order: nothing is without outcome.
-    pub(crate) fn producer_ended(&self, id: u64) -> Result<(), Violation> {
-        let producer = &self.producers[&id];
+    pub(crate) fn producer_ended(&self, number: usize) -> Result<(), Violation> {
+        let producer = &self.producers[number];
         if producer.completed == producer.sends.len() {
             return Ok(());
         }
         broken(
             Rule::CompletionMissing,
             format!(
-                "producer {id} ended with {} outcomes for {} sends",
+                "producer {number} ended with {} outcomes for {} sends",
                 producer.completed,
                 producer.sends.len()
             ),
@@ -385,56 +584,74 @@ impl Model {
     }
 
     /// Whether every send of a producer has its outcome.
-    pub(crate) fn is_answered(&self, id: u64) -> bool {
-        let producer = &self.producers[&id];
+    pub(crate) fn is_answered(&self, number: usize) -> bool {
+        let producer = &self.producers[number];
         producer.completed == producer.sends.len()
     }
 
     /// A message was learnt to stand at a place.
     fn place(
         &mut self,
-        id: u64,
+        number: usize,
         sequence: u64,
         partition: u32,
         offset: u64,
     ) -> Result<(), Violation> {
-        let producer = self.producer(id);
+        let producer = &mut self.producers[number];
         let destination = producer.destination;
         let sent = &mut producer.sends[crate::random::size(sequence - 1)];
+        let installation = sent.installation;
         match sent.offset {
             Some(before) if before != offset => {
                 return broken(
                     Rule::OnePlace,
-                    format!("send {sequence} of producer {id} is at {before} and at {offset}"),
+                    format!("send {sequence} of producer {number} is at {before} and at {offset}"),
                 );
             }
             Some(_) => return Ok(()),
             None => sent.offset = Some(offset),
         }
-        let model = &mut self.destinations[destination].1[partition as usize];
-        if let Some((other, theirs)) = model.messages.insert(offset, (id, sequence)) {
+        let log = self.log(installation, destination, partition);
+        if let Some((other, theirs)) = log.messages.insert(offset, (number, sequence)) {
             return broken(
                 Rule::OneMessage,
                 format!(
                     "{partition}@{offset} of destination {destination} is send {theirs} of \
-                     producer {other} and send {sequence} of producer {id}"
+                     producer {other} and send {sequence} of producer {number}"
                 ),
             );
         }
-        let before = model.order.range((id, 0)..(id, offset)).next_back();
-        let after = model.order.range((id, offset + 1)..(id + 1, 0)).next();
+        let before = log.order.range((number, 0)..(number, offset)).next_back();
+        let after = log
+            .order
+            .range((number, offset + 1)..(number + 1, 0))
+            .next();
         let rises = before.is_none_or(|(_, earlier)| *earlier < sequence)
             && after.is_none_or(|(_, later)| sequence < *later);
         if !rises {
             return broken(
                 Rule::ProducerOrder,
                 format!(
-                    "send {sequence} of producer {id} at {partition}@{offset}, between {before:?} and {after:?}"
+                    "send {sequence} of producer {number} at {partition}@{offset}, between {before:?} and {after:?}"
                 ),
             );
         }
-        model.order.insert((id, offset), sequence);
+        log.order.insert((number, offset), sequence);
         Ok(())
+    }
+
+    /// A partition's log, as far as it is known.
+    fn log(
+        &mut self,
+        installation: u128,
+        destination: usize,
+        partition: u32,
+    ) -> &mut PartitionModel {
+        let logs = self
+            .logs
+            .get_mut(&installation)
+            .expect("clients know only installations that there were");
+        &mut logs[destination][partition as usize]
     }
 
     // Consumers.
@@ -444,23 +661,79 @@ impl Model {
     pub(crate) fn consumer_asked(
         &mut self,
         connection: usize,
+        installation: Installation,
         destination: usize,
         name: Option<&'static str>,
         start: Start,
     ) -> usize {
-        let found = self.find(destination, name);
+        let found = self.find(installation.0, destination, name);
+        let wanted = found.is_none().then(|| {
+            let known = self.logs[&installation.0][destination].iter();
+            (start, known.map(PartitionModel::end).collect())
+        });
+        let partitions = self.destinations[destination].partitions as usize;
+        self.lineages.push(Lineage {
+            settled: vec![BTreeSet::new(); partitions],
+            singly: vec![BTreeSet::new(); partitions],
+            lately: vec![VecDeque::new(); partitions],
+        });
+        let lineage = self.lineages.len() - 1;
         let subscription =
-            found.unwrap_or_else(|| self.add_subscription(destination, name, false, None));
-        let partitions = self.destinations[destination].1.len();
-        let known = self.destinations[destination]
-            .1
-            .iter()
-            .map(PartitionModel::end);
+            found.unwrap_or_else(|| self.add_subscription(installation.0, destination, name));
+        self.add_consumer(connection, subscription, lineage, wanted)
+    }
+
+    /// A client asks for a consumer again that was open on an earlier connection;
+    /// returns its number on this one.
+    pub(crate) fn consumer_asked_again(
+        &mut self,
+        connection: usize,
+        installation: Installation,
+        before: usize,
+        start: Start,
+    ) -> usize {
+        self.consumer_departs(before);
+        let entry = &self.consumers[before];
+        let (lineage, subscription) = (entry.lineage, entry.subscription);
+        let SubscriptionModel {
+            installation: known,
+            destination,
+            name,
+            ..
+        } = self.subscriptions[subscription];
+        if known != installation.0 {
+            return self.consumer_asked(connection, installation, destination, name, start);
+        }
+        self.tally.consumers_resumed += 1;
+        let resettled = &mut self.subscriptions[subscription].resettled;
+        for (all, own) in resettled.iter_mut().zip(&self.lineages[lineage].singly) {
+            all.extend(own);
+        }
+        let subscription = match self.find(known, destination, name) {
+            Some(found) => found,
+            // It goes on where the application was.
+            None => self.add_subscription(known, destination, name),
+        };
+        self.add_consumer(connection, subscription, lineage, None)
+    }
+
+    fn add_consumer(
+        &mut self,
+        connection: usize,
+        subscription: usize,
+        lineage: usize,
+        wanted: Option<(Start, Vec<u64>)>,
+    ) -> usize {
+        let SubscriptionModel {
+            gone, ref fates, ..
+        } = self.subscriptions[subscription];
+        let partitions = fates.len();
         self.consumers.push(ConsumerModel {
             subscription,
-            wanted: found.is_none().then(|| (start, known.collect())),
+            wanted,
             connection,
-            gone_before: self.subscriptions[subscription].gone,
+            lineage,
+            gone_before: gone,
             opened: false,
             ended: false,
             gone: false,
@@ -470,7 +743,12 @@ impl Model {
             acked: Vec::new(),
             asked: Vec::new(),
         });
-        self.consumers.len() - 1
+        let number = self.consumers.len() - 1;
+        if self.subscriptions[subscription].installation != self.installation {
+            // Whom it asks is no more.
+            self.consumer_gone(number);
+        }
+        number
     }
 
     /// A consumer is open.
@@ -494,6 +772,7 @@ impl Model {
         }
         // One whose link is gone at the broker may hear of its opening late.
         if !subscription.shared
+            && !subscription.queue
             && !self.consumers[consumer].ended
             && let Some(other) = self
                 .consumers
@@ -517,9 +796,10 @@ impl Model {
         let Some((wanted, known)) = &entry.wanted else {
             return Ok(());
         };
-        let (plan, partitions) =
-            &self.destinations[self.subscriptions[entry.subscription].destination];
-        for (number, (start, partition)) in entry.fresh.iter().zip(partitions).enumerate() {
+        let subscription = &self.subscriptions[entry.subscription];
+        let plan = &self.destinations[subscription.destination];
+        let log = &self.logs[&subscription.installation][subscription.destination];
+        for (number, (start, partition)) in entry.fresh.iter().zip(log).enumerate() {
             let kept = plan.retain.unwrap_or(0) >= partition.bytes_most;
             let stands = match wanted {
                 Start::Earliest => !kept || *start == 0,
@@ -599,8 +879,10 @@ impl Model {
     pub(crate) fn handed(&mut self, consumer: usize, handed: &Handed) -> Result<(), Violation> {
         self.tally.handed += 1;
         self.tally.redelivered += u64::from(handed.count > 1);
+        let name = (handed.installation.0, handed.producer);
+        let producer = self.names.get(&name).copied();
         let place = format!(
-            "{}@{} of subscription {}, send {} of producer {}, to consumer {consumer} for the {}. time",
+            "{}@{} of subscription {}, send {} of {} (producer {producer:?}), to consumer {consumer} for the {}. time",
             handed.partition,
             handed.offset,
             self.consumers[consumer].subscription,
@@ -608,36 +890,42 @@ impl Model {
             handed.producer,
             handed.count
         );
-        self.check_content(consumer, handed, &place)?;
-        self.place(
-            handed.producer,
-            handed.sequence,
-            handed.partition,
-            handed.offset,
-        )?;
+        let Some(producer) = producer else {
+            return broken(Rule::Unheard, place);
+        };
+        self.check_content(consumer, producer, handed, &place)?;
+        self.place(producer, handed.sequence, handed.partition, handed.offset)?;
         self.check_order(consumer, handed, &place)?;
+        self.check_lately(consumer, handed, &place)?;
         self.check_fate(consumer, handed, &place)
     }
 
     fn check_content(
         &self,
         consumer: usize,
+        producer: usize,
         handed: &Handed,
         place: &str,
     ) -> Result<(), Violation> {
         let subscription = &self.subscriptions[self.consumers[consumer].subscription];
-        let sent = self
-            .producers
-            .get(&handed.producer)
-            .filter(|producer| producer.destination == subscription.destination)
-            .and_then(|producer| {
-                producer
-                    .sends
-                    .get(crate::random::size(handed.sequence).wrapping_sub(1))
+        let producer = &self.producers[producer];
+        let sent = producer
+            .sends
+            .get(crate::random::size(handed.sequence).wrapping_sub(1))
+            .filter(|sent| {
+                producer.destination == subscription.destination
+                    && handed.installation.0 == subscription.installation
+                    && sent.installation == subscription.installation
             });
         let Some(sent) = sent else {
             return broken(Rule::Unheard, place.into());
         };
+        if sent.epoch != handed.epoch {
+            return broken(
+                Rule::Identity,
+                format!("{place}, in epoch {}, sent in {}", handed.epoch, sent.epoch),
+            );
+        }
         if sent.verdict == Verdict::Never {
             return broken(Rule::NeverStored, place.into());
         }
@@ -666,26 +954,78 @@ impl Model {
         handed: &Handed,
         place: &str,
     ) -> Result<(), Violation> {
-        let entry = &mut self.consumers[consumer];
-        let subscription = &self.subscriptions[entry.subscription];
         let index = handed.partition as usize;
+        let entry = &self.consumers[consumer];
+        let (number, subscription) = (entry.subscription, &self.subscriptions[entry.subscription]);
+        let settled = &self.lineages[entry.lineage].settled[index];
+        let mut fresh = entry.fresh[index];
+        // What its application settled on an earlier connection is left out, and what
+        // others had settled before this subscription was.
+        while handed.offset > fresh
+            && (subscription.is_fleeting() && settled.contains(&fresh)
+                || self.may_be_gone(number, index, fresh))
+        {
+            fresh += 1;
+        }
+        let entry = &mut self.consumers[consumer];
         let last = entry.last[index];
         let rises = last.is_none_or(|last| last < handed.offset);
-        let may_fall = subscription.shared && subscription.departures > entry.gone_before;
+        let competing = subscription.shared || subscription.queue;
+        let may_fall = (competing && subscription.departures > entry.gone_before)
+            || (subscription.returns && handed.count > 1);
         if !rises && !may_fall {
             return broken(Rule::ConsumerOrder, format!("{place}, after {last:?}"));
         }
         entry.last[index] = last.max(Some(handed.offset));
-        if !subscription.shared && handed.offset >= entry.fresh[index] {
-            if handed.offset != entry.fresh[index] {
-                return broken(
-                    Rule::Gap,
-                    format!("{place}, where {} is next", entry.fresh[index]),
-                );
+        if !competing && handed.offset >= fresh {
+            if handed.offset != fresh {
+                return broken(Rule::Gap, format!("{place}, where {fresh} is next"));
             }
-            entry.fresh[index] += 1;
+            entry.fresh[index] = fresh + 1;
         }
         Ok(())
+    }
+
+    /// Whether a message was settled by another subscription and need not be kept any
+    /// more when this one began.
+    fn may_be_gone(&self, subscription: usize, partition: usize, offset: u64) -> bool {
+        let SubscriptionModel {
+            installation,
+            destination,
+            started_at,
+            ..
+        } = self.subscriptions[subscription];
+        let log = &self.logs[&installation][destination][partition];
+        let Some((producer, sequence)) = log.messages.get(&offset) else {
+            return false;
+        };
+        let sent = &self.producers[*producer].sends[crate::random::size(*sequence) - 1];
+        let kept = self.destinations[destination].retain.unwrap_or(0) >= log.bytes_most;
+        !kept
+            && sent.at <= started_at
+            && self.subscriptions.iter().enumerate().any(|(index, other)| {
+                index != subscription
+                    && (other.installation, other.destination) == (installation, destination)
+                    && (other.resettled[partition].contains(&offset)
+                        || other.fates[partition]
+                            .get(&offset)
+                            .is_some_and(|fate| fate.acked || fate.settled.is_some()))
+            })
+    }
+
+    /// Where a subscription has one consumer at a time, its application is not handed
+    /// what it settled, whatever the broker heard of that.
+    fn check_lately(&self, consumer: usize, handed: &Handed, place: &str) -> Result<(), Violation> {
+        let entry = &self.consumers[consumer];
+        let subscription = &self.subscriptions[entry.subscription];
+        let lately = &self.lineages[entry.lineage].lately[handed.partition as usize];
+        if subscription.shared || subscription.queue || !lately.contains(&handed.offset) {
+            return Ok(());
+        }
+        broken(
+            Rule::Settled,
+            format!("{place}; settled by its own application"),
+        )
     }
 
     fn check_fate(
@@ -739,6 +1079,18 @@ impl Model {
                 ),
             );
         }
+        if let Some((giver, until)) = fate.rest.take()
+            && handed.now < until
+            && !self.consumers[giver].ended
+        {
+            return broken(
+                Rule::Rest,
+                format!(
+                    "{place}; consumer {giver} gave it back, to rest for {} ns more",
+                    until - handed.now
+                ),
+            );
+        }
         fate.handed += 1;
         fate.holder = Some(consumer);
         fate.acked = false;
@@ -751,7 +1103,31 @@ impl Model {
     pub(crate) fn acknowledged(&mut self, consumer: usize, key: (u32, u64)) {
         let entry = &mut self.consumers[consumer];
         entry.held.retain(|held| *held != key);
+        let lineage = &mut self.lineages[entry.lineage];
+        lineage.singly[key.0 as usize].insert(key.1);
+        let lately = &mut lineage.lately[key.0 as usize];
+        if lately.len() == LATELY {
+            lately.pop_front();
+        }
+        lately.push_back(key.1);
         self.settle(consumer, key);
+    }
+
+    /// An application gave one message back that it holds; it rests until `until` if
+    /// the broker hears of it.
+    pub(crate) fn gave_back(&mut self, consumer: usize, key: (u32, u64), until: Option<u64>) {
+        self.tally.given_back += 1;
+        let entry = &mut self.consumers[consumer];
+        entry.held.retain(|held| *held != key);
+        if entry.ended {
+            return;
+        }
+        let subscription = &mut self.subscriptions[entry.subscription];
+        subscription.returns = true;
+        if let Some(fate) = subscription.fates[key.0 as usize].get_mut(&key.1) {
+            fate.holder = None;
+            fate.rest = until.map(|until| (consumer, until));
+        }
     }
 
     /// An application acknowledged a message and all it was given before in that
@@ -779,6 +1155,7 @@ impl Model {
     fn settle(&mut self, consumer: usize, key: (u32, u64)) {
         self.tally.acknowledged += 1;
         let entry = &mut self.consumers[consumer];
+        self.lineages[entry.lineage].settled[key.0 as usize].insert(key.1);
         if entry.ended {
             return;
         }
@@ -800,6 +1177,23 @@ impl Model {
         let entry = &mut self.consumers[consumer];
         let covered = core::mem::take(&mut entry.acked);
         entry.asked.push((token, covered));
+    }
+
+    /// A confirmation will not come: its connection is lost.
+    pub(crate) fn confirmation_lost(
+        &mut self,
+        consumer: usize,
+        token: u32,
+    ) -> Result<(), Violation> {
+        let asked = &mut self.consumers[consumer].asked;
+        if asked.first().map(|(asked, _)| *asked) != Some(token) {
+            return broken(
+                Rule::Confirmation,
+                format!("{token} to consumer {consumer} is given up, and is not the first"),
+            );
+        }
+        asked.remove(0);
+        Ok(())
     }
 
     /// A confirmation came.
@@ -854,19 +1248,21 @@ impl Model {
     /// Everything is drained: the broker says that it stored `stored` messages of
     /// each destination and none is unsettled.
     pub(crate) fn drained(&self, stored: &[u64]) -> Result<(), Violation> {
-        for (index, (plan, partitions)) in self.destinations.iter().enumerate() {
+        for (index, plan) in self.destinations.iter().enumerate() {
+            let partitions = &self.logs[&self.installation][index];
             let known: u64 = partitions
                 .iter()
                 .map(|partition| partition.messages.len() as u64)
                 .sum();
             let unknown: u64 = self
                 .producers
-                .values()
+                .iter()
                 .filter(|producer| producer.destination == index)
                 .flat_map(|producer| &producer.sends)
                 .filter(|sent| {
-                    sent.offset.is_none()
-                        && matches!(sent.verdict, Verdict::Open | Verdict::Perhaps)
+                    sent.installation == self.installation
+                        && sent.offset.is_none()
+                        && sent.verdict != Verdict::Never
                 })
                 .count() as u64;
             if known > stored[index] || stored[index] > known + unknown {
@@ -894,17 +1290,20 @@ impl Model {
             }
         }
         for (index, subscription) in self.subscriptions.iter().enumerate() {
-            if subscription.name.is_none() && !subscription.shared {
+            if subscription.installation != self.installation {
+                continue;
+            }
+            if subscription.is_fleeting() {
                 self.check_fleeting(index)?;
                 continue;
             }
-            let partitions = &self.destinations[subscription.destination].1;
+            let partitions = &self.logs[&self.installation][subscription.destination];
             for (number, partition) in partitions.iter().enumerate() {
                 let Some(starts) = &subscription.starts else {
                     continue;
                 };
                 for (offset, (id, sequence)) in partition.messages.range(..starts[number]) {
-                    let sent = &self.producers[id].sends[crate::random::size(*sequence) - 1];
+                    let sent = &self.producers[*id].sends[crate::random::size(*sequence) - 1];
                     if sent.at > subscription.started_at {
                         return broken(
                             Rule::Start,
@@ -924,12 +1323,16 @@ impl Model {
                         .get(&offset)
                         .copied()
                         .unwrap_or_default();
-                    if fate.handed == 0 || !fate.acked {
+                    let resettled = subscription.resettled[number].contains(&offset);
+                    if (fate.handed == 0 || !fate.acked)
+                        && !resettled
+                        && !self.may_be_gone(index, number, offset)
+                    {
                         return broken(
                             Rule::Lost,
                             format!(
                                 "{number}@{offset} of subscription {index} ({} {:?}) was handed out {} times, acknowledged: {}",
-                                self.destinations[subscription.destination].0.destination,
+                                self.destinations[subscription.destination].destination,
                                 subscription.name,
                                 fate.handed,
                                 fate.acked
@@ -950,9 +1353,17 @@ impl Model {
             return Ok(());
         };
         let destination = self.subscriptions[index].destination;
-        for (partition, model) in self.destinations[destination].1.iter().enumerate() {
+        let settled = &self.lineages[consumer.lineage].settled;
+        for (partition, model) in self.logs[&self.installation][destination]
+            .iter()
+            .enumerate()
+        {
             let next = model.end();
-            if consumer.fresh[partition] < next {
+            let from = consumer.fresh[partition];
+            let is_lost = |offset| {
+                !settled[partition].contains(&offset) && !self.may_be_gone(index, partition, offset)
+            };
+            if (from..next).any(is_lost) {
                 return broken(
                     Rule::Lost,
                     format!(
@@ -965,33 +1376,37 @@ impl Model {
         Ok(())
     }
 
-    fn producer(&mut self, id: u64) -> &mut ProducerModel {
-        self.producers
-            .get_mut(&id)
-            .expect("only producers that were opened send")
-    }
-
-    fn find(&self, destination: usize, name: Option<&'static str>) -> Option<usize> {
+    fn find(
+        &self,
+        installation: u128,
+        destination: usize,
+        name: Option<&'static str>,
+    ) -> Option<usize> {
         self.subscriptions.iter().position(|subscription| {
-            subscription.destination == destination
-                && (subscription.shared || (name.is_some() && subscription.name == name))
+            subscription.installation == installation
+                && subscription.destination == destination
+                && (subscription.queue || (name.is_some() && subscription.name == name))
         })
     }
 
     fn add_subscription(
         &mut self,
+        installation: u128,
         destination: usize,
         name: Option<&'static str>,
-        shared: bool,
-        starts: Option<Vec<u64>>,
     ) -> usize {
-        let partitions = self.destinations[destination].1.len();
+        let plan = &self.destinations[destination];
+        let partitions = plan.partitions as usize;
         self.subscriptions.push(SubscriptionModel {
+            installation,
             destination,
             name,
-            shared,
+            queue: plan.is_queue(),
+            shared: name.is_some_and(|name| plan.is_shared(name)),
+            returns: false,
+            resettled: vec![BTreeSet::new(); partitions],
             fates: vec![BTreeMap::new(); partitions],
-            starts,
+            starts: None,
             started_at: 0,
             departures: 0,
             gone: 0,

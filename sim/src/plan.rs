@@ -23,6 +23,9 @@ pub(crate) const SECOND: u64 = 1_000 * MILLISECOND;
 pub enum FaultKind {
     /// The connection breaks; any part of what is under way is lost.
     Reset,
+    /// The broker hears of a broken connection only after the client, and reads what
+    /// had arrived before.
+    Linger,
     /// A client dies without a word; the broker notices later.
     Vanish,
     /// Nothing passes for a while, in either direction.
@@ -37,14 +40,17 @@ pub enum FaultKind {
     ShortSend,
     /// The kernel takes no byte.
     EmptySend,
+    /// The broker dies, and another one with nothing in it takes its place.
+    Restart,
     /// A peer breaks the rules.
     Rogue,
 }
 
 impl FaultKind {
     /// Every kind.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::Reset,
+        Self::Linger,
         Self::Vanish,
         Self::Blackhole,
         Self::Stall,
@@ -52,6 +58,7 @@ impl FaultKind {
         Self::Pause,
         Self::ShortSend,
         Self::EmptySend,
+        Self::Restart,
         Self::Rogue,
     ];
 
@@ -60,6 +67,7 @@ impl FaultKind {
     pub fn name(self) -> &'static str {
         match self {
             Self::Reset => "resets",
+            Self::Linger => "resets heard of late",
             Self::Vanish => "vanished peers",
             Self::Blackhole => "blackholes",
             Self::Stall => "stalled readers",
@@ -67,6 +75,7 @@ impl FaultKind {
             Self::Pause => "pauses of the shard",
             Self::ShortSend => "short sends",
             Self::EmptySend => "sends of nothing",
+            Self::Restart => "restarts of the broker",
             Self::Rogue => "rogue peers",
         }
     }
@@ -86,6 +95,8 @@ pub(crate) struct Plan {
     pub(crate) stallers: usize,
     /// The most connections from one peer's address.
     pub(crate) links_per_address: u32,
+    /// When the broker dies and another one takes its place.
+    pub(crate) restart: Option<u64>,
     /// Whether the broker stops at the end, or the clients leave.
     pub(crate) ends_by_stop: bool,
 }
@@ -136,9 +147,19 @@ pub(crate) struct DestinationPlan {
     pub(crate) destination: Destination,
     pub(crate) partitions: u32,
     pub(crate) retain: Option<u64>,
+    /// Which of a topic's lasting subscriptions have several consumers at once.
+    pub(crate) shared: [bool; SUBSCRIPTIONS.len()],
 }
 
 impl DestinationPlan {
+    /// Whether a lasting subscription has several consumers at once.
+    pub(crate) fn is_shared(&self, subscription: &str) -> bool {
+        let names = SUBSCRIPTIONS.iter().zip(self.shared);
+        names
+            .into_iter()
+            .any(|(name, shared)| shared && *name == subscription)
+    }
+
     pub(crate) fn is_queue(&self) -> bool {
         self.destination.kind == DestinationKind::Queue
     }
@@ -160,6 +181,10 @@ pub(crate) struct ActorPlan {
     pub(crate) lazy: bool,
     /// The mean number of acts after which it closes something, or leaves.
     pub(crate) churn: Option<u64>,
+    /// How long it looks for another connection when one is lost; `None` is not at all.
+    pub(crate) reconnects: Option<u64>,
+    /// Does not say which link a new one takes the place of.
+    pub(crate) anonymous: bool,
     pub(crate) producers: Vec<ProducerPlan>,
     pub(crate) consumers: Vec<ConsumerPlan>,
     /// Founds every destination, and drains every subscription once it is calm.
@@ -227,6 +252,8 @@ pub(crate) struct ConsumerPlan {
     pub(crate) appetite: u64,
     /// Closed by its application after about so many messages.
     pub(crate) lifetime: Option<u64>,
+    /// Of 1000 messages so many are given back.
+    pub(crate) returns: u64,
 }
 
 /// When a consumer acknowledges.
@@ -276,12 +303,17 @@ impl Plan {
                 0
             },
             links_per_address: random.pick(&[2, 4, limits::LINKS_PER_ADDRESS_MAX]),
+            restart: random
+                .chance(1, 4)
+                .then(|| random.range(SECOND, storm - SECOND / 2)),
             ends_by_stop: random.chance(1, 3),
         };
         plan.actors.push(ActorPlan {
             pace: 5 * MILLISECOND,
             lazy: false,
             churn: None,
+            reconnects: None,
+            anonymous: false,
             producers: Vec::new(),
             consumers: Vec::new(),
             warden: true,
@@ -354,6 +386,7 @@ fn destination(random: &mut Random, index: usize, weight: Weight) -> Destination
             .expect("the name follows the rule"),
         partitions,
         retain,
+        shared: [random.chance(1, 3), random.chance(1, 3)],
     }
 }
 
@@ -379,6 +412,10 @@ fn actor(
         pace: random.magnitude(200 * MICROSECOND, 200 * MILLISECOND),
         lazy: random.chance(1, 4),
         churn: random.chance(1, 3).then(|| random.magnitude(20, 500)),
+        reconnects: random
+            .chance(1, 2)
+            .then(|| random.magnitude(100 * MILLISECOND, 60 * SECOND)),
+        anonymous: random.chance(1, 4),
         producers: (0..producers)
             .map(|_| producer(random, destinations.len(), weight))
             .collect(),
@@ -469,5 +506,6 @@ fn consumer(random: &mut Random, destinations: &[DestinationPlan], weight: Weigh
         confirms: random.pick(&[0, 100, 1000]),
         appetite: random.magnitude(1, if weight == Weight::Light { 200 } else { 20 }),
         lifetime: random.chance(1, 4).then(|| random.magnitude(5, 300)),
+        returns: random.pick(&[0, 0, 20, 300]),
     }
 }

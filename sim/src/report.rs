@@ -34,6 +34,20 @@ pub struct Report {
     pub acknowledged: u64,
     /// Of these, confirmed.
     pub confirmed: u64,
+    /// Of those stored, told no place.
+    pub placeless: u64,
+    /// Answers that came after their sends had failed.
+    pub late: u64,
+    /// Sends that brokers knew from an earlier connection.
+    pub retries: u64,
+    /// Messages that applications gave back.
+    pub given_back: u64,
+    /// Connections that took the place of one that was lost.
+    pub reconnects: u64,
+    /// Producers that were attached again.
+    pub producers_resumed: u64,
+    /// Consumers that were opened again.
+    pub consumers_resumed: u64,
     /// Connections.
     pub connections: u64,
     /// Logs that were thinned out.
@@ -60,6 +74,13 @@ impl Report {
         self.redelivered += other.redelivered;
         self.acknowledged += other.acknowledged;
         self.confirmed += other.confirmed;
+        self.placeless += other.placeless;
+        self.late += other.late;
+        self.retries += other.retries;
+        self.given_back += other.given_back;
+        self.reconnects += other.reconnects;
+        self.producers_resumed += other.producers_resumed;
+        self.consumers_resumed += other.consumers_resumed;
         self.connections += other.connections;
         self.thinnings += other.thinnings;
         self.chunks_most = self.chunks_most.max(other.chunks_most);
@@ -83,12 +104,19 @@ impl fmt::Display for Report {
             ("facts", self.facts),
             ("turns of the shard", self.turns),
             ("connections", self.connections),
+            ("  after one that was lost", self.reconnects),
+            ("producers attached again", self.producers_resumed),
+            ("consumers opened again", self.consumers_resumed),
             ("sends", self.sends),
             ("  stored", self.stored),
+            ("    told no place", self.placeless),
             ("  not stored", self.failed),
             ("  unknown", self.unknown),
+            ("  answered late", self.late),
+            ("  known to the broker", self.retries),
             ("messages handed out", self.handed),
             ("  again", self.redelivered),
+            ("  given back", self.given_back),
             ("acknowledgements", self.acknowledged),
             ("  confirmed", self.confirmed),
             ("logs thinned out", self.thinnings),

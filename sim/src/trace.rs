@@ -77,13 +77,23 @@ pub(crate) enum Fact {
     Opened {
         peer: usize,
     },
+    /// A client lost its connection, and looks for another one.
+    Disconnected {
+        peer: usize,
+    },
     ProducerOpened {
         peer: usize,
+        producer: usize,
         id: u64,
+    },
+    ProducerResumed {
+        producer: usize,
+        id: u64,
+        epoch: u32,
     },
     ProducerClosed {
         peer: usize,
-        id: u64,
+        producer: usize,
     },
     ConsumerOpened {
         peer: usize,
@@ -99,12 +109,12 @@ pub(crate) enum Fact {
         code: u16,
     },
     Send {
-        id: u64,
+        producer: usize,
         sequence: u64,
         bytes: usize,
     },
     Completed {
-        id: u64,
+        producer: usize,
         sequence: u64,
         outcome: &'static str,
         offset: u64,
@@ -120,6 +130,12 @@ pub(crate) enum Fact {
         partition: PartitionIndex,
         offset: u64,
         through: bool,
+    },
+    GaveBack {
+        consumer: usize,
+        partition: PartitionIndex,
+        offset: u64,
+        rest: Option<u64>,
     },
     ConfirmAsked {
         consumer: usize,

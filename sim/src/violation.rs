@@ -47,6 +47,21 @@ pub enum Rule {
     /// Other bytes.
     #[error("a message arrives as it was sent")]
     Content,
+    /// Another incarnation.
+    #[error("a message has one id, however often it is sent")]
+    Identity,
+    /// Failed without cause.
+    #[error("a send fails only for a reason that is so")]
+    Cause,
+    /// Still without outcome though nobody can tell any more.
+    #[error("what was sent to another installation fails once that one is gone")]
+    Abandoned,
+    /// Ended too soon.
+    #[error("a client looks for another connection for as long as it was told to")]
+    Reconnect,
+    /// Back too soon.
+    #[error("what is given back rests for as long as it was asked to")]
+    Rest,
     /// Out of order.
     #[error("a consumer gets each partition in order, except what others gave back")]
     ConsumerOrder,

@@ -79,6 +79,8 @@ enum Event {
     Fault(usize, FaultKind),
     /// The shard's thread stops for a while.
     Pause,
+    /// The broker dies, and another one takes its place.
+    Restart,
     /// Faults stop.
     Calm,
 }
@@ -110,6 +112,8 @@ struct Connection {
     frozen_until: u64,
     /// The client reads nothing until then.
     stalled_until: u64,
+    /// The broker reads nothing until then.
+    lingers_until: u64,
     /// When each end is looked at next: the server's, the client's.
     readable_at: [u64; 2],
 }
@@ -145,6 +149,8 @@ pub(crate) struct World {
     handled: u64,
     door: Door,
     shard: Shard,
+    /// The first broker's.
+    installation: Installation,
     turn_at: Option<u64>,
     turns: u64,
     paused_until: u64,
@@ -153,14 +159,21 @@ pub(crate) struct World {
     seats: Vec<Seat>,
     model: Model,
     act: Act,
-    /// Every destination has its shape, and the others were let in.
+    /// How many brokers there were before this one.
+    restarts: u64,
+    /// Every destination has its shape: others are let in.
     founded: bool,
+    /// The others have begun.
+    begun: bool,
     /// What the broker last said of its destinations while every peer rested.
     resting_stats: Option<StatsReport>,
     /// What it last said, for a failure's text.
     last_stats: Option<StatsReport>,
     chunks_low: usize,
     chunks: usize,
+    /// Counters of brokers that are no more.
+    thinnings: u64,
+    retries: u64,
     faults: [u64; FaultKind::ALL.len()],
     buffer: Vec<u8>,
 }
@@ -170,13 +183,8 @@ impl World {
     pub(crate) fn new(seed: u64) -> Self {
         let mut random = Random::new(seed);
         let plan = Plan::draw(&mut random);
-        let shard = Shard::new(ShardConfig {
-            installation: Installation(seed.into()),
-            shard: ShardIndex(0),
-            memory: limits::MEMORY_MIN,
-            hash_seed: random.word(),
-        })
-        .expect("the least memory is enough");
+        let installation = Installation(u128::from(seed) << 32);
+        let shard = new_shard(installation, random.word());
         let mut seats: Vec<Seat> = Vec::new();
         for (index, actor) in plan.actors.iter().enumerate() {
             let actor = Actor::new(index, actor.clone(), &plan.destinations, random.fork());
@@ -193,14 +201,8 @@ impl World {
         }
         let chunks = shard.chunks_free();
         let mut world = Self {
-            model: Model::new(&plan.destinations),
-            door: Door::new(
-                DoorLimits {
-                    links_per_address: plan.links_per_address,
-                    ..DoorLimits::default()
-                },
-                random.word(),
-            ),
+            model: Model::new(&plan.destinations, installation),
+            door: new_door(&plan, random.word()),
             random: random.fork(),
             now: 1,
             order: 0,
@@ -214,11 +216,16 @@ impl World {
             links: BTreeMap::new(),
             seats,
             act: Act::Storm,
+            installation,
+            restarts: 0,
             founded: false,
+            begun: false,
             resting_stats: None,
             last_stats: None,
             chunks_low: chunks,
             chunks,
+            thinnings: 0,
+            retries: 0,
             faults: [0; FaultKind::ALL.len()],
             buffer: Vec::new(),
             plan,
@@ -234,6 +241,9 @@ impl World {
         if let Some(mean) = self.plan.faults.pause {
             let wait = self.random.wait(mean);
             self.plan_event(wait, Event::Pause);
+        }
+        if let Some(time) = self.plan.restart {
+            self.plan_event(time, Event::Restart);
         }
     }
 
@@ -306,6 +316,10 @@ impl World {
                 self.pause(trace);
                 Ok(())
             }
+            Event::Restart => {
+                self.restart(trace);
+                Ok(())
+            }
             Event::Calm => {
                 self.calm(trace);
                 Ok(())
@@ -370,7 +384,11 @@ impl World {
 
     fn plan_deadline(&mut self, seat: usize) {
         let next = match &self.seats[seat].peer {
-            Peer::Actor(actor) => actor.next_deadline(),
+            Peer::Actor(actor) if matches!(self.act, Act::Leaving { .. }) => actor.next_deadline(),
+            Peer::Actor(actor) => [actor.next_deadline(), actor.wants_connection()]
+                .into_iter()
+                .flatten()
+                .min(),
             Peer::Rogue(_) => None,
         };
         if let Some(next) = next
@@ -392,6 +410,25 @@ impl Seat {
             done: false,
         }
     }
+}
+
+/// A broker's heart, with nothing in it.
+fn new_shard(installation: Installation, hash_seed: u64) -> Shard {
+    Shard::new(ShardConfig {
+        installation,
+        shard: ShardIndex(0),
+        memory: limits::MEMORY_MIN,
+        hash_seed,
+    })
+    .expect("the least memory is enough")
+}
+
+fn new_door(plan: &Plan, seed: u64) -> Door {
+    let limits = DoorLimits {
+        links_per_address: plan.links_per_address,
+        ..DoorLimits::default()
+    };
+    Door::new(limits, seed)
 }
 
 fn nanoseconds(duration: core::time::Duration) -> u64 {

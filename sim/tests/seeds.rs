@@ -18,10 +18,28 @@ fn three_hundred_worlds_keep_every_promise_and_each_fault_has_struck() {
         failed,
         confirmed,
         thinnings,
+        late,
+        retries,
+        given_back,
+        reconnects,
+        producers_resumed,
+        consumers_resumed,
         ..
     } = report;
     assert!(faults.iter().all(|count| *count > 0), "{faults:?}");
-    for count in [redelivered, unknown, failed, confirmed, thinnings] {
+    for count in [
+        redelivered,
+        unknown,
+        failed,
+        confirmed,
+        thinnings,
+        late,
+        retries,
+        given_back,
+        reconnects,
+        producers_resumed,
+        consumers_resumed,
+    ] {
         assert!(count > 0, "a kind of outcome never came about:\n{report}");
     }
 }

@@ -155,6 +155,14 @@ impl World {
     }
 
     pub(super) fn report(&self, trace: &Trace) -> Report {
+        let (mut late, mut reconnects) = (0, 0);
+        for seat in &self.seats {
+            if let Peer::Actor(actor) = &seat.peer {
+                let counts = actor.counts();
+                late += counts.0;
+                reconnects += counts.1;
+            }
+        }
         Report {
             seeds: 1,
             hash: trace.hash(),
@@ -170,7 +178,14 @@ impl World {
             acknowledged: self.model.tally.acknowledged,
             confirmed: self.model.tally.confirmed,
             connections: self.connections.len() as u64,
-            thinnings: self.shard.counters().read(Counter::Thinnings),
+            thinnings: self.thinnings + self.shard.counters().read(Counter::Thinnings),
+            retries: self.retries + self.shard.counters().read(Counter::Retries),
+            late,
+            reconnects,
+            placeless: self.model.tally.placeless,
+            given_back: self.model.tally.given_back,
+            producers_resumed: self.model.tally.producers_resumed,
+            consumers_resumed: self.model.tally.consumers_resumed,
             chunks_most: self.chunks - self.chunks_low,
             faults: self.faults,
         }

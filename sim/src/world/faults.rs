@@ -1,8 +1,10 @@
 //! Faults: when each strikes, and what it does to a connection.
 
+use courser_core::counters::Counter;
+use courser_core::id::Installation;
 use courser_core::limits;
 
-use super::{Act, End, Event, Peer, Server, World, nanoseconds};
+use super::{Act, End, Event, Peer, Server, World, nanoseconds, new_door, new_shard};
 use crate::actor::Scene;
 use crate::plan::FaultKind;
 use crate::plan::MILLISECOND;
@@ -50,6 +52,13 @@ impl World {
             FaultKind::Reset => {
                 self.tear(connection);
                 self.model.link_breaks(connection);
+                if self.random.chance(1, 2) {
+                    self.faults[FaultKind::Linger as usize] += 1;
+                    let wait = self
+                        .random
+                        .magnitude(MILLISECOND, nanoseconds(limits::VANISHED_TIMEOUT));
+                    self.connections[connection].lingers_until = self.now + wait;
+                }
                 for end in [End::Server, End::Client] {
                     let wait = self.random.range(0, 5 * MILLISECOND);
                     self.plan_read(self.now + wait, connection, end);
@@ -149,6 +158,49 @@ impl World {
         }
     }
 
+    /// The broker dies with all that it holds, and another installation begins. Who
+    /// was connected hears of it as of any broken connection; nobody but the warden,
+    /// who founds the destinations again, is let in before they have their shapes.
+    pub(super) fn restart(&mut self, trace: &mut Trace) {
+        if self.act != Act::Storm || !self.founded {
+            return;
+        }
+        self.faults[FaultKind::Restart as usize] += 1;
+        trace.note(Fact::Fault {
+            kind: FaultKind::Restart,
+            connection: None,
+        });
+        for connection in 0..self.connections.len() {
+            if self.connections[connection].server == Server::Gone {
+                continue;
+            }
+            self.tear(connection);
+            let entry = &mut self.connections[connection];
+            entry.server = Server::Gone;
+            entry.sending = None;
+            entry.blocked = false;
+            let wait = self.random.range(0, 5 * MILLISECOND);
+            self.plan_read(self.now + wait, connection, End::Client);
+        }
+        self.links.clear();
+        self.restarts += 1;
+        self.thinnings += self.shard.counters().read(Counter::Thinnings);
+        self.retries += self.shard.counters().read(Counter::Retries);
+        let installation = Installation(self.installation.0 + u128::from(self.restarts));
+        self.shard = new_shard(installation, self.random.word());
+        self.door = new_door(&self.plan, self.random.word());
+        self.model.begins(installation);
+        self.founded = false;
+        let warden = self.warden();
+        for (index, seat) in self.seats.iter_mut().enumerate() {
+            match &mut seat.peer {
+                Peer::Actor(actor) if index == warden => actor.found_again(),
+                Peer::Actor(_) => {}
+                Peer::Rogue(rogue) => rogue.excuse(),
+            }
+        }
+    }
+
     pub(super) fn calm(&mut self, trace: &mut Trace) {
         trace.note(Fact::Calm);
         self.act = Act::Calm { since: self.now };
@@ -158,6 +210,7 @@ impl World {
             let entry = &mut self.connections[connection];
             entry.frozen_until = 0;
             entry.stalled_until = 0;
+            entry.lingers_until = 0;
             for end in [End::Server, End::Client] {
                 self.plan_read(self.now, connection, end);
             }

@@ -3,7 +3,7 @@
 use courser_core::door::Address;
 
 use super::{Act, Connection, EXCUSED_FOR, End, Event, Peer, Server, World};
-use crate::actor::Scene;
+use crate::actor::{Actor, Scene};
 use crate::network::Pipe;
 use crate::plan::FaultKind;
 use crate::plan::MILLISECOND;
@@ -117,6 +117,9 @@ impl World {
         let entry = &mut self.seats[seat];
         entry.connection = None;
         entry.done = leaving || matches!(entry.peer, Peer::Rogue(_));
+        if !entry.done {
+            self.plan_deadline(seat);
+        }
         Ok(())
     }
 
@@ -171,6 +174,9 @@ impl World {
         }
         if seat == self.warden() && !self.founded && self.has_founded() {
             self.founded = true;
+        }
+        if self.founded && !self.begun {
+            self.begun = true;
             for other in (0..self.seats.len()).filter(|other| *other != seat) {
                 let wait = self.random.below(SECOND);
                 self.plan_event(self.now + wait, Event::Act(other));
@@ -183,6 +189,9 @@ impl World {
         self.plan_event(self.now + wait, Event::Act(seat));
         match self.seats[seat].connection {
             None if matches!(self.act, Act::Leaving { .. }) => self.seats[seat].done = true,
+            None if matches!(&self.seats[seat].peer, Peer::Actor(actor) if actor.is_waiting()) => {
+                self.act_alone(trace, seat, |actor, scene| actor.act(scene))?;
+            }
             None => self.connect(trace, seat)?,
             Some(connection) => {
                 if self.connections[connection].client {
@@ -198,9 +207,9 @@ impl World {
     }
 
     fn connect(&mut self, trace: &mut Trace, seat: usize) -> Result<(), Violation> {
-        let refused = self.act == Act::Storm
-            && seat != self.warden()
-            && self.random.chance(self.plan.faults.refused, 1000);
+        let refused = seat != self.warden()
+            && (!self.founded
+                || self.act == Act::Storm && self.random.chance(self.plan.faults.refused, 1000));
         let address = Address([u8::try_from(seat % 200).unwrap_or(0); 16]);
         let stranger = if refused {
             self.faults[FaultKind::Refuse as usize] += 1;
@@ -210,6 +219,10 @@ impl World {
         };
         let Some(stranger) = stranger else {
             trace.note(Fact::Refused { peer: seat });
+            let now = self.reading();
+            if let Peer::Actor(actor) = &mut self.seats[seat].peer {
+                actor.dial_failed(now);
+            }
             return Ok(());
         };
         let connection = self.connections.len();
@@ -227,6 +240,7 @@ impl World {
             peer_blocked: false,
             frozen_until: 0,
             stalled_until: 0,
+            lingers_until: 0,
             readable_at: [u64::MAX; 2],
         });
         trace.note(Fact::Connected {
@@ -256,6 +270,19 @@ impl World {
     pub(super) fn deadline(&mut self, trace: &mut Trace, seat: usize) -> Result<(), Violation> {
         self.seats[seat].deadline = u64::MAX;
         let Some(connection) = self.seats[seat].connection else {
+            if self.seats[seat].done {
+                return Ok(());
+            }
+            self.act_alone(trace, seat, |actor, scene| actor.expire(scene))?;
+            let wanted = match &self.seats[seat].peer {
+                Peer::Actor(actor) => actor.wants_connection(),
+                Peer::Rogue(_) => None,
+            };
+            let leaving = matches!(self.act, Act::Leaving { .. });
+            if !leaving && wanted.is_some_and(|at| at <= self.now) {
+                self.connect(trace, seat)?;
+                self.plan_deadline(seat);
+            }
             return Ok(());
         };
         self.tell(trace, seat, |peer, scene| match peer {
@@ -263,6 +290,27 @@ impl World {
             Peer::Rogue(_) => Ok(()),
         })?;
         self.flush(trace, connection)
+    }
+
+    /// Has an actor do something that has no connection.
+    fn act_alone(
+        &mut self,
+        trace: &mut Trace,
+        seat: usize,
+        what: impl FnOnce(&mut Actor, &mut Scene<'_>) -> Result<(), Violation>,
+    ) -> Result<(), Violation> {
+        self.tell(trace, seat, |peer, scene| match peer {
+            Peer::Actor(actor) => {
+                what(actor, scene)?;
+                if actor.has_ended() {
+                    actor.disconnected(scene)?;
+                }
+                Ok(())
+            }
+            Peer::Rogue(_) => Ok(()),
+        })?;
+        self.plan_deadline(seat);
+        Ok(())
     }
 
     /// Tells a peer something.
