@@ -28,7 +28,7 @@ const REMOTE_REST: Duration = Duration::from_millis(5);
 #[derive(Debug)]
 pub(super) enum Target {
     /// In this process, on the broker's core.
-    Embedded(Broker),
+    Embedded(Box<Broker>),
     /// Started by somebody else.
     Remote(SocketAddr),
 }
@@ -57,7 +57,7 @@ impl Target {
             },
             ..BrokerConfig::default()
         })?;
-        Ok(Self::Embedded(broker))
+        Ok(Self::Embedded(Box::new(broker)))
     }
 
     /// Where it accepts connections.
