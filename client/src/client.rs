@@ -375,6 +375,13 @@ impl Client {
         self.link().take().machine.is_open()
     }
 
+    /// Why the connection was lost, while another one is tried or if there will be no
+    /// other; `None` while there is one.
+    #[must_use]
+    pub fn lost(&self) -> Option<LinkEnd> {
+        self.link().take().machine.lost().cloned()
+    }
+
     /// Why the connection ended, if it has and there will be no other.
     #[must_use]
     pub fn end(&self) -> Option<Arc<LinkEnd>> {

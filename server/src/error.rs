@@ -101,6 +101,9 @@ impl CommandError {
             },
             Self::Open { source, .. } | Self::Request(source) => request_failed(source),
             Self::Send(error) => match error {
+                SendFailed::Send {
+                    lost: Some(end), ..
+                } => link_ended(end),
                 SendFailed::Send { source, .. } => send_failed(source),
                 SendFailed::Input { .. } | SendFailed::AckLog(_) => Status::Failed,
             },
@@ -184,7 +187,9 @@ impl CommandError {
                 Some(Refusal::IllegalArgument) => Some("courser limits lists what is allowed"),
                 _ => None,
             },
-            Self::Send(SendFailed::Send { source, .. }) => match source {
+            Self::Send(SendFailed::Send {
+                source, lost: None, ..
+            }) => match source {
                 SendError::NotStored {
                     cause: Cause::TimedOut,
                 } => Some(

@@ -15,7 +15,9 @@ use std::fmt;
 use std::io;
 use std::time::Duration;
 
-use courser::{Client, Completion, Message, Producer, SendError, Sequence, TrySendError};
+use courser::{
+    Cause, Client, Completion, LinkEnd, Message, Producer, SendError, Sequence, TrySendError,
+};
 use courser_bench::units;
 use courser_core::frame::checksum;
 
@@ -36,12 +38,15 @@ const SETTLED_AT_ONCE: usize = 256;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SendFailed {
     /// A send failed, which ended the command.
-    #[error("message {number}: {source}\n  seen   {tally}")]
+    #[error("message {number}: {source}{}\n  seen   {tally}",
+        lost.as_ref().map_or_else(String::new, |lost| format!(" without a connection: {lost}")))]
     Send {
         /// Which message, counted from 1.
         number: u64,
         /// What became of it.
         source: SendError,
+        /// Why there was no connection while its time passed, if there was none.
+        lost: Option<LinkEnd>,
         /// What became of all.
         tally: Tally,
     },
@@ -94,6 +99,7 @@ pub(crate) fn send(options: &SendOptions) -> Result<(), CommandError> {
         .reconnect_for(options.timeout)
         .connect(options.connection.endpoints.clone())?;
     let mut sending = Sending {
+        client: &client,
         producer: open(&client, options)?,
         key: options.key.as_deref(),
         patience: options.timeout.saturating_add(GRACE),
@@ -131,6 +137,7 @@ fn open(client: &Client, options: &SendOptions) -> Result<Producer, CommandError
 }
 
 struct Sending<'a> {
+    client: &'a Client,
     producer: Producer,
     key: Option<&'a str>,
     /// How long an outcome may take to come.
@@ -171,11 +178,24 @@ impl Sending<'_> {
         match (self.failure.take(), unreadable) {
             (Some((number, source)), _) => Err(SendFailed::Send {
                 number,
+                lost: self.lost_for(&source),
                 source,
                 tally,
             }),
             (None, Some(source)) => Err(SendFailed::Input { source, tally }),
             (None, None) => Ok(()),
+        }
+    }
+
+    /// Why there is no connection, if that is why a send's time passed.
+    fn lost_for(&self, error: &SendError) -> Option<LinkEnd> {
+        match error {
+            SendError::NotStored { cause } | SendError::Unknown { cause }
+                if *cause == Cause::TimedOut =>
+            {
+                self.client.lost()
+            }
+            _ => None,
         }
     }
 
@@ -268,7 +288,7 @@ impl Sending<'_> {
         self.checksums.clear();
         self.tally.unknown += missing;
         let first = self.tally.acknowledged + self.tally.not_stored + self.tally.unknown - missing;
-        let cause = courser::Cause::TimedOut;
+        let cause = Cause::TimedOut;
         self.failure
             .get_or_insert_with(|| (first + 1, SendError::Unknown { cause }));
     }

@@ -172,6 +172,8 @@ pub struct Client {
     /// What has to be opened again on this connection.
     resuming: bool,
     redial: Redial,
+    /// Why there is no connection, while another one is wanted.
+    lost: Option<LinkEnd>,
     shard: ShardIndex,
     session: u32,
     frame_size_max: u32,
@@ -211,6 +213,7 @@ impl Client {
             link: 0,
             resuming: false,
             redial: Redial::default(),
+            lost: None,
             shard: ShardIndex::default(),
             session: 0,
             frame_size_max: limits::FRAME_SIZE_MAX,
@@ -286,7 +289,8 @@ impl Client {
         if self.phase == Phase::Waiting {
             self.redial.told(now, self.config.reconnect_for);
             if self.redial.is_over(now) {
-                self.finish(LinkEnd::Lost);
+                let why = self.lost.take().unwrap_or(LinkEnd::Lost);
+                self.finish(why);
             }
         }
         if self.earliest > now {
@@ -364,7 +368,15 @@ impl Client {
         self.phase == Phase::Ended
     }
 
-    /// Why the link ended, if it has.
+    /// Why the connection was lost in whose place another one is tried, or the link
+    /// ended; `None` while there is a connection.
+    #[must_use]
+    pub fn lost(&self) -> Option<&LinkEnd> {
+        self.lost.as_ref().or(self.end.as_ref())
+    }
+
+    /// Why the link ended, if it has: if no other connection could be made, why the
+    /// last one was lost.
     #[must_use]
     pub fn end(&self) -> Option<&LinkEnd> {
         self.end.as_ref()

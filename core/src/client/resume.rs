@@ -120,6 +120,10 @@ impl Client {
         if self.phase == Phase::Open {
             self.events.push_back(Event::Disconnected);
         }
+        // A try that leads to nobody says less than what was said before.
+        if self.lost.is_none() || matches!(end, LinkEnd::Farewell { .. }) {
+            self.lost = Some(end);
+        }
         self.phase = Phase::Waiting;
         self.resuming = true;
         self.redial.lost();
@@ -246,6 +250,7 @@ impl Client {
     pub(super) fn resume(&mut self) {
         self.resuming = false;
         self.redial.opened();
+        self.lost = None;
         self.counters.reconnects += 1;
         let mut queued = true;
         for handle in handles_of(&self.producers) {

@@ -550,7 +550,28 @@ fn a_broker_that_stops_is_waited_for_and_one_that_throws_out_is_not() {
         script.say(0, &farewell, &[]);
         assert_eq!(script.client.wants_connection().is_some(), waits);
         assert_eq!(script.client.end().is_none(), waits);
+        // If nobody answers in its place, what it said is still why.
+        script.client.closed();
+        script.client.dial_failed(script.now.monotonic);
+        script.now.monotonic = script.now.monotonic.after(PATIENCE);
+        script.client.expire(script.now.monotonic);
+        for why in [script.client.end(), script.client.lost()] {
+            assert!(
+                matches!(why, Some(LinkEnd::Farewell { refusal: Some(it), .. }) if *it == refusal),
+                "{why:?}"
+            );
+        }
     }
+}
+
+#[test]
+fn why_a_connection_was_lost_is_known_until_there_is_another() {
+    let mut script = patient();
+    assert_eq!(script.client.lost(), None);
+    script.lose();
+    assert_eq!(script.client.lost(), Some(&LinkEnd::Lost));
+    script.reconnect(&welcome());
+    assert_eq!(script.client.lost(), None);
 }
 
 #[test]
