@@ -11,7 +11,8 @@
 //!
 //! A connection that is lost takes the prefetch along, since the broker delivers
 //! all of it again, but not what is known to be settled: what the application
-//! settled before is settled again when it comes, and not handed out.
+//! settled before is settled again when it comes, and not handed out. What it gave
+//! back is owed to it until it settles it, whatever it settles through.
 //!
 //! Invariants:
 //! - `handed <= received <= granted`, in messages; in bytes the last message
@@ -20,7 +21,7 @@
 //!   with acknowledgements and not alone for each message.
 
 use core::time::Duration;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use zerocopy::little_endian::U64;
 use zerocopy::{FromBytes, IntoBytes};
@@ -293,10 +294,25 @@ struct Settled {
     start: u64,
     /// What the application settled one by one, lately.
     kept: Vec<AckRun>,
-    /// One more than the highest offset up to which all was settled.
+    /// One more than the highest offset up to which all was settled, but for what is
+    /// owed.
     kept_through: u64,
+    /// Of a subscription that ends with its connection, what was given back and is not
+    /// known to be settled since; and how it came again, if it did.
+    owed: BTreeMap<u64, Option<Again>>,
+    /// How many of those came again.
+    again: u64,
     /// Whether what is delivered may have been settled on an earlier connection.
     filters: bool,
+}
+
+/// When a message came again that had been given back.
+#[derive(Clone, Copy, Debug)]
+struct Again {
+    /// Before those that came again with a higher number.
+    number: u64,
+    /// Before all from this offset on that came for the first time.
+    before: u64,
 }
 
 /// As many runs of what was settled are remembered for each partition.
@@ -326,13 +342,53 @@ impl Settled {
         }
     }
 
-    /// Behind the highest offset that is known to be settled.
+    /// Behind the highest offset of which more is known than that it was delivered.
     fn kept_end(&self) -> u64 {
         let ends = self
             .kept
             .iter()
             .map(|run| run.first.get() + run.count.get());
-        ends.max().unwrap_or(0)
+        let owed = self.owed.last_key_value().map(|(offset, _)| offset + 1);
+        ends.chain(owed).max().unwrap_or(0).max(self.kept_through)
+    }
+
+    /// Notes that messages were given back.
+    fn owe(&mut self, offset: u64, count: u64) {
+        // No more are held than a broker hands out before some are settled.
+        let count = count.min(limits::UNSETTLED_MAX.into());
+        for offset in offset..offset.saturating_add(count) {
+            self.owed.insert(offset, None);
+        }
+    }
+
+    /// Notes that a message came that is perhaps owed; `first` if it is for the first
+    /// time on this connection.
+    #[cold]
+    fn came(&mut self, offset: u64, first: bool) {
+        if let Some(owed) = self.owed.get_mut(&offset) {
+            self.again += 1;
+            *owed = Some(Again {
+                number: self.again,
+                before: if first { offset + 1 } else { self.delivered },
+            });
+        }
+    }
+
+    /// What is owed is settled, if it lies in this range.
+    #[cold]
+    fn pay(&mut self, offset: u64, count: u64) {
+        let end = offset.saturating_add(count);
+        self.owed.retain(|owed, _| !(offset..end).contains(owed));
+    }
+
+    /// What is owed is settled, if it came before this message did.
+    fn pay_through(&mut self, offset: u64) {
+        let last = self.owed.get(&offset).copied();
+        self.owed.retain(|_, again| match (*again, last) {
+            (None, _) | (_, Some(None)) => true,
+            (Some(again), Some(Some(last))) => again.number > last.number,
+            (Some(again), None) => again.before > offset,
+        });
     }
 
     /// Whether the application is known to have settled it.
@@ -352,7 +408,8 @@ impl Settled {
                 from = from.max(run.first.get() + run.count.get());
             }
         }
-        from
+        let owed = self.owed.first_key_value().map(|(offset, _)| *offset);
+        owed.map_or(from, |owed| from.min(owed))
     }
 }
 
@@ -490,6 +547,13 @@ impl Consumer {
             self.handed_bytes += message.bytes.len() as u64;
             return Ok(());
         }
+        if delivery_count > 1
+            && let Some(settled) = self
+                .settled
+                .get_mut(message.header.partition.get() as usize)
+        {
+            settled.came(message.header.offset.get(), false);
+        }
         if self.phase != Phase::Open {
             // Delivered before the broker heard that nobody wants it.
             return Ok(());
@@ -520,12 +584,17 @@ impl Consumer {
         }
         let offset = message.header.offset.get();
         let fleeting = self.request.is_fleeting();
-        if settled.is_kept(offset) || fleeting && offset < settled.start.max(settled.kept_through) {
+        let is_behind =
+            offset < settled.start.max(settled.kept_through) && !settled.owed.contains_key(&offset);
+        if settled.is_kept(offset) || fleeting && is_behind {
             let position = Position {
                 partition: PartitionIndex(index),
                 offset: Offset(offset),
             };
             return self.settle(position, 1).is_ok();
+        }
+        if delivery_count == 1 {
+            settled.came(offset, true);
         }
         // What returned comes before what is fresh.
         settled.filters = delivery_count > 1 || fleeting && offset < settled.kept_end();
@@ -589,6 +658,9 @@ impl Consumer {
         let settled = self.entry(index)?;
         let offset = position.offset.0;
         settled.keep(offset, count);
+        if !settled.owed.is_empty() {
+            settled.pay(offset, count);
+        }
         if !attached {
             return Ok(());
         }
@@ -615,6 +687,7 @@ impl Consumer {
         let settled = self.entry(index)?;
         let offset = position.offset.0;
         settled.kept_through = settled.kept_through.max(offset + 1);
+        settled.pay_through(offset);
         if !attached {
             return Ok(());
         }
@@ -643,8 +716,13 @@ impl Consumer {
         delay: Option<Duration>,
     ) -> Result<(), AckError> {
         let index = position.partition.0;
-        self.entry(index)?;
-        if !self.attached {
+        let (attached, fleeting) = (self.attached, self.request.is_fleeting());
+        let handle = self.handle;
+        let settled = self.entry(index)?;
+        if !attached {
+            if fleeting {
+                settled.owe(position.offset.0, count);
+            }
             return Ok(());
         }
         if !outbound.has_room() {
@@ -662,11 +740,13 @@ impl Consumer {
             first: position.offset.0.into(),
             count: count.into(),
         };
-        if outbound.control(self.handle.0, &fields, &[run.as_bytes()]) {
-            Ok(())
-        } else {
-            Err(AckError::WouldBlock)
+        if !outbound.control(handle.0, &fields, &[run.as_bytes()]) {
+            return Err(AckError::WouldBlock);
         }
+        if fleeting {
+            settled.owe(position.offset.0, count);
+        }
+        Ok(())
     }
 
     fn entry(&mut self, index: u32) -> Result<&mut Settled, AckError> {
@@ -796,6 +876,9 @@ impl Consumer {
             settled.fell = false;
             settled.delivered = 0;
             settled.filters = true;
+            for again in settled.owed.values_mut() {
+                *again = None;
+            }
         }
         let open = core::mem::take(&mut self.confirms_open);
         self.confirm_asked.wrapping_sub(open).wrapping_add(1)..=self.confirm_asked

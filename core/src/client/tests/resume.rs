@@ -39,6 +39,19 @@ impl Script {
         self.said()
     }
 
+    /// One message that was handed out before.
+    fn deliver_again(&mut self, handle: u32, offset: u64, body: &[u8]) {
+        let delivery = control::Delivery {
+            count: 1.into(),
+            offset: offset.into(),
+            delivery_count: 2.into(),
+            ..control::Delivery::default()
+        };
+        self.say(handle, &delivery, &[]);
+        let frame = message_frame(0, offset, body);
+        self.client.received(&frame);
+    }
+
     fn events(&mut self) -> Vec<Event> {
         core::iter::from_fn(|| self.client.poll_event()).collect()
     }
@@ -446,6 +459,76 @@ fn a_subscription_that_ended_with_its_connection_goes_on_where_it_was() {
     let said = script.reconnect(&welcome());
     let (_, open) = said[0].fields::<control::OpenConsumer>();
     assert_eq!((open.start, open.offset.get()), (2, 2));
+}
+
+/// A message that was given back was skipped on the next connection, because a later
+/// one had been settled with all before it.
+#[test]
+fn what_was_given_back_comes_again_though_what_is_behind_it_was_settled_through() {
+    for comes_again in [false, true] {
+        let mut script = patient();
+        let request = ConsumerRequest::new(Destination::parse("topic:t").unwrap());
+        let consumer = script.consumer(request, 300, 1);
+        script.deliver(300, 0, 0, &[b"a", b"b", b"c"]);
+        let positions: Vec<Position> = core::iter::from_fn(|| {
+            let message = script.client.poll_message(consumer)?;
+            Some(message.position())
+        })
+        .collect();
+        let client = &mut script.client;
+        client.give_back(consumer, positions[0], 1, None).unwrap();
+        client.acknowledge_through(consumer, positions[2]).unwrap();
+        if comes_again {
+            // Settled through the last message, but delivered behind it.
+            script.deliver_again(300, 0, b"a");
+            assert!(script.client.poll_message(consumer).is_some());
+            let client = &mut script.client;
+            client.acknowledge_through(consumer, positions[2]).unwrap();
+        }
+        script.lose();
+        let said = script.reconnect(&welcome());
+        let (request, open) = said[0].fields::<control::OpenConsumer>();
+        assert_eq!((open.start, open.offset.get()), (2, 0));
+        let fields = control::ConsumerOpened {
+            handle: 301.into(),
+            partitions: 1.into(),
+        };
+        script.say(request, &fields, &[&0u64.to_le_bytes()]);
+        script.deliver(301, 0, 0, &[b"a", b"b", b"c", b"d"]);
+        let handed: Vec<Vec<u8>> = core::iter::from_fn(|| {
+            let message = script.client.poll_message(consumer)?;
+            Some(message.body().to_vec())
+        })
+        .collect();
+        assert_eq!(handed, [b"a", b"d"], "{comes_again}");
+    }
+}
+
+#[test]
+fn what_was_given_back_and_settled_then_is_not_asked_for_again() {
+    for through in [false, true] {
+        let mut script = patient();
+        let request = ConsumerRequest::new(Destination::parse("topic:t").unwrap());
+        let consumer = script.consumer(request, 300, 1);
+        script.deliver(300, 0, 0, &[b"a", b"b"]);
+        while script.client.poll_message(consumer).is_some() {}
+        let at = |offset| Position {
+            partition: PartitionIndex(0),
+            offset: Offset(offset),
+        };
+        script.client.give_back(consumer, at(0), 1, None).unwrap();
+        script.deliver_again(300, 0, b"a");
+        script.deliver(300, 0, 2, &[b"c"]);
+        while script.client.poll_message(consumer).is_some() {}
+        if !through {
+            script.client.acknowledge(consumer, at(0)).unwrap();
+        }
+        script.client.acknowledge_through(consumer, at(2)).unwrap();
+        script.lose();
+        let said = script.reconnect(&welcome());
+        let (_, open) = said[0].fields::<control::OpenConsumer>();
+        assert_eq!((open.start, open.offset.get()), (2, 3), "{through}");
+    }
 }
 
 #[test]
