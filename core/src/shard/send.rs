@@ -138,6 +138,10 @@ impl Shard {
                 header.sequence.get(),
             );
         if !is_next {
+            #[cfg(any(planted = "forget_retry", planted = "ignore_epoch"))]
+            if self.is_taken_for_new(header) {
+                return self.store_out_of_turn(now, header, bytes);
+            }
             return self.out_of_turn(header, bytes);
         }
         if let Some(refusal) = objection(header, properties_well_formed).or_else(|| {
@@ -265,6 +269,62 @@ impl Shard {
         if producer.complete(completion(header, outcome)) {
             self.completing.push(handle);
         }
+    }
+}
+
+/// What the oracle of the simulation has to notice, if it is planted.
+#[cfg(any(planted = "forget_retry", planted = "ignore_epoch"))]
+impl Shard {
+    /// Whether the message is a retry, or bears the epoch of a producer that has been
+    /// attached elsewhere since, whichever is not looked at.
+    fn is_taken_for_new(&mut self, header: &MessageHeader) -> bool {
+        let Some(producer) = self.producers.get_mut(Handle(header.handle.get())) else {
+            return false;
+        };
+        if header.producer.get() != producer.identity.id.0 || header.is_given_up() {
+            return false;
+        }
+        if cfg!(planted = "ignore_epoch") {
+            return !producer.known;
+        }
+        let turn = producer.identity.turn(
+            header.partition.get(),
+            header.partition_sequence.get(),
+            header.sequence.get(),
+        );
+        producer.known && matches!(turn, Ok(Turn::Had(_)))
+    }
+
+    fn store_out_of_turn(
+        &mut self,
+        now: Now,
+        header: &MessageHeader,
+        bytes: Bytes<'_>,
+    ) -> Result<(), Fault> {
+        let (handle, partition) = (Handle(header.handle.get()), header.partition.get());
+        let Some(producer) = self.producers.get_mut(handle) else {
+            return self.give_up(bytes, not_open(handle));
+        };
+        let destination = producer.identity.destination;
+        let local = &mut self.locals[destination.0 as usize];
+        let log = &mut local.partitions[partition as usize];
+        let Ok(offset) = append(log, &mut self.arena, bytes, now.wall) else {
+            self.settle_unstored(header, bytes, &Outcome::refused(Refusal::OutOfMemory));
+            return Ok(());
+        };
+        local.stored += 1;
+        producer.credit.received(bytes.size());
+        self.reserved -= bytes.size() as u64;
+        let outcome = Outcome {
+            offset: offset.0,
+            append_time: now.wall,
+            refusal: 0,
+        };
+        if producer.complete(completion(header, &outcome)) {
+            self.completing.push(handle);
+        }
+        self.queue(destination, PartitionIndex(partition));
+        Ok(())
     }
 }
 

@@ -316,6 +316,9 @@ impl Part {
             .take_while(|entry| entry.offset < end)
             .filter(|entry| entry.is_with(consumer))
         {
+            if cfg!(planted = "lose_return") {
+                continue;
+            }
             back += 1;
             if let Some(until) = rest(entry.count) {
                 entry.state = State::Resting;
