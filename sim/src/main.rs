@@ -1,5 +1,5 @@
 //! `courser-sim SEED` replays one seed; `courser-sim --seeds FIRST..LAST` runs a
-//! range; without arguments it runs the first 300, or what `COURSER_SEED` says.
+//! range; without arguments it runs the first 1000, or what `COURSER_SEED` says.
 //! A failure prints the last that happened, with `--last COUNT` so much of it.
 
 use std::fmt;
@@ -43,7 +43,7 @@ fn main() -> ExitCode {
             .ok()
             .and_then(|text| single(&text))
     };
-    let seeds = seeds.or_else(from_environment).unwrap_or(0..300);
+    let seeds = seeds.or_else(from_environment).unwrap_or(0..1000);
     let result = match last {
         Some(kept) => seeds
             .into_iter()

@@ -170,6 +170,9 @@ impl SubscriptionModel {
 /// A consumer of a client, over all its connections.
 #[derive(Debug)]
 struct Lineage {
+    /// Where its application began, if it was told: what lies before is left out, on
+    /// whichever connection.
+    starts: Option<Vec<u64>>,
     /// What its application settled, for each partition.
     settled: Vec<BTreeSet<u64>>,
     /// Of this, one by one: that is settled again on another connection.
@@ -673,6 +676,7 @@ impl Model {
         });
         let partitions = self.destinations[destination].partitions as usize;
         self.lineages.push(Lineage {
+            starts: None,
             settled: vec![BTreeSet::new(); partitions],
             singly: vec![BTreeSet::new(); partitions],
             lately: vec![VecDeque::new(); partitions],
@@ -784,9 +788,18 @@ impl Model {
                 format!("subscription {index} has consumers {other} and {consumer}"),
             );
         }
+        let fleeting = subscription.is_fleeting();
         let entry = &mut self.consumers[consumer];
+        let began = self.lineages[entry.lineage]
+            .starts
+            .get_or_insert_with(|| starts.clone());
         entry.opened = true;
         entry.fresh = starts;
+        if fleeting {
+            for (fresh, began) in entry.fresh.iter_mut().zip(began) {
+                *fresh = (*fresh).max(*began);
+            }
+        }
         self.check_start(consumer)
     }
 

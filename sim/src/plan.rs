@@ -289,7 +289,7 @@ impl Plan {
             network: network(random, weight != Weight::Light),
             faults: faults(random),
             actors: (0..actors)
-                .map(|_| actor(random, &destinations, weight, actors))
+                .map(|_| actor(random, &destinations, weight, actors, storm))
                 .collect(),
             destinations,
             rogues: if random.chance(1, 2) {
@@ -339,13 +339,16 @@ fn network(random: &mut Random, heavy: bool) -> NetworkPlan {
 }
 
 fn faults(random: &mut Random) -> FaultPlan {
+    let reset = random
+        .chance(1, 2)
+        .then(|| random.magnitude(300 * MILLISECOND, 10 * SECOND));
     let mut sometimes = |least, most| {
         random
             .chance(1, 3)
             .then(|| random.magnitude(least * MILLISECOND, most * MILLISECOND))
     };
     FaultPlan {
-        reset: sometimes(300, 10_000),
+        reset,
         vanish: sometimes(500, 20_000),
         blackhole: sometimes(500, 10_000),
         stall: sometimes(500, 10_000),
@@ -395,6 +398,7 @@ fn actor(
     destinations: &[DestinationPlan],
     weight: Weight,
     actors: usize,
+    storm: u64,
 ) -> ActorPlan {
     let both = actors == 1;
     let producers = if both || random.chance(2, 3) {
@@ -408,17 +412,26 @@ fn actor(
     } else {
         0
     };
+    let pace = random.magnitude(200 * MICROSECOND, 200 * MILLISECOND);
+    let reconnects = random
+        .chance(1, 2)
+        .then(|| random.magnitude(100 * MILLISECOND, 60 * SECOND));
+    let producers = (0..producers).map(|_| {
+        let mut plan = producer(random, destinations.len(), weight);
+        if reconnects.is_some() {
+            // As long as faults go on, so that they find something on its way.
+            plan.burst = (2 * plan.quota * pace / storm).clamp(1, plan.burst);
+        }
+        plan
+    });
+    let producers = producers.collect();
     ActorPlan {
-        pace: random.magnitude(200 * MICROSECOND, 200 * MILLISECOND),
+        pace,
         lazy: random.chance(1, 4),
         churn: random.chance(1, 3).then(|| random.magnitude(20, 500)),
-        reconnects: random
-            .chance(1, 2)
-            .then(|| random.magnitude(100 * MILLISECOND, 60 * SECOND)),
+        reconnects,
         anonymous: random.chance(1, 4),
-        producers: (0..producers)
-            .map(|_| producer(random, destinations.len(), weight))
-            .collect(),
+        producers,
         consumers: (0..consumers)
             .map(|_| consumer(random, destinations, weight))
             .collect(),

@@ -77,6 +77,8 @@ enum Event {
     Deadline(usize),
     /// A fault strikes a connection.
     Fault(usize, FaultKind),
+    /// A client gives a connection up that nothing passes on.
+    Break(usize),
     /// The shard's thread stops for a while.
     Pause,
     /// The broker dies, and another one takes its place.
@@ -112,8 +114,6 @@ struct Connection {
     frozen_until: u64,
     /// The client reads nothing until then.
     stalled_until: u64,
-    /// The broker reads nothing until then.
-    lingers_until: u64,
     /// When each end is looked at next: the server's, the client's.
     readable_at: [u64; 2],
 }
@@ -312,6 +312,7 @@ impl World {
             Event::Act(seat) => self.act(trace, seat),
             Event::Deadline(seat) => self.deadline(trace, seat),
             Event::Fault(connection, kind) => self.fault(trace, connection, kind),
+            Event::Break(connection) => self.broken_off(trace, connection),
             Event::Pause => {
                 self.pause(trace);
                 Ok(())

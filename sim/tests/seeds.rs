@@ -1,15 +1,50 @@
-//! Seeds: the first few hundred, and those that once broke a promise.
+//! Seeds: the first thousand, and those that once broke a promise.
 
-use courser_sim::{Report, run, run_all};
+use std::thread;
+
+use courser_sim::{Failure, Report, run, run_all};
 
 /// Those that once failed: a number and its story on each line.
 const KEPT: &str = include_str!("kept_seeds.txt");
 
-#[test]
-fn three_hundred_worlds_keep_every_promise_and_each_fault_has_struck() {
-    let report = run_all(0..300, |_, _| {}).unwrap_or_else(|failure| {
-        panic!("{}{failure}", failure.last);
+const SEEDS: u64 = 1000;
+
+/// Runs seeds on every processor, each thread those of one remainder.
+fn run_spread(seeds: u64) -> Report {
+    let threads = thread::available_parallelism().map_or(1, |count| count.get() as u64);
+    let mut sum = Report::default();
+    thread::scope(|scope| {
+        let share = |first| move || run_all((first..seeds).step_by(step(threads)), |_, _| {});
+        let runs: Vec<_> = (0..threads)
+            .map(|first| scope.spawn(share(first)))
+            .collect();
+        for run in runs {
+            match run.join() {
+                Ok(Ok(report)) => sum.add(&report),
+                Ok(Err(failure)) => fail(&failure, ""),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
     });
+    sum
+}
+
+fn step(threads: u64) -> usize {
+    usize::try_from(threads).expect("there are few processors")
+}
+
+/// Says what happened last, which seed it was and how to see it again.
+fn fail(failure: &Failure, story: &str) -> ! {
+    panic!(
+        "{}{failure}{story}\nreplay: cargo run -p courser-sim -- {}",
+        failure.last, failure.seed
+    );
+}
+
+#[test]
+fn a_thousand_worlds_keep_every_promise_and_each_fault_has_struck() {
+    let report = run_spread(SEEDS);
+    assert_eq!(report.seeds, SEEDS);
     println!("{report}");
     let Report {
         faults,
@@ -55,7 +90,7 @@ fn seeds_that_once_failed_pass() {
         assert!(!story.trim().is_empty(), "seed {seed} has no story");
         seeds += 1;
         if let Err(failure) = run(seed) {
-            panic!("{}{failure} ({story})", failure.last);
+            fail(&failure, &format!(" ({story})"));
         }
     }
     assert!(seeds > 0, "there are kept seeds");

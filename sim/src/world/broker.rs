@@ -261,9 +261,9 @@ impl World {
         if entry.server == Server::Gone {
             return Ok(());
         }
-        let held_up = entry.frozen_until.max(entry.lingers_until);
-        if now < held_up {
-            self.plan_read(held_up, connection, End::Server);
+        if now < entry.frozen_until {
+            let until = entry.frozen_until;
+            self.plan_read(until, connection, End::Server);
             return Ok(());
         }
         let most = self.random.count(1, read_max);

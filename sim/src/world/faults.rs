@@ -49,16 +49,18 @@ impl World {
             rogue.excuse();
         }
         match kind {
+            FaultKind::Reset if self.random.chance(1, 2) => {
+                self.faults[FaultKind::Linger as usize] += 1;
+                let wait = self.random.magnitude(MILLISECOND, 2 * SECOND);
+                let longer = self
+                    .random
+                    .magnitude(MILLISECOND, nanoseconds(limits::VANISHED_TIMEOUT));
+                self.connections[connection].frozen_until = self.now + wait + longer;
+                self.plan_event(self.now + wait, Event::Break(connection));
+            }
             FaultKind::Reset => {
                 self.tear(connection);
                 self.model.link_breaks(connection);
-                if self.random.chance(1, 2) {
-                    self.faults[FaultKind::Linger as usize] += 1;
-                    let wait = self
-                        .random
-                        .magnitude(MILLISECOND, nanoseconds(limits::VANISHED_TIMEOUT));
-                    self.connections[connection].lingers_until = self.now + wait;
-                }
                 for end in [End::Server, End::Client] {
                     let wait = self.random.range(0, 5 * MILLISECOND);
                     self.plan_read(self.now + wait, connection, end);
@@ -101,6 +103,23 @@ impl World {
             self.plan_event(self.now + wait, Event::Fault(connection, kind));
         }
         Ok(())
+    }
+
+    /// The client gives up a connection that nothing passes on. What is under way to
+    /// the broker arrives in part once it does, behind whatever the client says on
+    /// another connection.
+    pub(super) fn broken_off(
+        &mut self,
+        trace: &mut Trace,
+        connection: usize,
+    ) -> Result<(), Violation> {
+        let entry = &self.connections[connection];
+        if self.act != Act::Storm || !entry.client || entry.server == Server::Gone {
+            return Ok(());
+        }
+        self.tear(connection);
+        self.model.link_breaks(connection);
+        self.client_gone(trace, connection)
     }
 
     /// Loses any part of what is under way in both directions, and ends both.
@@ -210,7 +229,6 @@ impl World {
             let entry = &mut self.connections[connection];
             entry.frozen_until = 0;
             entry.stalled_until = 0;
-            entry.lingers_until = 0;
             for end in [End::Server, End::Client] {
                 self.plan_read(self.now, connection, end);
             }

@@ -240,7 +240,6 @@ impl World {
             peer_blocked: false,
             frozen_until: 0,
             stalled_until: 0,
-            lingers_until: 0,
             readable_at: [u64::MAX; 2],
         });
         trace.note(Fact::Connected {
