@@ -183,7 +183,7 @@ struct Lineage {
 
 /// So many of the messages that an application settled one by one, for each
 /// partition, it is never handed again, whatever the broker heard of it.
-const LATELY: usize = 100;
+const LATELY: usize = 250;
 
 /// A consumer on one connection.
 #[derive(Debug)]

@@ -525,13 +525,14 @@ impl Consumer {
         Ok(())
     }
 
-    /// One message of the run.
+    /// One message of the run; says whether there is news for the broker at once,
+    /// since nobody waits for a message that was settled before.
     #[inline]
     pub(super) fn delivered(
         &mut self,
         message: &decode::Message<'_>,
         delivery_count: u32,
-    ) -> Result<(), ProtocolFault> {
+    ) -> Result<bool, ProtocolFault> {
         let exceeded = ProtocolFault::CreditExceeded {
             handle: self.handle,
         };
@@ -545,7 +546,7 @@ impl Consumer {
         if self.was_settled(message, delivery_count) {
             self.handed_messages += 1;
             self.handed_bytes += message.bytes.len() as u64;
-            return Ok(());
+            return Ok(true);
         }
         if delivery_count > 1
             && let Some(settled) = self
@@ -556,7 +557,7 @@ impl Consumer {
         }
         if self.phase != Phase::Open {
             // Delivered before the broker heard that nobody wants it.
-            return Ok(());
+            return Ok(false);
         }
         if !self.prefetch.frames.push(message.bytes) {
             return Err(exceeded);
@@ -568,7 +569,7 @@ impl Consumer {
                 left: 1,
             }),
         }
-        Ok(())
+        Ok(false)
     }
 
     /// Whether the application settled the message on an earlier connection, and
@@ -587,11 +588,11 @@ impl Consumer {
         let is_behind =
             offset < settled.start.max(settled.kept_through) && !settled.owed.contains_key(&offset);
         if settled.is_kept(offset) || fleeting && is_behind {
-            let position = Position {
-                partition: PartitionIndex(index),
-                offset: Offset(offset),
-            };
-            return self.settle(position, 1).is_ok();
+            // It is remembered as it is: once more would push others out.
+            if self.phase == Phase::Open {
+                self.note_settled(index, offset, 1);
+            }
+            return true;
         }
         if delivery_count == 1 {
             settled.came(offset, true);
@@ -661,23 +662,28 @@ impl Consumer {
         if !settled.owed.is_empty() {
             settled.pay(offset, count);
         }
-        if !attached {
-            return Ok(());
+        if attached {
+            self.note_settled(index, offset, count);
         }
+        Ok(())
+    }
+
+    /// Notes what the broker is to be told.
+    #[inline]
+    fn note_settled(&mut self, index: u32, offset: u64, count: u64) {
+        let settled = &mut self.settled[index as usize];
         if settled.is_empty() {
             self.dirty.push(index);
         }
-        let runs = &mut self.settled[index as usize].runs;
-        match runs.last_mut() {
+        match settled.runs.last_mut() {
             Some(run) if run.first.get() + run.count.get() == offset => {
                 run.count.set(run.count.get() + count);
             }
-            _ => runs.push(AckRun {
+            _ => settled.runs.push(AckRun {
                 first: offset.into(),
                 count: count.into(),
             }),
         }
-        Ok(())
     }
 
     /// Notes that a message and all before it in its partition are settled.

@@ -107,10 +107,12 @@ impl Client {
         if announced.left == 0 {
             self.announced = None;
         }
-        match self.consumers.get_mut(key.0) {
-            Some(consumer) => consumer.delivered(message, delivery_count),
-            None => Ok(()),
+        if let Some(consumer) = self.consumers.get_mut(key.0)
+            && consumer.delivered(message, delivery_count)?
+        {
+            self.has_news(key);
         }
+        Ok(())
     }
 
     fn control(&mut self, subject: u32, control: &Control<'_>) -> Result<(), ProtocolFault> {

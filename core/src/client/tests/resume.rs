@@ -445,6 +445,87 @@ fn a_consumer_opens_again_and_is_not_handed_what_it_settled_before() {
     assert_eq!((handle, ack.runs.get()), (301, 1), "it is settled again");
 }
 
+/// Who waits for a message to be handed out never asked, and so the broker waited for
+/// room that was there.
+#[test]
+fn what_is_settled_again_makes_room_though_nobody_asks_for_a_message() {
+    let mut script = patient();
+    let request = ConsumerRequest {
+        messages_max: 1,
+        ..ConsumerRequest::new(queue("q"))
+    };
+    let consumer = script.consumer(request, 300, 1);
+    script.deliver(300, 0, 0, &[b"a"]);
+    let position = script.client.poll_message(consumer).unwrap().position();
+    script.client.acknowledge(consumer, position).unwrap();
+    script.lose();
+    let said = script.reconnect(&welcome());
+    let (request, _) = said[0].fields::<control::OpenConsumer>();
+    let fields = control::ConsumerOpened {
+        handle: 301.into(),
+        partitions: 1.into(),
+    };
+    script.say(request, &fields, &[&1u64.to_le_bytes()]);
+    script.deliver_again(301, 0, b"a");
+    assert!(!script.client.has_message(consumer));
+    assert!(script.client.has_pieces());
+    let said = script.said();
+    let kinds: Vec<Kind> = said.iter().map(Said::kind).collect();
+    assert_eq!(kinds, [Kind::Acknowledge, Kind::Allow]);
+    let (_, allow) = said[1].fields::<control::Allow>();
+    assert_eq!((allow.messages.get(), allow.handed.get()), (2, 1));
+}
+
+/// What was settled again took the room of what was still to come.
+#[test]
+fn many_that_were_settled_one_by_one_are_all_settled_again() {
+    const MANY: u64 = 800;
+    let mut script = patient();
+    let request = ConsumerRequest {
+        messages_max: 1000,
+        ..ConsumerRequest::new(queue("q"))
+    };
+    let consumer = script.consumer(request, 300, 1);
+    script.deliver(
+        300,
+        0,
+        0,
+        &vec![b"x".as_slice(); usize::try_from(MANY).unwrap()],
+    );
+    for offset in 0..MANY {
+        assert!(script.client.poll_message(consumer).is_some());
+        if offset % 2 == 0 {
+            let position = Position {
+                partition: PartitionIndex(0),
+                offset: Offset(offset),
+            };
+            script.client.acknowledge(consumer, position).unwrap();
+        }
+    }
+    script.lose();
+    let said = script.reconnect(&welcome());
+    let (request, _) = said[0].fields::<control::OpenConsumer>();
+    let fields = control::ConsumerOpened {
+        handle: 301.into(),
+        partitions: 1.into(),
+    };
+    script.say(request, &fields, &[&MANY.to_le_bytes()]);
+    for offset in 0..MANY {
+        script.deliver_again(301, offset, b"x");
+    }
+    let handed: Vec<u64> = core::iter::from_fn(|| {
+        let message = script.client.poll_message(consumer)?;
+        Some(message.position().offset.0)
+    })
+    .collect();
+    assert_eq!(
+        handed,
+        (0..MANY)
+            .filter(|offset| offset % 2 == 1)
+            .collect::<Vec<_>>()
+    );
+}
+
 #[test]
 fn a_subscription_that_ended_with_its_connection_goes_on_where_it_was() {
     let mut script = patient();
