@@ -717,10 +717,25 @@ impl Actor {
                 Ok(())
             }
             _ => {
-                self.leave(scene);
+                if !self.would_wait_for_itself(scene.model) {
+                    self.leave(scene);
+                }
                 Ok(())
             }
         }
+    }
+
+    /// Whether it has sends that wait for room without a deadline, and holds messages
+    /// that take up room: leaving, it would wait for the one and not settle the other.
+    fn would_wait_for_itself(&self, model: &Model) -> bool {
+        let waits = self.producers.iter().any(|slot| {
+            slot.plan.patience.is_none() && slot.number.is_some_and(|it| !model.is_answered(it))
+        });
+        let holds = self.consumers.iter().any(|slot| {
+            slot.number
+                .is_some_and(|number| !model.held(number).is_empty())
+        });
+        waits && holds
     }
 
     // What its application is told.

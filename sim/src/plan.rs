@@ -166,8 +166,8 @@ impl DestinationPlan {
 }
 
 /// The most bytes that all partitions of a destination may retain, with the least
-/// memory: a quarter of a quarter of the arena.
-const RETAIN_MOST: u64 = 3 * MIB as u64;
+/// memory: a sixth of a quarter of the arena.
+const RETAIN_MOST: u64 = 2 * MIB as u64;
 
 /// The names that a topic's lasting subscriptions have.
 pub(crate) const SUBSCRIPTIONS: [&str; 2] = ["first", "second"];
@@ -280,8 +280,9 @@ impl Plan {
         let storm = random.range(2, 25) * SECOND;
         // Four destinations may hold all there is.
         let least = if weight == Weight::Brim { 4 } else { 1 };
+        let mut room = Room::ALL;
         let destinations: Vec<_> = (0..random.count(least, 5))
-            .map(|index| destination(random, index, weight))
+            .map(|index| destination(random, index, weight, &mut room))
             .collect();
         let actors = random.count(if weight == Weight::Brim { 4 } else { 1 }, 6);
         let mut plan = Self {
@@ -357,7 +358,40 @@ fn faults(random: &mut Random) -> FaultPlan {
     }
 }
 
-fn destination(random: &mut Random, index: usize, weight: Weight) -> DestinationPlan {
+/// What all destinations together may have of the least memory.
+struct Room {
+    /// A quarter of all chunks: each partition takes one, or three if it retains.
+    chunks: u32,
+    /// Bytes that are retained: a third of a quarter of the arena.
+    retained: u64,
+}
+
+impl Room {
+    const ALL: Self = Self {
+        chunks: 192,
+        retained: 4 * MIB as u64,
+    };
+    /// What the destinations still to come take at most if nothing in them is
+    /// retained, and those of rogues.
+    const KEPT: u32 = 4 * 7 + 2;
+
+    /// What such a destination can retain.
+    fn take(&mut self, partitions: u32, retain: Option<u64>) -> Option<u64> {
+        let bytes = u64::from(partitions) * retain.unwrap_or(0);
+        let fits = self.chunks >= 3 * partitions + Self::KEPT && self.retained >= bytes;
+        let retain = retain.filter(|_| fits);
+        self.chunks -= partitions * if retain.is_some() { 3 } else { 1 };
+        self.retained -= retain.map_or(0, |_| bytes);
+        retain
+    }
+}
+
+fn destination(
+    random: &mut Random,
+    index: usize,
+    weight: Weight,
+    room: &mut Room,
+) -> DestinationPlan {
     let kind = if weight != Weight::Brim && random.chance(1, 3) {
         DestinationKind::Topic
     } else {
@@ -368,14 +402,7 @@ fn destination(random: &mut Random, index: usize, weight: Weight) -> Destination
         Weight::Brim if index == 0 => random.pick(&[1, 7, 150]),
         _ => random.pick(&[1, 1, 1, 2, 3, 7]),
     };
-    // What a partition retains may end with one whole frame, however large, so that
-    // many partitions with large messages would be full of it for ever.
-    let frames_fit = match weight {
-        Weight::Light => true,
-        Weight::Heavy => partitions <= 3,
-        Weight::Brim => partitions == 1,
-    };
-    let retain = (frames_fit && random.chance(1, 4)).then(|| {
+    let retain = random.chance(1, 4).then(|| {
         // As much as the broker allows.
         let most = RETAIN_MOST / u64::from(partitions);
         match weight {
@@ -384,6 +411,7 @@ fn destination(random: &mut Random, index: usize, weight: Weight) -> Destination
             Weight::Brim => most,
         }
     });
+    let retain = room.take(partitions, retain);
     DestinationPlan {
         destination: Destination::new(kind, &format!("/sim/d{index}"))
             .expect("the name follows the rule"),

@@ -10,7 +10,8 @@
 //! A segment is one chunk of the arena, or, for one frame that is larger than a
 //! chunk, a chain of chunks with that frame alone. A message is claimed once by
 //! each subscription of the partition; when a segment has no claim left its
-//! memory goes back, unless retention keeps it. A sealed segment in which little
+//! memory goes back, unless retention keeps it, which never keeps more than one
+//! chunk beyond the bytes that were asked for. A sealed segment in which little
 //! is still claimed is thinned out: what is claimed slides together and joins
 //! its neighbour, so that a few slow messages do not hold the memory of all that
 //! came with them.
@@ -316,6 +317,9 @@ impl Log {
             pins: 0,
             sealed: true,
         });
+        if claims == 0 {
+            self.look_after(arena, self.segments.len() - 1);
+        }
         offset
     }
 
@@ -676,11 +680,17 @@ impl Log {
     }
 
     /// Gives back settled segments from the front while the others still are at
-    /// least what is retained.
+    /// least what is retained. A frame that is larger than a chunk stays only if it
+    /// is part of that as a whole: otherwise each partition could hold one beyond
+    /// what was asked for, and many of them all memory there is.
     fn release_beyond_retention(&mut self, arena: &mut Arena) {
         while let Some(segment) = self.segments.front() {
-            let rest = self.bytes - segment.used as u64;
-            if !segment.sealed || segment.claims > 0 || segment.pins > 0 || rest < self.retain {
+            let needed = match segment.chunks {
+                1 => self.bytes - (segment.used as u64),
+                _ => self.bytes - 1,
+            };
+            let kept = segment.claims > 0 || segment.pins > 0 || needed < self.retain;
+            if !segment.sealed || kept {
                 break;
             }
             self.remove(arena, 0);

@@ -790,10 +790,16 @@ impl World {
             assert!(self.partition.log.chunks() <= 1, "one open chunk stays");
         } else {
             let all: u64 = self.sent.iter().map(|frame| frame.len() as u64).sum();
-            assert!(bytes >= self.retain.min(all), "what is retained is kept");
-            // The oldest segment that is needed, and one that nothing came behind yet.
-            let most = self.retain + 2 * 5 * CHUNK as u64;
-            assert!(bytes < most, "what is older is not kept");
+            // Of what is larger than a chunk all is kept or nothing.
+            let large = self.sent.iter().map(Vec::len).filter(|size| *size > CHUNK);
+            let large = large.max().unwrap_or(0) as u64;
+            assert!(
+                bytes + large >= self.retain.min(all),
+                "what is retained is kept"
+            );
+            // A chunk that is partly needed, and the one that is written on.
+            let most = self.retain + 2 * CHUNK as u64;
+            assert!(bytes <= most, "what is older is not kept");
         }
         self.partition.log.clear(&mut self.arena);
         assert_eq!(self.arena.free(), CHUNKS as usize, "all memory comes back");

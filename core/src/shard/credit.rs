@@ -20,9 +20,10 @@ use crate::time::Now;
 const SHARE_OF_POOL: u64 = 32;
 /// Producers that are looked at in a turn because memory came free.
 const WAITING_PER_TURN: usize = 64;
-/// What reserved bytes may take up in chunks: a frame may leave almost half of
-/// its chunk unused.
-pub(super) const RESERVE_FACTOR: u64 = 2;
+/// What frames may take up in chunks, as a multiple of their bytes, beside the chunk
+/// that is written on: small ones may leave almost half of each chunk unused; one
+/// larger than a chunk leaves almost all of its last one, and of that before it.
+pub(super) const RESERVE_FACTOR: u64 = 3;
 /// What one producer may send, and how much of it came.
 #[derive(Debug)]
 pub(super) struct Grant {
@@ -243,11 +244,11 @@ impl Shard {
         }
     }
 
-    /// Whether a destination holds all the memory that it may, beside the chunk that
-    /// each of its partitions writes on and keeps however empty it is.
+    /// Whether a destination holds all the memory that it may, beside the chunks that
+    /// its partitions keep however little is in them.
     fn is_full(&self, destination: DestinationNumber) -> bool {
         let local = &self.locals[destination.0 as usize];
-        let beside = local.chunks().saturating_sub(local.partitions.len());
+        let beside = local.chunks().saturating_sub(local.kept);
         (beside * CHUNK) as u64 >= self.plan.destination
     }
 

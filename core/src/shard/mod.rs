@@ -190,6 +190,8 @@ struct Link {
 #[derive(Debug)]
 struct Local {
     partitions: Vec<Partition>,
+    /// Chunks that they keep however little is in them.
+    kept: usize,
     /// Each partition, whether it stands in the list of ready ones.
     queued: Vec<bool>,
     /// Each partition, whether it stands in the list of those that wait for memory.
@@ -279,6 +281,10 @@ pub struct Shard {
     locals: Vec<Local>,
     /// Partitions of all destinations: each may hold a chunk.
     partitions: usize,
+    /// Chunks that they keep however little is in them.
+    kept: usize,
+    /// Bytes of chunks that all destinations may come to hold of what is settled.
+    retained: u64,
     links: Slab<Link>,
     /// Each link by its number.
     link_numbers: HashMap<LinkNumber, Handle, SeedableRandomState>,
@@ -343,6 +349,8 @@ impl Shard {
             catalog: Catalog::new(config.hash_seed),
             locals: Vec::new(),
             partitions: 0,
+            kept: 0,
+            retained: 0,
             links: Slab::new(limits::LINKS_MAX),
             link_numbers: HashMap::with_hasher(hasher(config.hash_seed)),
             next_link: LinkNumber(config.shard.first_number()),

@@ -441,35 +441,8 @@ impl Shard {
         let principal = self.principal(link);
         if self.catalog.find(destination).is_none() {
             auth::authorize(principal, Operation::Create, Target::Name)?;
-            let partitions = wanted.partitions.unwrap_or(1) as usize;
-            let chunks = self.arena.chunks() as usize;
-            if self.partitions + partitions > chunks / 4 {
-                return Err(Rejection::request(
-                    Refusal::ResourceAllocation,
-                    format!(
-                        "there are {} partitions, and memory for {}",
-                        self.partitions,
-                        chunks / 4
-                    ),
-                ));
-            }
-            // A queue comes with its subscription.
             let is_queue = destination.kind == DestinationKind::Queue;
-            if is_queue && !self.parts.has(tables::subscription_size(partitions)) {
-                return Err(tables::no_memory_for_subscriptions());
-            }
-            // Each partition retains as much, in chunks that may be half empty, and as
-            // much again is left for what is not settled.
-            let most = self.plan.destination / (2 * RESERVE_FACTOR * partitions.max(1) as u64);
-            if let Some(retain) = wanted.retain.filter(|retain| *retain > most) {
-                return Err(Rejection::request(
-                    Refusal::IllegalArgument,
-                    format!(
-                        "{retain} bytes are to be retained, and at most {most} can be: \
-                         start the broker with more memory, or retain less"
-                    ),
-                ));
-            }
+            self.has_room_for(wanted, is_queue)?;
         }
         let number = match self.catalog.resolve(destination, wanted)? {
             Resolved::Found(number) => number,
@@ -481,6 +454,52 @@ impl Shard {
         auth::authorize(principal, operation, Target::Destination(number))?;
         Ok(number)
     }
+
+    /// Whether a destination that is new may be as it is wanted: what all its
+    /// partitions may come to hold without anybody who could settle it must leave
+    /// room for what is not settled, there and elsewhere.
+    fn has_room_for(&self, wanted: Wanted, is_queue: bool) -> Result<(), Rejection> {
+        let count = wanted.partitions.unwrap_or(1).max(1);
+        let partitions = u64::from(count);
+        let retain = wanted.retain.unwrap_or(0);
+        let most = self.plan.destination / (2 * RESERVE_FACTOR * partitions);
+        if retain > most {
+            return Err(Rejection::request(
+                Refusal::IllegalArgument,
+                format!(
+                    "{retain} bytes are to be retained, and at most {most} can be: \
+                     start the broker with more memory, or retain less"
+                ),
+            ));
+        }
+        // A queue comes with its subscription.
+        if is_queue && !self.parts.has(tables::subscription_size(count as usize)) {
+            return Err(tables::no_memory_for_subscriptions());
+        }
+        let kept = self.kept as u64 + partitions * kept_chunks(retain) as u64;
+        let room = u64::from(self.arena.chunks()) / 4;
+        if kept > room {
+            return Err(Rejection::request(
+                Refusal::ResourceAllocation,
+                format!(
+                    "all partitions would keep {kept} chunks of memory, and can keep {room}: \
+                     start the broker with more memory, or ask for fewer partitions"
+                ),
+            ));
+        }
+        let retained = self.retained + partitions * retain * RESERVE_FACTOR;
+        let room = self.plan.arena / RETAINED_SHARE;
+        if retained > room {
+            return Err(Rejection::request(
+                Refusal::ResourceAllocation,
+                format!(
+                    "all destinations would retain {retained} bytes of memory, and can retain \
+                     {room}: start the broker with more memory, or retain less"
+                ),
+            ));
+        }
+        Ok(())
+    }
 }
 
 #[cold]
@@ -489,4 +508,17 @@ pub(super) fn not_open(handle: Handle) -> Fault {
         Refusal::NotOpen,
         format!("no producer {handle} is open on this link"),
     )
+}
+
+/// One part in this many of the arena is what all destinations may come to hold of
+/// what is settled. The chunks that partitions keep are as much, and counted once
+/// more where credit is granted: what then remains beside egress can be granted for
+/// ever, whatever is retained.
+const RETAINED_SHARE: u64 = 4;
+
+/// Chunks that a partition keeps however little is in them: the one that it writes
+/// on, and where something is retained one that is partly beyond that and one that is
+/// partly empty.
+pub(super) fn kept_chunks(retain: u64) -> usize {
+    if retain > 0 { 3 } else { 1 }
 }

@@ -1,7 +1,8 @@
 //! Sessions and the requests of the control plane.
 
 use super::consumer::{OpenConsumer, Sharing, Start};
-use super::producer::OpenProducer;
+use super::credit::RESERVE_FACTOR;
+use super::producer::{OpenProducer, kept_chunks};
 use super::{Fault, Local, Rejection, Shard};
 use crate::auth::{self, Operation, Target};
 use crate::catalog::Wanted;
@@ -382,8 +383,12 @@ impl Shard {
             })
             .collect();
         self.partitions += shape.partitions as usize;
+        let kept = shape.partitions as usize * kept_chunks(shape.retain);
+        self.kept += kept;
+        self.retained += u64::from(shape.partitions) * shape.retain * RESERVE_FACTOR;
         self.locals.push(Local {
             partitions,
+            kept,
             queued: vec![false; shape.partitions as usize],
             paused: vec![false; shape.partitions as usize],
             subscriptions: Vec::new(),
