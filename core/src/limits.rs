@@ -72,6 +72,8 @@ pub const RETURN_WAIT_MAX: Duration = Duration::from_mins(5);
 pub const RETURN_DELAY_MAX: Duration = Duration::from_hours(366 * 24);
 /// Bytes ready to leave for one connection before the log is read no further.
 pub const EGRESS_SIZE: u32 = 256 * KIB;
+/// The most answers of all links that wait while the arena has no chunk for them.
+pub const ANSWERS_ASIDE_MAX: u32 = MIB;
 /// A run of the log of at least this size is sent from where it lies.
 pub const EGRESS_COPY_MAX: u32 = 4 * KIB;
 /// The smallest memory bound that is accepted, in bytes.
@@ -305,6 +307,11 @@ pub const TABLE: &[Limit] = &[
         "bytes waiting per connection",
         EGRESS_SIZE,
         "the log is read no further for it",
+    ),
+    bytes(
+        "answers that wait for memory",
+        ANSWERS_ASIDE_MAX,
+        "the link is closed",
     ),
     seconds("hello", HELLO_TIMEOUT, "the connection is closed"),
     seconds(

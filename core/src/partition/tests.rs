@@ -173,12 +173,6 @@ enum Step {
         bytes: u64,
         pin: bool,
     },
-    /// Takes a run that could not be sent then.
-    TakeBack {
-        which: usize,
-        consumer: usize,
-        messages: u64,
-    },
     Acknowledge {
         which: usize,
         consumer: usize,
@@ -269,9 +263,6 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(which, consumer, messages, bytes, pin)| Step::Deliver {
                 which, consumer, messages, bytes, pin,
             }),
-        2 => (which.clone(), consumer.clone(), 1..50u64).prop_map(
-            |(which, consumer, messages)| Step::TakeBack { which, consumer, messages }
-        ),
         10 => (which.clone(), consumer.clone(), pick(), 0..100u64).prop_map(
             |(which, consumer, at, count)| Step::Acknowledge { which, consumer, at, count }
         ),
@@ -356,13 +347,6 @@ impl World {
                     let bytes = gathered(&self.arena, run);
                     self.pinned.push(Pinned { run, bytes });
                 }
-            }
-            Step::TakeBack {
-                which,
-                consumer,
-                messages,
-            } => {
-                self.take_back(which, consumer, messages);
             }
             Step::Acknowledge {
                 which,
@@ -621,24 +605,6 @@ impl World {
                 model.returned.insert(offset, count);
             }
         }
-    }
-
-    fn take_back(&mut self, which: usize, consumer: usize, messages: u64) {
-        let Some(model) = self.models.get(which) else {
-            return;
-        };
-        let Consumer { handle, next } = model.consumers[consumer];
-        let bytes = u64::MAX;
-        self.deliver(which, consumer, RunLimit { messages, bytes });
-        let model = &mut self.models[which];
-        part(&mut self.partition.parts, model.handle).take_back(handle, next);
-        for offset in model.held_by(consumer, |_| true) {
-            if model.held[&offset].delivery >= next {
-                let held = model.held.remove(&offset).unwrap();
-                model.returned.insert(offset, held.count - 1);
-            }
-        }
-        model.consumers[consumer].next = next;
     }
 
     fn acknowledge(&mut self, which: usize, consumer: usize, at: Pick, count: u64) {

@@ -18,6 +18,8 @@ pub(super) struct Report {
     request: RequestId,
     /// The next destination.
     next: usize,
+    /// Waits for room on its link.
+    waits: bool,
 }
 
 impl Report {
@@ -59,20 +61,41 @@ impl Shard {
                 link,
                 request,
                 next: 0,
+                waits: false,
             });
         }
         Ok(())
     }
 
     /// Continues one answer by a frame.
+    #[inline]
     pub(super) fn report(&mut self, now: Now) {
-        let Some(mut report) = self.reports.pop_front() else {
+        if !self.reports.is_empty() {
+            self.report_next(now);
+        }
+    }
+
+    /// Whether [`Shard::report`] would find something to do.
+    #[inline]
+    pub(super) fn can_report(&self) -> bool {
+        !self.reports.is_empty() && self.reports.iter().any(|report| !report.waits)
+    }
+
+    #[cold]
+    fn report_next(&mut self, now: Now) {
+        let Some(next) = self.reports.iter().position(|report| !report.waits) else {
             return;
         };
-        let Some(link) = self.links.get(report.link) else {
+        let Some(mut report) = self.reports.remove(next) else {
             return;
         };
-        if !link.egress.has_room_for_delivery(ROWS_SIZE_MAX) {
+        let Some(link) = self.links.get_mut(report.link) else {
+            return;
+        };
+        let has_room = link.egress.has_room_for_delivery(ROWS_SIZE_MAX);
+        if !has_room || link.answers_wait {
+            link.starved |= !has_room;
+            report.waits = true;
             self.reports.push_back(report);
             return;
         }
@@ -100,6 +123,13 @@ impl Shard {
             self.fault(now, report.link, &fault);
         } else if remaining > 0 {
             self.reports.push_back(report);
+        }
+    }
+
+    /// There is room on a link again.
+    pub(super) fn report_again(&mut self, link: Handle) {
+        for report in &mut self.reports {
+            report.waits &= !report.is_for(link);
         }
     }
 

@@ -450,6 +450,7 @@ impl Shard {
         index: PartitionIndex,
         place: usize,
     ) -> bool {
+        let may_deliver = self.may_deliver();
         let partition = &mut self.locals[destination.0 as usize].partitions[index.0 as usize];
         let log = &mut partition.log;
         let (subscription, part) = &mut partition.parts[place];
@@ -485,6 +486,11 @@ impl Shard {
                 link.starved = true;
                 continue;
             }
+            if !link.egress.can_open(&self.arena, may_deliver) {
+                let listed = &mut link.deliveries_wait;
+                self.blocks.want_for_deliveries(consumer.link, listed);
+                continue;
+            }
             let target = Target::Destination(destination);
             if auth::authorize(link.principal, Operation::Receive, target).is_err() {
                 continue;
@@ -515,32 +521,29 @@ impl Shard {
                 link.progress = now.monotonic;
             }
             let egress = &mut link.egress;
-            let written = egress
+            egress
+                .open(&mut self.arena, &mut self.blocks, may_deliver)
+                .expect("a block can be opened");
+            egress
                 .control(&mut self.arena, handle.0, &header, &[])
-                .and_then(|()| {
-                    if run.bytes < limits::EGRESS_COPY_MAX as usize {
-                        return egress.copy(&mut self.arena, (run.chunk, run.start), run.bytes);
-                    }
-                    let pin = Pin {
-                        destination,
-                        partition: index,
-                        offset: run.first,
-                    };
-                    let (mut chunk, mut start, mut left) = (run.chunk, run.start, run.bytes);
-                    while left > 0 {
-                        let length = left.min(CHUNK - start);
-                        log.pin(run.first);
-                        egress.lend((chunk, start), length, pin);
-                        (chunk, start, left) = (self.arena.next(chunk), 0, left - length);
-                    }
-                    Ok(())
-                });
-            if written.is_err() {
-                // No chunk was free for the block: what was taken goes back to its
-                // place, uncounted, and is tried again when something has left.
-                part.take_back(handle, number);
-                link.starved = true;
-                return false;
+                .expect("there is room for a delivery's header");
+            if run.bytes < limits::EGRESS_COPY_MAX as usize {
+                egress
+                    .copy(&mut self.arena, (run.chunk, run.start), run.bytes)
+                    .expect("there is room for a short run");
+            } else {
+                let pin = Pin {
+                    destination,
+                    partition: index,
+                    offset: run.first,
+                };
+                let (mut chunk, mut start, mut left) = (run.chunk, run.start, run.bytes);
+                while left > 0 {
+                    let length = left.min(CHUNK - start);
+                    log.pin(run.first);
+                    egress.lend((chunk, start), length, pin);
+                    (chunk, start, left) = (self.arena.next(chunk), 0, left - length);
+                }
             }
             consumer.delivered_messages += u64::from(run.count);
             consumer.delivered_bytes += run.bytes as u64;

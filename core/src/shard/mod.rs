@@ -16,6 +16,7 @@
 //! What it does not do: read clocks, touch sockets, allocate per message.
 
 mod admin;
+mod blocks;
 mod burst;
 mod consumer;
 mod credit;
@@ -49,8 +50,9 @@ use crate::memory::{Arena, CHUNK};
 use crate::partition::Partition;
 use crate::slab::Slab;
 use crate::time::{Monotonic, Now};
+use blocks::Blocks;
 use consumer::{Consumer, Subscription};
-use egress::{Egress, Pin};
+use egress::{Egress, NoRoom, Pin};
 use intake::Intake;
 use producer::Producer;
 use remembered::Remembered;
@@ -176,8 +178,12 @@ struct Link {
     consumers: Vec<Handle>,
     /// Has something new to send this turn.
     dirty: bool,
-    /// Deliveries stopped for want of room.
+    /// Something waits until what was written before has left.
     starved: bool,
+    /// Stands in the list of links whose answers or completions wait for a block.
+    answers_wait: bool,
+    /// Stands in the list of links whose deliveries do.
+    deliveries_wait: bool,
     /// Stands in the list of links with a time limit.
     watched: bool,
     /// When the frame that is being received began.
@@ -279,6 +285,8 @@ pub struct Shard {
     arena: Arena,
     catalog: Catalog,
     locals: Vec<Local>,
+    /// Chunks of the arena for what waits to leave.
+    blocks: Blocks,
     /// Partitions of all destinations: each may hold a chunk.
     partitions: usize,
     /// Chunks that they keep however little is in them.
@@ -348,6 +356,7 @@ impl Shard {
             arena: Arena::try_new(chunks).ok_or(Refusal::OutOfMemory)?,
             catalog: Catalog::new(config.hash_seed),
             locals: Vec::new(),
+            blocks: Blocks::new(plan.egress as usize / CHUNK),
             partitions: 0,
             kept: 0,
             retained: 0,
@@ -411,6 +420,8 @@ impl Shard {
             consumers: Vec::new(),
             dirty: false,
             starved: false,
+            answers_wait: false,
+            deliveries_wait: false,
             watched: false,
             frame_since: None,
             progress: now.monotonic,
@@ -443,21 +454,17 @@ impl Shard {
             entry.progress = now.monotonic;
         }
         let locals = &mut self.locals;
-        entry.egress.sent(&mut self.arena, bytes, |arena, pin| {
-            unpin(locals, arena, pin)
-        });
+        let (arena, blocks) = (&mut self.arena, &mut self.blocks);
+        entry
+            .egress
+            .sent(arena, blocks, bytes, |arena, pin| unpin(locals, arena, pin));
         self.counters.add(Counter::BytesSent, bytes as u64);
+        let worth_filling = entry.starved && entry.egress.is_worth_filling();
         if entry.egress.bytes() > 0 {
             self.watch(link);
-        } else if entry.starved {
-            entry.starved = false;
-            let consumers = core::mem::take(&mut entry.consumers);
-            for consumer in &consumers {
-                self.queue_destination_of(*consumer);
-            }
-            if let Some(entry) = self.links.get_mut(link) {
-                entry.consumers = consumers;
-            }
+        }
+        if worth_filling {
+            self.fill_again(link);
         }
     }
 
@@ -465,10 +472,13 @@ impl Shard {
     pub fn closed(&mut self, now: Now, link: Handle) {
         self.leave(now, link, false);
         if let Some(mut entry) = self.links.remove(link) {
+            self.reports.retain(|report| !report.is_for(link));
             let locals = &mut self.locals;
+            let (arena, blocks) = (&mut self.arena, &mut self.blocks);
+            blocks.aside -= entry.egress.aside();
             entry
                 .egress
-                .clear(&mut self.arena, |arena, pin| unpin(locals, arena, pin));
+                .clear(arena, blocks, |arena, pin| unpin(locals, arena, pin));
             entry.intake.clear(&mut self.arena);
             self.link_numbers.remove(&entry.number);
             self.counters.add(Counter::LinksClosed, 1);
@@ -504,6 +514,7 @@ impl Shard {
     /// more urgently than the news that it was stored.
     pub fn turn(&mut self, now: Now) {
         self.resume();
+        self.lend_blocks(now);
         self.dispatch(now);
         self.send_completions(now);
         self.serve_waiting(now);
@@ -558,8 +569,9 @@ impl Shard {
             || self.relieved > 0
             || !self.thinning.is_empty()
             || !self.dirty.is_empty()
-            || !self.reports.is_empty()
-            || !self.finishing.is_empty()
+            || self.can_report()
+            || self.can_lend_blocks()
+            || self.finishing.iter().any(|link| self.can_finish(*link))
             || !self.outputs.is_empty()
     }
 
@@ -641,13 +653,27 @@ impl Shard {
             self.reserved <= self.plan.ingress,
             "grants stay within the ingress pool"
         );
+        let (mut aside, mut lent) = (0, 0);
         for (_, link) in self.links.iter() {
+            link.egress.invariants();
+            aside += link.egress.aside();
+            lent += link.egress.chunks();
+            assert!(
+                link.egress.aside() == 0 || link.answers_wait,
+                "a link with answers aside is listed"
+            );
             assert!(
                 link.egress.bytes()
                     <= (limits::EGRESS_SIZE + limits::FRAME_SIZE_MAX) as usize + CHUNK,
                 "a link's egress stays within its limit"
             );
         }
+        assert_eq!(
+            (aside, lent),
+            (self.blocks.aside, self.blocks.lent),
+            "blocks are counted"
+        );
+        assert!(aside <= limits::ANSWERS_ASIDE_MAX as usize);
         for (_, consumer) in self.consumers.iter() {
             consumer.invariants();
         }
@@ -699,17 +725,31 @@ impl Shard {
         fields: &F,
         tail: &[&[u8]],
     ) -> Result<(), Fault> {
+        let may_answer = self.may_answer();
         let Some(entry) = self.links.get_mut(link) else {
             return Ok(());
         };
         if entry.egress.bytes() == 0 {
             entry.progress = now.monotonic;
         }
-        entry
-            .egress
-            .control(&mut self.arena, subject, fields, tail)
-            .map_err(|_| Fault::new(Refusal::Stalled, "answers wait and are not read"))?;
-        self.mark_dirty(link);
+        let egress = &mut entry.egress;
+        let written = egress
+            .open(&mut self.arena, &mut self.blocks, may_answer)
+            .and_then(|()| egress.control(&mut self.arena, subject, fields, tail));
+        match written {
+            Ok(()) => self.mark_dirty(link),
+            Err(NoRoom::Link) => return Err(unread()),
+            Err(NoRoom::Arena) => {
+                let room = limits::ANSWERS_ASIDE_MAX as usize - self.blocks.aside;
+                let most = (limits::CONTROL_SIZE_MAX as usize).min(egress.aside() + room);
+                let put = egress.put_aside(subject, fields, tail, most);
+                if put == 0 {
+                    return Err(unread());
+                }
+                self.blocks.aside += put;
+                self.want_block(link);
+            }
+        }
         Ok(())
     }
 
@@ -720,6 +760,7 @@ impl Shard {
             .unwrap_or_default()
     }
 
+    #[inline]
     fn mark_dirty(&mut self, link: Handle) {
         if let Some(entry) = self.links.get_mut(link)
             && !entry.dirty
@@ -789,6 +830,10 @@ impl Shard {
         entry.state = LinkState::Ending;
         entry.frame_since = None;
         entry.intake.clear(&mut self.arena);
+        if flush && self.blocks.lent < self.blocks.share {
+            let egress = &mut entry.egress;
+            self.blocks.aside -= egress.take_in_aside(&mut self.arena, &mut self.blocks);
+        }
         self.leave(now, link, false);
         if flush {
             self.watch(link);
@@ -804,13 +849,19 @@ impl Shard {
         }
         let mut finishing = core::mem::take(&mut self.finishing);
         finishing.retain(|&link| {
-            let is_answered = !self.reports.iter().any(|report| report.is_for(link));
-            if is_answered {
+            let ends = self.can_finish(link);
+            if ends {
                 self.end(now, link, true);
             }
-            !is_answered
+            !ends
         });
         self.finishing = finishing;
+    }
+
+    /// Whether every answer to a link is written.
+    fn can_finish(&self, link: Handle) -> bool {
+        let aside = self.links.get(link).map_or(0, |link| link.egress.aside());
+        aside == 0 && !self.reports.iter().any(|report| report.is_for(link))
     }
 
     /// Everything that the link had open ends. `clean`: the client said so, and
@@ -888,6 +939,11 @@ impl Shard {
             }
         }
     }
+}
+
+#[cold]
+fn unread() -> Fault {
+    Fault::new(Refusal::Stalled, "answers wait and are not read")
 }
 
 fn hasher(seed: u64) -> SeedableRandomState {

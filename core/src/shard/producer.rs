@@ -17,7 +17,6 @@ use crate::auth::{self, Operation, Target};
 use crate::catalog::{Resolved, Wanted};
 use crate::counters::Counter;
 use crate::error::Refusal;
-use crate::frame::CONTROL_HEADER_SIZE;
 use crate::frame::control::{Batch, Closed, CompletionRun, Completions, ProducerOpened};
 use crate::id::{DestinationNumber, Epoch, Handle, ProducerId, RequestId};
 use crate::limits;
@@ -349,46 +348,56 @@ impl Shard {
         Ok(())
     }
 
-    /// Writes the outcomes of this turn, and credit where it runs low.
+    /// Writes the outcomes of this turn, and credit where it runs low. Those without
+    /// room wait for it, and come back with it.
     pub(super) fn send_completions(&mut self, now: Now) {
         let mut completing = core::mem::take(&mut self.completing);
-        completing.retain(|handle| self.send_completions_of(now, *handle));
+        for handle in completing.drain(..) {
+            self.send_completions_of(now, handle);
+        }
         completing.append(&mut self.completing);
         self.completing = completing;
     }
 
-    /// Returns whether something had no room and has to be tried again.
-    fn send_completions_of(&mut self, now: Now, handle: Handle) -> bool {
+    fn send_completions_of(&mut self, now: Now, handle: Handle) {
+        let may_answer = self.may_answer();
         let Some(producer) = self.producers.get_mut(handle) else {
-            return false;
+            return;
         };
-        let Some(link) = self.links.get_mut(producer.link) else {
-            return false;
+        producer.completing = false;
+        let link_handle = producer.link;
+        let Some(link) = self.links.get_mut(link_handle) else {
+            return;
         };
-        if link.state == LinkState::Ending {
-            return false;
+        let has_something = !producer.runs.is_empty() || producer.closing.is_some();
+        if link.state == LinkState::Ending || !has_something {
+            return;
         }
         if link.egress.bytes() == 0 {
             link.progress = now.monotonic;
         }
-        let fixed = CONTROL_HEADER_SIZE + size_of::<Completions>();
+        let opened = link
+            .egress
+            .open(&mut self.arena, &mut self.blocks, may_answer);
+        if opened.is_err() {
+            self.want_block(link_handle);
+            return;
+        }
         while !producer.runs.is_empty() {
-            let room = link.egress.room().saturating_sub(fixed) / size_of::<CompletionRun>();
             let (runs, _) = producer.runs.as_slices();
-            let runs = &runs[..runs.len().min(RUNS_PER_FRAME).min(room)];
+            let count = runs.len().min(RUNS_PER_FRAME);
+            let runs = &runs[..count];
             let fields = Completions {
-                runs: u32::try_from(runs.len()).unwrap_or(0).into(),
+                runs: u32::try_from(count).unwrap_or(0).into(),
                 ..Completions::default()
             };
-            let written = !runs.is_empty()
-                && link
-                    .egress
-                    .control(&mut self.arena, handle.0, &fields, &[runs.as_bytes()])
-                    .is_ok();
-            if !written {
-                return true;
+            let tail = [runs.as_bytes()];
+            if (link.egress)
+                .control(&mut self.arena, handle.0, &fields, &tail)
+                .is_err()
+            {
+                return self.starve(link_handle);
             }
-            let count = runs.len();
             let messages: u64 = runs.iter().map(|run| u64::from(run.count.get())).sum();
             producer.runs.drain(..count);
             producer.credit.completed(messages);
@@ -401,24 +410,31 @@ impl Shard {
                 handle: handle.0.into(),
                 ..Closed::default()
             };
-            if link
-                .egress
+            if (link.egress)
                 .control(&mut self.arena, request.0, &closed, &[])
                 .is_err()
             {
-                return true;
+                return self.starve(link_handle);
             }
         }
-        producer.completing = false;
-        let link = producer.link;
         let low = producer.credit.is_low();
-        self.mark_dirty(link);
+        self.mark_dirty(link_handle);
         if request.is_some() {
             self.remove_producer(handle, true);
         } else if low {
             self.renew(now, handle);
         }
-        false
+    }
+
+    /// There is room again for what a producer waits to be told.
+    pub(super) fn complete_again(&mut self, handle: Handle) {
+        let waits = self
+            .producers
+            .get(handle)
+            .is_some_and(|producer| !producer.runs.is_empty() || producer.closing.is_some());
+        if waits {
+            self.mark_completing(handle);
+        }
     }
 
     fn mark_completing(&mut self, handle: Handle) {

@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used)]
 
+mod blocks;
 mod burst;
 
 use super::*;

@@ -363,22 +363,6 @@ impl Part {
         self.resting.peek().map(|Reverse((until, _))| *until)
     }
 
-    /// A run was handed out and could not be sent: everything that `consumer` was
-    /// delivered from number `delivery` on returns to its place, uncounted.
-    pub fn take_back(&mut self, consumer: Handle, delivery: u64) {
-        for entry in self.entries.iter_mut().rev() {
-            let later = entry.delivery >= delivery;
-            if entry.state == State::Delivered && entry.consumer == consumer && later {
-                entry.state = State::Returned;
-                entry.count -= 1;
-                self.returned += 1;
-                if entry.offset < self.returned_from.offset {
-                    self.returned_from = Cursor::at(entry.offset);
-                }
-            }
-        }
-    }
-
     /// Ends the part: every claim it has on the log is settled.
     pub fn end(&mut self, arena: &mut Arena, log: &mut Log) {
         let mut run = SettledRun::default();
