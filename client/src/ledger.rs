@@ -300,6 +300,12 @@ impl Ledger {
         }
     }
 
+    /// Whether an outcome was set aside for whoever polls.
+    #[inline]
+    pub(crate) fn has_aside(&self) -> bool {
+        !self.aside.is_empty()
+    }
+
     /// An outcome that was set aside for whoever polls.
     #[inline]
     pub(crate) fn take_aside(&mut self) -> Option<(Sequence, SendResult)> {

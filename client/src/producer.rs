@@ -291,10 +291,9 @@ impl Producer {
     #[inline]
     pub fn poll(&self) -> Option<Completion> {
         let mut driving = self.link().take();
-        if let Some(completion) = driving.polled(self.key) {
-            return Some(completion);
+        if !driving.has_polled(self.key) {
+            self.link().turn(&mut driving);
         }
-        self.link().turn(&mut driving);
         driving.polled(self.key)
     }
 

@@ -236,12 +236,27 @@ impl Link {
 
     /// Lets go once nobody has left a mark, and wakes who is to be woken.
     #[inline]
-    fn let_go(&self, mut holder: Holder<'_, State>) {
+    fn let_go(&self, holder: Holder<'_, State>) {
+        if !holder.waiters.woken.is_empty() {
+            return self.let_go_and_wake(holder);
+        }
+        if let Err(still) = holder.release() {
+            self.look_again(still);
+        }
+    }
+
+    /// Somebody put something into a lane meanwhile.
+    #[cold]
+    fn look_again(&self, mut holder: Holder<'_, State>) {
+        self.drain(&mut holder);
+        holder.write();
+        self.let_go_and_wake(holder);
+    }
+
+    #[cold]
+    fn let_go_and_wake(&self, mut holder: Holder<'_, State>) {
         loop {
-            let mut woken = Vec::new();
-            if !holder.waiters.woken.is_empty() {
-                std::mem::swap(&mut woken, &mut holder.waiters.woken);
-            }
+            let woken = std::mem::take(&mut holder.waiters.woken);
             match holder.release() {
                 Ok(()) => {
                     for woken in woken {
@@ -251,7 +266,7 @@ impl Link {
                 }
                 Err(still) => {
                     holder = still;
-                    holder.waiters.woken.append(&mut woken);
+                    holder.waiters.woken.extend(woken);
                     self.drain(&mut holder);
                     holder.write();
                 }

@@ -495,6 +495,15 @@ impl State {
         not_taken(error, self.end.as_ref())
     }
 
+    /// Whether there is an outcome for whoever polls.
+    #[inline]
+    pub(crate) fn has_polled(&self, key: ProducerKey) -> bool {
+        let ledger = self.ledgers.get(key.index()).and_then(Option::as_ref);
+        ledger.is_some_and(|ledger| {
+            ledger.has_aside() || ledger.is_polled() && self.machine.has_completion(key)
+        })
+    }
+
     /// The next outcome for whoever polls.
     #[inline]
     pub(crate) fn polled(&mut self, key: ProducerKey) -> Option<Completion> {

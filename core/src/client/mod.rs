@@ -523,6 +523,14 @@ impl Client {
         Ok(sequence)
     }
 
+    /// Whether the outcome of the producer's next send in order is there.
+    #[inline]
+    #[must_use]
+    pub fn has_completion(&self, key: ProducerKey) -> bool {
+        let producer = self.producers.get(key.0);
+        producer.is_some_and(Producer::has_completion)
+    }
+
     /// The outcome of the producer's next send in order, if it is there.
     #[inline]
     pub fn poll_completion(&mut self, key: ProducerKey) -> Option<Completion> {
