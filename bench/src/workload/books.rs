@@ -16,8 +16,9 @@ use crate::ledger::{self, Ledger};
 /// Messages that are delivered ahead to a consumer that takes a backlog.
 const PREFETCH: u32 = 1024;
 
-/// Outcomes that are taken in one go before the socket is looked at again.
-const COMPLETIONS_AT_ONCE: u32 = 4096;
+/// What is handed over in one go: as many bodies as stay in the first-level cache.
+const BODIES_MAX: usize = 64;
+const BODIES_BYTES_MAX: usize = 16 << 10;
 
 /// A connection with a producer on it, for as long as one slice lasts.
 ///
@@ -120,16 +121,34 @@ impl Sender {
         true
     }
 
+    /// As [`Self::try_enqueue`] for up to so many messages; returns how many were
+    /// taken.
+    #[inline]
+    pub(super) fn try_enqueue_all(
+        &self,
+        gathered: &mut Gathered,
+        messages_max: u64,
+        ledger: &mut Ledger,
+    ) -> Result<u64, BenchError> {
+        let bodies = gathered.stamped(ledger.next(), messages_max);
+        match self.producer.try_enqueue_all(bodies) {
+            Ok(taken) => {
+                ledger.sent_many(taken as u64);
+                Ok(taken as u64)
+            }
+            Err(TrySendError::WouldBlock) => Ok(0),
+            Err(error) => Err(BenchError::client("send", error)),
+        }
+    }
+
     /// Enters the outcomes that are there, after one look at the socket if there
     /// are none; false if there were none even so.
     #[inline]
-    pub(super) fn completions(&self, ledger: &mut Ledger) -> bool {
-        let mut any = false;
-        for _ in 0..COMPLETIONS_AT_ONCE {
-            if !self.completion(ledger) {
-                break;
-            }
-            any = true;
+    pub(super) fn completions(&self, gathered: &mut Gathered, ledger: &mut Ledger) -> bool {
+        self.producer.poll_into(&mut gathered.outcomes);
+        let any = !gathered.outcomes.is_empty();
+        for Completion { sequence, result } in gathered.outcomes.drain(..) {
+            ledger.completed(self.number(sequence), result.is_ok());
         }
         any
     }
@@ -202,6 +221,34 @@ impl Sender {
 #[inline]
 fn number(first: u64, sequence: Sequence) -> u64 {
     first.wrapping_add(sequence.0).wrapping_sub(1)
+}
+
+/// Bodies that are handed over together, and outcomes that are taken together.
+pub(super) struct Gathered {
+    bodies: Vec<Vec<u8>>,
+    outcomes: Vec<Completion>,
+}
+
+impl Gathered {
+    /// For bodies of this size.
+    pub(super) fn new(body: &[u8]) -> Self {
+        let count = (BODIES_BYTES_MAX / body.len().max(1)).clamp(1, BODIES_MAX);
+        Self {
+            bodies: vec![body.to_vec(); count],
+            outcomes: Vec::new(),
+        }
+    }
+
+    /// The first bodies, with consecutive numbers.
+    fn stamped(&mut self, first: u64, messages_max: u64) -> &[Vec<u8>] {
+        let count = usize::try_from(messages_max).unwrap_or(usize::MAX);
+        let count = count.min(self.bodies.len());
+        let bodies = &mut self.bodies[..count];
+        for (body, number) in bodies.iter_mut().zip(first..) {
+            ledger::stamp(body, number);
+        }
+        bodies
+    }
 }
 
 #[inline]

@@ -15,7 +15,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::books::{Sender, SharedLedger};
+use super::books::{Gathered, Sender, SharedLedger};
 use super::patience::Patience;
 use super::queue_name;
 use crate::error::BenchError;
@@ -48,6 +48,7 @@ pub(super) struct Throughput {
     address: SocketAddr,
     queue: String,
     body: Vec<u8>,
+    gathered: Gathered,
     ledger: Arc<SharedLedger>,
 }
 
@@ -55,11 +56,13 @@ impl Throughput {
     /// Messages to the broker at `address`, which is connected to for every slice
     /// anew.
     pub(super) fn new(address: SocketAddr, payload: u32, learn: Learn) -> Self {
+        let body = vec![0xA5; payload as usize];
         Self {
             learn,
             address,
             queue: queue_name("throughput"),
-            body: vec![0xA5; payload as usize],
+            gathered: Gathered::new(&body),
+            body,
             ledger: Arc::default(),
         }
     }
@@ -115,9 +118,9 @@ impl Throughput {
         let first = self.ledger().sent;
         match self.learn {
             Learn::Polling => {
-                let body = &mut self.body;
+                let gathered = &mut self.gathered;
                 self.ledger
-                    .with(|ledger| poll_burst(sender, body, messages_max, ends, ledger))?;
+                    .with(|ledger| poll_burst(sender, gathered, messages_max, ends, ledger))?;
             }
             Learn::Listening => self.listen_burst(sender, messages_max, ends)?,
         }
@@ -153,7 +156,7 @@ impl Throughput {
 
 fn poll_burst(
     sender: &Sender,
-    body: &mut [u8],
+    gathered: &mut Gathered,
     messages_max: u64,
     ends: Instant,
     ledger: &mut Ledger,
@@ -161,13 +164,17 @@ fn poll_burst(
     let mut left = messages_max;
     let mut patience = Patience::default();
     while left > 0 || ledger.outstanding() > 0 {
-        while left > 0 && sender.try_enqueue(body, ledger)? {
-            left -= 1;
+        while left > 0 {
+            let taken = sender.try_enqueue_all(gathered, left, ledger)?;
+            if taken == 0 {
+                break;
+            }
+            left -= taken;
         }
         if Instant::now() >= ends {
             left = 0;
         }
-        if sender.completions(ledger) {
+        if sender.completions(gathered, ledger) {
             patience = Patience::default();
         } else {
             patience.look()?;
