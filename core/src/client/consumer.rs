@@ -290,7 +290,8 @@ struct Settled {
     /// Whether a message was delivered behind one with a higher offset: then the
     /// higher of two offsets need not be the later one.
     fell: bool,
-    /// Where the subscription stood when it was opened.
+    /// Where the subscription stood when it was opened; higher if all up to there is
+    /// known to be settled.
     start: u64,
     /// What the application settled one by one, lately.
     kept: Vec<AckRun>,
@@ -332,13 +333,36 @@ impl Settled {
             }
             _ => {
                 if self.kept.len() >= KEPT_MAX {
-                    self.kept.drain(..KEPT_MAX / 2);
+                    self.compact();
                 }
                 self.kept.push(AckRun {
                     first: offset.into(),
                     count: count.into(),
                 });
             }
+        }
+    }
+
+    /// Makes room for further runs: puts together what is one, or forgets the oldest
+    /// if that is not enough.
+    #[cold]
+    fn compact(&mut self) {
+        self.start = self.unsettled_from();
+        let mut merged = self.kept.clone();
+        merged.sort_unstable_by_key(|run| run.first.get());
+        merged.dedup_by(|next, run| {
+            let (first, end) = (run.first.get(), run.first.get() + run.count.get());
+            let touches = next.first.get() <= end;
+            if touches {
+                let end = end.max(next.first.get() + next.count.get());
+                run.count.set(end - first);
+            }
+            touches
+        });
+        if merged.len() <= KEPT_MAX / 2 {
+            self.kept = merged;
+        } else {
+            self.kept.drain(..KEPT_MAX / 2);
         }
     }
 

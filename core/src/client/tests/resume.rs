@@ -612,6 +612,33 @@ fn what_was_given_back_and_settled_then_is_not_asked_for_again() {
     }
 }
 
+/// Settled in any order, most of it was forgotten, and all of it delivered again.
+#[test]
+fn a_subscription_goes_on_where_it_was_in_whatever_order_all_before_was_settled() {
+    let mut script = patient();
+    let request = ConsumerRequest {
+        messages_max: 4000,
+        ..ConsumerRequest::new(Destination::parse("topic:t").unwrap())
+    };
+    let consumer = script.consumer(request, 300, 1);
+    script.deliver(300, 0, 0, &vec![b"x".as_slice(); 4000]);
+    while script.client.poll_message(consumer).is_some() {}
+    for pair in (0..4000).step_by(2) {
+        for offset in [pair + 1, pair] {
+            let position = Position {
+                partition: PartitionIndex(0),
+                offset: Offset(offset),
+            };
+            script.client.acknowledge(consumer, position).unwrap();
+            script.said();
+        }
+    }
+    script.lose();
+    let said = script.reconnect(&welcome());
+    let (_, open) = said[0].fields::<control::OpenConsumer>();
+    assert_eq!((open.start, open.offset.get()), (2, 4000));
+}
+
 #[test]
 fn a_prefetch_of_an_earlier_connection_counts_no_more() {
     let mut script = patient();
