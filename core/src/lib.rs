@@ -11,7 +11,7 @@
 //! | layer | modules |
 //! |---|---|
 //! | 0 | `limits` `id` `time` `error` `name` `routing` `sync` |
-//! | 1 | `ring` `memory` `slab` |
+//! | 1 | `ring` `memory` `slab` `pieces` |
 //! | 2 | `completion` `frame` `counters` |
 //! | 3 | `partition` `subscription` `catalog` `auth` |
 //! | 4 | `shard` `door` `client` |
@@ -29,6 +29,7 @@ pub mod limits;
 pub mod memory;
 pub mod name;
 pub mod partition;
+pub mod pieces;
 pub mod ring;
 pub mod routing;
 pub mod shard;

@@ -68,10 +68,10 @@ use crate::name::Destination;
 use crate::slab::Slab;
 use crate::time::{Monotonic, Now};
 
+pub use crate::pieces::{PIECES_MAX, Pieces};
 pub use consumer::{ConsumerRequest, Prefetch, Received, Sharing, Start};
 pub use error::{AckError, Cause, LinkEnd, ProtocolFault, RequestError, SendError};
 pub use event::{ConsumerKey, DestinationStats, Event, Location, ProducerKey, StatsReport};
-pub use outbound::{PIECES_MAX, Pieces};
 pub use producer::{
     BatchLimits, Completion, Durability, Failure, Outgoing, ProducerRequest, Route, Stored,
 };

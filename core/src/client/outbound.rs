@@ -27,11 +27,12 @@ use super::queue::ByteQueue;
 use crate::frame::control::{Batch, Fields};
 use crate::frame::encode;
 use crate::id::Handle;
+use crate::pieces::{PIECES_MAX, Pieces};
 use crate::slab::Slab;
 
-/// The most pieces a round offers: enough for every batch of a round, and far
-/// below what one system call takes.
-pub const PIECES_MAX: usize = 32;
+/// The most pieces a round plans: enough for every batch of a round.
+const PLAN_MAX: usize = 32;
+const _: () = assert!(PLAN_MAX <= PIECES_MAX, "one write takes a whole round");
 /// The most bytes of one producer in one round.
 const SHARE: usize = 128 * 1024;
 /// A round adds nothing while so much is planned and has not left.
@@ -41,34 +42,6 @@ const PLANNED_MAX: usize = 256 * 1024;
 const BACKLOG_MAX: usize = 4 * 1024 * 1024;
 
 const BATCH_HEADER_SIZE: usize = encode::control_size::<Batch>(0);
-
-/// Slices to write next, in their order.
-#[derive(Clone, Copy)]
-pub struct Pieces<'a> {
-    slices: [&'a [u8]; PIECES_MAX],
-    count: usize,
-}
-
-impl<'a> Pieces<'a> {
-    /// The slices; none of them is empty.
-    #[inline]
-    #[must_use]
-    pub fn slices(&self) -> &[&'a [u8]] {
-        &self.slices[..self.count]
-    }
-
-    /// Whether there is nothing to write.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.count == 0
-    }
-
-    /// Bytes in all slices.
-    #[must_use]
-    pub fn size(&self) -> usize {
-        self.slices().iter().map(|slice| slice.len()).sum()
-    }
-}
 
 #[derive(Clone, Copy)]
 enum Source {
@@ -105,7 +78,7 @@ impl Outbound {
         Self {
             control: ByteQueue::with_limit(4 * BACKLOG_MAX),
             control_planned: 0,
-            plan: VecDeque::with_capacity(PIECES_MAX),
+            plan: VecDeque::with_capacity(PLAN_MAX),
             planned: 0,
             ready: VecDeque::new(),
         }
@@ -144,7 +117,7 @@ impl Outbound {
     #[inline]
     pub(super) fn plan(&mut self, producers: &mut Slab<Producer>) {
         // One piece is kept for what the round itself asks for.
-        let full = PIECES_MAX - 1;
+        let full = PLAN_MAX - 1;
         if self.planned >= PLANNED_MAX || self.plan.len() + 2 >= full {
             return;
         }
@@ -187,7 +160,7 @@ impl Outbound {
     fn plan_producer(&mut self, key: Handle, producer: &mut Producer) {
         let mut share = SHARE;
         // A group takes two pieces if it has a header.
-        while share > 0 && self.plan.len() + 2 < PIECES_MAX {
+        while share > 0 && self.plan.len() + 2 < PLAN_MAX {
             let Some(group) = producer.plan(share) else {
                 return;
             };
@@ -218,12 +191,9 @@ impl Outbound {
     /// What is planned, as slices.
     #[inline]
     pub(super) fn pieces<'a>(&'a self, producers: &'a Slab<Producer>) -> Pieces<'a> {
-        let mut pieces = Pieces {
-            slices: [&[]; PIECES_MAX],
-            count: 0,
-        };
-        for (slot, piece) in pieces.slices.iter_mut().zip(&self.plan) {
-            *slot = match &piece.source {
+        let mut pieces = Pieces::new();
+        for piece in &self.plan {
+            let slice = match &piece.source {
                 Source::Control => self.control.range(piece.from, piece.to),
                 Source::Header(bytes) => {
                     let from = usize::try_from(piece.from).unwrap_or(BATCH_HEADER_SIZE);
@@ -234,7 +204,9 @@ impl Outbound {
                     None => break,
                 },
             };
-            pieces.count += 1;
+            if !pieces.push(slice) {
+                break;
+            }
         }
         pieces
     }

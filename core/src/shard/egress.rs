@@ -35,52 +35,10 @@ use crate::frame::encode;
 use crate::id::{DestinationNumber, Offset, PartitionIndex};
 use crate::limits::EGRESS_SIZE;
 use crate::memory::{Arena, CHUNK, ChunkId};
+use crate::pieces::{PIECES_MAX, Pieces};
 
 /// What deliveries leave of the block to answers and completions, in one stretch.
 const FOR_ANSWERS: usize = CHUNK / 4;
-
-/// The most slices that one send is made of.
-pub const PIECES_MAX: usize = 64;
-
-/// Slices to send next, in order.
-#[derive(Debug)]
-pub struct Pieces<'a> {
-    slices: [&'a [u8]; PIECES_MAX],
-    count: usize,
-}
-
-impl<'a> Pieces<'a> {
-    /// No slices.
-    #[must_use]
-    pub fn new() -> Self {
-        Self {
-            slices: [&[]; PIECES_MAX],
-            count: 0,
-        }
-    }
-
-    /// Adds a slice; `false` if there are too many.
-    pub fn push(&mut self, slice: &'a [u8]) -> bool {
-        if self.count == PIECES_MAX {
-            return false;
-        }
-        self.slices[self.count] = slice;
-        self.count += 1;
-        true
-    }
-
-    /// The slices.
-    #[must_use]
-    pub fn slices(&self) -> &[&'a [u8]] {
-        &self.slices[..self.count]
-    }
-}
-
-impl Default for Pieces<'_> {
-    fn default() -> Self {
-        Self::new()
-    }
-}
 
 /// A message in the log whose bytes are lent to a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

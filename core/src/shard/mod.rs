@@ -36,7 +36,7 @@ use std::collections::VecDeque;
 use foldhash::quality::SeedableRandomState;
 use hashbrown::HashMap;
 
-pub use egress::{PIECES_MAX, Pieces};
+pub use crate::pieces::{PIECES_MAX, Pieces};
 
 use crate::auth::Principal;
 use crate::catalog::Catalog;

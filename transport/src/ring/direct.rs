@@ -18,20 +18,31 @@ use courser_core::limits;
 use super::PIECES_MAX;
 use crate::sys::{self, Errno};
 
+const FEW: usize = 4;
+
 /// Up to so many sockets are served directly: each costs a spinning turn a system call.
 pub(super) const DIRECT_MAX: usize = 2;
 
 /// Sends the pieces now, as far as there is room.
 pub(super) fn send(socket: BorrowedFd<'_>, pieces: &[&[u8]]) -> Result<u32, Errno> {
+    // Most sends are of one or two: clearing places for all costs more than those.
+    if pieces.len() <= FEW {
+        send_with::<FEW>(socket, pieces)
+    } else {
+        send_with::<PIECES_MAX>(socket, pieces)
+    }
+}
+
+fn send_with<const MAX: usize>(socket: BorrowedFd<'_>, pieces: &[&[u8]]) -> Result<u32, Errno> {
     let mut vectors = [libc::iovec {
         iov_base: std::ptr::null_mut(),
         iov_len: 0,
-    }; PIECES_MAX];
+    }; MAX];
     for (vector, piece) in vectors.iter_mut().zip(pieces) {
         vector.iov_base = piece.as_ptr().cast_mut().cast();
         vector.iov_len = piece.len();
     }
-    let count = pieces.len().min(PIECES_MAX);
+    let count = pieces.len().min(MAX);
     // SAFETY: the vectors name the pieces, which are borrowed for this call.
     let taken = unsafe { sys::send_vectors(socket, &mut vectors[..count]) }?;
     // A send is bounded by the socket's buffer, far below 4 GiB.
