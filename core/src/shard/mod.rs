@@ -128,6 +128,11 @@ impl MemoryPlan {
             destination: arena / 4,
         })
     }
+
+    /// Chunks of the arena that are kept for egress.
+    pub(super) fn egress_chunks(&self) -> usize {
+        usize::try_from(self.egress).map_or(usize::MAX, |bytes| bytes / CHUNK)
+    }
 }
 
 /// A link that the door lets in.
@@ -356,7 +361,7 @@ impl Shard {
             arena: Arena::try_new(chunks).ok_or(Refusal::OutOfMemory)?,
             catalog: Catalog::new(config.hash_seed),
             locals: Vec::new(),
-            blocks: Blocks::new(plan.egress as usize / CHUNK),
+            blocks: Blocks::new(plan.egress_chunks()),
             partitions: 0,
             kept: 0,
             retained: 0,

@@ -87,7 +87,7 @@ fn a_delivery_that_finds_no_block_leaves_when_another_link_gives_one_back() {
         ask(&mut shard, peer);
     }
     // Half of the blocks are for deliveries; nobody's kernel took anything yet.
-    let deliveries = shard.memory().egress as usize / CHUNK / 2;
+    let deliveries = shard.memory().egress_chunks() / 2;
     assert!(deliveries < queues);
     assert_eq!(
         shard.counters().read(Counter::MessagesDelivered),
@@ -107,7 +107,7 @@ fn a_delivery_that_finds_no_block_leaves_when_another_link_gives_one_back() {
 fn whoever_finds_no_block_is_answered_later_and_all_the_same() {
     let mut shard = shard();
     fill(&mut shard);
-    let blocks = shard.memory().egress as usize / CHUNK;
+    let blocks = shard.memory().egress_chunks();
     let mut peers: Vec<Peer> = (0..2 * blocks).map(|_| Peer::new(&mut shard)).collect();
     for round in 0..10 {
         for peer in &mut peers {
