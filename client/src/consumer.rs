@@ -33,6 +33,10 @@ const ACK_AGE_MAX: Duration = Duration::from_millis(1);
 /// Runs of acknowledgements that are kept if the link takes none.
 const ACKS_MAX: usize = 4096;
 
+/// Pauses before what was settled on a lost connection is named again.
+const AGAIN_MIN: Duration = Duration::from_millis(1);
+const AGAIN_MAX: Duration = Duration::from_millis(100);
+
 /// Says what a consumer is to be like; made by [`Client::consumer`].
 #[derive(Debug)]
 #[must_use = "a builder does nothing until create is called"]
@@ -419,36 +423,83 @@ impl Consumer {
         handed
     }
 
-    /// Tells the broker what was acknowledged, and waits until it is settled.
+    /// Tells the broker what was acknowledged, and waits until it is settled; if it
+    /// returns, none of it comes again. The calling thread does the link's input and
+    /// output meanwhile.
+    ///
+    /// If the connection is lost before, waits for another one as long as
+    /// [`ConnectOptions::reconnect_for`](crate::ConnectOptions::reconnect_for) says, and
+    /// names there again what was acknowledged one by one: up to 512 runs of
+    /// consecutive offsets in each partition.
     ///
     /// # Errors
     ///
-    /// If the broker refuses it or does not answer.
+    /// If the broker refuses it or does not answer in time.
+    /// [`AcknowledgeError::Disconnected`] if it cannot be known what became of
+    /// everything that was acknowledged before a connection was lost; what is not
+    /// settled comes again, to this consumer or another one.
     pub fn confirm(&mut self) -> Result<(), AcknowledgeError> {
         let owner = Arc::clone(&self.owner);
         let link = owner.link();
-        let mut state = link.take();
-        self.hand_over(&mut state)?;
-        let Some(token) = state.machine.confirm(self.key)? else {
-            return Ok(());
-        };
-        state.write();
-        drop(state);
+        let patience = link.take().machine.reconnect_for();
+        let until = link.now().after(patience.saturating_add(link.timeout()));
+        let mut pause = AGAIN_MIN;
+        loop {
+            let mut state = link.take();
+            let (is_attached, in_doubt) = (
+                state.machine.is_consumer_attached(self.key),
+                state.machine.is_consumer_in_doubt(self.key),
+            );
+            self.hand_over(&mut state)?;
+            let asked = state.machine.confirm(self.key);
+            state.write();
+            drop(state);
+            let refused = match asked {
+                Ok(None) => return Ok(()),
+                Ok(Some(token)) => self.confirmed(token)?,
+                Err(AckError::Disconnected) if !is_attached => {
+                    self.reattached(until)?;
+                    continue;
+                }
+                Err(error) => return Err(self.not_taken(error, &link.take())),
+            };
+            match refused {
+                None => return Ok(()),
+                // So the machine says it, and so would a broker that has lost it.
+                Some(code) if code == Refusal::NotOpen.code() => {
+                    if link.now() >= until {
+                        return Err(AcknowledgeError::Disconnected);
+                    }
+                }
+                // Some of it is not delivered again yet, or is with another consumer.
+                Some(code) if in_doubt && code == Refusal::InvalidAck.code() => {
+                    if link.now() >= until {
+                        return Err(AcknowledgeError::Disconnected);
+                    }
+                    let next = link.now().after(pause);
+                    link.wait(next, Wanted::Attached(self.key), |state| {
+                        state.end.is_some().then_some(())
+                    });
+                    pause = (2 * pause).min(AGAIN_MAX);
+                }
+                Some(code) => {
+                    return Err(AcknowledgeError::Refused {
+                        refusal: Refusal::from_code(code),
+                        code,
+                    });
+                }
+            }
+        }
+    }
+
+    /// Waits for a confirmation: why it was refused, if it was.
+    fn confirmed(&mut self, token: u32) -> Result<Option<u16>, AcknowledgeError> {
+        let link = self.owner.link();
         let deadline = link.now().after(link.timeout());
         let wanted = Wanted::Confirmation(self.key, token);
         let confirmed = link.wait(deadline, wanted, |state| {
             if let Some(refusal) = state.confirmation(self.key, token) {
-                return Some(match refusal {
-                    None => Ok(()),
-                    // So the machine says it, and so would a broker that has lost it.
-                    Some(code) if code == Refusal::NotOpen.code() => {
-                        Err(AcknowledgeError::Disconnected)
-                    }
-                    Some(code) => Err(AcknowledgeError::Refused {
-                        refusal: Refusal::from_code(code),
-                        code,
-                    }),
-                });
+                return Some(Ok(refusal));
             }
             let end = state.end.as_ref()?;
             Some(Err(AcknowledgeError::LinkEnded(Arc::clone(end))))
@@ -456,6 +507,22 @@ impl Consumer {
         confirmed.unwrap_or(Err(AcknowledgeError::TimedOut {
             after: link.timeout(),
         }))
+    }
+
+    /// Waits until the consumer is open on another connection.
+    fn reattached(&mut self, until: Monotonic) -> Result<(), AcknowledgeError> {
+        let link = self.owner.link();
+        let found = link.wait(until, Wanted::Attached(self.key), |state| {
+            if state.machine.is_consumer_attached(self.key) {
+                return Some(Ok(()));
+            }
+            if state.lost_consumer(self.key).is_some() {
+                return Some(Err(AcknowledgeError::Disconnected));
+            }
+            let end = state.end.as_ref()?;
+            Some(Err(AcknowledgeError::LinkEnded(Arc::clone(end))))
+        });
+        found.unwrap_or(Err(AcknowledgeError::Disconnected))
     }
 
     /// Tells the broker what was acknowledged and closes; what was not

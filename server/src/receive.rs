@@ -5,10 +5,14 @@
 //! the dump are flushed, and then the batch is acknowledged. Whoever is killed in
 //! between has messages in its dump that come again; none is acknowledged unwritten.
 
+use std::fmt;
 use std::io::{self, BufWriter, StdoutLock, Write};
+use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
-use courser::{AcknowledgeError, Client, Consumer, MessageId, Position, ReceiveError};
+use courser::{
+    AcknowledgeError, Client, Consumer, MessageId, PartitionIndex, Position, ReceiveError,
+};
 use courser_core::client::Start;
 use courser_core::frame::checksum;
 
@@ -20,6 +24,11 @@ use crate::signals::Stop;
 /// The most messages that are written before they are acknowledged.
 const BATCH_MAX: usize = 256;
 
+/// The most messages that are acknowledged before that is confirmed.
+const UNCONFIRMED_MAX: usize = 16 * 1024;
+/// In so many runs.
+const UNCONFIRMED_RUNS_MAX: usize = 256;
+
 /// How often a consumer without messages looks whether it should stop.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
@@ -29,13 +38,15 @@ pub(crate) enum ReceiveFailed {
     /// The link ended.
     #[error(transparent)]
     Receive(#[from] ReceiveError),
-    /// Written messages could not be acknowledged and will come again.
+    /// Written messages were not confirmed to be settled, and may come again.
     #[error(
-        "the last of {received} messages could not be acknowledged and will come again: {source}"
+        "of {received} messages some are not confirmed to be acknowledged: {source}\n  seen   unconfirmed, and may come again: {unconfirmed}"
     )]
     Acknowledge {
         /// How many were written.
         received: u64,
+        /// Which of them may come again.
+        unconfirmed: Unconfirmed,
         /// Why.
         source: AcknowledgeError,
     },
@@ -66,6 +77,36 @@ pub(crate) enum ReceiveFailed {
     /// Signals cannot be waited for.
     #[error("cannot listen for signals: {0}")]
     Signals(#[source] io::Error),
+}
+
+/// Messages that were acknowledged since the last confirmation, as runs of consecutive
+/// offsets.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Unconfirmed(Vec<(PartitionIndex, RangeInclusive<u64>)>);
+
+impl Unconfirmed {
+    fn add(&mut self, position: Position) {
+        let (partition, offset) = (position.partition, position.offset.0);
+        match self.0.last_mut() {
+            Some((last, run)) if *last == partition && *run.end() + 1 == offset => {
+                *run = *run.start()..=offset;
+            }
+            _ => self.0.push((partition, offset..=offset)),
+        }
+    }
+}
+
+impl fmt::Display for Unconfirmed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, (partition, run)) in self.0.iter().enumerate() {
+            let comma = if index > 0 { ", " } else { "" };
+            match (run.start(), run.end()) {
+                (only, last) if only == last => write!(f, "{comma}{partition}:{only}")?,
+                (first, last) => write!(f, "{comma}{partition}:{first} to {last}")?,
+            }
+        }
+        Ok(())
+    }
 }
 
 /// How long a broker may be away: as long as a sender's message may take by default.
@@ -121,7 +162,8 @@ fn run(
         let left = options.timeout.map_or(LOOK_EVERY, |timeout| {
             timeout.saturating_sub(since.elapsed())
         });
-        match consumer.receive(left.min(LOOK_EVERY))? {
+        let next = consumer.receive(left.min(LOOK_EVERY));
+        match next.map_err(|error| writing.not_received(error))? {
             Some(first) => {
                 writing.write(first.position(), first.id(), first.body())?;
                 batch(consumer, writing, wanted)?;
@@ -134,7 +176,7 @@ fn run(
             since = Instant::now();
         }
     }
-    confirm(consumer, writing.received)?;
+    confirm(consumer, writing)?;
     let received = writing.received;
     match (options.count, options.timeout) {
         (Some(wanted), _) if received >= wanted => Ok(()),
@@ -159,29 +201,38 @@ fn batch(consumer: &mut Consumer, writing: &mut Writing, wanted: u64) -> Result<
         writing.write(next.position(), next.id(), next.body())?;
     }
     writing.flush()?;
-    for position in writing.batch.drain(..) {
+    for position in std::mem::take(&mut writing.batch) {
+        writing.unconfirmed.add(position);
         while let Err(error) = consumer.acknowledge(position) {
             // Only what is confirmed makes room for more.
             match error {
-                AcknowledgeError::WouldBlock => confirm(consumer, writing.received)?,
-                source => return Err(unacknowledged(writing.received)(source)),
+                AcknowledgeError::WouldBlock => confirm(consumer, writing)?,
+                source => return Err(writing.unacknowledged(source)),
             }
         }
+        writing.since_confirmed += 1;
+    }
+    if writing.since_confirmed >= UNCONFIRMED_MAX
+        || writing.unconfirmed.0.len() >= UNCONFIRMED_RUNS_MAX
+    {
+        return confirm(consumer, writing);
     }
     // Told at once: what a kill can bring back is one batch.
     match consumer.flush() {
         Ok(()) | Err(AcknowledgeError::WouldBlock) => Ok(()),
-        Err(source) => Err(unacknowledged(writing.received)(source)),
+        Err(source) => Err(writing.unacknowledged(source)),
     }
 }
 
-/// Waits until the broker has settled everything acknowledged.
-fn confirm(consumer: &mut Consumer, received: u64) -> Result<(), ReceiveFailed> {
-    consumer.confirm().map_err(unacknowledged(received))
-}
-
-fn unacknowledged(received: u64) -> impl Fn(AcknowledgeError) -> ReceiveFailed {
-    move |source| ReceiveFailed::Acknowledge { received, source }
+/// Waits until the broker has settled everything acknowledged, over another connection
+/// if this one breaks.
+fn confirm(consumer: &mut Consumer, writing: &mut Writing) -> Result<(), ReceiveFailed> {
+    consumer
+        .confirm()
+        .map_err(|source| writing.unacknowledged(source))?;
+    writing.unconfirmed.0.clear();
+    writing.since_confirmed = 0;
+    Ok(())
 }
 
 /// What was received, on its way to standard output and to the dump.
@@ -191,6 +242,9 @@ struct Writing {
     dump: Option<Records>,
     /// What was written and is not acknowledged.
     batch: Vec<Position>,
+    unconfirmed: Unconfirmed,
+    /// Messages in `unconfirmed`.
+    since_confirmed: usize,
     received: u64,
 }
 
@@ -200,7 +254,9 @@ impl Writing {
             bodies: BufWriter::new(io::stdout().lock()),
             end_of_body: if options.raw { b"" } else { b"\n" },
             dump,
-            batch: Vec::with_capacity(BATCH_MAX),
+            batch: Vec::new(),
+            unconfirmed: Unconfirmed::default(),
+            since_confirmed: 0,
             received: 0,
         }
     }
@@ -221,6 +277,24 @@ impl Writing {
         self.batch.push(position);
         self.received += 1;
         Ok(())
+    }
+
+    fn unacknowledged(&mut self, source: AcknowledgeError) -> ReceiveFailed {
+        ReceiveFailed::Acknowledge {
+            received: self.received,
+            unconfirmed: std::mem::take(&mut self.unconfirmed),
+            source,
+        }
+    }
+
+    /// The end of the link is also that of what was not confirmed.
+    fn not_received(&mut self, error: ReceiveError) -> ReceiveFailed {
+        match error {
+            ReceiveError::LinkEnded(end) if !self.unconfirmed.0.is_empty() => {
+                self.unacknowledged(AcknowledgeError::LinkEnded(end))
+            }
+            error => ReceiveFailed::Receive(error),
+        }
     }
 
     fn flush(&mut self) -> Result<(), ReceiveFailed> {

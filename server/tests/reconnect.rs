@@ -90,6 +90,77 @@ fn answers_that_are_swallowed_and_connections_that_are_refused_cost_nothing_but_
     survives(&broker, &directory, "again", fates);
 }
 
+/// Receives all of a queue through a proxy with this fate: each once, and all settled.
+fn receives(broker: &Broker, directory: &Directory, queue: &str, fate: Fate) -> usize {
+    let sent = broker.courser(&format!("send {queue} --count {COUNT} --size 64"));
+    assert_eq!(sent.status, Some(0), "{sent:?}");
+    let proxy = Proxy::start(&broker.address, vec![fate]);
+    let file = directory.file(&format!("dump-{queue}"));
+    let line = format!(
+        "receive {queue} --count {COUNT} --timeout 30s --dump {file} --connect {}",
+        proxy.address
+    );
+    let ended = run(&line.split_whitespace().collect::<Vec<_>>());
+    assert_eq!(ended.status, Some(0), "{fate:?}: {ended:?}");
+    let offsets: Vec<u64> = dump(&file).iter().map(|record| record.offset).collect();
+    assert!(offsets.into_iter().eq(0..COUNT as u64), "{fate:?}");
+    let row = broker.wait_until(&format!("queue:/default/{queue}"), |row| {
+        row["consumers"] == 0
+    });
+    assert_eq!(row["unsettled"], 0, "{fate:?}: {row}");
+    proxy.connections()
+}
+
+/// A receiver whose connection broke under its last acknowledgements once ended with an
+/// error, though it would have had another one in a moment.
+#[test]
+fn a_receiver_is_confirmed_what_it_acknowledged_wherever_its_connection_is_cut() {
+    let (broker, directory) = (Broker::start("auto"), Directory::new());
+    // Hello, session and consumer, then nothing but acknowledgements and credit.
+    let mut cut = 0;
+    for (number, bytes) in (100..220).step_by(4).enumerate() {
+        let fate = Fate::CutBehindSent(bytes);
+        cut += receives(&broker, &directory, &format!("told-{number}"), fate) - 1;
+    }
+    assert!(cut > 10, "{cut} were cut");
+    // Behind the last message of all come confirmations.
+    let all = 144 + COUNT * (MESSAGE + 8);
+    let (mut cut, mut number) = (0, 0);
+    for bytes in (all - 1000..all + 200).step_by(24) {
+        let queue = format!("confirmed-{number}");
+        cut += receives(&broker, &directory, &queue, Fate::CutBehindAnswered(bytes)) - 1;
+        number += 1;
+    }
+    assert!(cut > 10, "{cut} were cut");
+}
+
+#[test]
+fn a_receiver_whose_broker_does_not_come_back_says_what_is_not_confirmed() {
+    let (broker, directory) = (Broker::start("auto"), Directory::new());
+    let sent = broker.courser(&format!("send q --count {COUNT} --size 64"));
+    assert_eq!(sent.status, Some(0), "{sent:?}");
+    // Messages pass, and no whole acknowledgement; then nobody answers any more.
+    let mut fates = vec![Fate::CutBehindSent(168)];
+    fates.extend([Fate::Refused; 1000]);
+    let proxy = Proxy::start(&broker.address, fates);
+    let file = directory.file("dump");
+    let line = format!(
+        "receive q --count {COUNT} --timeout 30s --dump {file} --connect {}",
+        proxy.address
+    );
+    let ended = run(&line.split_whitespace().collect::<Vec<_>>());
+    assert_eq!(ended.status, Some(3), "{ended:?}");
+    let mut lines = ended.stderr.lines();
+    let first = lines.next().unwrap();
+    assert!(
+        first.contains("the connection to the broker broke"),
+        "{ended:?}"
+    );
+    let last = dump(&file).last().unwrap().offset;
+    let named = format!("unconfirmed, and may come again: 0:0 to {last}");
+    assert!(lines.next().unwrap().contains(&named), "{ended:?}");
+}
+
 /// The first connection is how a client learns that there is a broker at all.
 #[test]
 fn a_connection_that_is_cut_before_it_is_open_is_an_error_and_leaves_nothing_behind() {

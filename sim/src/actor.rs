@@ -664,6 +664,7 @@ impl Actor {
                 acknowledge(machine, scene, number, key, place);
             }
         }
+        let in_doubt = machine.is_consumer_in_doubt(key);
         if self.random.chance(slot.plan.confirms, 1000)
             && let Ok(Some(token)) = machine.confirm(key)
         {
@@ -671,7 +672,7 @@ impl Actor {
                 consumer: number,
                 token,
             });
-            scene.model.confirm_asked(number, token);
+            scene.model.confirm_asked(number, token, in_doubt);
         }
         if slot.left == 0 && !scene.calm {
             self.close_consumer(scene, index)?;

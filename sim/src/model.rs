@@ -208,8 +208,18 @@ struct ConsumerModel {
     held: Vec<(u32, u64)>,
     /// Acknowledged and not covered by a confirmation that was asked for.
     acked: Vec<(u32, u64)>,
-    /// Confirmations on their way, with what they cover.
-    asked: Vec<(u32, Vec<(u32, u64)>)>,
+    /// Confirmations on their way, in order.
+    asked: Vec<ConfirmationAsked>,
+}
+
+/// A confirmation that was asked for.
+#[derive(Debug)]
+struct ConfirmationAsked {
+    token: u32,
+    /// Whether it is also one of what was settled on a connection that was lost: that
+    /// may wait to be delivered again.
+    in_doubt: bool,
+    covered: Vec<(u32, u64)>,
 }
 
 /// A message as an application got it.
@@ -1186,10 +1196,14 @@ impl Model {
     }
 
     /// A confirmation was asked for all acknowledgements so far.
-    pub(crate) fn confirm_asked(&mut self, consumer: usize, token: u32) {
+    pub(crate) fn confirm_asked(&mut self, consumer: usize, token: u32, in_doubt: bool) {
         let entry = &mut self.consumers[consumer];
         let covered = core::mem::take(&mut entry.acked);
-        entry.asked.push((token, covered));
+        entry.asked.push(ConfirmationAsked {
+            token,
+            in_doubt,
+            covered,
+        });
     }
 
     /// A confirmation will not come: its connection is lost.
@@ -1199,7 +1213,7 @@ impl Model {
         token: u32,
     ) -> Result<(), Violation> {
         let asked = &mut self.consumers[consumer].asked;
-        if asked.first().map(|(asked, _)| *asked) != Some(token) {
+        if asked.first().map(|asked| asked.token) != Some(token) {
             return broken(
                 Rule::Confirmation,
                 format!("{token} to consumer {consumer} is given up, and is not the first"),
@@ -1217,13 +1231,21 @@ impl Model {
         refusal: Option<u16>,
     ) -> Result<(), Violation> {
         let entry = &mut self.consumers[consumer];
+        if refusal == Some(Refusal::InvalidAck.code())
+            && let Some(asked) = entry.asked.first()
+            && (asked.token, asked.in_doubt) == (token, true)
+        {
+            let ConfirmationAsked { covered, .. } = entry.asked.remove(0);
+            entry.acked.splice(..0, covered);
+            return Ok(());
+        }
         if let Some(code) = refusal {
             return broken(
                 Rule::AckRefused,
                 format!("confirmation {token} to consumer {consumer} with code {code}"),
             );
         }
-        if entry.asked.first().map(|(asked, _)| *asked) != Some(token) {
+        if entry.asked.first().map(|asked| asked.token) != Some(token) {
             return broken(
                 Rule::Confirmation,
                 format!(
@@ -1231,12 +1253,12 @@ impl Model {
                     entry
                         .asked
                         .iter()
-                        .map(|(asked, _)| *asked)
+                        .map(|asked| asked.token)
                         .collect::<Vec<_>>()
                 ),
             );
         }
-        let (_, covered) = entry.asked.remove(0);
+        let ConfirmationAsked { covered, .. } = entry.asked.remove(0);
         let subscription = entry.subscription;
         for key in covered {
             self.tally.confirmed += 1;

@@ -265,6 +265,9 @@ impl State {
                 .confirmations
                 .iter()
                 .any(|(other, confirm, _)| *other == consumer && *confirm == token),
+            Wanted::Attached(key) => {
+                self.machine.is_consumer_attached(key) || self.lost_consumer(key).is_some()
+            }
             Wanted::Anything => true,
         }
     }

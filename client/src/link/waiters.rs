@@ -37,6 +37,8 @@ pub(crate) enum Wanted {
     Answer(RequestId),
     /// The confirmation of an acknowledgement.
     Confirmation(ConsumerKey, u32),
+    /// A connection on which the broker knows the consumer.
+    Attached(ConsumerKey),
     /// Whatever happens.
     Anything,
 }

@@ -12,7 +12,10 @@
 //! A connection that is lost takes the prefetch along, since the broker delivers
 //! all of it again, but not what is known to be settled: what the application
 //! settled before is settled again when it comes, and not handed out. What it gave
-//! back is owed to it until it settles it, whatever it settles through.
+//! back is owed to it until it settles it, whatever it settles through. Whether the
+//! broker heard of what was settled is in doubt: the next confirmation that is asked
+//! for names all of it again, which changes nothing where it is settled, and is
+//! refused while something of it still waits to be delivered again.
 //!
 //! Invariants:
 //! - `handed <= received <= granted`, in messages; in bytes the last message
@@ -305,6 +308,20 @@ struct Settled {
     again: u64,
     /// Whether what is delivered may have been settled on an earlier connection.
     filters: bool,
+    /// Whether something was settled since the last confirmation that could not be
+    /// named again: through a message, or in more runs than are remembered.
+    is_nameless: bool,
+}
+
+/// What is not known of what was settled on an earlier connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+enum Doubt {
+    #[default]
+    None,
+    /// Whether the broker heard of what is remembered.
+    Named,
+    /// The same, and of more that is not remembered.
+    Nameless,
 }
 
 /// When a message came again that had been given back.
@@ -363,7 +380,21 @@ impl Settled {
             self.kept = merged;
         } else {
             self.kept.drain(..KEPT_MAX / 2);
+            self.is_nameless = true;
         }
+    }
+
+    /// Adds what is remembered to what is to be told, each once however often this is
+    /// done before it is told.
+    #[cold]
+    fn name_kept(&mut self) {
+        let end = |run: &AckRun| run.first.get() + run.count.get();
+        let kept = &self.kept;
+        self.runs.retain(|run| {
+            let covers = |kept: &AckRun| kept.first <= run.first && end(run) <= end(kept);
+            !kept.iter().any(covers)
+        });
+        self.runs.extend_from_slice(kept);
     }
 
     /// Behind the highest offset of which more is known than that it was delivered.
@@ -483,6 +514,15 @@ pub(super) struct Consumer {
     /// The last confirmation asked for, and the last received.
     confirm_asked: u32,
     confirms_open: u32,
+    /// What was told last, and no confirmation asked for it or anything behind it: in
+    /// which partition, and whether it is meant with all before it.
+    told: Option<(u32, AckRun, bool)>,
+    doubt: Doubt,
+    /// Confirmations asked for that only go with the next one that is asked for, which
+    /// speaks for them too.
+    silent: Vec<u32>,
+    /// Why one of those was refused.
+    refused: Option<u16>,
     /// Whether it stands in the list of consumers with something to say.
     pub(super) listed: bool,
 }
@@ -522,6 +562,10 @@ impl Consumer {
             dirty: Vec::new(),
             confirm_asked: 0,
             confirms_open: 0,
+            told: None,
+            doubt: Doubt::None,
+            silent: Vec::new(),
+            refused: None,
             listed: false,
         }
     }
@@ -718,6 +762,7 @@ impl Consumer {
         let offset = position.offset.0;
         settled.kept_through = settled.kept_through.max(offset + 1);
         settled.pay_through(offset);
+        settled.is_nameless = true;
         if !attached {
             return Ok(());
         }
@@ -816,13 +861,53 @@ impl Consumer {
         self.phase == Phase::Open && self.attached && (!self.dirty.is_empty() || self.owes_credit())
     }
 
+    /// Names what is in doubt again, for [`Consumer::speak`] to have it confirmed, or
+    /// else the last of what was told before; not all of it if that is impossible, which
+    /// is said once.
+    pub(super) fn settle_anew(&mut self) -> Result<(), AckError> {
+        if self.doubt == Doubt::None {
+            if let Some((index, run, through)) = self.told
+                && self.dirty.is_empty()
+            {
+                let settled = &mut self.settled[index as usize];
+                let runs = if through {
+                    &mut settled.through
+                } else {
+                    &mut settled.runs
+                };
+                runs.push(run);
+                self.dirty.push(index);
+            }
+            return Ok(());
+        }
+        if self.doubt == Doubt::Nameless {
+            self.doubt = Doubt::Named;
+            return Err(AckError::Disconnected);
+        }
+        for (settled, index) in self.settled.iter_mut().zip(0..) {
+            if !settled.kept.is_empty() {
+                if settled.is_empty() {
+                    self.dirty.push(index);
+                }
+                settled.name_kept();
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether [`Consumer::speak`] has said all that was settled.
+    pub(super) fn has_told(&self) -> bool {
+        self.dirty.is_empty()
+    }
+
     /// Queues acknowledgements and the grant. With `confirm`, the last
-    /// acknowledgement asks to be confirmed: its token. Nothing is lost if the
-    /// backlog is full, only later.
+    /// acknowledgement asks to be confirmed: its token. While something is in doubt
+    /// all of them ask, and the last confirmation speaks for all. Nothing is lost if
+    /// the backlog is full, only later.
     pub(super) fn speak(&mut self, outbound: &mut Outbound, confirm: bool) -> Option<u32> {
         let mut asked = None;
         while let Some(index) = self.dirty.last().copied() {
-            let is_last = self.dirty.len() == 1;
+            let is_last = self.dirty.len() == 1 || self.doubt != Doubt::None;
             let settled = &mut self.settled[index as usize];
             let token = if confirm && is_last {
                 self.confirm_asked.wrapping_add(1).max(1)
@@ -840,6 +925,7 @@ impl Consumer {
                 if !outbound.control(self.handle.0, &fields, &[settled.through.as_bytes()]) {
                     return asked;
                 }
+                self.told = settled.through.pop().map(|last| (index, last, true));
                 settled.through.clear();
             }
             if !settled.runs.is_empty() {
@@ -853,14 +939,23 @@ impl Consumer {
                 if !outbound.control(self.handle.0, &fields, &[settled.runs.as_bytes()]) {
                     return asked;
                 }
+                self.told = settled.runs.pop().map(|last| (index, last, false));
                 settled.runs.clear();
             }
             if token != 0 {
+                self.told = None;
                 self.confirm_asked = token;
                 self.confirms_open += 1;
+                if self.doubt != Doubt::None {
+                    self.silent.push(token);
+                }
                 asked = Some(token);
             }
             self.dirty.pop();
+        }
+        if asked.is_some() {
+            // It speaks for those before it, now that all of it is said.
+            self.silent.pop();
         }
         if self.owes_credit() {
             self.grant(outbound);
@@ -893,13 +988,15 @@ impl Consumer {
 
     /// The connection is gone. Returns the tokens of the confirmations that will
     /// not come any more.
-    pub(super) fn detached(&mut self) -> core::ops::RangeInclusive<u32> {
+    pub(super) fn detached(&mut self) -> Vec<u32> {
         self.attached = false;
         self.listed = false;
         self.generation = self.generation.wrapping_add(1);
         self.prefetch.forget();
         self.prefetch.generation = self.generation;
         self.dirty.clear();
+        self.told = None;
+        self.refused = None;
         for settled in &mut self.settled {
             settled.through.clear();
             settled.runs.clear();
@@ -911,11 +1008,21 @@ impl Consumer {
             }
         }
         let open = core::mem::take(&mut self.confirms_open);
-        self.confirm_asked.wrapping_sub(open).wrapping_add(1)..=self.confirm_asked
+        let silent = core::mem::take(&mut self.silent);
+        let first = self.confirm_asked.wrapping_sub(open).wrapping_add(1);
+        let tokens = first..=self.confirm_asked;
+        tokens.filter(|token| !silent.contains(token)).collect()
     }
 
     /// The broker knows the consumer again: credit counts from the beginning.
     pub(super) fn attached(&mut self, handle: Handle) {
+        for settled in &mut self.settled {
+            if core::mem::take(&mut settled.is_nameless) {
+                self.doubt = Doubt::Nameless;
+            } else if !settled.kept.is_empty() {
+                self.doubt = self.doubt.max(Doubt::Named);
+            }
+        }
         self.attached = true;
         self.handle = handle;
         (self.granted_messages, self.granted_bytes) = (self.messages_max, self.bytes_max);
@@ -927,9 +1034,12 @@ impl Consumer {
     /// As [`Consumer::attached`], where nothing of what was settled is known.
     pub(super) fn renewed(&mut self, handle: Handle, starts: &[U64], installation: Installation) {
         self.is_known = true;
+        self.attached(handle);
+        if self.doubt != Doubt::None {
+            self.doubt = Doubt::Nameless;
+        }
         self.settled = settled_of(starts);
         self.prefetch.installation = installation;
-        self.attached(handle);
     }
 
     /// The installation does not know its subscription.
@@ -966,13 +1076,38 @@ impl Consumer {
         self.settled.len()
     }
 
-    /// The broker confirmed an acknowledgement.
-    pub(super) fn confirmed(&mut self, token: u32) -> Result<(), ProtocolFault> {
+    /// The broker confirmed an acknowledgement, or refused it. Returns whether what was
+    /// to be confirmed was refused, unless another confirmation is to tell.
+    pub(super) fn confirmed(
+        &mut self,
+        token: u32,
+        refusal: Option<u16>,
+    ) -> Result<Option<Option<u16>>, ProtocolFault> {
         if self.confirms_open == 0 {
             return Err(ProtocolFault::UnaskedConfirmation { confirm: token });
         }
         self.confirms_open -= 1;
-        Ok(())
+        if let Some(index) = self.silent.iter().position(|silent| *silent == token) {
+            self.silent.remove(index);
+            self.refused = self.refused.or(refusal);
+            return Ok(None);
+        }
+        let refusal = self.refused.take().or(refusal);
+        if refusal.is_none() && self.confirms_open == 0 {
+            self.doubt = Doubt::None;
+            if self.told.is_none() {
+                for settled in &mut self.settled {
+                    // What came since waits to be told, and is nameless all the same.
+                    settled.is_nameless &= !settled.is_empty();
+                }
+            }
+        }
+        Ok(Some(refusal))
+    }
+
+    /// Whether it is not known what came of something that was settled.
+    pub(super) fn is_in_doubt(&self) -> bool {
+        self.doubt != Doubt::None
     }
 
     pub(super) fn handle(&self) -> Handle {

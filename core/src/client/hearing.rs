@@ -318,13 +318,15 @@ impl Client {
         };
         let consumer = self.consumers.get_mut(key.0).ok_or(unknown)?;
         let confirm = fields.confirm.get();
-        consumer.confirmed(confirm)?;
         let refusal = fields.refusal.get();
-        self.events.push_back(Event::Acknowledged {
-            consumer: key,
-            confirm,
-            refusal: (refusal != 0).then_some(refusal),
-        });
+        let refusal = (refusal != 0).then_some(refusal);
+        if let Some(refusal) = consumer.confirmed(confirm, refusal)? {
+            self.events.push_back(Event::Acknowledged {
+                consumer: key,
+                confirm,
+                refusal,
+            });
+        }
         Ok(())
     }
 

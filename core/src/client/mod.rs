@@ -708,9 +708,16 @@ impl Client {
     /// the token that [`Event::Acknowledged`] will carry. `None` if nothing was
     /// settled since the last round.
     ///
+    /// What was settled on a connection that was lost is in doubt until it is
+    /// confirmed on another one: all of it is named again. As long as some of it waits
+    /// to be delivered again that is refused as [`Refusal::InvalidAck`], and should be
+    /// asked for again.
+    ///
     /// # Errors
     ///
-    /// If it is not taken.
+    /// If it is not taken. [`AckError::Disconnected`] if there is no connection, or if
+    /// something that is in doubt cannot be named again: it was settled through a
+    /// message, in too many runs, or in another installation. That is said once.
     pub fn confirm(&mut self, key: ConsumerKey) -> Result<Option<u32>, AckError> {
         let consumer = self.consumers.get_mut(key.0).ok_or(AckError::Closed)?;
         if consumer.phase != consumer::Phase::Open {
@@ -722,7 +729,31 @@ impl Client {
         if !self.outbound.has_room() {
             return Err(AckError::WouldBlock);
         }
-        Ok(consumer.speak(&mut self.outbound, true))
+        consumer.settle_anew()?;
+        let token = consumer.speak(&mut self.outbound, true);
+        if !consumer.has_told() {
+            return Err(AckError::WouldBlock);
+        }
+        Ok(token)
+    }
+
+    /// Whether the broker of this connection knows the consumer.
+    #[must_use]
+    pub fn is_consumer_attached(&self, key: ConsumerKey) -> bool {
+        self.consumers.get(key.0).is_some_and(Consumer::is_attached)
+    }
+
+    /// Whether something was settled on a connection that was lost, and not confirmed
+    /// since.
+    #[must_use]
+    pub fn is_consumer_in_doubt(&self, key: ConsumerKey) -> bool {
+        self.consumers.get(key.0).is_some_and(Consumer::is_in_doubt)
+    }
+
+    /// How long another connection is tried for when one is lost.
+    #[must_use]
+    pub fn reconnect_for(&self) -> core::time::Duration {
+        self.config.reconnect_for
     }
 
     /// Which of its connections the consumer is on: what a [`Prefetch`] of an

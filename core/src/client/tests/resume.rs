@@ -526,6 +526,122 @@ fn many_that_were_settled_one_by_one_are_all_settled_again() {
     );
 }
 
+/// The runs of offsets that were acknowledged, and the token that asks for a
+/// confirmation.
+fn acknowledged(said: &[Said]) -> Vec<(Vec<(u64, u64)>, u32)> {
+    let acks = said.iter().filter(|said| said.kind() == Kind::Acknowledge);
+    acks.map(|said| {
+        let (_, fields) = said.fields::<control::Acknowledge>();
+        let Said::Control(_, _, rest) = said else {
+            panic!()
+        };
+        let runs = &rest[16..16 + 16 * fields.runs.get() as usize];
+        let runs = <[control::AckRun]>::ref_from_bytes(runs).unwrap();
+        let runs = runs.iter().map(|run| (run.first.get(), run.count.get()));
+        (runs.collect(), fields.confirm.get())
+    })
+    .collect()
+}
+
+/// What was told and not confirmed was taken for settled when a confirmation was asked
+/// for, though the connection had been lost with it.
+#[test]
+fn what_was_told_on_a_connection_that_was_lost_is_confirmed_on_the_next() {
+    let mut script = patient();
+    let consumer = script.consumer(ConsumerRequest::new(queue("q")), 300, 2);
+    script.deliver(300, 1, 0, &[b"a", b"b", b"c"]);
+    while let Some(message) = script.client.poll_message(consumer) {
+        let position = message.position();
+        script.client.acknowledge(consumer, position).unwrap();
+    }
+    assert_eq!(acknowledged(&script.said()), [(vec![(0, 3)], 0)]);
+    // A confirmation of what was told already is one of the last of it.
+    let token = script.client.confirm(consumer).unwrap().unwrap();
+    assert_eq!(acknowledged(&script.said()), [(vec![(0, 3)], token)]);
+    script.lose();
+    script.events();
+
+    let said = script.reconnect(&welcome());
+    assert!(!script.client.is_consumer_attached(consumer));
+    let (request, _) = said[0].fields::<control::OpenConsumer>();
+    let fields = control::ConsumerOpened {
+        handle: 301.into(),
+        partitions: 2.into(),
+    };
+    let starts = [0u64.to_le_bytes(), 3u64.to_le_bytes()].concat();
+    script.say(request, &fields, &[&starts]);
+    assert!(script.client.is_consumer_in_doubt(consumer));
+    // Refused as long as something of it waits to be delivered again.
+    for refusal in [Refusal::InvalidAck.code(), 0] {
+        let token = script.client.confirm(consumer).unwrap().unwrap();
+        assert_eq!(acknowledged(&script.said()), [(vec![(0, 3)], token)]);
+        let fields = control::Acknowledged {
+            confirm: token.into(),
+            refusal: refusal.into(),
+            ..control::Acknowledged::default()
+        };
+        script.say(301, &fields, &[]);
+        assert_eq!(script.client.is_consumer_in_doubt(consumer), refusal != 0);
+    }
+    assert_eq!(script.client.confirm(consumer), Ok(None));
+}
+
+/// What had come again and waited to be settled again gave way to what was named.
+#[test]
+fn what_is_named_again_joins_what_waits_to_be_settled_again() {
+    let mut script = patient();
+    let topic = ConsumerRequest::new(Destination::parse("topic:t").unwrap());
+    let consumer = script.consumer(topic, 300, 2);
+    script.deliver(300, 0, 0, &[b"a", b"b", b"c", b"d"]);
+    let mut positions = Vec::new();
+    while let Some(message) = script.client.poll_message(consumer) {
+        positions.push(message.position());
+    }
+    script
+        .client
+        .acknowledge_through(consumer, positions[1])
+        .unwrap();
+    script.client.acknowledge(consumer, positions[3]).unwrap();
+    script.lose();
+    let said = script.reconnect(&welcome());
+    let (request, _) = said[0].fields::<control::OpenConsumer>();
+    let fields = control::ConsumerOpened {
+        handle: 301.into(),
+        partitions: 2.into(),
+    };
+    // The other partition lets the new subscription start before all of this.
+    script.say(request, &fields, &[&[0; 16]]);
+    script.deliver_again(301, 0, b"a");
+    // That it was settled through a message is said once.
+    assert_eq!(script.client.confirm(consumer), Err(AckError::Disconnected));
+    let token = script.client.confirm(consumer).unwrap().unwrap();
+    let acknowledged = acknowledged(&script.said());
+    assert_eq!(acknowledged, [(vec![(0, 1), (3, 1)], token)]);
+}
+
+#[test]
+fn what_was_settled_through_a_message_is_said_once_not_to_be_known() {
+    let mut script = patient();
+    let consumer = script.consumer(ConsumerRequest::new(queue("q")), 300, 1);
+    script.deliver(300, 0, 0, &[b"a", b"b"]);
+    script.client.poll_message(consumer).unwrap();
+    let position = script.client.poll_message(consumer).unwrap().position();
+    script
+        .client
+        .acknowledge_through(consumer, position)
+        .unwrap();
+    script.lose();
+    let said = script.reconnect(&welcome());
+    let (request, _) = said[0].fields::<control::OpenConsumer>();
+    let fields = control::ConsumerOpened {
+        handle: 301.into(),
+        partitions: 1.into(),
+    };
+    script.say(request, &fields, &[&2u64.to_le_bytes()]);
+    assert_eq!(script.client.confirm(consumer), Err(AckError::Disconnected));
+    assert_eq!(script.client.confirm(consumer), Ok(None));
+}
+
 #[test]
 fn a_subscription_that_ended_with_its_connection_goes_on_where_it_was() {
     let mut script = patient();
