@@ -72,7 +72,8 @@ fn a_connection_cut_in_any_part_of_an_answer_costs_nothing() {
     let (broker, directory) = (Broker::start("auto"), Directory::new());
     // Behind welcome, session, location and producer there are completions and credit.
     for (number, cut) in (160..245).step_by(7).enumerate() {
-        let fate = Fate::CutBehindAnswered(cut);
+        // Two messages hold a whole one, wherever they begin.
+        let fate = Fate::CutBehindAnsweredInTurn(cut, 2 * MESSAGE);
         survives(&broker, &directory, &format!("heard-{number}"), vec![fate]);
     }
 }

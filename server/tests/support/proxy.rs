@@ -19,6 +19,11 @@ pub enum Fate {
     CutBehindSent(usize),
     /// It is cut once so many bytes of the broker have passed.
     CutBehindAnswered(usize),
+    /// It is cut once so many bytes of the broker have passed; and of the client no more
+    /// pass at a time than the second number says, until the broker has answered since:
+    /// so its answers cannot all gather in one. As many have to hold something that is
+    /// answered, wherever they begin.
+    CutBehindAnsweredInTurn(usize, usize),
     /// Of the broker's answers only so many bytes pass; the client is heard on for
     /// this long, and then it is cut.
     Deaf(usize, Duration),
@@ -109,18 +114,35 @@ fn link(client: &TcpStream, broker: &str, fate: Fate, ends: &AtomicBool) {
     }
     let over = AtomicBool::new(false);
     let is_over = || over.load(Ordering::SeqCst) || ends.load(Ordering::SeqCst);
+    let mut turn = usize::MAX;
     let (up, down, deaf_for) = match fate {
         Fate::CutBehindSent(bytes) => (bytes, usize::MAX, None),
         Fate::CutBehindAnswered(bytes) => (usize::MAX, bytes, None),
+        Fate::CutBehindAnsweredInTurn(bytes, most) => {
+            turn = most;
+            (usize::MAX, bytes, None)
+        }
         Fate::Deaf(bytes, time) => (usize::MAX, bytes, Some(time)),
         Fate::Passes | Fate::Refused => (usize::MAX, usize::MAX, None),
     };
+    let answered = AtomicUsize::new(0);
     thread::scope(|scope| {
         scope.spawn(|| {
-            pass(client, &broker, up, &is_over);
+            let mut left = up;
+            while left > 0 && !is_over() {
+                let before = answered.load(Ordering::SeqCst);
+                let most = left.min(turn);
+                if pass(client, &broker, most, &is_over, &AtomicUsize::new(0)) < most {
+                    break;
+                }
+                left -= most;
+                while left > 0 && answered.load(Ordering::SeqCst) == before && !is_over() {
+                    thread::yield_now();
+                }
+            }
             over.store(true, Ordering::SeqCst);
         });
-        pass(&broker, client, down, &is_over);
+        pass(&broker, client, down, &is_over, &answered);
         if let Some(time) = deaf_for {
             let until = Instant::now() + time;
             let mut swallowed = [0; 4096];
@@ -136,21 +158,30 @@ fn link(client: &TcpStream, broker: &str, fate: Fate, ends: &AtomicBool) {
     let _closed = broker.shutdown(Shutdown::Both);
 }
 
-/// Passes at most `bytes` on.
-fn pass(mut from: &TcpStream, mut to: &TcpStream, mut bytes: usize, is_over: &dyn Fn() -> bool) {
+/// Passes at most `bytes` on, and counts them in `passed`; returns how many there were.
+fn pass(
+    mut from: &TcpStream,
+    mut to: &TcpStream,
+    bytes: usize,
+    is_over: &dyn Fn() -> bool,
+    passed: &AtomicUsize,
+) -> usize {
     let mut buffer = [0; 4096];
-    while bytes > 0 && !is_over() {
-        let most = bytes.min(buffer.len());
+    let mut left = bytes;
+    while left > 0 && !is_over() {
+        let most = left.min(buffer.len());
         match from.read(&mut buffer[..most]) {
-            Ok(0) => return,
+            Ok(0) => break,
             Ok(count) => {
                 if to.write_all(&buffer[..count]).is_err() {
-                    return;
+                    break;
                 }
-                bytes -= count;
+                left -= count;
+                passed.fetch_add(count, Ordering::SeqCst);
             }
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
-            Err(_reset) => return,
+            Err(_reset) => break,
         }
     }
+    bytes - left
 }
