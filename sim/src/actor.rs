@@ -667,6 +667,7 @@ impl Actor {
         let in_doubt = machine.is_consumer_in_doubt(key);
         if self.random.chance(slot.plan.confirms, 1000)
             && let Ok(Some(token)) = machine.confirm(key)
+            && !scene.model.is_confirmation_asked(number, token)
         {
             scene.trace.note(Fact::ConfirmAsked {
                 consumer: number,

@@ -1206,6 +1206,12 @@ impl Model {
         });
     }
 
+    /// Whether it is the last confirmation asked for, and on its way.
+    pub(crate) fn is_confirmation_asked(&self, consumer: usize, token: u32) -> bool {
+        let asked = &self.consumers[consumer].asked;
+        asked.last().is_some_and(|asked| asked.token == token)
+    }
+
     /// A confirmation will not come: its connection is lost.
     pub(crate) fn confirmation_lost(
         &mut self,

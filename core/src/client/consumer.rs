@@ -1105,6 +1105,12 @@ impl Consumer {
         Ok(Some(refusal))
     }
 
+    /// The confirmation on its way that speaks for all that was settled, if there is one.
+    pub(super) fn confirmation_on_its_way(&self) -> Option<u32> {
+        let speaks_for_all = self.dirty.is_empty() && self.told.is_none();
+        (self.confirms_open > 0 && speaks_for_all).then_some(self.confirm_asked)
+    }
+
     /// Whether it is not known what came of something that was settled.
     pub(super) fn is_in_doubt(&self) -> bool {
         self.doubt != Doubt::None

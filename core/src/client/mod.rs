@@ -705,8 +705,9 @@ impl Client {
     }
 
     /// Says what was settled now, and asks for a confirmation of the last of it:
-    /// the token that [`Event::Acknowledged`] will carry. `None` if nothing was
-    /// settled since the last round.
+    /// the token that [`Event::Acknowledged`] will carry, or that of a confirmation on
+    /// its way if nothing was settled since it was asked for. `None` if nothing
+    /// waits to be confirmed.
     ///
     /// What was settled on a connection that was lost is in doubt until it is
     /// confirmed on another one: all of it is named again. As long as some of it waits
@@ -728,6 +729,9 @@ impl Client {
         }
         if !self.outbound.has_room() {
             return Err(AckError::WouldBlock);
+        }
+        if let Some(token) = consumer.confirmation_on_its_way() {
+            return Ok(Some(token));
         }
         consumer.settle_anew()?;
         let token = consumer.speak(&mut self.outbound, true);

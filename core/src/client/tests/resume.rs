@@ -575,6 +575,10 @@ fn what_was_told_on_a_connection_that_was_lost_is_confirmed_on_the_next() {
     for refusal in [Refusal::InvalidAck.code(), 0] {
         let token = script.client.confirm(consumer).unwrap().unwrap();
         assert_eq!(acknowledged(&script.said()), [(vec![(0, 3)], token)]);
+        // Nothing is named once more while its confirmation is on its way: whoever
+        // asks often would fill the connection with it.
+        assert_eq!(script.client.confirm(consumer), Ok(Some(token)));
+        assert_eq!(acknowledged(&script.said()), []);
         let fields = control::Acknowledged {
             confirm: token.into(),
             refusal: refusal.into(),
