@@ -1,5 +1,5 @@
-//! Courser's ring beside `rtrb`'s: round trips and bursts between two threads
-//! pinned to the first two CPUs.
+//! Courser's ring beside `rtrb`'s and one of indices: round trips and bursts between
+//! two threads pinned to the first two CPUs.
 //!
 //! The groups run one after another, so a drift of the machine lies between
 //! them: for a verdict run the example `ring_ratio`, which alternates.
@@ -10,8 +10,8 @@ mod ring {
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use ring::contenders::{
-    Cpus, MESSAGE_SIZE, RECORD_SIZE, WakeCheck, courser_burst, courser_round_trips,
-    rtrb_burst_chunks, rtrb_burst_single, rtrb_round_trips,
+    Cpus, MESSAGE_SIZE, RECORD_SIZE, WakeCheck, courser_burst, courser_round_trips, index_burst,
+    index_round_trips, rtrb_burst_chunks, rtrb_burst_single, rtrb_round_trips,
 };
 
 /// Messages a burst measures at least, so that starting the peer is lost in it.
@@ -27,6 +27,9 @@ fn round_trips(criterion: &mut Criterion) {
     });
     group.bench_function("rtrb", |bencher| {
         bencher.iter_custom(|rounds| rtrb_round_trips(cpus, rounds));
+    });
+    group.bench_function("indices", |bencher| {
+        bencher.iter_custom(|rounds| index_round_trips(cpus, rounds));
     });
     group.finish();
 }
@@ -47,6 +50,9 @@ fn bursts(criterion: &mut Criterion) {
                 },
             );
         }
+        group.bench_function(format!("indices/batch {batch}"), |bencher| {
+            bencher.iter_custom(|times| index_burst(cpus, times * BURST_MIN, batch));
+        });
         group.bench_function(format!("rtrb chunks/batch {batch}/slots 64"), |bencher| {
             bencher.iter_custom(|times| {
                 rtrb_burst_chunks::<MESSAGE_SIZE>(cpus, times * BURST_MIN, batch)

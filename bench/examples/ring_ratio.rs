@@ -16,8 +16,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use contenders::{
-    Cpus, MESSAGE_SIZE, RECORD_SIZE, WakeCheck, courser_burst, courser_round_trips,
-    rtrb_burst_chunks, rtrb_burst_single, rtrb_round_trips,
+    Cpus, MESSAGE_SIZE, RECORD_SIZE, WakeCheck, courser_burst, courser_round_trips, index_burst,
+    index_round_trips, rtrb_burst_chunks, rtrb_burst_single, rtrb_round_trips,
 };
 use courser_bench::compare::PairedRatio;
 
@@ -53,6 +53,13 @@ fn main() -> ExitCode {
     trips("round trip: courser / rtrb", &|| {
         courser_round_trips(cpus, ROUNDS)
     });
+    compare(
+        "round trip: courser / indices into a pool",
+        pairs,
+        ROUNDS,
+        &|| courser_round_trips(cpus, ROUNDS),
+        &|| index_round_trips(cpus, ROUNDS),
+    );
 
     let messages = |name: &str, first: &dyn Fn() -> Duration, second: &dyn Fn() -> Duration| {
         compare(name, pairs, MESSAGES, first, second);
@@ -68,6 +75,9 @@ fn main() -> ExitCode {
         let sleeping = courser(batch, WakeCheck::Done);
         let name = |what: &str| format!("burst of {batch}: {what}");
         messages(&name("courser / rtrb chunks"), &spinning, &rtrb(batch));
+        messages(&name("courser / indices into a pool"), &spinning, &|| {
+            index_burst(cpus, MESSAGES, batch)
+        });
         messages(
             &name("courser / rtrb chunks, 72-byte slots"),
             &spinning,

@@ -1,11 +1,13 @@
-//! The same work over Courser's ring and over `rtrb`'s: round trips between two
-//! pinned threads, and bursts in one direction.
+//! The same work over Courser's ring, over `rtrb`'s, and over one of indices into a
+//! pool of bodies: round trips between two pinned threads, and bursts in one
+//! direction.
 //!
 //! Both rings have 64 KiB for data and carry 64-byte messages. Sequence numbers
 //! travel in the messages and are checked, so a ring that loses or repeats one
 //! measures nothing.
 
 use std::hint::spin_loop;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -269,6 +271,124 @@ pub(crate) fn rtrb_burst_chunks<const SLOT_SIZE: usize>(
                 };
                 let filled = chunk.fill_from_iter((next..).map(message::<SLOT_SIZE>));
                 next += filled as u64;
+            }
+        },
+    )
+}
+
+/// Bodies that both ends know, as an index ring needs them: on a line of their own
+/// each, written and read a word at a time.
+#[repr(align(64))]
+#[derive(Default)]
+struct Body([AtomicU64; MESSAGE_SIZE / 8]);
+
+impl Body {
+    #[inline]
+    fn write(&self, message: &Message) {
+        for (word, bytes) in self.0.iter().zip(message.as_chunks::<8>().0) {
+            // The ring publishes it.
+            word.store(u64::from_le_bytes(*bytes), Ordering::Relaxed);
+        }
+    }
+
+    #[inline]
+    fn sequence(&self) -> u64 {
+        self.0[0].load(Ordering::Relaxed)
+    }
+}
+
+/// Where a message lies in a pool of so many bodies.
+#[inline]
+fn place(sequence: u64, bodies: u64) -> u32 {
+    u32::try_from(sequence % bodies).expect("a small pool")
+}
+
+fn bodies() -> Vec<Body> {
+    let count = CAPACITY as usize / MESSAGE_SIZE;
+    std::iter::repeat_with(Body::default).take(count).collect()
+}
+
+/// The same over a ring of indices into a pool of bodies: what travels in the ring
+/// is 4 bytes, and a body lies where it was written.
+pub(crate) fn index_burst(cpus: Cpus, messages: u64, batch: u64) -> Duration {
+    let pool = bodies();
+    let slots = pool.len() as u64;
+    let (mut producer, mut consumer) = RingBuffer::<u32>::new(pool.len());
+    let (written, read) = (&pool, &pool);
+    pair(
+        cpus,
+        move || {
+            let mut next = 0;
+            while next < messages {
+                let count = consumer.slots();
+                if count == 0 {
+                    spin_loop();
+                    continue;
+                }
+                let chunk = consumer.read_chunk(count).expect("so many are there");
+                let (first, second) = chunk.as_slices();
+                for index in first.iter().chain(second) {
+                    assert_eq!(read[*index as usize].sequence(), next);
+                    next += 1;
+                }
+                chunk.commit_all();
+            }
+        },
+        move || {
+            let mut next = 0;
+            while next < messages {
+                let want = batch.min(messages - next);
+                let free = (producer.slots() as u64).min(want);
+                if free == 0 {
+                    spin_loop();
+                    continue;
+                }
+                // What the ring has room for was read, and its bodies with it.
+                let place = |sequence| place(sequence, slots);
+                for sequence in next..next + free {
+                    written[place(sequence) as usize].write(&message(sequence));
+                }
+                let count = usize::try_from(free).expect("a small batch");
+                let chunk = producer.write_chunk_uninit(count).expect("there is room");
+                next += chunk.fill_from_iter((next..).map(place)) as u64;
+            }
+        },
+    )
+}
+
+/// One message there and back, `rounds` times, over rings of indices.
+pub(crate) fn index_round_trips(cpus: Cpus, rounds: u64) -> Duration {
+    let (ping, pong) = (bodies(), bodies());
+    let slots = ping.len() as u64;
+    let (mut ping_in, mut ping_out) = RingBuffer::<u32>::new(ping.len());
+    let (mut pong_in, mut pong_out) = RingBuffer::<u32>::new(pong.len());
+    let place = |round| place(round, slots);
+    let (ping, pong) = (&ping, &pong);
+    pair(
+        cpus,
+        move || {
+            let mut count = 0;
+            while count < rounds {
+                if let Ok(index) = ping_out.pop() {
+                    let round = ping[index as usize].sequence();
+                    pong[place(count) as usize].write(&message(round));
+                    pong_in.push(place(count)).expect("one is in flight");
+                    count += 1;
+                }
+                spin_loop();
+            }
+        },
+        move || {
+            for round in 0..rounds {
+                ping[place(round) as usize].write(&message(round));
+                ping_in.push(place(round)).expect("one is in flight");
+                loop {
+                    spin_loop();
+                    if let Ok(index) = pong_out.pop() {
+                        assert_eq!(pong[index as usize].sequence(), round);
+                        break;
+                    }
+                }
             }
         },
     )
