@@ -13,7 +13,7 @@ use crate::error::{NotAccepted, RequestError, SendError, TrySendError};
 use crate::future::SendFuture;
 use crate::lane::Lane;
 use crate::ledger::Ledger;
-use crate::link::{Link, Wanted};
+use crate::link::{Driving, Link, Wanted};
 use crate::message::{Message, Payload};
 use crate::session::{CompletionListener, Listener, Session};
 
@@ -310,11 +310,7 @@ impl Producer {
     /// without waiting.
     #[inline]
     pub fn poll(&self) -> Option<Completion> {
-        let mut driving = self.link().take();
-        if !driving.has_polled(self.key) {
-            self.link().turn(&mut driving);
-        }
-        driving.polled(self.key)
+        self.take_looked().polled(self.key)
     }
 
     /// Appends all outcomes that are there, in order; if none is, writes and reads
@@ -322,14 +318,21 @@ impl Producer {
     /// the producer's window.
     pub fn poll_into(&self, completions: &mut Vec<Completion>) -> usize {
         let before = completions.len();
-        let mut driving = self.link().take();
-        if !driving.has_polled(self.key) {
-            self.link().turn(&mut driving);
-        }
+        let mut driving = self.take_looked();
         while let Some(completion) = driving.polled(self.key) {
             completions.push(completion);
         }
         completions.len() - before
+    }
+
+    /// The link, after a turn unless an outcome is there already.
+    #[inline]
+    fn take_looked(&self) -> Driving<'_> {
+        let mut driving = self.link().take();
+        if !driving.has_polled(self.key) {
+            self.link().turn(&mut driving);
+        }
+        driving
     }
 
     /// The next outcome in order; waits up to `timeout` for it, driving the link.

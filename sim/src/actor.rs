@@ -15,7 +15,9 @@ use courser_core::error::Refusal;
 use courser_core::frame::control::{self, Control};
 use courser_core::frame::decode::{self, Frame, Step};
 use courser_core::frame::{encode, property};
-use courser_core::id::{Installation, Offset, PartitionIndex, Position, RequestId};
+use courser_core::id::{
+    Epoch, Installation, Offset, PartitionIndex, Position, ProducerId, RequestId,
+};
 use courser_core::limits;
 use courser_core::routing;
 use courser_core::time::{Monotonic, Now};
@@ -800,12 +802,7 @@ impl Actor {
                 epoch,
                 partitions,
             } => {
-                let named = Named {
-                    installation: self.installation.unwrap_or_default(),
-                    id,
-                    epoch,
-                    partitions,
-                };
+                let named = self.named(id, epoch, partitions);
                 if let Some(slot) = self
                     .producers
                     .iter_mut()
@@ -827,12 +824,7 @@ impl Actor {
                 epoch,
                 partitions,
             } => {
-                let named = Named {
-                    installation: self.installation.unwrap_or_default(),
-                    id,
-                    epoch,
-                    partitions,
-                };
+                let named = self.named(id, epoch, partitions);
                 let slot = self
                     .producers
                     .iter()
@@ -1012,6 +1004,16 @@ impl Actor {
             };
         }
         Ok(())
+    }
+
+    /// As what the broker of this connection knows a producer.
+    fn named(&self, id: ProducerId, epoch: Epoch, partitions: u32) -> Named {
+        Named {
+            installation: self.installation.unwrap_or_default(),
+            id,
+            epoch,
+            partitions,
+        }
     }
 
     fn consumer_lost(

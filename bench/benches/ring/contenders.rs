@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use core_affinity::CoreId;
 use courser_core::ring::{Wake, ring};
-use rtrb::RingBuffer;
 use rtrb::chunks::ChunkError;
+use rtrb::{Consumer, RingBuffer};
 
 /// Bytes of a message.
 pub(crate) const MESSAGE_SIZE: usize = 64;
@@ -224,6 +224,26 @@ pub(crate) fn rtrb_burst_single(cpus: Cpus, messages: u64) -> Duration {
     )
 }
 
+/// Takes so many messages in order, all that are there at a time, read in place.
+#[inline]
+fn take_in_chunks<T>(mut consumer: Consumer<T>, messages: u64, sequence: impl Fn(&T) -> u64) {
+    let mut next = 0;
+    while next < messages {
+        let count = consumer.slots();
+        if count == 0 {
+            spin_loop();
+            continue;
+        }
+        let chunk = consumer.read_chunk(count).expect("so many are there");
+        let (first, second) = chunk.as_slices();
+        for slot in first.iter().chain(second) {
+            assert_eq!(sequence(slot), next);
+            next += 1;
+        }
+        chunk.commit_all();
+    }
+}
+
 /// The same in batches of `batch` over `rtrb`: chunks, each committed once and
 /// read in place.
 ///
@@ -235,26 +255,10 @@ pub(crate) fn rtrb_burst_chunks<const SLOT_SIZE: usize>(
     batch: u64,
 ) -> Duration {
     let slots = CAPACITY as usize / SLOT_SIZE;
-    let (mut producer, mut consumer) = RingBuffer::<[u8; SLOT_SIZE]>::new(slots);
+    let (mut producer, consumer) = RingBuffer::<[u8; SLOT_SIZE]>::new(slots);
     pair(
         cpus,
-        move || {
-            let mut next = 0;
-            while next < messages {
-                let count = consumer.slots();
-                if count == 0 {
-                    spin_loop();
-                    continue;
-                }
-                let chunk = consumer.read_chunk(count).expect("so many are there");
-                let (first, second) = chunk.as_slices();
-                for message in first.iter().chain(second) {
-                    assert_eq!(sequence(message), next);
-                    next += 1;
-                }
-                chunk.commit_all();
-            }
-        },
+        move || take_in_chunks(consumer, messages, |message| sequence(message)),
         move || {
             let mut next = 0;
             while next < messages {
@@ -313,27 +317,11 @@ fn bodies() -> Vec<Body> {
 pub(crate) fn index_burst(cpus: Cpus, messages: u64, batch: u64) -> Duration {
     let pool = bodies();
     let slots = pool.len() as u64;
-    let (mut producer, mut consumer) = RingBuffer::<u32>::new(pool.len());
+    let (mut producer, consumer) = RingBuffer::<u32>::new(pool.len());
     let (written, read) = (&pool, &pool);
     pair(
         cpus,
-        move || {
-            let mut next = 0;
-            while next < messages {
-                let count = consumer.slots();
-                if count == 0 {
-                    spin_loop();
-                    continue;
-                }
-                let chunk = consumer.read_chunk(count).expect("so many are there");
-                let (first, second) = chunk.as_slices();
-                for index in first.iter().chain(second) {
-                    assert_eq!(read[*index as usize].sequence(), next);
-                    next += 1;
-                }
-                chunk.commit_all();
-            }
-        },
+        move || take_in_chunks(consumer, messages, |index| read[*index as usize].sequence()),
         move || {
             let mut next = 0;
             while next < messages {

@@ -240,17 +240,17 @@ impl Link {
         if !holder.waiters.woken.is_empty() {
             return self.let_go_and_wake(holder);
         }
-        if let Err(still) = holder.release() {
-            self.look_again(still);
+        if let Err(mut still) = holder.release() {
+            self.look_again(&mut still);
+            self.let_go_and_wake(still);
         }
     }
 
     /// Somebody put something into a lane meanwhile.
     #[cold]
-    fn look_again(&self, mut holder: Holder<'_, State>) {
-        self.drain(&mut holder);
-        holder.write();
-        self.let_go_and_wake(holder);
+    fn look_again(&self, state: &mut State) {
+        self.drain(state);
+        state.write();
     }
 
     #[cold]
@@ -267,8 +267,7 @@ impl Link {
                 Err(still) => {
                     holder = still;
                     holder.waiters.woken.extend(woken);
-                    self.drain(&mut holder);
-                    holder.write();
+                    self.look_again(&mut holder);
                 }
             }
         }
