@@ -20,6 +20,7 @@ mod blocks;
 mod burst;
 mod consumer;
 mod credit;
+mod destination;
 mod egress;
 mod identity;
 mod intake;

@@ -1,20 +1,17 @@
 //! Sessions and the requests of the control plane.
 
 use super::consumer::{OpenConsumer, Sharing, Start};
-use super::credit::RESERVE_FACTOR;
-use super::producer::{OpenProducer, kept_chunks};
-use super::{Fault, Local, Rejection, Shard};
+use super::producer::OpenProducer;
+use super::{Fault, Rejection, Shard};
 use crate::auth::{self, Operation, Target};
 use crate::catalog::Wanted;
 use crate::counters::Counter;
 use crate::error::Refusal;
 use crate::frame::control::{self, Control, Located, Pong, SessionClosed, SessionOpened};
 use crate::frame::decode;
-use crate::id::{DestinationNumber, Handle, Offset, PartitionIndex, ProducerId, RequestId};
+use crate::id::{Handle, Offset, ProducerId, RequestId};
 use crate::limits;
 use crate::name::{self, Destination, DestinationKind};
-use crate::partition::Partition;
-use crate::partition::log::Address;
 use crate::time::Now;
 
 /// What belongs together towards one application: the unit of callback order, of
@@ -367,38 +364,5 @@ impl Shard {
         self.links.get(link).is_none_or(|link| {
             link.producers.len() + link.consumers.len() >= limits::HANDLES_PER_LINK_MAX as usize
         })
-    }
-
-    /// The local half of a destination that is new in the catalogue.
-    pub(super) fn create_local(&mut self, number: DestinationNumber) -> Result<(), Rejection> {
-        let entry = self.catalog.entry(number);
-        let (shape, kind) = (entry.shape, entry.destination.kind);
-        let partitions = (0..shape.partitions)
-            .map(|partition| {
-                let address = Address {
-                    destination: number,
-                    partition: PartitionIndex(partition),
-                };
-                Partition::new(address, shape.retain)
-            })
-            .collect();
-        self.partitions += shape.partitions as usize;
-        let kept = shape.partitions as usize * kept_chunks(shape.retain);
-        self.kept += kept;
-        self.retained += u64::from(shape.partitions) * shape.retain * RESERVE_FACTOR;
-        self.locals.push(Local {
-            partitions,
-            kept,
-            queued: vec![false; shape.partitions as usize],
-            paused: vec![false; shape.partitions as usize],
-            subscriptions: Vec::new(),
-            producers: 0,
-            consumers: 0,
-            stored: 0,
-        });
-        if kind == DestinationKind::Queue {
-            self.subscribe(number, None, Start::Earliest, Sharing::Several)?;
-        }
-        Ok(())
     }
 }
