@@ -12,7 +12,7 @@
 //! |---|---|
 //! | 0 | `limits` `id` `time` `error` `name` `routing` `sync` |
 //! | 1 | `ring` `memory` `slab` `pieces` |
-//! | 2 | `completion` `frame` `counters` |
+//! | 2 | `completion` `frame` `counters` `mesh` |
 //! | 3 | `partition` `subscription` `catalog` `auth` |
 //! | 4 | `shard` `door` `client` |
 
@@ -27,6 +27,7 @@ pub mod frame;
 pub mod id;
 pub mod limits;
 pub mod memory;
+pub mod mesh;
 pub mod name;
 pub mod partition;
 pub mod pieces;

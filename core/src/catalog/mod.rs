@@ -3,6 +3,8 @@
 //! A destination's shape (kind, name, partitions, retention) is fixed when it is
 //! created; its number is never given to another one.
 
+pub mod placement;
+
 use foldhash::quality::SeedableRandomState;
 use hashbrown::HashMap;
 

@@ -111,6 +111,12 @@ impl Reader {
         self.region.header().writer_wake.check()
     }
 
+    /// Whether something is published that was not read.
+    #[inline]
+    pub fn has_more(&self) -> bool {
+        self.region.header().writer.position.load(Ordering::Acquire) != self.consumed
+    }
+
     /// Whether the writer has gone and everything it published is read.
     pub fn is_closed(&self) -> bool {
         let writer = &self.region.header().writer;

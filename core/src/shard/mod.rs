@@ -16,6 +16,7 @@
 //! What it does not do: read clocks, touch sockets, allocate per message.
 
 mod admin;
+mod backlog;
 mod blocks;
 mod burst;
 mod consumer;
@@ -24,6 +25,7 @@ mod destination;
 mod egress;
 mod identity;
 mod intake;
+mod mesh;
 mod positions;
 mod producer;
 mod remembered;
@@ -55,6 +57,7 @@ use blocks::Blocks;
 use consumer::{Consumer, Subscription};
 use egress::{Egress, NoRoom, Pin};
 use intake::Intake;
+use mesh::Mesh;
 use producer::Producer;
 use remembered::Remembered;
 use returns::Returns;
@@ -290,6 +293,8 @@ pub struct Shard {
     plan: MemoryPlan,
     arena: Arena,
     catalog: Catalog,
+    /// The other shards.
+    mesh: Mesh,
     locals: Vec<Local>,
     /// Chunks of the arena for what waits to leave.
     blocks: Blocks,
@@ -361,6 +366,7 @@ impl Shard {
             plan,
             arena: Arena::try_new(chunks).ok_or(Refusal::OutOfMemory)?,
             catalog: Catalog::new(config.hash_seed),
+            mesh: Mesh::alone(),
             locals: Vec::new(),
             blocks: Blocks::new(plan.egress_chunks()),
             partitions: 0,
@@ -543,6 +549,7 @@ impl Shard {
             }
         }
         self.dirty.clear();
+        self.send_off();
     }
 
     /// What is to be done, until `None`.
@@ -716,6 +723,7 @@ impl Shard {
         for (_, link) in self.links.iter() {
             owned += link.egress.chunks() + link.intake.chunks();
         }
+        owned += self.mesh.chunks();
         let lent = self.arena.chunks() as usize - self.arena.free();
         assert_eq!(owned, lent, "every chunk that is lent has an owner");
         self.audit_tables();

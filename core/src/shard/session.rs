@@ -195,7 +195,10 @@ impl Shard {
         let partitions = found.map_or(0, |number| self.catalog.entry(number).shape.partitions);
         let located = Located {
             exists: u8::from(found.is_some()),
-            shard: self.config.shard.0.into(),
+            shard: found
+                .map_or(self.config.shard, |number| self.mesh.placement.home(number))
+                .0
+                .into(),
             partitions: partitions.into(),
             ..Default::default()
         };

@@ -1,0 +1,321 @@
+//! Towards the other shards: records out, records in.
+//!
+//! ```text
+//!  a turn:   meet ─ outcomes of all neighbours, then requests, then deliveries
+//!            ...    what the turn has for others is written into their rings
+//!            send_off ─ published once per ring; `next_wake` says to whom
+//! ```
+//!
+//! A record is a head, the fields of its kind and a tail. The other side is the same
+//! program in the same process, so what comes in is obeyed and not doubted; a record
+//! that cannot be is a broken invariant.
+//!
+//! Nothing here waits. What finds no room in a ring lies in a backlog until there is
+//! some; what comes in is copied where it belongs before the next record is looked at.
+
+#![allow(dead_code)] // What writes records comes with the producers.
+
+use core::fmt;
+
+use zerocopy::little_endian::{U16, U32};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use super::Shard;
+use super::backlog::Backlog;
+use crate::catalog::placement::Placement;
+use crate::id::{Handle, ShardIndex};
+use crate::memory::Arena;
+use crate::mesh::{Ends, Neighbour};
+use crate::ring::{ClaimError, FRAGMENT_SIZE_MAX, Reader, Writer};
+use crate::time::Now;
+
+/// What every record begins with.
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub(super) struct Head {
+    /// Which of its ring's kinds it is.
+    pub(super) kind: u8,
+    pub(super) flags: u8,
+    pub(super) reserved: U16,
+    /// What it is about: a handle of the reader's, or a token of the asker's.
+    pub(super) subject: U32,
+}
+
+/// Bytes of a record's head.
+pub(super) const HEAD_SIZE: usize = size_of::<Head>();
+/// Bytes that a record has at most behind its head.
+pub(super) const BODY_MAX: usize = FRAGMENT_SIZE_MAX as usize - HEAD_SIZE;
+
+/// One of a neighbour's rings, towards it.
+#[derive(Debug)]
+pub(super) struct Outlet {
+    writer: Writer,
+    backlog: Backlog,
+    /// Something was written that is not published.
+    fresh: bool,
+}
+
+impl Outlet {
+    fn new(writer: Writer) -> Self {
+        Self {
+            writer,
+            backlog: Backlog::default(),
+            fresh: false,
+        }
+    }
+
+    /// Writes the record that `parts` make up behind a head.
+    #[inline]
+    pub(super) fn write(&mut self, arena: &mut Arena, head: &Head, parts: &[&[u8]]) {
+        let size = HEAD_SIZE + parts.iter().map(|part| part.len()).sum::<usize>();
+        self.fresh = true;
+        if self.backlog.is_empty()
+            && let Ok(mut claim) = self.writer.claim(size)
+        {
+            let (start, mut rest) = claim.split_at_mut(HEAD_SIZE);
+            start.copy_from_slice(head.as_bytes());
+            for part in parts {
+                let (place, behind) = rest.split_at_mut(part.len());
+                place.copy_from_slice(part);
+                rest = behind;
+            }
+            claim.commit();
+            return;
+        }
+        let mut all = [head.as_bytes(), &[], &[], &[]];
+        all[1..=parts.len()].copy_from_slice(parts);
+        self.backlog.push(arena, &all);
+    }
+
+    /// Moves what lies in the backlog into the ring as far as it goes, and shows the
+    /// reader all of it; whether there was anything.
+    #[inline]
+    fn send_off(&mut self, arena: &mut Arena) -> bool {
+        if !self.backlog.is_empty() {
+            let writer = &mut self.writer;
+            let mut moved = false;
+            self.backlog
+                .drain(arena, |record| match writer.push(record) {
+                    Ok(()) => {
+                        moved = true;
+                        true
+                    }
+                    Err(ClaimError::Full { .. }) => false,
+                    Err(error) => panic!("a record fits its ring: {error}"),
+                });
+            self.fresh |= moved;
+        }
+        if core::mem::take(&mut self.fresh) {
+            self.writer.publish_quietly();
+            return true;
+        }
+        false
+    }
+
+    fn chunks(&self) -> usize {
+        self.backlog.chunks()
+    }
+}
+
+/// Another shard.
+pub(super) struct Peer {
+    pub(super) shard: ShardIndex,
+    pub(super) requests: Outlet,
+    pub(super) outcomes: Outlet,
+    pub(super) deliveries: Outlet,
+    /// Taken out while they are read.
+    requests_in: Option<Reader>,
+    outcomes_in: Option<Reader>,
+    deliveries_in: Option<Reader>,
+    /// Its doorbell is to be rung.
+    wakes: bool,
+}
+
+impl fmt::Debug for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Peer")
+            .field("shard", &self.shard)
+            .finish_non_exhaustive()
+    }
+}
+
+impl From<Neighbour> for Peer {
+    fn from(neighbour: Neighbour) -> Self {
+        Self {
+            shard: neighbour.shard,
+            requests: Outlet::new(neighbour.requests_out),
+            outcomes: Outlet::new(neighbour.outcomes_out),
+            deliveries: Outlet::new(neighbour.deliveries_out),
+            requests_in: Some(neighbour.requests_in),
+            outcomes_in: Some(neighbour.outcomes_in),
+            deliveries_in: Some(neighbour.deliveries_in),
+            wakes: false,
+        }
+    }
+}
+
+impl Peer {
+    fn reader(&mut self, lane: Lane) -> &mut Option<Reader> {
+        match lane {
+            Lane::Outcomes => &mut self.outcomes_in,
+            Lane::Requests => &mut self.requests_in,
+            Lane::Deliveries => &mut self.deliveries_in,
+        }
+    }
+
+    fn has_mail(&self) -> bool {
+        [&self.requests_in, &self.outcomes_in, &self.deliveries_in]
+            .into_iter()
+            .flatten()
+            .any(Reader::has_more)
+    }
+
+    fn has_backlog(&self) -> bool {
+        [&self.requests, &self.outcomes, &self.deliveries]
+            .iter()
+            .any(|outlet| !outlet.backlog.is_empty())
+    }
+}
+
+/// All other shards.
+#[derive(Debug)]
+pub(super) struct Mesh {
+    pub(super) placement: Placement,
+    /// In the order of the shards, without this one.
+    pub(super) peers: Vec<Peer>,
+}
+
+impl Mesh {
+    pub(super) fn alone() -> Self {
+        Self {
+            placement: Placement::new(1),
+            peers: Vec::new(),
+        }
+    }
+
+    /// Chunks of the arena that wait to be read by others.
+    pub(super) fn chunks(&self) -> usize {
+        self.peers
+            .iter()
+            .map(|peer| peer.requests.chunks() + peer.outcomes.chunks() + peer.deliveries.chunks())
+            .sum()
+    }
+}
+
+/// Which of a neighbour's rings is read.
+#[derive(Clone, Copy, Debug)]
+enum Lane {
+    Outcomes,
+    Requests,
+    Deliveries,
+}
+
+impl Shard {
+    /// Makes the shard one of several; called before anything else.
+    ///
+    /// # Panics
+    ///
+    /// If the ends are another shard's.
+    pub fn join(&mut self, ends: Ends) {
+        assert_eq!(ends.shard(), self.config.shard, "a shard has its own ends");
+        self.mesh.placement = Placement::new(ends.shards());
+        self.mesh.peers = ends.neighbours.into_iter().map(Peer::from).collect();
+    }
+
+    /// How many shards there are.
+    #[must_use]
+    pub fn shards(&self) -> u16 {
+        self.mesh.placement.shards()
+    }
+
+    /// Takes in what other shards have sent; returns how many records that were. What
+    /// became of our own requests goes first: it frees places, and can leave in this
+    /// same turn.
+    #[inline]
+    pub fn meet(&mut self, now: Now) -> u32 {
+        if self.mesh.peers.is_empty() {
+            return 0;
+        }
+        let mut records = 0;
+        for lane in [Lane::Outcomes, Lane::Requests, Lane::Deliveries] {
+            for peer in 0..self.mesh.peers.len() {
+                records += self.read(now, peer, lane);
+            }
+        }
+        records
+    }
+
+    /// Whether nothing of other shards waits to be read, and nothing for them waits
+    /// for room: only then may the thread sleep.
+    #[must_use]
+    pub fn mesh_is_empty(&self) -> bool {
+        (self.mesh.peers.iter()).all(|peer| !peer.has_mail() && !peer.has_backlog())
+    }
+
+    /// The next shard that got something since this was last asked: it is to be woken
+    /// if it sleeps.
+    #[inline]
+    pub fn next_wake(&mut self) -> Option<ShardIndex> {
+        let peer = self.mesh.peers.iter_mut().find(|peer| peer.wakes)?;
+        peer.wakes = false;
+        Some(peer.shard)
+    }
+
+    /// Shows the others what this turn had for them.
+    #[inline]
+    pub(super) fn send_off(&mut self) {
+        for peer in &mut self.mesh.peers {
+            let arena = &mut self.arena;
+            let sent = peer.outcomes.send_off(arena)
+                | peer.requests.send_off(arena)
+                | peer.deliveries.send_off(arena);
+            peer.wakes |= sent;
+        }
+    }
+
+    fn read(&mut self, now: Now, peer: usize, lane: Lane) -> u32 {
+        let Some(mut reader) = self.mesh.peers[peer].reader(lane).take() else {
+            return 0;
+        };
+        let mut records = 0;
+        if reader.has_more() {
+            let mut batch = reader.batch().expect("another shard's ring is sound");
+            while let Some(record) = batch
+                .next_fragment()
+                .expect("another shard's ring is sound")
+            {
+                let (head, body) =
+                    Head::read_from_prefix(record).expect("a record begins with its head");
+                match lane {
+                    Lane::Outcomes => self.outcome(now, peer, head, body),
+                    Lane::Requests => self.request(now, peer, head, body),
+                    Lane::Deliveries => self.delivery(now, peer, head, body),
+                }
+                records += 1;
+            }
+        }
+        *self.mesh.peers[peer].reader(lane) = Some(reader);
+        records
+    }
+
+    fn outcome(&mut self, _now: Now, _peer: usize, head: Head, _body: &[u8]) {
+        unknown("outcome", head);
+    }
+
+    fn request(&mut self, _now: Now, _peer: usize, head: Head, _body: &[u8]) {
+        unknown("request", head);
+    }
+
+    fn delivery(&mut self, _now: Now, _peer: usize, head: Head, _body: &[u8]) {
+        unknown("delivery", head);
+    }
+}
+
+#[cold]
+fn unknown(what: &str, head: Head) -> ! {
+    panic!(
+        "another shard sent a {what} of kind {} about {}, which there is not",
+        head.kind,
+        Handle(head.subject.get())
+    )
+}
