@@ -48,7 +48,8 @@ number! {
     PartitionIndex(u32)
 }
 number! {
-    /// A destination's number in the catalogue, never reused.
+    /// A destination's number in the catalogue, never reused: a slot, and which of
+    /// its tenants is meant.
     DestinationNumber(u32)
 }
 number! {
@@ -66,6 +67,36 @@ impl ShardIndex {
     #[must_use]
     pub fn first_number(self) -> u64 {
         (u64::from(self.0) << 48) + 1
+    }
+}
+
+impl DestinationNumber {
+    /// How many bits of a number name the slot of the tables that destinations stand
+    /// in. The others count how often the slot was given out.
+    pub const SLOT_BITS: u32 = 12;
+    /// One more than the largest slot.
+    pub const SLOTS: u32 = 1 << Self::SLOT_BITS;
+    /// How often a slot can be given out.
+    pub const TENANTS: u32 = (1 << (32 - Self::SLOT_BITS)) - 1;
+    /// The number of none: one more than the last tenant of a slot.
+    pub const NONE: Self = Self(u32::MAX);
+
+    /// The number of a slot's tenant.
+    #[must_use]
+    pub const fn new(slot: u32, tenant: u32) -> Self {
+        Self((tenant << Self::SLOT_BITS) | (slot % Self::SLOTS))
+    }
+
+    /// The index into tables of destinations.
+    #[must_use]
+    pub const fn slot(self) -> usize {
+        (self.0 % Self::SLOTS) as usize
+    }
+
+    /// How often the slot was given out before.
+    #[must_use]
+    pub const fn tenant(self) -> u32 {
+        self.0 >> Self::SLOT_BITS
     }
 }
 

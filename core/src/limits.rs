@@ -93,6 +93,7 @@ pub const SEND_TIMEOUT: Duration = Duration::from_secs(3);
 /// The most time an orderly stop may take.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
+const _: () = assert!(DESTINATIONS_MAX <= crate::id::DestinationNumber::SLOTS);
 const _: () = assert!(FRAME_SIZE_MAX > BODY_SIZE_MAX);
 const _: () = assert!(CREDIT_INITIAL < IN_FLIGHT_BYTES_MAX);
 const _: () = assert!(

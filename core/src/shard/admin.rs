@@ -5,7 +5,7 @@ use crate::auth::{self, Operation, Target};
 use crate::error::Refusal;
 use crate::frame::control::{Stats, StatsRow};
 use crate::frame::padded;
-use crate::id::{Handle, RequestId};
+use crate::id::{DestinationNumber, Handle, RequestId};
 use crate::limits;
 use crate::memory::CHUNK;
 use crate::time::Now;
@@ -52,11 +52,13 @@ impl Shard {
         }
         let fields = Stats {
             counters: u32::try_from(counters.len()).unwrap_or(u32::MAX).into(),
-            remaining: u32::try_from(self.locals.len()).unwrap_or(u32::MAX).into(),
+            remaining: u32::try_from(self.catalog.entries().len())
+                .unwrap_or(u32::MAX)
+                .into(),
             ..Stats::default()
         };
         self.answer(now, link, request.0, &fields, &[&tail])?;
-        if !self.locals.is_empty() {
+        if !self.catalog.entries().is_empty() {
             self.reports.push_back(Report {
                 link,
                 request,
@@ -101,7 +103,7 @@ impl Shard {
         }
         let mut tail = Vec::with_capacity(ROWS_SIZE_MAX);
         let mut rows = 0u32;
-        while report.next < self.locals.len() {
+        while report.next < self.catalog.entries().len() {
             let entry = &self.catalog.entries()[report.next];
             let name = entry.destination.name.as_bytes();
             if tail.len() + size_of::<StatsRow>() + padded(name.len()) > ROWS_SIZE_MAX {
@@ -113,7 +115,7 @@ impl Shard {
             rows += 1;
             report.next += 1;
         }
-        let remaining = self.locals.len() - report.next;
+        let remaining = self.catalog.entries().len() - report.next;
         let fields = Stats {
             rows: rows.into(),
             remaining: u32::try_from(remaining).unwrap_or(u32::MAX).into(),
@@ -134,8 +136,9 @@ impl Shard {
     }
 
     fn row(&self, index: usize) -> StatsRow {
-        let entry = &self.catalog.entries()[index];
-        let local = &self.locals[index];
+        let number = DestinationNumber(u32::try_from(index).unwrap_or(u32::MAX));
+        let entry = self.catalog.entry(number);
+        let local = &self.locals[number];
         let unsettled = local
             .partitions
             .iter()

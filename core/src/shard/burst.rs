@@ -146,7 +146,7 @@ impl Shard {
             return 0;
         }
         let (handle, partition) = (Handle(due.handle), PartitionIndex(due.partition));
-        let local = &mut self.locals[room.destination.0 as usize];
+        let local = &mut self.locals[room.destination];
         let stored = &mut local.partitions[partition.0 as usize];
         let claims = stored.claims();
         let frames = &bytes[..size];
@@ -210,7 +210,7 @@ impl Shard {
         let destination = identity.destination;
         let target = Target::Destination(destination);
         auth::authorize(self.principal(link), Operation::Send, target).ok()?;
-        let local = &self.locals[destination.0 as usize];
+        let local = &self.locals[destination];
         let log = &local.partitions[first.partition as usize].log;
         let credit = usize::try_from(producer.credit.outstanding_bytes()).unwrap_or(usize::MAX);
         Some(Room {

@@ -123,7 +123,7 @@ impl Shard {
             Wanted::default(),
             Operation::Consume,
         )?;
-        let partitions = self.locals[destination.0 as usize].partitions.len();
+        let partitions = self.locals[destination].partitions.len();
         let size = tables::consumer_size(partitions);
         if !self.opened.has(size) {
             return Err(Rejection::request(
@@ -184,7 +184,7 @@ impl Shard {
         start: Start,
         sharing: Sharing,
     ) -> Result<Handle, Rejection> {
-        let partitions = self.locals[destination.0 as usize].partitions.len();
+        let partitions = self.locals[destination].partitions.len();
         let size = tables::subscription_size(partitions);
         if !self.parts.has(size) {
             return Err(tables::no_memory_for_subscriptions());
@@ -202,7 +202,7 @@ impl Shard {
             .insert(subscription)
             .map_err(|_| Refusal::ResourceAllocation)?;
         self.parts.take(size);
-        let local = &mut self.locals[destination.0 as usize];
+        let local = &mut self.locals[destination];
         local.subscriptions.push(handle);
         for partition in &mut local.partitions {
             let from = match start {
@@ -222,7 +222,7 @@ impl Shard {
     ) -> Result<Handle, Rejection> {
         let name = Some(open.subscription).filter(|name| !name.is_empty());
         let is_queue = self.is_queue(destination);
-        let found = self.locals[destination.0 as usize]
+        let found = self.locals[destination]
             .subscriptions
             .iter()
             .find_map(|handle| {
@@ -257,7 +257,7 @@ impl Shard {
         } else {
             consumer.delivered_messages
         };
-        let local = &mut self.locals[consumer.destination.0 as usize];
+        let local = &mut self.locals[consumer.destination];
         local.consumers -= 1;
         self.opened
             .give(tables::consumer_size(local.partitions.len()));
@@ -287,7 +287,7 @@ impl Shard {
             return;
         }
         if let Some(subscription) = self.subscriptions.remove(handle) {
-            let local = &mut self.locals[subscription.destination.0 as usize];
+            let local = &mut self.locals[subscription.destination];
             let Some(place) = local.place_of(handle) else {
                 return;
             };
@@ -349,7 +349,7 @@ impl Shard {
         )
         .err();
         let index = fields.partition.get() as usize;
-        let local = &mut self.locals[destination.0 as usize];
+        let local = &mut self.locals[destination];
         let partition = local
             .partitions
             .get_mut(index)
@@ -425,8 +425,8 @@ impl Shard {
     pub(super) fn dispatch(&mut self, now: Now) {
         let mut budget = RUNS_PER_TURN;
         while let Some((destination, index)) = self.ready.pop_front() {
-            self.locals[destination.0 as usize].queued[index.0 as usize] = false;
-            let parts = self.locals[destination.0 as usize].partitions[index.0 as usize]
+            self.locals[destination].queued[index.0 as usize] = false;
+            let parts = self.locals[destination].partitions[index.0 as usize]
                 .parts
                 .len();
             for part in 0..parts {
@@ -451,7 +451,7 @@ impl Shard {
         place: usize,
     ) -> bool {
         let may_deliver = self.may_deliver();
-        let partition = &mut self.locals[destination.0 as usize].partitions[index.0 as usize];
+        let partition = &mut self.locals[destination].partitions[index.0 as usize];
         let log = &mut partition.log;
         let (subscription, part) = &mut partition.parts[place];
         if !part.ready(log) {
@@ -563,7 +563,7 @@ impl Shard {
     /// Puts a partition into the list of those that may have something ready.
     #[inline]
     pub(super) fn queue(&mut self, destination: DestinationNumber, partition: PartitionIndex) {
-        let local = &mut self.locals[destination.0 as usize];
+        let local = &mut self.locals[destination];
         if local.consumers > 0 && !local.queued[partition.0 as usize] {
             local.queued[partition.0 as usize] = true;
             self.ready.push_back((destination, partition));
@@ -571,7 +571,7 @@ impl Shard {
     }
 
     fn queue_destination(&mut self, destination: DestinationNumber) {
-        let partitions = self.locals[destination.0 as usize].partitions.len();
+        let partitions = self.locals[destination].partitions.len();
         for partition in 0..u32::try_from(partitions).unwrap_or(u32::MAX) {
             self.queue(destination, PartitionIndex(partition));
         }
@@ -585,7 +585,7 @@ impl Shard {
 
     /// The part of a subscription, if the partition exists and it has one there.
     pub(super) fn part_mut(&mut self, address: PartAddress) -> Option<&mut Part> {
-        self.locals[address.destination.0 as usize]
+        self.locals[address.destination]
             .partitions
             .get_mut(address.partition.0 as usize)?
             .part_mut(address.subscription)

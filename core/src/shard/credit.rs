@@ -247,7 +247,7 @@ impl Shard {
     /// Whether a destination holds all the memory that it may, beside the chunks that
     /// its partitions keep however little is in them.
     fn is_full(&self, destination: DestinationNumber) -> bool {
-        let local = &self.locals[destination.0 as usize];
+        let local = &self.locals[destination];
         let beside = local.chunks().saturating_sub(local.kept);
         (beside * CHUNK) as u64 >= self.plan.destination
     }

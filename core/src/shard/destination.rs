@@ -2,7 +2,8 @@
 
 use super::consumer::{Sharing, Start};
 use super::credit::RESERVE_FACTOR;
-use super::{Local, Rejection, Shard, tables};
+use super::locals::Local;
+use super::{Rejection, Shard, tables};
 use crate::auth::{self, Operation, Target};
 use crate::catalog::{Resolved, Wanted};
 use crate::error::Refusal;
@@ -100,16 +101,7 @@ impl Shard {
         let kept = shape.partitions as usize * kept_chunks(shape.retain);
         self.kept += kept;
         self.retained += u64::from(shape.partitions) * shape.retain * RESERVE_FACTOR;
-        self.locals.push(Local {
-            partitions,
-            kept,
-            queued: vec![false; shape.partitions as usize],
-            paused: vec![false; shape.partitions as usize],
-            subscriptions: Vec::new(),
-            producers: 0,
-            consumers: 0,
-            stored: 0,
-        });
+        self.locals.put(Local::new(number, partitions, kept));
         if kind == DestinationKind::Queue {
             self.subscribe(number, None, Start::Earliest, Sharing::Several)?;
         }

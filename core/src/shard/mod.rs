@@ -25,6 +25,7 @@ mod destination;
 mod egress;
 mod identity;
 mod intake;
+mod locals;
 mod mesh;
 mod positions;
 mod producer;
@@ -50,13 +51,13 @@ use crate::frame::{self, VERSION};
 use crate::id::{DestinationNumber, Handle, Installation, LinkNumber, PartitionIndex, ShardIndex};
 use crate::limits;
 use crate::memory::{Arena, CHUNK};
-use crate::partition::Partition;
 use crate::slab::Slab;
 use crate::time::{Monotonic, Now};
 use blocks::Blocks;
 use consumer::{Consumer, Subscription};
-use egress::{Egress, NoRoom, Pin};
+use egress::{Egress, NoRoom};
 use intake::Intake;
+use locals::{Local, Locals};
 use mesh::Mesh;
 use producer::Producer;
 use remembered::Remembered;
@@ -201,39 +202,6 @@ struct Link {
     progress: Monotonic,
 }
 
-/// A destination's local half.
-#[derive(Debug)]
-struct Local {
-    partitions: Vec<Partition>,
-    /// Chunks that they keep however little is in them.
-    kept: usize,
-    /// Each partition, whether it stands in the list of ready ones.
-    queued: Vec<bool>,
-    /// Each partition, whether it stands in the list of those that wait for memory.
-    paused: Vec<bool>,
-    /// In the order of their parts in each partition.
-    subscriptions: Vec<Handle>,
-    producers: u32,
-    consumers: u32,
-    stored: u64,
-}
-
-impl Local {
-    /// Where the parts of `subscription` stand in each partition.
-    fn place_of(&self, subscription: Handle) -> Option<usize> {
-        self.subscriptions
-            .iter()
-            .position(|other| *other == subscription)
-    }
-
-    fn chunks(&self) -> usize {
-        self.partitions
-            .iter()
-            .map(|partition| partition.log.chunks())
-            .sum()
-    }
-}
-
 /// What a peer did, or which limit it met.
 #[derive(Debug)]
 struct Fault {
@@ -296,6 +264,7 @@ pub struct Shard {
     /// The other shards.
     mesh: Mesh,
     locals: Vec<Local>,
+    locals: Locals,
     /// Chunks of the arena for what waits to leave.
     blocks: Blocks,
     /// Partitions of all destinations: each may hold a chunk.
@@ -368,6 +337,7 @@ impl Shard {
             catalog: Catalog::new(config.hash_seed),
             mesh: Mesh::alone(),
             locals: Vec::new(),
+            locals: Locals::default(),
             blocks: Blocks::new(plan.egress_chunks()),
             partitions: 0,
             kept: 0,
@@ -469,7 +439,7 @@ impl Shard {
         let (arena, blocks) = (&mut self.arena, &mut self.blocks);
         entry
             .egress
-            .sent(arena, blocks, bytes, |arena, pin| unpin(locals, arena, pin));
+            .sent(arena, blocks, bytes, |arena, pin| locals.unpin(arena, pin));
         self.counters.add(Counter::BytesSent, bytes as u64);
         let worth_filling = entry.starved && entry.egress.is_worth_filling();
         if entry.egress.bytes() > 0 {
@@ -490,7 +460,7 @@ impl Shard {
             blocks.aside -= entry.egress.aside();
             entry
                 .egress
-                .clear(arena, blocks, |arena, pin| unpin(locals, arena, pin));
+                .clear(arena, blocks, |arena, pin| locals.unpin(arena, pin));
             entry.intake.clear(&mut self.arena);
             self.link_numbers.remove(&entry.number);
             self.counters.add(Counter::LinksClosed, 1);
@@ -648,7 +618,7 @@ impl Shard {
 
     /// Panics if an invariant is broken.
     pub fn invariants(&self) {
-        for local in &self.locals {
+        for local in self.locals.iter() {
             for partition in &local.partitions {
                 partition.invariants();
             }
@@ -691,14 +661,14 @@ impl Shard {
             consumer.invariants();
         }
         let mut resting = 0;
-        for local in &self.locals {
+        for local in self.locals.iter() {
             let parts = local.partitions.iter().flat_map(|it| &it.parts);
             resting += parts
                 .filter(|(_, part)| part.next_return().is_some())
                 .count();
         }
         for (due, address) in self.returns.iter() {
-            let local = &self.locals[address.destination.0 as usize];
+            let local = &self.locals[address.destination];
             let part = local.partitions[address.partition.0 as usize]
                 .part(address.subscription)
                 .expect("only parts that there are have something to return");
@@ -714,7 +684,7 @@ impl Shard {
     pub fn audit(&self) {
         self.invariants();
         let mut owned = 0;
-        for local in &self.locals {
+        for local in self.locals.iter() {
             owned += local.chunks();
             for partition in &local.partitions {
                 partition.audit(&self.arena);
@@ -940,13 +910,13 @@ impl Shard {
     }
 
     fn local_mut(&mut self, destination: DestinationNumber) -> &mut Local {
-        &mut self.locals[destination.0 as usize]
+        &mut self.locals[destination]
     }
 
     /// Thins out logs in which little is left of much: a bounded part each turn.
     fn thin_out(&mut self) {
         if let Some((destination, index)) = self.thinning.pop_front() {
-            let partition = &mut self.locals[destination.0 as usize].partitions[index.0 as usize];
+            let partition = &mut self.locals[destination].partitions[index.0 as usize];
             self.counters.add(Counter::Thinnings, 1);
             if partition.thin_out(&mut self.arena) {
                 self.thinning.push_back((destination, index));
@@ -962,13 +932,6 @@ fn unread() -> Fault {
 
 fn hasher(seed: u64) -> SeedableRandomState {
     SeedableRandomState::with_seed(seed, foldhash::SharedSeed::global_fixed())
-}
-
-fn unpin(locals: &mut [Local], arena: &mut Arena, pin: Pin) {
-    let local = &mut locals[pin.destination.0 as usize];
-    local.partitions[pin.partition.0 as usize]
-        .log
-        .unpin(arena, pin.offset);
 }
 
 #[cfg(test)]

@@ -174,7 +174,7 @@ impl Shard {
             destination,
             ..
         } = producer.identity;
-        let partitions = self.locals[destination.0 as usize].partitions.len();
+        let partitions = self.locals[destination].partitions.len();
         let opened = ProducerOpened {
             handle: handle.0.into(),
             epoch: epoch.0.into(),
@@ -190,7 +190,7 @@ impl Shard {
 
     fn new_producer(&mut self, link: Handle, open: &OpenProducer<'_>) -> Result<Handle, Rejection> {
         let destination = self.resolve(link, open.destination, open.wanted, Operation::Produce)?;
-        let partitions = self.locals[destination.0 as usize].partitions.len();
+        let partitions = self.locals[destination].partitions.len();
         if !self.remembered.reserve_handle(self.producers.len()) {
             return Err(Refusal::ResourceAllocation.into());
         }

@@ -151,7 +151,7 @@ impl Shard {
             self.refuse_send(header, bytes, refusal);
             return Ok(());
         }
-        let local = &mut self.locals[destination.0 as usize];
+        let local = &mut self.locals[destination];
         let log = &mut local.partitions[partition as usize];
         let Ok(offset) = append(log, &mut self.arena, bytes, now.wall) else {
             self.refuse_send(header, bytes, Refusal::OutOfMemory);
@@ -306,7 +306,7 @@ impl Shard {
             return self.give_up(bytes, not_open(handle));
         };
         let destination = producer.identity.destination;
-        let local = &mut self.locals[destination.0 as usize];
+        let local = &mut self.locals[destination];
         let log = &mut local.partitions[partition as usize];
         let Ok(offset) = append(log, &mut self.arena, bytes, now.wall) else {
             self.settle_unstored(header, bytes, &Outcome::refused(Refusal::OutOfMemory));

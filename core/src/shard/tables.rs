@@ -98,7 +98,7 @@ impl Shard {
         index: PartitionIndex,
         place: usize,
     ) -> bool {
-        let local = &mut self.locals[destination.0 as usize];
+        let local = &mut self.locals[destination];
         let (_, part) = &mut local.partitions[index.0 as usize].parts[place];
         let size = part.widening_size();
         if part.tidy() {
@@ -122,7 +122,7 @@ impl Shard {
 
     /// Delivery in a partition pauses until there is memory for what is unsettled.
     fn pause(&mut self, destination: DestinationNumber, index: PartitionIndex) {
-        let local = &mut self.locals[destination.0 as usize];
+        let local = &mut self.locals[destination];
         if !local.paused[index.0 as usize] {
             local.paused[index.0 as usize] = true;
             self.paused.push_back((destination, index));
@@ -131,8 +131,7 @@ impl Shard {
 
     /// Panics if what is taken is not what there is.
     pub(super) fn audit_tables(&self) {
-        let partitions =
-            |destination: DestinationNumber| self.locals[destination.0 as usize].partitions.len();
+        let partitions = |destination: DestinationNumber| self.locals[destination].partitions.len();
         let opened: usize = self
             .consumers
             .iter()
@@ -140,7 +139,7 @@ impl Shard {
             .sum();
         assert_eq!(self.opened.used(), opened, "every consumer is paid for");
         let mut parts = 0;
-        for local in &self.locals {
+        for local in self.locals.iter() {
             parts += local.subscriptions.len() * subscription_size(local.partitions.len());
             for partition in &local.partitions {
                 let order = partition.parts.iter().map(|(handle, _)| handle);
@@ -173,7 +172,7 @@ impl Shard {
         let now = self.relieved.min(RESUMED_PER_TURN);
         self.relieved -= now;
         for (destination, index) in self.paused.drain(..now).collect::<Vec<_>>() {
-            self.locals[destination.0 as usize].paused[index.0 as usize] = false;
+            self.locals[destination].paused[index.0 as usize] = false;
             self.queue(destination, index);
         }
     }
