@@ -263,7 +263,6 @@ pub struct Shard {
     catalog: Catalog,
     /// The other shards.
     mesh: Mesh,
-    locals: Vec<Local>,
     locals: Locals,
     /// Chunks of the arena for what waits to leave.
     blocks: Blocks,
@@ -336,7 +335,6 @@ impl Shard {
             arena: Arena::try_new(chunks).ok_or(Refusal::OutOfMemory)?,
             catalog: Catalog::new(config.hash_seed),
             mesh: Mesh::alone(),
-            locals: Vec::new(),
             locals: Locals::default(),
             blocks: Blocks::new(plan.egress_chunks()),
             partitions: 0,
