@@ -15,6 +15,16 @@ pub struct Principal(u32);
 impl Principal {
     /// Nobody in particular.
     pub const ANONYMOUS: Self = Self(0);
+
+    /// The principal with this number.
+    pub(crate) fn from_number(number: u32) -> Self {
+        Self(number)
+    }
+
+    /// Its number, the same on every shard.
+    pub(crate) fn number(self) -> u32 {
+        self.0
+    }
 }
 
 /// What a principal would do.

@@ -13,8 +13,6 @@
 //! Invariants: `records` is the sum of what lies in chunks and on the heap; there is
 //! something on the heap only behind everything in chunks.
 
-#![allow(dead_code)] // As in `mesh`.
-
 use std::collections::VecDeque;
 
 use crate::memory::{Arena, CHUNK, ChunkId};

@@ -6,6 +6,7 @@
 //! with use; a destination that is full, or a pool that is empty, means no new
 //! grant, and the producer waits its turn.
 
+use super::fan::Fan;
 use super::producer::not_open;
 use super::{Fault, Shard};
 use crate::error::Refusal;
@@ -109,6 +110,11 @@ impl Grant {
             || self.outstanding_messages() * 2 < u64::from(limits::IN_FLIGHT_MESSAGES_MAX)
     }
 
+    /// A frame of this size waits at the client.
+    pub(super) fn want(&mut self, bytes: u64) {
+        self.wanted = bytes;
+    }
+
     fn is_enough(&self) -> bool {
         self.outstanding_bytes() >= self.wanted.max(self.window / 2)
     }
@@ -127,10 +133,13 @@ impl Grant {
         }
     }
 
-    /// Raises the position in messages: outcomes that were not written count as
-    /// on their way, so that they stay within the window too.
-    fn raise_messages(&mut self) {
-        let most = self.completed_messages + u64::from(limits::IN_FLIGHT_MESSAGES_MAX);
+    /// Raises the position in messages, to at most `room` beyond what was received:
+    /// outcomes that were not written count as on their way, so that they stay within
+    /// the window too.
+    #[inline]
+    fn raise_messages(&mut self, room: u64) {
+        let most = (self.completed_messages + u64::from(limits::IN_FLIGHT_MESSAGES_MAX))
+            .min(self.received_messages.saturating_add(room));
         self.granted_messages = self.granted_messages.max(most);
     }
 
@@ -147,6 +156,7 @@ impl Shard {
     /// A client has a frame that its credit does not cover.
     pub(super) fn want_credit(
         &mut self,
+        now: Now,
         link: Handle,
         handle: Handle,
         bytes: u64,
@@ -162,8 +172,9 @@ impl Shard {
             .get_mut(handle)
             .filter(|producer| producer.link == link)
             .ok_or_else(|| not_open(handle))?;
-        producer.credit.wanted = bytes;
+        producer.credit.want(bytes);
         self.wait(handle);
+        self.want_of_branches(now, handle, bytes);
         Ok(())
     }
 
@@ -175,10 +186,13 @@ impl Shard {
             return;
         };
         let (link, before) = (producer.link, producer.credit.position());
-        let room = self.links.get(link).map_or(0, |link| link.egress.room());
-        if room < CREDIT_SIZE {
-            self.wait(handle);
-            return;
+        let origin = producer.origin();
+        if origin.is_none() {
+            let room = self.links.get(link).map_or(0, |link| link.egress.room());
+            if room < CREDIT_SIZE {
+                self.wait(handle);
+                return;
+            }
         }
         self.grant(handle);
         let Some(producer) = self.producers.get_mut(handle) else {
@@ -188,10 +202,15 @@ impl Shard {
         if enough {
             producer.credit.wanted = 0;
         }
-        if after != before
-            && let Err(fault) = self.answer(now, link, handle.0, &after, &[])
-        {
-            self.fault(now, link, &fault);
+        if after != before {
+            match origin {
+                None => {
+                    if let Err(fault) = self.answer(now, link, handle.0, &after, &[]) {
+                        self.fault(now, link, &fault);
+                    }
+                }
+                Some(origin) => self.grant_to_front(now, origin, after),
+            }
         }
         if !enough {
             self.wait(handle);
@@ -204,7 +223,7 @@ impl Shard {
         let Some(destination) = self.producers.get(handle).map(|it| it.identity.destination) else {
             return;
         };
-        let room = if self.is_full(destination) {
+        let mut room = if self.is_full(destination) {
             0
         } else {
             self.ingress_room()
@@ -214,11 +233,17 @@ impl Shard {
         let Some(producer) = self.producers.get_mut(handle) else {
             return;
         };
+        let beyond = producer.fan().map(Fan::room);
         let credit = &mut producer.credit;
         if calm {
             credit.widen(u64::from(limits::IN_FLIGHT_BYTES_MAX).min(pool / SHARE_OF_POOL));
         }
-        credit.raise_messages();
+        let mut messages = u64::MAX;
+        if let Some((bytes_left, messages_left)) = beyond {
+            room = room.min(bytes_left.saturating_sub(credit.outstanding_bytes()));
+            messages = messages_left;
+        }
+        credit.raise_messages(messages);
         self.reserved += credit.raise_bytes(room);
     }
 

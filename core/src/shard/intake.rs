@@ -9,7 +9,7 @@ use super::{Fault, LinkState, Shard};
 use crate::counters::Counter;
 use crate::error::Refusal;
 use crate::frame::decode::{self, DecodeError, Frame, Step};
-use crate::frame::{Kind, MESSAGE_HEADER_SIZE, MessageHeader, PREFIX_SIZE, checksum};
+use crate::frame::{Kind, MESSAGE_HEADER_SIZE, MessageHeader, PREFIX_SIZE, checksum, padded};
 use crate::id::Handle;
 use crate::limits;
 use crate::memory::{Arena, CHUNK, ChunkId};
@@ -25,6 +25,8 @@ pub(super) struct Intake {
     /// The beginning of a frame; with an assembly, empty.
     carry: Vec<u8>,
     assembly: Option<Assembly>,
+    /// From another shard: bytes still to come of a frame that nobody wants.
+    unwanted: usize,
 }
 
 /// A message that is too large for the carry.
@@ -84,7 +86,7 @@ impl Shard {
                 bytes = self.complete_carry(now, link, bytes)?;
                 continue;
             }
-            let size = self.burst(now, link, bytes);
+            let size = self.burst::<false>(now, link, bytes);
             if size > 0 {
                 bytes = &bytes[size..];
                 continue;
@@ -171,8 +173,8 @@ impl Shard {
         self.covered(link, Handle(parsed.handle.get()), size)?;
         let head = self.arena.take().ok_or(Fault::from(Refusal::OutOfMemory))?;
         self.arena.bytes_mut(head)[..header.len()].copy_from_slice(header);
-        if let Some(entry) = self.links.get_mut(link) {
-            entry.intake.assembly = Some(Assembly {
+        if let Some(intake) = self.intake_of(link) {
+            intake.assembly = Some(Assembly {
                 head,
                 tail: head,
                 filled: header.len(),
@@ -182,18 +184,76 @@ impl Shard {
         Ok(())
     }
 
-    fn assemble<'a>(&mut self, now: Now, link: Handle, bytes: &'a [u8]) -> Result<&'a [u8], Fault> {
-        let Some(entry) = self.links.get_mut(link) else {
-            return Ok(&[]);
+    /// Of a link, or of what stands for the link of another shard.
+    fn intake_of(&mut self, link: Handle) -> Option<&mut Intake> {
+        match self.links.get_mut(link) {
+            // A second look, since the first may not be kept for the other arm.
+            Some(_) => self.links.get_mut(link).map(|link| &mut link.intake),
+            None => self.part_of(link),
+        }
+    }
+
+    /// A stretch of a frame from another shard that is longer than a record; the first
+    /// one has all of the header. What is at fault, if it is refused, is whose handle
+    /// it is.
+    pub(super) fn take_part(
+        &mut self,
+        now: Now,
+        link: Handle,
+        mut bytes: &[u8],
+    ) -> Result<(), (Handle, Fault)> {
+        let Some(intake) = self.intake_of(link) else {
+            return Ok(());
         };
-        let Some(assembly) = &mut entry.intake.assembly else {
+        if intake.assembly.is_none() {
+            if intake.unwanted == 0 {
+                let (header, rest) = bytes.split_at(MESSAGE_HEADER_SIZE);
+                let (parsed, _) =
+                    MessageHeader::ref_from_prefix(header).expect("the first part has a header");
+                let size = padded(parsed.length.get() as usize);
+                let handle = Handle(parsed.handle.get());
+                if let Err(fault) = self.begin_assembly(link, header, size) {
+                    if let Some(intake) = self.intake_of(link) {
+                        intake.unwanted = size - bytes.len();
+                    }
+                    return Err((handle, fault));
+                }
+                bytes = rest;
+            } else {
+                intake.unwanted -= bytes.len();
+                return Ok(());
+            }
+        }
+        let handle = self.handle_assembled(link);
+        self.assemble(now, link, bytes)
+            .map(drop)
+            .map_err(|fault| (handle, fault))
+    }
+
+    /// Whose frame is assembled.
+    fn handle_assembled(&mut self, link: Handle) -> Handle {
+        let head = self
+            .intake_of(link)
+            .and_then(|intake| intake.assembly.as_ref())
+            .map(|assembly| assembly.head);
+        let header =
+            head.and_then(|head| MessageHeader::ref_from_prefix(self.arena.bytes(head)).ok());
+        header.map_or(Handle(0), |(header, _)| Handle(header.handle.get()))
+    }
+
+    fn assemble<'a>(&mut self, now: Now, link: Handle, bytes: &'a [u8]) -> Result<&'a [u8], Fault> {
+        let taken = self.intake_of(link).and_then(|it| it.assembly.take());
+        let Some(mut assembly) = taken else {
             return Ok(bytes);
         };
         let mut rest = bytes;
         while assembly.filled < assembly.size && !rest.is_empty() {
             let at = assembly.filled % CHUNK;
             if at == 0 && assembly.filled > 0 {
-                let next = self.arena.take().ok_or(Fault::from(Refusal::OutOfMemory))?;
+                let Some(next) = self.arena.take() else {
+                    self.arena.give_chain(assembly.head);
+                    return Err(Refusal::OutOfMemory.into());
+                };
                 self.arena.chain(assembly.tail, next);
                 assembly.tail = next;
             }
@@ -205,12 +265,16 @@ impl Shard {
             assembly.filled += count;
             rest = &rest[count..];
         }
+        let (head, size) = (assembly.head, assembly.size);
         if assembly.filled < assembly.size {
+            if let Some(intake) = self.intake_of(link) {
+                intake.assembly = Some(assembly);
+            }
             return Ok(rest);
         }
-        let (head, size) = (assembly.head, assembly.size);
-        entry.intake.assembly = None;
-        entry.frame_since = None;
+        if let Some(entry) = self.links.get_mut(link) {
+            entry.frame_since = None;
+        }
         let header = match self.verify_chain(head, size) {
             Ok(header) => header,
             Err(error) => {

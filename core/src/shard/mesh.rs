@@ -13,16 +13,17 @@
 //! Nothing here waits. What finds no room in a ring lies in a backlog until there is
 //! some; what comes in is copied where it belongs before the next record is looked at.
 
-#![allow(dead_code)] // What writes records comes with the producers.
-
 use core::fmt;
 
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::Shard;
 use super::backlog::Backlog;
+use super::intake::Intake;
+use super::records::{self, outcome, request};
+use super::{Fault, Shard};
 use crate::catalog::placement::Placement;
+use crate::error::Refusal;
 use crate::id::{Handle, ShardIndex};
 use crate::memory::Arena;
 use crate::mesh::{Ends, Neighbour};
@@ -127,6 +128,8 @@ pub(super) struct Peer {
     requests_in: Option<Reader>,
     outcomes_in: Option<Reader>,
     deliveries_in: Option<Reader>,
+    /// A frame of it that comes in parts.
+    intake: Intake,
     /// Its doorbell is to be rung.
     wakes: bool,
 }
@@ -149,6 +152,7 @@ impl From<Neighbour> for Peer {
             requests_in: Some(neighbour.requests_in),
             outcomes_in: Some(neighbour.outcomes_in),
             deliveries_in: Some(neighbour.deliveries_in),
+            intake: Intake::default(),
             wakes: false,
         }
     }
@@ -197,7 +201,10 @@ impl Mesh {
     pub(super) fn chunks(&self) -> usize {
         self.peers
             .iter()
-            .map(|peer| peer.requests.chunks() + peer.outcomes.chunks() + peer.deliveries.chunks())
+            .map(|peer| {
+                let outlets = [&peer.requests, &peer.outcomes, &peer.deliveries];
+                peer.intake.chunks() + outlets.map(Outlet::chunks).iter().sum::<usize>()
+            })
             .sum()
     }
 }
@@ -298,17 +305,96 @@ impl Shard {
         records
     }
 
-    fn outcome(&mut self, _now: Now, _peer: usize, head: Head, _body: &[u8]) {
-        unknown("outcome", head);
+    fn outcome(&mut self, now: Now, peer: usize, head: Head, body: &[u8]) {
+        let shard = self.mesh.peers[peer].shard;
+        let about = Handle(head.subject.get());
+        match head.kind {
+            outcome::ATTACHED => self.attached_branch(now, shard, about, fields(body)),
+            outcome::REFUSED => self.refused_branch(now, about, &fault(body)),
+            outcome::SETTLED => self.settled_branch(shard, about, body),
+            outcome::GRANT => self.granted_branch(now, shard, about, fields(body)),
+            outcome::DETACHED => self.detached_branch(about),
+            outcome::FAULT => {
+                if let Some(link) = self.producers.get(about).map(|front| front.link) {
+                    self.fault(now, link, &fault(body));
+                }
+            }
+            _ => unknown("outcome", head),
+        }
     }
 
-    fn request(&mut self, _now: Now, _peer: usize, head: Head, _body: &[u8]) {
-        unknown("request", head);
+    fn request(&mut self, now: Now, peer: usize, head: Head, body: &[u8]) {
+        let shard = self.mesh.peers[peer].shard;
+        let about = Handle(head.subject.get());
+        match head.kind {
+            request::ATTACH => self.attach_asked(shard, about, fields(body)),
+            request::FRAMES => self.frames(now, shard, body),
+            request::PART => self.part(now, shard, body),
+            request::WANT => {
+                let want: &records::Want = fields(body);
+                self.want_on_branch(now, about, want.bytes.get());
+            }
+            request::DETACH => self.end_branch(now, about, head.flags),
+            _ => unknown("request", head),
+        }
     }
 
     fn delivery(&mut self, _now: Now, _peer: usize, head: Head, _body: &[u8]) {
         unknown("delivery", head);
     }
+
+    /// Asks something of another shard.
+    #[inline]
+    pub(super) fn request_of(&mut self, shard: ShardIndex, head: &Head, parts: &[&[u8]]) {
+        let peer = peer_at(self.config.shard, shard);
+        let outlet = &mut self.mesh.peers[peer].requests;
+        outlet.write(&mut self.arena, head, parts);
+    }
+
+    /// Answers another shard.
+    #[inline]
+    pub(super) fn outcome_for(&mut self, shard: ShardIndex, head: &Head, parts: &[&[u8]]) {
+        let peer = peer_at(self.config.shard, shard);
+        let outlet = &mut self.mesh.peers[peer].outcomes;
+        outlet.write(&mut self.arena, head, parts);
+    }
+
+    /// What came of a frame from another shard that was too long for a record.
+    pub(super) fn part_of(&mut self, link: Handle) -> Option<&mut Intake> {
+        let shard = ShardIndex(u16::try_from(u32::MAX - link.0).ok()?);
+        let own = self.config.shard;
+        let peers = &mut self.mesh.peers;
+        (shard != own)
+            .then(|| peers.get_mut(peer_at(own, shard)))?
+            .map(|peer| &mut peer.intake)
+    }
+}
+
+/// Where a shard stands among the others.
+#[inline]
+fn peer_at(own: ShardIndex, shard: ShardIndex) -> usize {
+    usize::from(shard.0) - usize::from(shard.0 > own.0)
+}
+
+/// What stands for the link that branches of a shard's fronts would be on: no link has
+/// such a handle.
+#[inline]
+pub(super) fn link_to(shard: ShardIndex) -> Handle {
+    Handle(u32::MAX - u32::from(shard.0))
+}
+
+fn fields<F: FromBytes + KnownLayout + Immutable + Unaligned>(body: &[u8]) -> &F {
+    match F::ref_from_prefix(body) {
+        Ok((fields, _)) => fields,
+        Err(_) => panic!("a record has the fields of its kind"),
+    }
+}
+
+fn fault(body: &[u8]) -> Fault {
+    let (fields, text) =
+        records::Refused::ref_from_prefix(body).expect("a record has the fields of its kind");
+    let refusal = Refusal::from_code(fields.refusal.get()).expect("shards know the same refusals");
+    Fault::new(refusal, String::from_utf8_lossy(text))
 }
 
 #[cold]

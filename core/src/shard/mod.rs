@@ -18,17 +18,20 @@
 mod admin;
 mod backlog;
 mod blocks;
+mod branch;
 mod burst;
 mod consumer;
 mod credit;
 mod destination;
 mod egress;
+mod fan;
 mod identity;
 mod intake;
 mod locals;
 mod mesh;
 mod positions;
 mod producer;
+mod records;
 mod remembered;
 mod returns;
 mod send;
@@ -627,6 +630,11 @@ impl Shard {
             .map(|(_, producer)| producer.credit.outstanding_bytes())
             .sum();
         assert_eq!(outstanding, self.reserved, "every granted byte is reserved");
+        for (_, producer) in self.producers.iter() {
+            if let Some(fan) = producer.fan() {
+                fan.invariants(&producer.credit);
+            }
+        }
         let known = self.producers.iter().filter(|(_, it)| it.known);
         self.remembered
             .invariants(known.map(|(_, it)| &it.identity));
@@ -858,7 +866,7 @@ impl Shard {
             core::mem::take(&mut entry.consumers),
         );
         for producer in producers {
-            self.remove_producer(producer, clean);
+            self.remove_producer(now, producer, clean);
         }
         for consumer in consumers {
             self.remove_consumer(now, consumer, clean);

@@ -9,17 +9,19 @@ use std::collections::VecDeque;
 
 use zerocopy::IntoBytes;
 
+use super::branch::Origin;
 use super::credit::Grant;
+use super::fan::Fan;
 use super::identity::Identity;
 use super::remembered::Place;
 use super::{Fault, LinkState, Rejection, Shard};
 use crate::auth::Operation;
+use crate::auth::Principal;
 use crate::catalog::Wanted;
 use crate::counters::Counter;
 use crate::error::Refusal;
-use crate::frame::control::{Batch, Closed, CompletionRun, Completions, ProducerOpened};
-use crate::id::{Epoch, Handle, ProducerId, RequestId};
-use crate::limits;
+use crate::frame::control::{Batch, Closed, CompletionRun, Completions};
+use crate::id::{DestinationNumber, Epoch, Handle, ProducerId, RequestId};
 use crate::name::Destination;
 use crate::time::Now;
 
@@ -34,6 +36,8 @@ pub(super) struct Producer {
     /// Whether this is where the identity is known to be. Not if it was closed, nor
     /// if a later handle took it and left a husk: then this one is fenced.
     pub(super) known: bool,
+    /// What it is beside its link, if partitions of its destination are elsewhere.
+    pub(super) role: Option<Box<Role>>,
     pub(super) credit: Grant,
     /// Outcomes that were not written yet.
     runs: VecDeque<CompletionRun>,
@@ -52,7 +56,39 @@ pub(super) struct Producer {
     held: Option<CompletionRun>,
 }
 
+/// One side of a producer that spans shards.
+#[derive(Debug)]
+pub(super) enum Role {
+    /// Stands towards the client.
+    Front(Fan),
+    /// Stands where some of the partitions are.
+    Branch(Origin),
+}
+
 impl Producer {
+    fn new(link: Handle, session: Handle, identity: Identity) -> Self {
+        Self {
+            link,
+            session,
+            identity,
+            known: true,
+            role: None,
+            credit: Grant::default(),
+            runs: VecDeque::new(),
+            completing: false,
+            closing: None,
+            batch: None,
+            #[cfg(any(
+                planted = "drop_completion",
+                planted = "swap_completions",
+                planted = "duplicate_completion"
+            ))]
+            planted: 0,
+            #[cfg(planted = "swap_completions")]
+            held: None,
+        }
+    }
+
     /// A message of `size` bytes is the next of the batch that was announced, if one was.
     #[inline]
     pub(super) fn batch_goes_on(&mut self, size: usize) -> Result<(), Fault> {
@@ -94,6 +130,48 @@ impl Producer {
     pub(super) fn complete(&mut self, run: CompletionRun) -> bool {
         self.wait(run);
         !core::mem::replace(&mut self.completing, true)
+    }
+
+    /// Its branches, if it is a front.
+    pub(super) fn fan(&self) -> Option<&Fan> {
+        match self.role.as_deref() {
+            Some(Role::Front(fan)) => Some(fan),
+            _ => None,
+        }
+    }
+
+    /// Its branches, if it is a front.
+    pub(super) fn fan_mut(&mut self) -> Option<&mut Fan> {
+        match self.role.as_deref_mut() {
+            Some(Role::Front(fan)) => Some(fan),
+            _ => None,
+        }
+    }
+
+    /// Its front, if it is a branch.
+    pub(super) fn origin(&self) -> Option<Origin> {
+        match self.role.as_deref() {
+            Some(Role::Branch(origin)) => Some(*origin),
+            _ => None,
+        }
+    }
+
+    /// Whether its end was asked for.
+    pub(super) fn is_closing(&self) -> bool {
+        self.closing.is_some()
+    }
+
+    /// Takes the outcomes that wait.
+    pub(super) fn take_runs(&mut self) -> VecDeque<CompletionRun> {
+        core::mem::take(&mut self.runs)
+    }
+
+    /// Gives back the memory of what was taken.
+    pub(super) fn give_back_runs(&mut self, mut runs: VecDeque<CompletionRun>) {
+        if self.runs.is_empty() {
+            runs.clear();
+            self.runs = runs;
+        }
     }
 
     #[inline]
@@ -160,36 +238,41 @@ impl Shard {
         request: RequestId,
         open: &OpenProducer<'_>,
     ) -> Result<(), Rejection> {
-        let handle = match open.again {
-            None => self.new_producer(link, open)?,
-            Some(id) => self.attach_again(link, open, id)?,
-        };
+        if open.again.is_some() && self.catalog.find(open.destination).is_none() {
+            return Err(Refusal::PreconditionFailed.into());
+        }
+        let destination = self.resolve(link, open.destination, open.wanted, Operation::Produce)?;
+        if !self.owns_all_of(destination) {
+            return self.open_front(now, link, request, open, destination);
+        }
+        let principal = self.principal(link);
+        let identity = match open.again {
+            None => self.new_identity(principal, destination),
+            Some(id) => self.taken_identity(id, None, principal, destination),
+        }
+        .map_err(Rejection::Request)?;
+        let handle = self
+            .put_on_link(link, open.session, None, identity)
+            .map_err(Rejection::Request)?;
         self.grant(handle);
         let Some(producer) = self.producers.get(handle) else {
             return Ok(());
         };
-        let Identity {
-            id,
-            epoch,
-            destination,
-            ..
-        } = producer.identity;
-        let partitions = self.locals[destination].partitions.len();
-        let opened = ProducerOpened {
-            handle: handle.0.into(),
-            epoch: epoch.0.into(),
-            producer: id.0.into(),
-            partitions: u32::try_from(partitions).unwrap_or(u32::MAX).into(),
-            window: limits::IN_FLIGHT_MESSAGES_MAX.into(),
-            bytes: producer.credit.bytes().into(),
-            messages: producer.credit.messages().into(),
-        };
+        let opened = producer.opened(handle, self.partitions_of(destination));
         self.answer(now, link, request.0, &opened, &[])?;
         Ok(())
     }
 
-    fn new_producer(&mut self, link: Handle, open: &OpenProducer<'_>) -> Result<Handle, Rejection> {
-        let destination = self.resolve(link, open.destination, open.wanted, Operation::Produce)?;
+    pub(super) fn partitions_of(&self, destination: DestinationNumber) -> u32 {
+        self.catalog.entry(destination).shape.partitions
+    }
+
+    /// Who a new producer is.
+    pub(super) fn new_identity(
+        &mut self,
+        principal: Principal,
+        destination: DestinationNumber,
+    ) -> Result<Identity, Fault> {
         let partitions = self.locals[destination].partitions.len();
         if !self.remembered.reserve_handle(self.producers.len()) {
             return Err(Refusal::ResourceAllocation.into());
@@ -198,36 +281,31 @@ impl Shard {
             .remembered
             .issue(partitions)
             .ok_or(Refusal::ResourceAllocation)?;
-        let identity = Identity::new(id, self.principal(link), destination, partitions);
-        self.put_on_link(link, open.session, identity)
-            .map_err(|identity| {
-                self.remembered.forget(&identity);
-                Refusal::ResourceAllocation.into()
-            })
+        Ok(Identity::new(id, principal, destination, partitions))
     }
 
-    /// A producer whose link broke, or will have, goes on under another handle; the
-    /// one that it had, if it is still there, keeps a husk and is fenced.
-    fn attach_again(
+    /// A producer whose link broke, or will have, goes on under another handle, in
+    /// the incarnation that its home decided or, here, the next one. The handle that
+    /// it had, if it is still there, keeps a husk and is fenced.
+    pub(super) fn taken_identity(
         &mut self,
-        link: Handle,
-        open: &OpenProducer<'_>,
         id: ProducerId,
-    ) -> Result<Handle, Rejection> {
+        decided: Option<Epoch>,
+        principal: Principal,
+        destination: DestinationNumber,
+    ) -> Result<Identity, Fault> {
         let place = self.remembered.place(id).ok_or(Refusal::Fenced)?;
         let known = match place {
             Place::Attached(handle) => self.producers.get(handle).map(|it| &it.identity),
             Place::Detached(number) => self.remembered.detached(number),
         };
-        let principal = self.principal(link);
         let known = known
             .filter(|known| known.principal == principal && known.epoch.0 < u32::MAX)
             .ok_or(Refusal::Fenced)?;
-        let destination = known.destination;
-        if self.catalog.find(open.destination) != Some(destination) {
+        if known.destination != destination {
             return Err(Refusal::PreconditionFailed.into());
         }
-        self.resolve(link, open.destination, open.wanted, Operation::Produce)?;
+        let epoch = decided.unwrap_or(Epoch(known.epoch.0 + 1));
         if !self.remembered.reserve_handle(self.producers.len()) {
             return Err(Refusal::ResourceAllocation.into());
         }
@@ -240,49 +318,69 @@ impl Shard {
             Place::Detached(number) => self.remembered.take(number),
         };
         let mut identity = identity.ok_or(Refusal::Fenced)?;
-        identity.epoch = Epoch(identity.epoch.0 + 1);
+        identity.epoch = epoch;
         self.counters.add(Counter::ProducersResumed, 1);
-        self.put_on_link(link, open.session, identity)
-            .map_err(|identity| {
-                self.remembered.detach(identity);
-                Refusal::ResourceAllocation.into()
-            })
+        Ok(identity)
     }
 
-    /// A handle on `link` for a producer; gives it back if there are too many.
-    fn put_on_link(
+    /// A handle on `link`, or towards the front at `origin`, for a producer. If there
+    /// are too many handles, it stays known without one.
+    pub(super) fn put_on_link(
         &mut self,
         link: Handle,
         session: Handle,
+        origin: Option<Origin>,
         identity: Identity,
-    ) -> Result<Handle, Identity> {
+    ) -> Result<Handle, Fault> {
         let (id, destination) = (identity.id, identity.destination);
+        let is_new = identity.epoch == Epoch(1);
+        let producer = Producer::new(link, session, identity);
+        let role = origin.map(|origin| Box::new(Role::Branch(origin)));
+        let producer = Producer { role, ..producer };
+        let handle = match self.producers.insert(producer) {
+            Ok(handle) => handle,
+            Err(Producer { identity, .. }) if is_new => {
+                self.remembered.forget(&identity);
+                return Err(Refusal::ResourceAllocation.into());
+            }
+            Err(Producer { identity, .. }) => {
+                self.remembered.detach(identity);
+                return Err(Refusal::ResourceAllocation.into());
+            }
+        };
+        self.remembered.attached(id, handle);
+        let forgotten = self.remembered.forgotten();
+        self.counters.set(Counter::ProducersForgotten, forgotten);
+        if origin.is_none() {
+            self.local_mut(destination).producers += 1;
+        }
+        if let Some(entry) = self.links.get_mut(link) {
+            entry.producers.push(handle);
+        }
+        Ok(handle)
+    }
+
+    /// A front on `link`: what stands there for branches, and is not known itself.
+    pub(super) fn front(
+        &mut self,
+        link: Handle,
+        session: Handle,
+        destination: DestinationNumber,
+        fan: Fan,
+    ) -> Result<Handle, Rejection> {
+        if !self.remembered.reserve_handle(self.producers.len()) {
+            return Err(Refusal::ResourceAllocation.into());
+        }
+        let identity = Identity::new(ProducerId(0), self.principal(link), destination, 0);
         let producer = Producer {
-            link,
-            session,
-            identity,
-            known: true,
-            credit: Grant::default(),
-            runs: VecDeque::new(),
-            completing: false,
-            closing: None,
-            batch: None,
-            #[cfg(any(
-                planted = "drop_completion",
-                planted = "swap_completions",
-                planted = "duplicate_completion"
-            ))]
-            planted: 0,
-            #[cfg(planted = "swap_completions")]
-            held: None,
+            known: false,
+            role: Some(Box::new(Role::Front(fan))),
+            ..Producer::new(link, session, identity)
         };
         let handle = self
             .producers
             .insert(producer)
-            .map_err(|producer| producer.identity)?;
-        self.remembered.attached(id, handle);
-        let forgotten = self.remembered.forgotten();
-        self.counters.set(Counter::ProducersForgotten, forgotten);
+            .map_err(|_| Refusal::ResourceAllocation)?;
         self.local_mut(destination).producers += 1;
         if let Some(entry) = self.links.get_mut(link) {
             entry.producers.push(handle);
@@ -303,12 +401,17 @@ impl Shard {
 
     /// A handle ends. With `clean` its client said so, and the producer is forgotten;
     /// otherwise it is kept for a client that comes back.
-    pub(super) fn remove_producer(&mut self, handle: Handle, clean: bool) {
+    pub(super) fn remove_producer(&mut self, now: Now, handle: Handle, clean: bool) {
         let Some(producer) = self.producers.remove(handle) else {
             return;
         };
         self.reserved -= producer.credit.outstanding_bytes();
-        self.local_mut(producer.identity.destination).producers -= 1;
+        if producer.origin().is_none() {
+            self.local_mut(producer.identity.destination).producers -= 1;
+        }
+        if let Some(fan) = producer.fan() {
+            self.drop_branches(now, fan, clean);
+        }
         if let Some(link) = self.links.get_mut(producer.link) {
             link.producers.retain(|other| *other != handle);
         }
@@ -365,11 +468,23 @@ impl Shard {
             return;
         };
         producer.completing = false;
+        let mut producer = producer;
+        let mut may_close = producer.closing.is_some();
+        if producer.role.is_some() {
+            let Some(closes) = self.complete_beyond(now, handle) else {
+                return;
+            };
+            may_close = closes;
+            let Some(again) = self.producers.get_mut(handle) else {
+                return;
+            };
+            producer = again;
+        }
         let link_handle = producer.link;
         let Some(link) = self.links.get_mut(link_handle) else {
             return;
         };
-        let has_something = !producer.runs.is_empty() || producer.closing.is_some();
+        let has_something = !producer.runs.is_empty() || may_close;
         if link.state == LinkState::Ending || !has_something {
             return;
         }
@@ -404,7 +519,7 @@ impl Shard {
             self.counters.add(Counter::Completions, messages);
             self.counters.add(Counter::CompletionFrames, 1);
         }
-        let request = producer.closing;
+        let request = producer.closing.filter(|_| may_close);
         if let Some(request) = request {
             let closed = Closed {
                 handle: handle.0.into(),
@@ -420,10 +535,23 @@ impl Shard {
         let low = producer.credit.is_low();
         self.mark_dirty(link_handle);
         if request.is_some() {
-            self.remove_producer(handle, true);
+            self.remove_producer(now, handle, true);
         } else if low {
             self.renew(now, handle);
         }
+    }
+
+    /// Passes the outcomes of a branch on; of a front, says whether it can be closed:
+    /// nothing of it is on its way, and its branches, which are told to, have gone.
+    #[cold]
+    fn complete_beyond(&mut self, now: Now, handle: Handle) -> Option<bool> {
+        let producer = self.producers.get(handle)?;
+        let Some(fan) = producer.fan() else {
+            self.report_outcomes(now, handle);
+            return None;
+        };
+        let may_close = producer.is_closing() && fan.is_settled();
+        Some(may_close && self.close_branches(now, handle))
     }
 
     /// There is room again for what a producer waits to be told.
@@ -437,7 +565,7 @@ impl Shard {
         }
     }
 
-    fn mark_completing(&mut self, handle: Handle) {
+    pub(super) fn mark_completing(&mut self, handle: Handle) {
         if let Some(producer) = self.producers.get_mut(handle)
             && !producer.completing
         {

@@ -94,18 +94,26 @@ impl Remembered {
 
     /// An id for a new producer of so many partitions, if there is room for it.
     pub(super) fn issue(&mut self, partitions: usize) -> Option<ProducerId> {
+        if !self.reserve(partitions) {
+            return None;
+        }
+        let id = self.next;
+        self.next = ProducerId(id.0 + 1);
+        Some(id)
+    }
+
+    /// Makes room for a new producer of so many partitions; `false` if there is none.
+    pub(super) fn reserve(&mut self, partitions: usize) -> bool {
         let size = KNOWN_SIZE + lanes_size(partitions);
         if !self.make_room(size + PLACE_SIZE) {
-            return None;
+            return false;
         }
         self.used += size;
         if self.places.len() == self.places_most {
             self.used += PLACE_SIZE;
             self.places_most += 1;
         }
-        let id = self.next;
-        self.next = ProducerId(id.0 + 1);
-        Some(id)
+        true
     }
 
     /// Makes room for another handle beside `handles` others; `false` if there is none.

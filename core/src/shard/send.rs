@@ -28,7 +28,7 @@ use crate::time::{Now, Wall};
 
 /// The bytes of a whole message, with its padding.
 #[derive(Clone, Copy)]
-enum Bytes<'a> {
+pub(super) enum Bytes<'a> {
     /// In one piece, to be copied.
     Whole(&'a [u8]),
     /// So many in chunks of the arena, which become the log's or go back.
@@ -37,7 +37,7 @@ enum Bytes<'a> {
 
 impl Bytes<'_> {
     #[inline]
-    fn size(&self) -> usize {
+    pub(super) fn size(&self) -> usize {
         match self {
             Self::Whole(bytes) => bytes.len(),
             Self::Chained(_, size) => *size,
@@ -72,15 +72,26 @@ impl Shard {
         head: ChunkId,
         size: usize,
     ) -> Result<(), Fault> {
+        self.send_on(now, link, header, Bytes::Chained(head, size))
+    }
+
+    /// A message of a front at this shard goes to its branch here.
+    pub(super) fn send_on(
+        &mut self,
+        now: Now,
+        link: Handle,
+        header: &MessageHeader,
+        bytes: Bytes<'_>,
+    ) -> Result<(), Fault> {
         let properties = header.property_length.get() as usize;
-        let well_formed = self
-            .arena
-            .bytes(head)
+        let frame = match bytes {
+            Bytes::Whole(frame) => frame,
+            Bytes::Chained(head, _) => self.arena.bytes(head),
+        };
+        let well_formed = frame
             .get(MESSAGE_HEADER_SIZE..MESSAGE_HEADER_SIZE + properties)
             .is_some_and(|properties| property::check(properties).is_ok());
-        self.send(now, link, header, Bytes::Chained(head, size), || {
-            well_formed
-        })
+        self.send(now, link, header, bytes, || well_formed)
     }
 
     /// The producer that `handle` names on `link`, if its credit covers a frame of
@@ -113,7 +124,6 @@ impl Shard {
     ) -> Result<(), Fault> {
         let size = bytes.size();
         let handle = Handle(header.handle.get());
-        let principal = self.principal(link);
         let covered = self
             .producers
             .get_mut(handle)
@@ -129,6 +139,7 @@ impl Shard {
         }
         let identity = &producer.identity;
         let (destination, partition) = (identity.destination, header.partition.get());
+        let principal = identity.principal;
         let is_next = producer.known
             && header.producer.get() == identity.id.0
             && (1..=identity.epoch.0).contains(&header.epoch.get())
@@ -142,7 +153,7 @@ impl Shard {
             if self.is_taken_for_new(header) {
                 return self.store_out_of_turn(now, header, bytes);
             }
-            return self.out_of_turn(header, bytes);
+            return self.out_of_turn(now, header, bytes);
         }
         if let Some(refusal) = objection(header, properties_well_formed).or_else(|| {
             let target = Target::Destination(destination);
@@ -182,7 +193,7 @@ impl Shard {
 
     /// The link ends for a message; what it lies in goes back.
     #[cold]
-    fn give_up(&mut self, bytes: Bytes<'_>, fault: Fault) -> Result<(), Fault> {
+    pub(super) fn give_up(&mut self, bytes: Bytes<'_>, fault: Fault) -> Result<(), Fault> {
         if let Bytes::Chained(head, _) = bytes {
             self.arena.give_chain(head);
         }
@@ -193,11 +204,19 @@ impl Shard {
     /// before, or its time has not come, or its producer is attached elsewhere, or it
     /// can be nobody's.
     #[cold]
-    fn out_of_turn(&mut self, header: &MessageHeader, bytes: Bytes<'_>) -> Result<(), Fault> {
+    fn out_of_turn(
+        &mut self,
+        now: Now,
+        header: &MessageHeader,
+        bytes: Bytes<'_>,
+    ) -> Result<(), Fault> {
         let handle = Handle(header.handle.get());
         let Some(producer) = self.producers.get_mut(handle) else {
             return self.give_up(bytes, not_open(handle));
         };
+        if producer.fan().is_some() {
+            return self.forward(now, header, bytes);
+        }
         let epoch = Epoch(header.epoch.get());
         let (known, identity) = (producer.known, &mut producer.identity);
         let turn = if header.producer.get() != identity.id.0 || epoch.0 == 0 {
@@ -416,7 +435,7 @@ fn beyond_credit(producer: &Producer, size: usize) -> Fault {
 }
 
 #[cold]
-fn foreign(producer: &Producer, header: &MessageHeader) -> Fault {
+pub(super) fn foreign(producer: &Producer, header: &MessageHeader) -> Fault {
     Fault::new(
         Refusal::Unexpected,
         format!(

@@ -71,7 +71,7 @@ impl Shard {
                 Ok(self.answer(now, link, subject, &pong, &[])?)
             }
             Control::WantCredit(fields, _) => {
-                Ok(self.want_credit(link, handle, fields.bytes.get())?)
+                Ok(self.want_credit(now, link, handle, fields.bytes.get())?)
             }
             Control::Batch(fields, _) => Ok(self.batch(link, handle, fields)?),
             Control::Allow(fields, _) => Ok(self.allow(link, handle, fields)?),
@@ -93,7 +93,7 @@ impl Shard {
         }
     }
 
-    fn refuse(
+    pub(super) fn refuse(
         &mut self,
         now: Now,
         link: Handle,
@@ -162,7 +162,7 @@ impl Shard {
         };
         let consumers: Vec<Handle> = entry.consumers.iter().filter(of_session).copied().collect();
         for producer in producers {
-            self.remove_producer(producer, true);
+            self.remove_producer(now, producer, true);
         }
         for consumer in consumers {
             self.remove_consumer(now, consumer, true);

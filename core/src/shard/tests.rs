@@ -2,6 +2,7 @@
 
 mod blocks;
 mod burst;
+mod mesh;
 
 use super::*;
 use crate::frame::control::Fields;
@@ -386,7 +387,7 @@ fn granted(answers: &[u8]) -> u64 {
     all.max().unwrap_or(0)
 }
 
-fn completions(bytes: &[u8]) -> Vec<CompletionRun> {
+pub(super) fn completions(bytes: &[u8]) -> Vec<CompletionRun> {
     frames(bytes)
         .into_iter()
         .filter_map(|(frame, _)| match frame {

@@ -1,0 +1,228 @@
+//! Branches: what this shard keeps for producers that stand on any shard.
+//!
+//! A branch is a producer like any other but for where its sends come from and its
+//! outcomes go: not a link, but its front, here or on another shard. What it may send,
+//! what is known of it and what becomes of its sends is all decided as usual, so a
+//! producer is the same wherever its client is connected.
+
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::identity::Identity;
+use super::mesh::{BODY_MAX, link_to};
+use super::producer::Producer;
+use super::records::{self, detach, outcome};
+use super::{Fault, Shard};
+use crate::auth::Principal;
+use crate::error::Refusal;
+use crate::frame::control::{CompletionRun, Credit};
+use crate::frame::decode::Message;
+use crate::frame::{MESSAGE_HEADER_SIZE, MessageHeader, padded};
+use crate::id::{DestinationNumber, Epoch, Handle, ProducerId, RequestId, ShardIndex};
+use crate::time::Now;
+
+use super::fan::about;
+
+/// Where the front of a branch is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Origin {
+    pub(super) shard: ShardIndex,
+    pub(super) front: Handle,
+}
+
+/// Runs of one record.
+const RUNS_PER_RECORD: usize = BODY_MAX / size_of::<CompletionRun>();
+
+impl Shard {
+    /// Attaches the branch of a front. The home decides who the producer is and in
+    /// which incarnation, the others take over what it decided.
+    pub(super) fn attach_branch(
+        &mut self,
+        shard: ShardIndex,
+        front: Handle,
+        attach: &records::Attach,
+    ) -> Result<records::Attached, Fault> {
+        let destination = DestinationNumber(attach.destination.get());
+        let principal = Principal::from_number(attach.principal.get());
+        let id = ProducerId(attach.producer.get());
+        let decided = Some(Epoch(attach.epoch.get())).filter(|epoch| epoch.0 > 0);
+        let identity = match (id.0, attach.again.get(), decided) {
+            (0, ..) => self.new_identity(principal, destination)?,
+            (_, 0, Some(epoch)) => self.given_identity(id, epoch, principal, destination)?,
+            (_, _, decided) => self.taken_identity(id, decided, principal, destination)?,
+        };
+        let origin = Origin { shard, front };
+        let handle = self.put_on_link(link_to(shard), Handle(0), Some(origin), identity)?;
+        self.grant(handle);
+        let producer = self.producers.get(handle).ok_or(Refusal::NotOpen)?;
+        Ok(records::Attached {
+            handle: handle.0.into(),
+            epoch: producer.identity.epoch.0.into(),
+            producer: producer.identity.id.0.into(),
+            bytes: producer.credit.bytes().into(),
+            messages: producer.credit.messages().into(),
+        })
+    }
+
+    /// Another shard asks for a branch for one of its fronts.
+    pub(super) fn attach_asked(
+        &mut self,
+        shard: ShardIndex,
+        front: Handle,
+        attach: &records::Attach,
+    ) {
+        match self.attach_branch(shard, front, attach) {
+            Ok(attached) => {
+                let head = about(outcome::ATTACHED, front);
+                self.outcome_for(shard, &head, &[attached.as_bytes()]);
+            }
+            Err(fault) => {
+                let head = about(outcome::REFUSED, front);
+                let refused = refused(&fault);
+                self.outcome_for(shard, &head, &[refused.as_bytes(), fault.text.as_bytes()]);
+            }
+        }
+    }
+
+    /// A producer that the home has named, and that is new.
+    fn given_identity(
+        &mut self,
+        id: ProducerId,
+        epoch: Epoch,
+        principal: Principal,
+        destination: DestinationNumber,
+    ) -> Result<Identity, Fault> {
+        let partitions = self.locals[destination].partitions.len();
+        if !self.remembered.reserve_handle(self.producers.len())
+            || !self.remembered.reserve(partitions)
+        {
+            return Err(Refusal::ResourceAllocation.into());
+        }
+        let mut identity = Identity::new(id, principal, destination, partitions);
+        identity.epoch = epoch;
+        Ok(identity)
+    }
+
+    /// Frames of fronts of another shard, whole and one behind the other. They were
+    /// checked there.
+    pub(super) fn frames(&mut self, now: Now, shard: ShardIndex, mut bytes: &[u8]) {
+        let link = link_to(shard);
+        while !bytes.is_empty() {
+            let size = self.burst::<true>(now, link, bytes);
+            if size > 0 {
+                bytes = &bytes[size..];
+                continue;
+            }
+            let (header, _) =
+                MessageHeader::ref_from_prefix(bytes).expect("frames of another shard are whole");
+            let length = header.length.get() as usize;
+            let (frame, rest) = bytes.split_at(padded(length));
+            let (properties, body) =
+                frame[MESSAGE_HEADER_SIZE..length].split_at(header.property_length.get() as usize);
+            let message = Message {
+                header,
+                properties,
+                body,
+                bytes: frame,
+            };
+            let handle = Handle(header.handle.get());
+            let sent = self.message(now, link, &message);
+            self.at_fault(shard, handle, sent);
+            bytes = rest;
+        }
+    }
+
+    /// A stretch of a frame that is longer than a record.
+    pub(super) fn part(&mut self, now: Now, shard: ShardIndex, bytes: &[u8]) {
+        let link = link_to(shard);
+        let taken = self.take_part(now, link, bytes);
+        if let Err((handle, fault)) = taken {
+            self.at_fault(shard, handle, Err(fault));
+        }
+    }
+
+    /// What ends a link ends that of the front.
+    fn at_fault(&mut self, shard: ShardIndex, handle: Handle, sent: Result<(), Fault>) {
+        let Err(fault) = sent else { return };
+        if let Some(front) = self.producers.get(handle).and_then(Producer::origin) {
+            let refused = refused(&fault);
+            let head = about(outcome::FAULT, front.front);
+            self.outcome_for(shard, &head, &[refused.as_bytes(), fault.text.as_bytes()]);
+        }
+    }
+
+    /// Tells the front what became of its sends, and grants it more where that runs
+    /// low.
+    pub(super) fn report_outcomes(&mut self, now: Now, handle: Handle) {
+        let Some(producer) = self.producers.get_mut(handle) else {
+            return;
+        };
+        let Some(origin) = producer.origin() else {
+            return;
+        };
+        let mut runs = producer.take_runs();
+        let closing = producer.is_closing();
+        let messages: u64 = runs.iter().map(|run| u64::from(run.count.get())).sum();
+        producer.credit.completed(messages);
+        let low = producer.credit.is_low();
+        for runs in runs.make_contiguous().chunks(RUNS_PER_RECORD) {
+            if origin.shard == self.config.shard {
+                self.settled_branch(origin.shard, origin.front, runs.as_bytes());
+            } else {
+                let head = about(outcome::SETTLED, origin.front);
+                self.outcome_for(origin.shard, &head, &[runs.as_bytes()]);
+            }
+        }
+        if let Some(producer) = self.producers.get_mut(handle) {
+            producer.give_back_runs(runs);
+        }
+        if closing {
+            self.remove_producer(now, handle, true);
+            if origin.shard == self.config.shard {
+                self.detached_branch(origin.front);
+            } else {
+                let head = about(outcome::DETACHED, origin.front);
+                self.outcome_for(origin.shard, &head, &[]);
+            }
+        } else if low {
+            self.renew(now, handle);
+        }
+    }
+
+    /// Tells the front up to where it may send.
+    pub(super) fn grant_to_front(&mut self, now: Now, origin: Origin, credit: Credit) {
+        let grant = &records::Grant {
+            bytes: credit.bytes,
+            messages: credit.messages,
+        };
+        if origin.shard == self.config.shard {
+            self.granted_branch(now, origin.shard, origin.front, grant);
+        } else {
+            let head = about(outcome::GRANT, origin.front);
+            self.outcome_for(origin.shard, &head, &[grant.as_bytes()]);
+        }
+    }
+
+    /// The front has a frame that the branch's credit does not cover.
+    pub(super) fn want_on_branch(&mut self, now: Now, handle: Handle, bytes: u64) {
+        if let Some(producer) = self.producers.get_mut(handle) {
+            producer.credit.want(bytes);
+            self.renew(now, handle);
+        }
+    }
+
+    /// The front of a branch ends, or has gone.
+    pub(super) fn end_branch(&mut self, now: Now, handle: Handle, flags: u8) {
+        if flags & detach::CLOSED == 0 {
+            return self.remove_producer(now, handle, false);
+        }
+        self.close_producer(handle, RequestId(0));
+    }
+}
+
+/// A fault as a record.
+pub(super) fn refused(fault: &Fault) -> records::Refused {
+    records::Refused {
+        refusal: fault.refusal.code().into(),
+        ..records::Refused::default()
+    }
+}

@@ -1,0 +1,436 @@
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::catalog::{Resolved, Wanted};
+use crate::frame::control::WantCredit;
+use crate::name::Destination;
+
+/// Several shards, and what each link got that nobody looked at yet.
+struct Shards {
+    all: Vec<Shard>,
+    got: BTreeMap<(usize, Handle), Vec<u8>>,
+    ended: Vec<(usize, Handle)>,
+}
+
+/// A client of one of them.
+struct Client {
+    at: usize,
+    peer: Peer,
+}
+
+impl Shards {
+    fn new(count: u16) -> Self {
+        let all = crate::mesh::mesh(count)
+            .unwrap()
+            .into_iter()
+            .map(|ends| {
+                let mut shard = Shard::new(ShardConfig {
+                    installation: Installation(7),
+                    shard: ends.shard(),
+                    memory: limits::MEMORY_MIN,
+                    hash_seed: 1,
+                })
+                .unwrap();
+                shard.join(ends);
+                shard
+            })
+            .collect();
+        Self {
+            all,
+            got: BTreeMap::new(),
+            ended: Vec::new(),
+        }
+    }
+
+    /// Creates a queue everywhere.
+    fn create(&mut self, name: &str, partitions: u32) {
+        for shard in &mut self.all {
+            let wanted = Wanted {
+                partitions: Some(partitions),
+                retain: None,
+            };
+            let destination = Destination::parse(name).unwrap();
+            let Ok(Resolved::Created(number)) = shard.catalog.resolve(&destination, wanted) else {
+                panic!("it is new")
+            };
+            shard.create_local(number).unwrap();
+        }
+    }
+
+    /// One turn of one shard.
+    fn turn(&mut self, at: usize) {
+        let shard = &mut self.all[at];
+        shard.meet(now());
+        shard.turn(now());
+        let mut sends = Vec::new();
+        while let Some(output) = shard.output() {
+            match output {
+                Output::Send(link) => sends.push(link),
+                Output::Close { link, .. } => self.ended.push((at, link)),
+            }
+        }
+        for link in sends {
+            loop {
+                let mut pieces = Pieces::new();
+                shard.pieces(link, &mut pieces);
+                let bytes = pieces.slices().concat();
+                if bytes.is_empty() {
+                    break;
+                }
+                shard.sent(now(), link, bytes.len());
+                self.got.entry((at, link)).or_default().extend(bytes);
+            }
+        }
+        shard.invariants();
+    }
+
+    /// Turns of all of them until nothing happens any more.
+    fn settle(&mut self) {
+        for _ in 0..10_000 {
+            for at in 0..self.all.len() {
+                self.turn(at);
+            }
+            let busy = |shard: &Shard| shard.has_work() || !shard.mesh_is_empty();
+            if !self.all.iter().any(busy) {
+                for shard in &self.all {
+                    shard.audit();
+                }
+                return;
+            }
+        }
+        panic!("the shards make no end of it");
+    }
+
+    fn client(&mut self, at: usize) -> Client {
+        Client {
+            at,
+            peer: Peer::new(&mut self.all[at]),
+        }
+    }
+
+    /// Hands over what the client wrote.
+    fn write(&mut self, client: &mut Client) {
+        let out = std::mem::take(&mut client.peer.out);
+        self.all[client.at].received(now(), client.peer.link, &out);
+    }
+
+    /// What the client got since it last looked.
+    fn read(&mut self, client: &Client) -> Vec<u8> {
+        self.got
+            .remove(&(client.at, client.peer.link))
+            .unwrap_or_default()
+    }
+
+    fn exchange(&mut self, client: &mut Client) -> Vec<u8> {
+        self.write(client);
+        self.settle();
+        self.read(client)
+    }
+
+    fn producer(&mut self, client: &mut Client, name: &str, id: u64) -> Opened {
+        let fields = OpenProducer {
+            session: client.peer.session.into(),
+            destination_length: u16::try_from(name.len()).unwrap().into(),
+            producer: id.into(),
+            ..OpenProducer::default()
+        };
+        client.peer.control(2, &fields, &[name.as_bytes()]);
+        opened(&self.exchange(client))
+    }
+
+    fn counter(&self, counter: Counter) -> u64 {
+        self.all.iter().map(|it| it.counters().read(counter)).sum()
+    }
+}
+
+/// The outcomes of single sends, in the order in which they came.
+fn singles(bytes: &[u8]) -> Vec<(u64, u32, u64, u16)> {
+    completions(bytes)
+        .iter()
+        .flat_map(|run| {
+            (0..u64::from(run.count.get())).map(|index| {
+                (
+                    run.sequence.get() + index,
+                    run.partition.get(),
+                    run.offset.get() + index,
+                    run.refusal.get(),
+                )
+            })
+        })
+        .collect()
+}
+
+/// What the credit has come to, in bytes.
+fn credit(bytes: &[u8]) -> u64 {
+    frames(bytes)
+        .iter()
+        .filter_map(|(frame, _)| match frame {
+            Frame::Control {
+                control: Control::Credit(credit, _),
+                ..
+            } => Some(credit.bytes.get()),
+            _ => None,
+        })
+        .max()
+        .unwrap_or(0)
+}
+
+#[test]
+fn outcomes_of_one_producer_leave_in_the_order_of_its_sends_whatever_shard_answers_first() {
+    let mut shards = Shards::new(3);
+    shards.create("/default/q", 6);
+    for at in 0..3 {
+        let mut client = shards.client(at);
+        let mut producer = shards.producer(&mut client, "/default/q", 0);
+        for number in 0..60_u32 {
+            client
+                .peer
+                .message_to(number % 6, u64::from(number / 6) + 1, &mut producer, b"x");
+        }
+        shards.write(&mut client);
+        // All but the slowest shard have long answered.
+        let slow = (at + 1) % 3;
+        for _ in 0..10 {
+            for quick in (0..3).filter(|shard| *shard != slow) {
+                shards.turn(quick);
+            }
+        }
+        let early = singles(&shards.read(&client));
+        assert!(early.len() < 6, "the slow one holds up what is behind it");
+        shards.settle();
+        let mut all = early;
+        all.extend(singles(&shards.read(&client)));
+        let expected: Vec<_> = (0..60_u32)
+            .map(|number| {
+                let offset = u64::from(number / 6) + 10 * at as u64;
+                (u64::from(number) + 1, number % 6, offset, 0)
+            })
+            .collect();
+        assert_eq!(all, expected, "from shard {at}");
+    }
+    assert_eq!(shards.counter(Counter::MessagesStored), 180);
+}
+
+#[test]
+fn a_send_that_fails_in_the_middle_fails_in_its_place() {
+    let mut shards = Shards::new(2);
+    shards.create("/default/q", 2);
+    let mut client = shards.client(0);
+    let mut producer = shards.producer(&mut client, "/default/q", 0);
+    // The third is early in its partition, on the other shard; the fourth and the
+    // fifth are as they should be.
+    for (partition, sequence) in [(0, 1), (1, 1), (1, 3), (0, 2), (1, 2)] {
+        client
+            .peer
+            .message_to(partition, sequence, &mut producer, b"x");
+    }
+    let outcomes = singles(&shards.exchange(&mut client));
+    let early = Refusal::OutOfOrder.code();
+    assert_eq!(
+        outcomes,
+        [
+            (1, 0, 0, 0),
+            (2, 1, 0, 0),
+            (3, 1, 0, early),
+            (4, 0, 1, 0),
+            (5, 1, 1, 0)
+        ]
+    );
+}
+
+#[test]
+fn a_producer_that_comes_back_on_another_shard_has_its_retries_answered_with_their_places() {
+    let mut shards = Shards::new(3);
+    shards.create("/default/q", 3);
+    let mut client = shards.client(0);
+    let mut producer = shards.producer(&mut client, "/default/q", 0);
+    let id = producer.producer;
+    for partition in 0..3 {
+        client.peer.message_to(partition, 1, &mut producer, b"x");
+    }
+    let before = singles(&shards.exchange(&mut client));
+    shards.all[0].closed(now(), client.peer.link);
+    shards.settle();
+    let mut client = shards.client(2);
+    let mut again = shards.producer(&mut client, "/default/q", id);
+    assert_eq!(again.producer, id);
+    for partition in 0..3 {
+        client.peer.message_to(partition, 1, &mut again, b"x");
+    }
+    assert_eq!(singles(&shards.exchange(&mut client)), before);
+    assert_eq!(shards.counter(Counter::MessagesStored), 3);
+    assert_eq!(shards.counter(Counter::Retries), 3);
+}
+
+#[test]
+fn a_producer_that_is_attached_elsewhere_is_fenced_in_every_partition() {
+    let mut shards = Shards::new(2);
+    shards.create("/default/q", 2);
+    let mut old = shards.client(0);
+    let mut zombie = shards.producer(&mut old, "/default/q", 0);
+    let mut new = shards.client(1);
+    shards.producer(&mut new, "/default/q", zombie.producer);
+    for partition in 0..2 {
+        old.peer.message_to(partition, 1, &mut zombie, b"x");
+    }
+    let outcomes = singles(&shards.exchange(&mut old));
+    let fenced = Refusal::Fenced.code();
+    assert_eq!(outcomes, [(1, 0, 0, fenced), (2, 1, 0, fenced)]);
+    assert_eq!(shards.counter(Counter::MessagesStored), 0);
+}
+
+#[test]
+fn messages_of_every_size_reach_another_shard() {
+    let mut shards = Shards::new(2);
+    shards.create("/default/q", 2);
+    let mut client = shards.client(1);
+    let mut producer = shards.producer(&mut client, "/default/q", 0);
+    let sizes = [
+        0,
+        1,
+        30_000,
+        32_640,
+        32_641,
+        65_000,
+        70_000,
+        1 << 20,
+        3 << 20,
+    ];
+    let mut credited = 0;
+    for (size, sequence) in sizes.into_iter().zip(1..) {
+        for partition in 0..2 {
+            let want = WantCredit {
+                bytes: (size as u64 + 200).into(),
+            };
+            client.peer.control(producer.handle.0, &want, &[]);
+            let answer = shards.exchange(&mut client);
+            credited = credited.max(credit(&answer));
+            let body = vec![u8::try_from(size % 251).unwrap(); size];
+            client
+                .peer
+                .message_to(partition, sequence, &mut producer, &body);
+            let answer = shards.exchange(&mut client);
+            let outcomes = singles(&answer);
+            assert_eq!(outcomes.len(), 1, "{size} bytes to partition {partition}");
+            assert_eq!(outcomes[0].2, sequence - 1);
+            assert_eq!(outcomes[0].3, 0);
+        }
+    }
+    assert!(credited > 3 << 20, "credit came to {credited}");
+    assert_eq!(
+        shards.counter(Counter::MessagesStored),
+        2 * sizes.len() as u64
+    );
+}
+
+/// Both send as much as their credit lets them to the other's partitions while
+/// neither reads what the other sent, so that the rings of both directions are full.
+#[test]
+fn shards_that_have_filled_each_others_rings_still_make_progress() {
+    let mut shards = Shards::new(2);
+    shards.create("/default/filled-0", 2);
+    shards.create("/default/filled-1", 2);
+    let mut clients = Vec::new();
+    for at in 0..2 {
+        for number in 0..40 {
+            let mut client = shards.client(at);
+            let name = format!("/default/filled-{}", number % 2);
+            let producer = shards.producer(&mut client, &name, 0);
+            // The partition that is not this shard's.
+            let remote = u32::try_from((1 - at + number % 2) % 2).unwrap();
+            clients.push((client, producer, remote));
+        }
+    }
+    let body = vec![7; 1_000];
+    for round in 0..6_u64 {
+        for (client, producer, remote) in &mut clients {
+            for message in 0..10 {
+                let sequence = 10 * round + message + 1;
+                client.peer.message_to(*remote, sequence, producer, &body);
+            }
+            // Nobody looks at what the others send.
+            shards.write(client);
+        }
+        for shard in &shards.all {
+            let backlog = shard.mesh.chunks();
+            assert!(backlog > 0, "the rings are full");
+        }
+        shards.settle();
+        for (client, ..) in &clients {
+            let outcomes = singles(&shards.read(client));
+            assert_eq!(outcomes.len(), 10);
+            assert!(outcomes.iter().all(|(.., refusal)| *refusal == 0));
+        }
+        assert!(shards.all.iter().all(|shard| shard.mesh.chunks() == 0));
+    }
+}
+
+#[test]
+fn a_closed_producer_is_answered_behind_its_outcomes_and_leaves_nothing_anywhere() {
+    let mut shards = Shards::new(3);
+    shards.create("/default/q", 3);
+    let mut client = shards.client(1);
+    for _ in 0..50 {
+        let mut producer = shards.producer(&mut client, "/default/q", 0);
+        for partition in 0..3 {
+            client.peer.message_to(partition, 1, &mut producer, b"x");
+        }
+        let close = crate::frame::control::Close {
+            handle: producer.handle.0.into(),
+            ..Default::default()
+        };
+        client.peer.control(9, &close, &[]);
+        let answers = shards.exchange(&mut client);
+        assert_eq!(singles(&answers).len(), 3);
+        let last = frames(&answers).pop().map(|(frame, _)| match frame {
+            Frame::Control { subject, control } => (subject, control.kind()),
+            Frame::Message(_) => panic!("a message"),
+        });
+        assert_eq!(last, Some((9, crate::frame::Kind::Closed)));
+    }
+    for shard in &shards.all {
+        assert_eq!(shard.producers.len(), 0);
+        assert_eq!(shard.reserved, 0);
+    }
+}
+
+#[test]
+fn a_link_that_goes_while_its_producer_is_being_opened_leaves_nothing_behind() {
+    let mut shards = Shards::new(3);
+    shards.create("/default/q", 3);
+    for turns in 0..8 {
+        let mut client = shards.client(2);
+        let fields = OpenProducer {
+            session: client.peer.session.into(),
+            destination_length: 10.into(),
+            ..OpenProducer::default()
+        };
+        client.peer.control(2, &fields, &[b"/default/q"]);
+        shards.write(&mut client);
+        for turn in 0..turns {
+            shards.turn(turn % 3);
+        }
+        shards.all[2].closed(now(), client.peer.link);
+        shards.settle();
+        for shard in &shards.all {
+            assert_eq!(shard.producers.len(), 0, "after {turns} turns");
+            assert_eq!(shard.reserved, 0);
+        }
+    }
+}
+
+#[test]
+fn what_ends_a_link_ends_it_whatever_shard_found_it() {
+    let mut shards = Shards::new(2);
+    shards.create("/default/q", 2);
+    for partition in 0..2 {
+        let mut client = shards.client(0);
+        let mut producer = shards.producer(&mut client, "/default/q", 0);
+        client.peer.message_to(partition, 1, &mut producer, b"x");
+        // The same send as a new one.
+        producer.sequence -= 1;
+        client.peer.message_to(partition, 2, &mut producer, b"x");
+        shards.exchange(&mut client);
+        assert!(shards.ended.contains(&(0, client.peer.link)));
+    }
+}
