@@ -106,6 +106,8 @@ counters! {
     SendsGivenUp = "sends_given_up",
     /// Messages that consumers gave back unsettled.
     MessagesGivenBack = "messages_given_back",
+    /// Links that were handed over to another shard, which opens them anew.
+    LinksMoved = "links_moved",
 }
 
 /// The counters of one shard.

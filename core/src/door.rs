@@ -9,6 +9,10 @@
 //! [`limits::HELLO_SIZE_MAX`] bytes and [`limits::HELLO_TIMEOUT`]; nothing but a
 //! hello is parsed. Counts are kept in all and per address; where strangers are
 //! too many the oldest of them goes.
+//!
+//! A link goes to the shard that its hello asks for. One that asks for none goes where
+//! the link was that it replaces, which can be ended only there; any other to each
+//! shard in turn.
 
 use std::collections::VecDeque;
 
@@ -20,7 +24,7 @@ use crate::error::Refusal;
 use crate::frame::control::{Control, Farewell, Hello};
 use crate::frame::decode::{self, Frame, Step};
 use crate::frame::{MAGIC, VERSION, encode};
-use crate::id::{Handle, LinkNumber};
+use crate::id::{Handle, LinkNumber, ShardIndex};
 use crate::limits;
 use crate::shard::Attached;
 use crate::slab::Slab;
@@ -41,6 +45,8 @@ pub struct DoorLimits {
     pub strange: u32,
     /// Strangers from one address.
     pub strange_per_address: u32,
+    /// Shards that a link can go to, at least 1.
+    pub shards: u16,
 }
 
 impl Default for DoorLimits {
@@ -50,6 +56,7 @@ impl Default for DoorLimits {
             links_per_address: limits::LINKS_PER_ADDRESS_MAX,
             strange: limits::LINKS_STRANGE_MAX,
             strange_per_address: limits::LINKS_STRANGE_PER_ADDRESS_MAX,
+            shards: 1,
         }
     }
 }
@@ -61,8 +68,8 @@ pub enum Output {
     HandOver {
         /// The stranger, who is one no longer.
         stranger: Handle,
-        /// The shard it would like, if it cares.
-        shard: Option<u16>,
+        /// Which shard.
+        shard: ShardIndex,
         /// What the shard is to know of it.
         attached: Attached,
     },
@@ -97,6 +104,8 @@ pub struct Door {
     /// Strangers by age; some are gone.
     ages: VecDeque<Handle>,
     links: u32,
+    /// Where the next link goes that has no wish.
+    next_shard: u16,
     counts: HashMap<Address, Count, SeedableRandomState>,
     outputs: VecDeque<Output>,
 }
@@ -112,6 +121,7 @@ impl Door {
             strangers: Slab::new(limits.strange),
             ages: VecDeque::new(),
             links: 0,
+            next_shard: 0,
             counts: HashMap::with_hasher(state),
             outputs: VecDeque::new(),
         }
@@ -163,15 +173,21 @@ impl Door {
             Ok(None) => self.refuse(stranger, Refusal::FrameTooLarge),
             Ok(Some(greeting)) if entry.bytes.len() - greeting.size <= most => {
                 let leftover = entry.bytes.split_off(greeting.size);
+                let Some(shard) = self.shard_for(&greeting) else {
+                    let text =
+                        format!("this broker has no shard beyond {}", self.limits.shards - 1);
+                    return self.refuse_saying(stranger, Refusal::IllegalArgument, &text);
+                };
                 self.settle(stranger, true);
                 self.outputs.push_back(Output::HandOver {
                     stranger,
-                    shard: greeting.shard,
+                    shard,
                     attached: Attached {
                         principal: Principal::ANONYMOUS,
                         name: greeting.name,
                         replaces: greeting.replaces,
                         leftover,
+                        ..Attached::default()
                     },
                 });
             }
@@ -234,15 +250,35 @@ impl Door {
     /// The frame that ends a connection for `refusal`.
     #[must_use]
     pub fn farewell(refusal: Refusal) -> Vec<u8> {
+        Self::farewell_saying(refusal, "")
+    }
+
+    fn farewell_saying(refusal: Refusal, text: &str) -> Vec<u8> {
         let fields = Farewell {
             refusal: refusal.code().into(),
             version_min: VERSION,
             version_max: VERSION,
-            ..Farewell::default()
+            text_length: u32::try_from(text.len()).expect("the text is short").into(),
         };
-        let mut bytes = vec![0; encode::control_size::<Farewell>(0)];
-        encode::control(0, &fields, &[], &mut bytes);
+        let mut bytes = vec![0; encode::control_size::<Farewell>(text.len())];
+        encode::control(0, &fields, &[text.as_bytes()], &mut bytes);
         bytes
+    }
+
+    /// The shard that a link is for; `None` if it asks for one that does not exist.
+    fn shard_for(&mut self, greeting: &Greeting) -> Option<ShardIndex> {
+        let shards = self.limits.shards.max(1);
+        if let Some(wanted) = greeting.shard {
+            return (wanted < shards).then_some(ShardIndex(wanted));
+        }
+        let before = greeting.replaces.map(LinkNumber::shard);
+        // A broker that was started again may have fewer.
+        if let Some(before) = before.filter(|before| before.0 < shards) {
+            return Some(before);
+        }
+        let next = self.next_shard;
+        self.next_shard = (next + 1) % shards;
+        Some(ShardIndex(next))
     }
 
     fn evict_oldest(&mut self, of: Option<Address>) {
@@ -257,10 +293,14 @@ impl Door {
     }
 
     fn refuse(&mut self, stranger: Handle, refusal: Refusal) {
+        self.refuse_saying(stranger, refusal, "");
+    }
+
+    fn refuse_saying(&mut self, stranger: Handle, refusal: Refusal, text: &str) {
         self.settle(stranger, false);
         self.outputs.push_back(Output::Farewell {
             stranger,
-            bytes: Self::farewell(refusal),
+            bytes: Self::farewell_saying(refusal, text),
         });
     }
 
@@ -408,12 +448,7 @@ mod tests {
             door.received(stranger, &bytes[..cut]);
             let early = door.output();
             door.received(stranger, &bytes[cut..]);
-            let Some(Output::HandOver {
-                attached,
-                shard: None,
-                ..
-            }) = early.or(door.output())
-            else {
+            let Some(Output::HandOver { attached, .. }) = early.or(door.output()) else {
                 panic!("no hand-over with a cut at {cut}")
             };
             assert_eq!(attached.name, "abc");
@@ -471,6 +506,7 @@ mod tests {
             links_per_address: 3,
             strange: 2,
             strange_per_address: 2,
+            ..DoorLimits::default()
         };
         let mut door = Door::new(limits, 1);
         let first = door.accepted(at(0), HERE).unwrap();
@@ -483,6 +519,57 @@ mod tests {
         for _ in 0..3 {
             door.left(HERE);
         }
+        assert_eq!(door.links(), 0);
+    }
+
+    #[test]
+    fn a_link_goes_to_the_shard_it_asks_for_or_was_on_and_else_to_each_in_turn() {
+        let limits = DoorLimits {
+            shards: 3,
+            ..DoorLimits::default()
+        };
+        let mut door = Door::new(limits, 1);
+        let mut shard_of = |shard: Option<u16>, link: u64| {
+            let hello = Hello {
+                shard: shard.unwrap_or(u16::MAX).into(),
+                link: link.into(),
+                ..plain()
+            };
+            let stranger = door.accepted(at(0), HERE).unwrap();
+            door.received(stranger, &greeting(hello, "abc"));
+            match door.output() {
+                Some(Output::HandOver { shard, .. }) => shard.0,
+                other => panic!("{other:?}"),
+            }
+        };
+        let on = |shard: u16| ShardIndex(shard).first_number() + 6;
+        assert_eq!([0; 4].map(|_| shard_of(None, 0)), [0, 1, 2, 0]);
+        assert_eq!(shard_of(Some(2), 0), 2);
+        assert_eq!(shard_of(None, on(2)), 2, "the link was there");
+        assert_eq!(shard_of(Some(1), on(2)), 1, "it says so");
+        assert_eq!(shard_of(None, on(3)), 1, "there are fewer shards now");
+    }
+
+    #[test]
+    fn who_asks_for_a_shard_that_does_not_exist_is_told_so() {
+        let limits = DoorLimits {
+            shards: 2,
+            ..DoorLimits::default()
+        };
+        let mut door = Door::new(limits, 1);
+        let hello = Hello {
+            shard: 2.into(),
+            ..plain()
+        };
+        let stranger = door.accepted(at(0), HERE).unwrap();
+        door.received(stranger, &greeting(hello, "abc"));
+        let output = door.output();
+        let Some(Output::Farewell { bytes, .. }) = &output else {
+            panic!("{output:?}")
+        };
+        let text = String::from_utf8_lossy(bytes);
+        assert!(text.contains("no shard beyond 1"), "{text}");
+        assert_eq!(refusal(output), Refusal::IllegalArgument);
         assert_eq!(door.links(), 0);
     }
 

@@ -100,6 +100,14 @@ impl DestinationNumber {
     }
 }
 
+impl LinkNumber {
+    /// The shard that gave the number out, as [`ShardIndex::first_number`] has it.
+    #[must_use]
+    pub fn shard(self) -> ShardIndex {
+        ShardIndex(u16::try_from(self.0 >> 48).expect("16 bits are left"))
+    }
+}
+
 impl Sequence {
     /// The first sequence of every producer.
     pub const FIRST: Self = Self(1);

@@ -13,7 +13,7 @@ use courser_core::error::Refusal;
 use courser_core::frame::control::{
     AckRun, Acknowledge, Acknowledged, Allow, AskStats, Batch, Close, CloseSession, Closed,
     CompletionRun, Completions, ConsumerOpened, Control, Credit, Delivery, Farewell, Fields,
-    Goodbye, Hello, Located, Lookup, OpenConsumer, OpenProducer, OpenSession, Ping, Pong,
+    Goodbye, Hello, Located, Lookup, Move, OpenConsumer, OpenProducer, OpenSession, Ping, Pong,
     ProducerOpened, Refused, Return, SessionClosed, SessionOpened, Stats, StatsRow, WantCredit,
     Welcome,
 };
@@ -198,6 +198,7 @@ fn connection_frames(check: &mut Check) {
     check.control("hello-again", 0, Control::Hello, &again, name);
     let welcome = Welcome {
         version: 1,
+        shards: 1,
         shard: 0.into(),
         frame_size_max: limits::FRAME_SIZE_MAX.into(),
         installation: 0x0011_2233_4455_6677_8899_aabb_ccdd_eeff.into(),
@@ -205,6 +206,13 @@ fn connection_frames(check: &mut Check) {
         ..Welcome::default()
     };
     check.control("welcome", 0, Control::Welcome, &welcome, &[]);
+    let elsewhere = Welcome {
+        shards: 4,
+        shard: 1.into(),
+        link: ((1 << 48) + 42).into(),
+        ..welcome
+    };
+    check.control("welcome-moved", REQUEST, Control::Welcome, &elsewhere, &[]);
     let farewell = Farewell {
         refusal: Refusal::VersionUnsupported.code().into(),
         version_min: 1,
@@ -411,6 +419,11 @@ fn producer_frames(check: &mut Check) {
         bytes: 360.into(),
     };
     check.control("batch", PRODUCER, Control::Batch, &batch, &[]);
+    let moving = Move {
+        shard: 1.into(),
+        ..Move::default()
+    };
+    check.control("move", REQUEST, Control::Move, &moving, &[]);
 
     let first = CompletionRun {
         sequence: 1.into(),

@@ -35,6 +35,7 @@ const LIMITS: DoorLimits = DoorLimits {
     links_per_address: 5,
     strange: 4,
     strange_per_address: 3,
+    shards: 2,
 };
 const ADDRESSES: u8 = 3;
 /// What the door may have allocated for all its strangers, beside what they said.

@@ -284,7 +284,7 @@ impl World {
     }
 
     fn obey(&mut self, output: Output) {
-        let (Output::Send(link) | Output::Close { link, .. }) = output;
+        let (Output::Send(link) | Output::Close { link, .. } | Output::HandOver(link)) = output;
         // An output about who is gone means nothing.
         let Some(index) = self
             .seats
@@ -303,6 +303,7 @@ impl World {
                 seat.closing = true;
             }
             Output::Close { flush: false, .. } => self.vanish(index),
+            Output::HandOver(_) => unreachable!("there is no other shard"),
         }
     }
 

@@ -15,6 +15,10 @@
 //!     |              v                               v
 //!     +----------- Closing <-------------------------+
 //!     last completion of every operation: the slot is free, `Ended` is told
+//!
+//!            part                    last completion of every operation
+//!   Open ----------> Parting ------------------------------> `Parted`, then taken
+//!                       | left, lost or abandoned meanwhile: as from Open
 //! ```
 //!
 //! *Leaving* says goodbye properly: what is left is sent, our direction is closed, and
@@ -22,6 +26,9 @@
 //! with bytes unread answers with a reset, and a reset can overtake the refusal that
 //! tells the peer why. A peer that closes its direction first has finished, and may
 //! still listen: the owner is told, and leaves in its own time.
+//!
+//! *Parting* gives the socket away as it is, to another ring. What its peer says
+//! meanwhile was heard here or lies in the socket for whoever gets it.
 //!
 //! Invariants:
 //! - at most one receive, one send and one wait for room are in flight per slot;
@@ -56,6 +63,9 @@ pub(crate) enum Event {
     Finished { slot: Slot },
     /// The connection is over and its slot free. Nothing more is told about it.
     Ended { slot: Slot },
+    /// Nothing is in flight on a connection that is to part: the owner takes the socket
+    /// with [`Connections::take`], or leaves.
+    Parted { slot: Slot },
 }
 
 /// Counts of what the sockets of a shard went through.
@@ -78,6 +88,8 @@ pub(crate) struct Connections<R: Ring> {
     ready: VecDeque<Slot>,
     /// Ends that were not told yet.
     ended: VecDeque<Slot>,
+    /// Parting connections with nothing in flight that were not told yet.
+    parted: VecDeque<Slot>,
     /// Leaving connections by the end of their time, which is the same for all, so
     /// that the first is always the earliest.
     leaving: VecDeque<(Monotonic, Slot)>,
@@ -112,6 +124,8 @@ enum Phase {
         flushed: bool,
     },
     Closing,
+    /// To be given away; nothing is begun on it any more.
+    Parting,
 }
 
 impl Place {
@@ -143,6 +157,7 @@ impl<R: Ring> Connections<R> {
             vacant: (0..slots).rev().collect(),
             ready: VecDeque::with_capacity(slots as usize),
             ended: VecDeque::with_capacity(slots as usize),
+            parted: VecDeque::new(),
             leaving: VecDeque::new(),
             tally: Tally::default(),
         }
@@ -233,17 +248,46 @@ impl<R: Ring> Connections<R> {
         let Some(place) = self.place(slot) else {
             return;
         };
-        if place.phase != Phase::Open {
+        if !matches!(place.phase, Phase::Open | Phase::Parting) {
             return;
         }
+        let listens_again = place.phase == Phase::Parting && !place.receiving && !place.finished;
         place.phase = Phase::Leaving { flushed: false };
         place.wanted = true;
+        place.receiving |= listens_again;
         // With a peer that has finished there is nothing to wait for but that it takes
         // what is left, and the owner has a limit for that.
         if !place.finished {
             self.leaving.push_back((now.after(GOODBYE_TIME), slot));
         }
+        if listens_again {
+            self.ring.arm_receive(slot);
+        }
         self.queue_if_ready(slot);
+    }
+
+    /// The owner gives the socket away, as soon as nothing is in flight on it. It has
+    /// nothing to send.
+    pub(crate) fn part(&mut self, slot: Slot) {
+        let Some(place) = self.place(slot) else {
+            return;
+        };
+        if place.phase != Phase::Open {
+            return;
+        }
+        place.phase = Phase::Parting;
+        if place.is_quiet() {
+            self.parted.push_back(slot);
+        } else {
+            place.cancelling = true;
+            self.ring.cancel(slot);
+        }
+    }
+
+    /// The socket of a connection that has parted; its slot is free.
+    pub(crate) fn take(&mut self, slot: Slot) -> Option<R::Socket> {
+        let place = self.place(slot)?;
+        (place.phase == Phase::Parting && place.is_quiet()).then(|| self.vacate(slot))
     }
 
     /// The owner is done with the connection, whatever waits to be sent.
@@ -276,7 +320,7 @@ impl<R: Ring> Connections<R> {
 
     /// Hands the kernel what was begun and collects its facts. Answers what the ring did.
     pub(crate) fn turn(&mut self, wait: Wait) -> Result<Calls, RingFault> {
-        let wait = if self.ended.is_empty() {
+        let wait = if self.ended.is_empty() && self.parted.is_empty() {
             wait
         } else {
             Wait::No
@@ -289,6 +333,9 @@ impl<R: Ring> Connections<R> {
         loop {
             if let Some(slot) = self.ended.pop_front() {
                 return Some(Event::Ended { slot });
+            }
+            if let Some(slot) = self.parted.pop_front() {
+                return Some(Event::Parted { slot });
             }
             let completion = self.ring.next()?;
             if let Some(event) = self.react(completion) {
@@ -351,7 +398,7 @@ impl<R: Ring> Connections<R> {
                 // What became of the connection, the next send finds out.
                 place.wanted = true;
                 self.queue_if_ready(slot);
-                self.vacate_if_quiet(slot);
+                self.end_if_quiet(slot);
                 None
             }
             Completion::Cancelled { slot } => {
@@ -360,7 +407,7 @@ impl<R: Ring> Connections<R> {
                 if planted::is(Fault::CancelledIsTheEnd) {
                     (place.receiving, place.sending, place.awaiting_room) = (false, false, false);
                 }
-                self.vacate_if_quiet(slot);
+                self.end_if_quiet(slot);
                 None
             }
         }
@@ -378,7 +425,7 @@ impl<R: Ring> Connections<R> {
         let phase = place.phase;
         let event = match received {
             Received::Bytes(buffer) => {
-                if phase == Phase::Open {
+                if matches!(phase, Phase::Open | Phase::Parting) {
                     Some(Event::Received { slot, buffer })
                 } else {
                     // Read so that it does not turn our end into a reset.
@@ -412,8 +459,8 @@ impl<R: Ring> Connections<R> {
             self.ring.arm_receive(slot);
         }
         if !more {
-            if phase == Phase::Closing {
-                self.vacate_if_quiet(slot);
+            if matches!(phase, Phase::Closing | Phase::Parting) {
+                self.end_if_quiet(slot);
             } else if !planted::is(Fault::NotArmedAgain) {
                 self.places[slot.position()].receiving = true;
                 self.ring.arm_receive(slot);
@@ -428,7 +475,7 @@ impl<R: Ring> Connections<R> {
         let place = &mut self.places[slot.position()];
         place.finished = true;
         match place.phase {
-            Phase::Open => Some(Event::Finished { slot }),
+            Phase::Open | Phase::Parting => Some(Event::Finished { slot }),
             Phase::Leaving { flushed: false } => None,
             Phase::Leaving { flushed: true } | Phase::Closing | Phase::Vacant => {
                 self.close(slot);
@@ -442,7 +489,7 @@ impl<R: Ring> Connections<R> {
         place.sending = false;
         let given = std::mem::take(&mut place.given);
         if place.phase == Phase::Closing {
-            self.vacate_if_quiet(slot);
+            self.end_if_quiet(slot);
             return None;
         }
         let taken = match result {
@@ -480,29 +527,40 @@ impl<R: Ring> Connections<R> {
     fn close(&mut self, slot: Slot) {
         let place = &mut self.places[slot.position()];
         if place.phase == Phase::Closing {
-            self.vacate_if_quiet(slot);
+            self.end_if_quiet(slot);
             return;
         }
+        // A connection that parts may have been told to cancel already.
+        let cancelled = place.cancelling;
         place.phase = Phase::Closing;
         let quiet = place.is_quiet();
         place.cancelling = !quiet;
         self.ring.shutdown(slot, Shutdown::Both);
         if quiet {
-            self.vacate_if_quiet(slot);
-        } else {
+            self.end_if_quiet(slot);
+        } else if !cancelled {
             self.ring.cancel(slot);
         }
     }
 
-    /// The end of a closing connection, when its last operation has ended.
-    fn vacate_if_quiet(&mut self, slot: Slot) {
-        let place = &mut self.places[slot.position()];
-        if place.phase != Phase::Closing
-            || !(place.is_quiet() || planted::is(Fault::VacatedInFlight))
-        {
-            return;
+    /// The end of a connection that closes or parts, when its last operation has ended.
+    fn end_if_quiet(&mut self, slot: Slot) {
+        let place = &self.places[slot.position()];
+        let quiet = place.is_quiet() || planted::is(Fault::VacatedInFlight);
+        match place.phase {
+            Phase::Closing if quiet => {
+                drop(self.vacate(slot));
+                self.ended.push_back(slot);
+            }
+            Phase::Parting if quiet => self.parted.push_back(slot),
+            _ => {}
         }
-        drop(self.ring.detach(slot));
+    }
+
+    /// Frees a slot on which nothing is in flight.
+    fn vacate(&mut self, slot: Slot) -> R::Socket {
+        let socket = self.ring.detach(slot);
+        let place = &mut self.places[slot.position()];
         place.phase = Phase::Vacant;
         if !planted::is(Fault::SameGeneration) {
             place.generation = slot.next_tenant().generation;
@@ -511,7 +569,7 @@ impl<R: Ring> Connections<R> {
         place.queued = false;
         place.finished = false;
         self.vacant.push(slot.index);
-        self.ended.push_back(slot);
+        socket
     }
 }
 

@@ -12,7 +12,7 @@ use super::producer::{Producer, ProducerRequest};
 use super::request::Pending;
 use super::{
     Announced, Cause, Client, ConsumerKey, Event, LinkEnd, Location, Owner, Phase, ProducerKey,
-    ProtocolFault, consumer, producer, question,
+    ProtocolFault, consumer, producer,
 };
 use crate::error::Refusal;
 use crate::frame::control::{self, CompletionRun, Control};
@@ -125,6 +125,9 @@ impl Client {
             (_, Control::Farewell(fields, tail)) => self.farewell(fields, tail),
             (Phase::Greeting, Control::Welcome(fields, _)) => self.welcomed(fields),
             (Phase::Greeting, _) => unexpected,
+            (Phase::Moving, Control::Welcome(fields, _)) => self.moved(subject, fields),
+            (Phase::Moving, Control::Refused(..)) => self.refused(subject, control),
+            (Phase::Moving, _) => unexpected,
             (Phase::OpeningSession, Control::SessionOpened(fields, _)) => {
                 self.session_opened(subject, fields)
             }
@@ -184,10 +187,29 @@ impl Client {
         self.installation = installation;
         self.link = fields.link.get();
         self.shard = ShardIndex(fields.shard.get());
+        // Brokers that do not say have one.
+        self.shards = u16::from(fields.shards).max(1);
         self.phase = Phase::OpeningSession;
         let request = self.requests.add(Pending::OpenSession);
         self.say(request.0, &control::OpenSession::default(), &[]);
         Ok(())
+    }
+
+    /// Another shard has the link, or the one that it was on all the same.
+    fn moved(&mut self, subject: u32, fields: &control::Welcome) -> Result<(), ProtocolFault> {
+        let installation = Installation(fields.installation.get());
+        if installation != self.installation {
+            return Err(ProtocolFault::Unexpected {
+                kind: Kind::Welcome,
+            });
+        }
+        match self.requests.take(subject) {
+            Some(Pending::Move) => self.welcomed(fields),
+            _ => Err(ProtocolFault::UnknownRequest {
+                request: subject,
+                kind: Kind::Welcome,
+            }),
+        }
     }
 
     fn session_opened(
@@ -210,17 +232,11 @@ impl Client {
             installation: self.installation,
             shard: self.shard,
         });
+        self.stood = true;
         if self.resuming {
             self.resume();
         }
-        // What was asked before there was a session.
-        let mut queued = true;
-        for (request, pending) in self.requests.iter() {
-            queued &= question::ask(&mut self.outbound, self.session, request, pending);
-        }
-        if !queued {
-            self.finish(LinkEnd::Backlog);
-        }
+        self.ask_all();
         Ok(())
     }
 
@@ -346,6 +362,12 @@ impl Client {
             }
             Some(Pending::OpenSession) => {
                 self.finish(LinkEnd::SessionRefused { code, text });
+                return Ok(());
+            }
+            // The link stays where it is.
+            Some(Pending::Move) => {
+                self.phase = Phase::Open;
+                self.ask_all();
                 return Ok(());
             }
             // The broker does not have it any more, which is what was wanted.

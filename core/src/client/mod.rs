@@ -28,7 +28,8 @@
 //! ```
 //!
 //! On the next connection `resume` opens again what was open, and producers send
-//! again what had no answer. Once [`Client::end`] says something a client only
+//! again what had no answer. A link on which nothing is open can move to another shard
+//! of its broker, over the same connection: Open, Moving, OpeningSession, Open. Once [`Client::end`] says something a client only
 //! hands out what it still has.
 //!
 //! Invariants:
@@ -132,6 +133,8 @@ enum Phase {
     OpeningSession,
     /// Requests leave.
     Open,
+    /// Waits for the welcome of another shard.
+    Moving,
     /// The connection is gone, and another one is wanted.
     Waiting,
     /// Says goodbye once every frame has left.
@@ -169,12 +172,16 @@ pub struct Client {
     installation: Installation,
     /// The link that was open last, by the number that the broker gave it.
     link: u64,
+    /// A session was open once.
+    stood: bool,
     /// What has to be opened again on this connection.
     resuming: bool,
     redial: Redial,
     /// Why there is no connection, while another one is wanted.
     lost: Option<LinkEnd>,
     shard: ShardIndex,
+    /// How many the broker has.
+    shards: u16,
     session: u32,
     frame_size_max: u32,
     hello_deadline: Monotonic,
@@ -211,10 +218,12 @@ impl Client {
             end: None,
             installation: Installation::default(),
             link: 0,
+            stood: false,
             resuming: false,
             redial: Redial::default(),
             lost: None,
             shard: ShardIndex::default(),
+            shards: 1,
             session: 0,
             frame_size_max: limits::FRAME_SIZE_MAX,
             hello_deadline: Monotonic::NEVER,
@@ -250,6 +259,7 @@ impl Client {
             magic: MAGIC,
             version_min: VERSION,
             version_max: VERSION,
+            // Another connection goes where its link was, which the broker knows.
             shard: self.config.shard.map_or(u16::MAX, |shard| shard.0).into(),
             name_length: u16::try_from(name.len()).unwrap_or(0).into(),
             link: self.link.into(),
@@ -281,8 +291,10 @@ impl Client {
 
     /// Time has passed.
     pub fn expire(&mut self, now: Monotonic) {
-        if matches!(self.phase, Phase::Greeting | Phase::OpeningSession)
-            && self.hello_deadline <= now
+        if matches!(
+            self.phase,
+            Phase::Greeting | Phase::Moving | Phase::OpeningSession
+        ) && self.hello_deadline <= now
         {
             self.disconnected(LinkEnd::HelloTimedOut);
         }
@@ -348,7 +360,9 @@ impl Client {
     #[must_use]
     pub fn next_deadline(&self) -> Monotonic {
         match self.phase {
-            Phase::Greeting | Phase::OpeningSession => self.earliest.min(self.hello_deadline),
+            Phase::Greeting | Phase::Moving | Phase::OpeningSession => {
+                self.earliest.min(self.hello_deadline)
+            }
             Phase::Waiting => self.earliest.min(self.redial.next_deadline()),
             _ => self.earliest,
         }
@@ -439,6 +453,30 @@ impl Client {
         self.request(Pending::Ping { asked: now })
     }
 
+    /// Asks for the link to go to another shard of the broker, if nothing is open on it
+    /// and nothing under way: false if something is. What is asked for from here on
+    /// waits until it is there, or stays, which [`Client::is_open`] and
+    /// [`Client::shard`] tell then.
+    pub fn move_to(&mut self, now: Monotonic, shard: ShardIndex) -> bool {
+        let is_idle = self.phase == Phase::Open
+            && self.producers.len() == 0
+            && self.consumers.len() == 0
+            && self.requests.len() == 0
+            && self.outbound.is_empty()
+            && self.carry.is_empty();
+        if is_idle {
+            self.phase = Phase::Moving;
+            self.hello_deadline = now.after(self.config.hello_timeout);
+            let request = self.requests.add(Pending::Move);
+            let fields = control::Move {
+                shard: shard.0.into(),
+                ..control::Move::default()
+            };
+            self.say(request.0, &fields, &[]);
+        }
+        is_idle
+    }
+
     /// Closes a producer: it takes no further sends, and the broker is asked
     /// once every send so far is answered.
     ///
@@ -491,9 +529,11 @@ impl Client {
                 self.phase = Phase::Leaving;
                 self.leave_if_empty();
             }
-            Phase::Idle | Phase::Greeting | Phase::OpeningSession | Phase::Waiting => {
-                self.finish(LinkEnd::Left);
-            }
+            Phase::Idle
+            | Phase::Greeting
+            | Phase::Moving
+            | Phase::OpeningSession
+            | Phase::Waiting => self.finish(LinkEnd::Left),
             Phase::Leaving | Phase::Left | Phase::Ended => {}
         }
     }
@@ -784,6 +824,18 @@ impl Client {
         self.installation
     }
 
+    /// The shard that the link is on, as far as was heard.
+    #[must_use]
+    pub fn shard(&self) -> ShardIndex {
+        self.shard
+    }
+
+    /// How many shards the broker has.
+    #[must_use]
+    pub fn shards(&self) -> u16 {
+        self.shards
+    }
+
     /// Whether requests and sends leave.
     #[must_use]
     pub fn is_open(&self) -> bool {
@@ -835,6 +887,17 @@ impl Client {
             return;
         };
         let queued = question::ask(&mut self.outbound, self.session, request, pending);
+        if !queued {
+            self.finish(LinkEnd::Backlog);
+        }
+    }
+
+    /// Queues the questions of all requests: what was asked before there was a session.
+    fn ask_all(&mut self) {
+        let mut queued = true;
+        for (request, pending) in self.requests.iter() {
+            queued &= question::ask(&mut self.outbound, self.session, request, pending);
+        }
         if !queued {
             self.finish(LinkEnd::Backlog);
         }

@@ -38,6 +38,7 @@ pub(super) fn ask(
         }
         // These are asked for by who notes them.
         Pending::OpenSession
+        | Pending::Move
         | Pending::AttachProducer(_)
         | Pending::AttachConsumer(_)
         | Pending::CloseProducer(_)

@@ -23,6 +23,8 @@ const PENDING_MAX: usize = limits::HANDLES_PER_LINK_MAX as usize;
 pub(super) enum Pending {
     /// The session itself.
     OpenSession,
+    /// Another shard for the link.
+    Move,
     /// Where a destination is.
     Lookup(Destination),
     /// Where a producer's destination is; the opening follows.

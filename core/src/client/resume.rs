@@ -108,8 +108,8 @@ impl Client {
     #[cold]
     pub(super) fn disconnected(&mut self, end: LinkEnd) {
         let stood = match self.phase {
-            Phase::Open => true,
-            Phase::Greeting | Phase::OpeningSession => self.resuming,
+            Phase::Open | Phase::Moving => true,
+            Phase::Greeting | Phase::OpeningSession => self.stood,
             Phase::Waiting => return,
             Phase::Idle | Phase::Leaving | Phase::Left | Phase::Ended => false,
         };
@@ -117,7 +117,7 @@ impl Client {
             self.finish(end);
             return;
         }
-        if self.phase == Phase::Open {
+        if matches!(self.phase, Phase::Open | Phase::Moving) {
             self.events.push_back(Event::Disconnected);
         }
         // A try that leads to nobody says less than what was said before.
@@ -164,6 +164,7 @@ impl Client {
         let producers = &self.producers;
         let over = self.requests.take_if(|pending| match pending {
             Pending::OpenSession
+            | Pending::Move
             | Pending::AttachProducer(_)
             | Pending::AttachConsumer(_)
             | Pending::CloseConsumer(_) => true,

@@ -260,12 +260,24 @@ fields! {
         delay: U64,
     }
 
-    /// Answers a hello. No tail.
+    /// Asks for the link to be handed to another shard, as if it had just said hello
+    /// there; the subject is a request. Nothing may be open on it but sessions, which
+    /// end, and nothing may be behind it until it is answered. No tail.
+    Move {
+        /// The shard to go to.
+        shard: U16,
+        /// Zero.
+        reserved: U16,
+        /// Zero.
+        reserved_word: U32,
+    }
+
+    /// Answers a hello, or as its subject says a [`Move`]. No tail.
     Welcome {
         /// The version that both sides speak from here on.
         version: u8,
-        /// Zero.
-        reserved: u8,
+        /// How many shards the broker has.
+        shards: u8,
         /// The shard that the link belongs to.
         shard: U16,
         /// The largest frame, in bytes.
@@ -465,6 +477,7 @@ impl Control<'_> {
             | Self::AskStats(..)
             | Self::Ping(..)
             | Self::Goodbye(..)
+            | Self::Move(..)
             | Self::Batch(..)
             | Self::Welcome(..)
             | Self::SessionOpened(..)

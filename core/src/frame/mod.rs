@@ -358,6 +358,8 @@ kinds! {
     Batch = 0x0e,
     /// A consumer gives messages back unsettled.
     Return = 0x0f,
+    /// Asks for the link to be handed to another shard.
+    Move = 0x10,
 
     /// Answers a hello.
     Welcome = 0x41,

@@ -75,8 +75,10 @@ impl Shard {
             let Some(entry) = self.links.get_mut(link) else {
                 return Ok(());
             };
-            if entry.state == LinkState::Ending {
-                return Ok(());
+            match entry.state {
+                LinkState::Open => {}
+                LinkState::Ending => return Ok(()),
+                LinkState::Moving { .. } => return Err(spoke_while_moving()),
             }
             if entry.intake.assembly.is_some() {
                 bytes = self.assemble(now, link, bytes)?;
@@ -319,6 +321,12 @@ impl Shard {
             Frame::Control { subject, control } => self.control(now, link, *subject, control),
         }
     }
+}
+
+#[cold]
+fn spoke_while_moving() -> Fault {
+    let text = "nothing may come behind a move until it is answered";
+    Fault::new(Refusal::Unexpected, text)
 }
 
 const _: () = assert!(Kind::Message as u8 == 0x80);

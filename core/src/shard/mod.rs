@@ -25,6 +25,7 @@ mod credit;
 mod destination;
 mod egress;
 mod fan;
+mod handover;
 mod identity;
 mod intake;
 mod locals;
@@ -51,7 +52,9 @@ use crate::counters::{Counter, Counters};
 use crate::error::Refusal;
 use crate::frame::control::{Farewell, Welcome};
 use crate::frame::{self, VERSION};
-use crate::id::{DestinationNumber, Handle, Installation, LinkNumber, PartitionIndex, ShardIndex};
+use crate::id::{
+    DestinationNumber, Handle, Installation, LinkNumber, PartitionIndex, RequestId, ShardIndex,
+};
 use crate::limits;
 use crate::memory::{Arena, CHUNK};
 use crate::slab::Slab;
@@ -143,7 +146,7 @@ impl MemoryPlan {
     }
 }
 
-/// A link that the door lets in.
+/// A link that the door lets in, or another shard hands over.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Attached {
     /// Whom it acts for.
@@ -154,6 +157,8 @@ pub struct Attached {
     pub replaces: Option<LinkNumber>,
     /// Bytes that came behind the hello.
     pub leftover: Vec<u8>,
+    /// The request that the welcome answers; 0 for the hello.
+    pub request: RequestId,
 }
 
 /// What a shard would have done.
@@ -169,11 +174,20 @@ pub enum Output {
         /// Whether to send what waits first.
         flush: bool,
     },
+    /// Give the link to another shard, once nothing of it is under way; where and with
+    /// what says [`Shard::hand_over`]. Meanwhile bytes that come are told as ever, and
+    /// another wish may take the place of this one.
+    HandOver(Handle),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum LinkState {
     Open,
+    /// Nothing may be read; it is handed over once its egress is empty.
+    Moving {
+        to: ShardIndex,
+        request: RequestId,
+    },
     /// Nothing more is read; it closes once its egress is empty.
     Ending,
 }
@@ -312,6 +326,8 @@ pub struct Shard {
     reports: VecDeque<admin::Report>,
     /// Links whose peers send no more, and that end once they are answered.
     finishing: Vec<Handle>,
+    /// Links that are handed over once what waits for them has left.
+    moving: Vec<Handle>,
     outputs: VecDeque<Output>,
     next_tick: Monotonic,
     stopping: bool,
@@ -370,6 +386,7 @@ impl Shard {
             watched: Vec::new(),
             reports: VecDeque::new(),
             finishing: Vec::new(),
+            moving: Vec::new(),
             outputs: VecDeque::new(),
             next_tick: Monotonic(0),
             stopping: false,
@@ -415,13 +432,15 @@ impl Shard {
         self.counters.add(Counter::LinksOpened, 1);
         let welcome = Welcome {
             version: VERSION,
+            shards: self.shards(),
             shard: self.config.shard.0.into(),
             frame_size_max: limits::FRAME_SIZE_MAX.into(),
             installation: self.config.installation.0.into(),
             link: number.0.into(),
             ..Welcome::default()
         };
-        if let Err(fault) = self.answer(now, link, 0, &welcome, &[]) {
+        let subject = attached.request.0;
+        if let Err(fault) = self.answer(now, link, subject, &welcome, &[]) {
             self.fault(now, link, &fault);
         }
         self.received(now, link, &attached.leftover);
@@ -504,6 +523,7 @@ impl Shard {
         self.thin_out();
         self.report(now);
         self.finish(now);
+        self.move_on();
         for index in 0..self.dirty.len() {
             let link = self.dirty[index];
             if let Some(entry) = self.links.get_mut(link) {
@@ -556,6 +576,7 @@ impl Shard {
             || self.can_report()
             || self.can_lend_blocks()
             || self.finishing.iter().any(|link| self.can_finish(*link))
+            || self.moving.iter().any(|link| self.can_move(*link))
             || !self.outputs.is_empty()
     }
 

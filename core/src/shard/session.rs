@@ -79,6 +79,7 @@ impl Shard {
                 Ok(self.acknowledge(now, link, handle, fields, tail)?)
             }
             Control::Return(fields, tail) => Ok(self.give_back(now, link, handle, fields, tail)?),
+            Control::Move(fields, _) => self.move_link(link, request, fields),
             Control::Goodbye(..) => {
                 // Outcomes of this turn still belong to who is leaving.
                 self.send_completions(now);

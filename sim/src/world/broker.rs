@@ -31,6 +31,7 @@ impl World {
                         self.send(connection)?;
                     }
                 }
+                Output::HandOver(_) => unreachable!("there is no other shard"),
                 Output::Close { link, flush } => {
                     if let Some(connection) = self.links.get(&link.0).copied() {
                         trace.note(Fact::Close { connection, flush });

@@ -1,0 +1,118 @@
+//! A link that goes to another shard of the same broker: the client has learned where
+//! its destination is, and would rather not have every frame cross the mesh.
+//!
+//! ```text
+//!  Move ─> nothing open? ─> Moving ─ egress empty ─> Output::HandOver ─> hand_over
+//!              │ no                                                         │
+//!              └─> Refused, the link stays            attached, at the other shard
+//! ```
+//!
+//! Invariants:
+//! - a link that moves has no producer, no consumer and no session, and what was
+//!   answered has left before it goes: nothing of it is known here afterwards;
+//! - until it goes it is a link like any other: it can break, stall and be ended, and
+//!   its peer may not speak.
+
+use super::{Attached, LinkState, Rejection, Shard};
+use crate::counters::Counter;
+use crate::error::Refusal;
+use crate::frame::control;
+use crate::id::{Handle, RequestId, ShardIndex};
+
+impl Shard {
+    /// Where a link goes that [`Output::HandOver`] named, and what the shard there is to
+    /// know of it. The link is no longer one of this shard. `None` if it does not go any
+    /// more.
+    ///
+    /// [`Output::HandOver`]: super::Output::HandOver
+    pub fn hand_over(&mut self, link: Handle) -> Option<(ShardIndex, Attached)> {
+        let entry = self.links.get(link)?;
+        let LinkState::Moving { to, request } = entry.state else {
+            return None;
+        };
+        debug_assert!(entry.egress.bytes() == 0, "what was answered has left");
+        let mut entry = self.links.remove(link)?;
+        entry.intake.clear(&mut self.arena);
+        let locals = &mut self.locals;
+        let (arena, blocks) = (&mut self.arena, &mut self.blocks);
+        entry.egress.clear(arena, blocks, |arena, pin| {
+            super::unpin(locals, arena, pin);
+        });
+        self.link_numbers.remove(&entry.number);
+        self.counters.add(Counter::LinksMoved, 1);
+        let attached = Attached {
+            principal: entry.principal,
+            name: entry.name,
+            request,
+            ..Attached::default()
+        };
+        Some((to, attached))
+    }
+
+    /// A client would have its link on another shard.
+    pub(super) fn move_link(
+        &mut self,
+        link: Handle,
+        request: RequestId,
+        fields: &control::Move,
+    ) -> Result<(), Rejection> {
+        let to = ShardIndex(fields.shard.get());
+        let shards = u16::from(self.shards());
+        if to.0 >= shards || to == self.config.shard {
+            let text = format!(
+                "the link is on shard {} of {shards}, from where it cannot move to shard {to}",
+                self.config.shard
+            );
+            return Err(Rejection::request(Refusal::IllegalArgument, text));
+        }
+        let Some(entry) = self.links.get_mut(link) else {
+            return Ok(());
+        };
+        if !entry.producers.is_empty() || !entry.consumers.is_empty() {
+            let text = "a link moves only while no producer and no consumer is open on it";
+            return Err(Rejection::request(Refusal::PreconditionFailed, text));
+        }
+        entry.state = LinkState::Moving { to, request };
+        for session in core::mem::take(&mut entry.sessions) {
+            self.sessions.remove(session);
+        }
+        self.moving.push(link);
+        Ok(())
+    }
+
+    /// Lets links go whose answers have left.
+    #[inline]
+    pub(super) fn move_on(&mut self) {
+        if !self.moving.is_empty() {
+            self.move_all();
+        }
+    }
+
+    #[cold]
+    fn move_all(&mut self) {
+        let mut moving = core::mem::take(&mut self.moving);
+        moving.retain(|&link| {
+            let state = self.links.get(link).map(|entry| entry.state);
+            let goes = self.can_move(link);
+            let moves = matches!(state, Some(LinkState::Moving { .. }));
+            if moves && goes {
+                self.outputs.push_back(super::Output::HandOver(link));
+            }
+            moves && !goes
+        });
+        self.moving = moving;
+    }
+
+    /// Whether everything that was answered to a link has left; or it is no more.
+    pub(super) fn can_move(&self, link: Handle) -> bool {
+        self.links
+            .get(link)
+            .is_none_or(|entry| entry.egress.bytes() == 0)
+            && self.can_finish(link)
+    }
+
+    /// How many shards the broker has.
+    pub(super) fn shards(&self) -> u8 {
+        1
+    }
+}
