@@ -31,6 +31,8 @@ pub const PROPERTIES_MAX: u32 = 128;
 pub const PARTITIONS_MAX: u32 = 1024;
 /// The most destinations of one broker.
 pub const DESTINATIONS_MAX: u32 = 4096;
+/// Shards of a broker: the rings between them grow with the square.
+pub const SHARDS_MAX: u16 = 64;
 /// The most subscriptions of one broker.
 pub const SUBSCRIPTIONS_MAX: u32 = 16_384;
 /// The most links (connections) of one broker.
@@ -93,6 +95,10 @@ pub const SEND_TIMEOUT: Duration = Duration::from_secs(3);
 /// The most time an orderly stop may take.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
+const _: () = assert!(
+    SHARDS_MAX <= u8::MAX as u16,
+    "a welcome says how many there are"
+);
 const _: () = assert!(DESTINATIONS_MAX <= crate::id::DestinationNumber::SLOTS);
 const _: () = assert!(FRAME_SIZE_MAX > BODY_SIZE_MAX);
 const _: () = assert!(CREDIT_INITIAL < IN_FLIGHT_BYTES_MAX);
@@ -227,6 +233,7 @@ pub const TABLE: &[Limit] = &[
         PARTITIONS_MAX,
         "the request is refused",
     ),
+    count("shards", SHARDS_MAX as u32, "the broker does not start"),
     count("destinations", DESTINATIONS_MAX, "the request is refused"),
     count("subscriptions", SUBSCRIPTIONS_MAX, "the request is refused"),
     count(

@@ -205,7 +205,7 @@ impl CommandError {
 
 fn not_started(error: &StartError) -> Status {
     match error {
-        StartError::Cores(_) | StartError::SeveralShards { .. } | StartError::Memory { .. } => {
+        StartError::Cores(_) | StartError::TooManyShards { .. } | StartError::Memory { .. } => {
             Status::Usage
         }
         StartError::Listen { .. }

@@ -10,6 +10,7 @@
 
 use std::fmt;
 use std::fs;
+use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -87,6 +88,17 @@ pub enum AffinityError {
         /// Where that is written.
         source_path: PathBuf,
     },
+    /// Another number of processors than of shards.
+    #[error(
+        "cores=\"{cores}\" names {} cpus for {shards} shards\n  fix    leave out one of the two: each cpu gets one shard",
+        cores.count()
+    )]
+    NotAsMany {
+        /// Those that are named.
+        cores: CpuList,
+        /// What was asked for.
+        shards: usize,
+    },
     /// The mask of a thread cannot be read.
     #[error("the processors of this thread cannot be read: {errno}")]
     Unreadable {
@@ -110,6 +122,7 @@ impl AffinityError {
             Self::NotAList { .. } | Self::NamedTwice { .. } => "C1202",
             Self::NotPermitted { .. } => "C1203",
             Self::Unreadable { .. } | Self::NotPinned { .. } => "C1205",
+            Self::NotAsMany { .. } => "C1207",
         }
     }
 }
@@ -221,18 +234,34 @@ impl fmt::Display for Cores {
 }
 
 impl Cores {
-    /// One placement for each shard, at least one.
-    pub fn place(&self, topology: &Topology) -> Result<Vec<Placement>, AffinityError> {
+    /// One placement for each shard, at least one: as many as are asked for, or as
+    /// there are processors for.
+    pub fn place(
+        &self,
+        topology: &Topology,
+        shards: Option<NonZeroU16>,
+    ) -> Result<Vec<Placement>, AffinityError> {
         let pinned = |cpus: &[usize]| cpus.iter().copied().map(Placement::Pinned).collect();
+        let wanted = shards.map(|shards| usize::from(shards.get()));
         match self {
-            Self::Unpinned => Ok(vec![Placement::Unpinned]),
-            // The lowest is left to everybody else: interrupts and the kernel's own
-            // threads gather there.
-            Self::Auto => match topology.usable.cpus() {
-                [] => Ok(vec![Placement::Unpinned]),
-                [only] => Ok(vec![Placement::Pinned(*only)]),
-                [_, rest @ ..] => Ok(pinned(rest)),
-            },
+            Self::Unpinned => Ok(vec![Placement::Unpinned; wanted.unwrap_or(1)]),
+            // The lowest is left to everybody else, if it can be: interrupts and the
+            // kernel's own threads gather there.
+            Self::Auto => {
+                let cpus = topology.usable.cpus();
+                let free = cpus.len().saturating_sub(1);
+                Ok(match wanted.unwrap_or(free.max(1)) {
+                    wanted if wanted <= cpus.len() => pinned(&cpus[cpus.len() - wanted..]),
+                    // Two on one processor would take turns there while another rests.
+                    wanted => vec![Placement::Unpinned; wanted],
+                })
+            }
+            Self::List(list) if wanted.is_some_and(|wanted| wanted != list.count()) => {
+                Err(AffinityError::NotAsMany {
+                    cores: list.clone(),
+                    shards: wanted.unwrap_or(1),
+                })
+            }
             Self::List(list) => {
                 let stranger = list.cpus().iter().find(|&&cpu| !topology.permits(cpu));
                 match stranger {
@@ -383,7 +412,7 @@ mod tests {
 
     #[test]
     fn auto_leaves_one_processor_to_others_unless_it_is_the_only_one() {
-        let place = |usable| Cores::Auto.place(&topology(usable, "0-7")).unwrap();
+        let place = |usable| Cores::Auto.place(&topology(usable, "0-7"), None).unwrap();
         assert_eq!(place("0-1"), [Placement::Pinned(1)]);
         assert_eq!(place("2-4"), [Placement::Pinned(3), Placement::Pinned(4)]);
         assert_eq!(place("5"), [Placement::Pinned(5)]);
@@ -392,7 +421,7 @@ mod tests {
     #[test]
     fn a_processor_outside_the_cpuset_is_refused_by_name() {
         let cores: Cores = "1,5".parse().unwrap();
-        let error = cores.place(&topology("0-1", "0-1")).unwrap_err();
+        let error = cores.place(&topology("0-1", "0-1"), None).unwrap_err();
         assert_eq!(error.code(), "C1203");
         assert_eq!(
             error.to_string(),
@@ -405,7 +434,7 @@ mod tests {
     fn an_isolated_processor_can_be_named_though_no_mask_has_it() {
         let cores: Cores = "3".parse().unwrap();
         assert_eq!(
-            cores.place(&topology("0-1", "0-3")).unwrap(),
+            cores.place(&topology("0-1", "0-3"), None).unwrap(),
             [Placement::Pinned(3)]
         );
     }
@@ -416,7 +445,9 @@ mod tests {
         assert_eq!("none".parse(), Ok(Cores::Unpinned));
         assert_eq!("1-2".parse::<Cores>().unwrap().to_string(), "1-2");
         assert_eq!(
-            Cores::Unpinned.place(&topology("0-1", "0-1")).unwrap(),
+            Cores::Unpinned
+                .place(&topology("0-1", "0-1"), None)
+                .unwrap(),
             [Placement::Unpinned]
         );
     }
@@ -447,5 +478,25 @@ mod tests {
         assert!(!Topology::read().unwrap().permits(absent));
         let error = Placement::Pinned(absent).take().unwrap_err();
         assert!(matches!(error, AffinityError::NotPinned { wanted, .. } if wanted == absent));
+    }
+
+    #[test]
+    fn as_many_shards_as_are_asked_for_are_placed() {
+        let topology = topology("0-3", "0-3");
+        let place = |cores: &str, shards| {
+            let cores: Cores = cores.parse().unwrap();
+            cores.place(&topology, NonZeroU16::new(shards))
+        };
+        assert_eq!(
+            place("auto", 2).unwrap(),
+            [Placement::Pinned(2), Placement::Pinned(3)]
+        );
+        assert_eq!(place("auto", 4).unwrap().len(), 4);
+        assert_eq!(place("auto", 5).unwrap(), [Placement::Unpinned; 5]);
+        assert_eq!(place("none", 3).unwrap(), [Placement::Unpinned; 3]);
+        assert_eq!(place("1,3", 2).unwrap().len(), 2);
+        let error = place("1,3", 3).unwrap_err();
+        assert_eq!(error.code(), "C1207");
+        assert!(error.to_string().contains("names 2 cpus for 3 shards"));
     }
 }

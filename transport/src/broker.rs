@@ -1,4 +1,11 @@
-//! A broker in this process: a door, a shard, and the threads they run on.
+//! A broker in this process: a door, shards, and the threads they run on.
+//!
+//! ```text
+//!  start   every shard's thread: its place, ring and memory -> ready -.
+//!          all are ready: the ways to each of them          <---------'
+//!          -> the door opens
+//!  stop    the door closes -> every shard says goodbye, and stays until all have
+//! ```
 //!
 //! [`Broker::start`] returns when connections are accepted; [`Broker::stop`] when
 //! everybody was said goodbye to. The binary and the benchmark use the same one.
@@ -6,6 +13,7 @@
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::num::NonZeroU16;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::abort;
 use std::sync::Arc;
@@ -14,8 +22,9 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use courser_core::error::Refusal;
-use courser_core::id::{Installation, ShardIndex};
+use courser_core::id::Installation;
 use courser_core::limits;
+use courser_core::mesh::{self, Ends, mesh};
 use courser_core::shard::{MemoryPlan, Shard, ShardConfig};
 
 use crate::affinity::{AffinityError, Cores, Placement, Topology};
@@ -29,7 +38,7 @@ use crate::ring::io_uring::IoUringRing;
 use crate::ring::{IoUringRefused, Ring, RingSize};
 use crate::stats::{Publisher, ShardStats};
 use crate::sys::{self, Errno};
-use crate::worker::{Control, LetIn, Worker};
+use crate::worker::{Company, Control, LetIn, Worker, Workers};
 
 /// Which ring the shards use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -80,6 +89,8 @@ pub struct BrokerConfig {
     pub transport: Transport,
     /// Which processors.
     pub cores: Cores,
+    /// How many shards; by default one for each of the processors.
+    pub shards: Option<NonZeroU16>,
     /// What to do without work.
     pub idle: IdleStrategy,
     /// How long an adaptive shard spins before it sleeps; by default what fits the
@@ -100,6 +111,7 @@ impl Default for BrokerConfig {
             listen: SocketAddr::from(([127, 0, 0, 1], 7420)),
             transport: Transport::default(),
             cores: Cores::default(),
+            shards: None,
             idle: IdleStrategy::default(),
             spin_budget: None,
             spin_regardless: false,
@@ -129,28 +141,25 @@ pub enum StartError {
     /// The processors are not to be had.
     #[error(transparent)]
     Cores(#[from] AffinityError),
-    /// More than one shard was asked for.
+    /// There are more shards than a broker may have.
     #[error(
-        "cores=\"{cores}\" asks for {shards} shards: this version runs one\n  fix    name one cpu, such as cores=\"1\""
+        "{shards} shards are asked for, a broker has at most {}",
+        limits::SHARDS_MAX
     )]
-    SeveralShards {
+    TooManyShards {
         /// What was asked for.
-        cores: Cores,
-        /// How many that is.
         shards: usize,
     },
     /// io_uring was asked for and is refused.
     #[error(transparent)]
     IoUring(#[from] IoUringRefused),
     /// The memory bound is too small.
-    #[error(
-        "a memory bound of {} MiB is below the least of {} MiB",
-        bound / MIB,
-        limits::MEMORY_MIN / MIB
-    )]
+    #[error("{}", too_little(*bound, *shards))]
     Memory {
         /// What was asked for, in bytes.
         bound: u64,
+        /// How many shards share it.
+        shards: u16,
     },
     /// There is not so much memory.
     #[error(
@@ -176,6 +185,22 @@ pub enum StartError {
 
 const MIB: u64 = 1024 * 1024;
 
+fn too_little(bound: u64, shards: u16) -> String {
+    let (bound, least) = (bound / MIB, limits::MEMORY_MIN / MIB);
+    if shards == 1 {
+        return format!("a memory bound of {bound} MiB is below the least of {least} MiB");
+    }
+    let needed = memory_needed(shards).div_ceil(MIB);
+    format!(
+        "a memory bound of {bound} MiB is too little for {shards} shards, which need {least} MiB each and rings between them\n  fix    a bound of at least {needed} MiB, or fewer shards"
+    )
+}
+
+/// The least memory that so many shards need.
+fn memory_needed(shards: u16) -> u64 {
+    mesh::size(shards) + u64::from(shards) * limits::MEMORY_MIN
+}
+
 impl StartError {
     /// The code under which the documentation explains it.
     #[must_use]
@@ -183,7 +208,7 @@ impl StartError {
         match self {
             Self::Listen { .. } => "C1301",
             Self::Cores(error) => error.code(),
-            Self::SeveralShards { .. } => "C1206",
+            Self::TooManyShards { .. } => "C1206",
             Self::IoUring(refused) => refused.code(),
             Self::Memory { .. } => "C1302",
             Self::Kernel { .. } => "C1303",
@@ -207,7 +232,7 @@ pub struct Setting {
     pub idle: IdleStrategy,
     /// How long an adaptive shard spins before it sleeps.
     pub spin_budget: Duration,
-    /// How the memory bound is divided.
+    /// How each shard divides its part of the memory bound.
     pub memory: MemoryPlan,
     /// Whether a strategy was replaced.
     pub spin_refused: Option<SpinRefused>,
@@ -268,9 +293,13 @@ impl fmt::Display for Setting {
             )?;
         }
         let memory = &self.memory;
+        f.write_str("\nmemory     ")?;
+        if let several @ 2.. = self.shards.len() {
+            write!(f, "{several} times ")?;
+        }
         write!(
             f,
-            "\nmemory     {} MiB: {} for messages (of which {} on their way in, {} on their way out), {} for the rest",
+            "{} MiB: {} for messages (of which {} on their way in, {} on their way out), {} for the rest",
             memory.bound / MIB,
             memory.arena / MIB,
             memory.ingress / MIB,
@@ -311,7 +340,8 @@ impl Broker {
             return Err(StartError::MemoryNotThere { bound, total });
         }
         let topology = Topology::read()?;
-        let placements = one_shard(&config.cores, config.cores.place(&topology)?)?;
+        let placements = place(&config, &topology)?;
+        let shards = u16::try_from(placements.len()).unwrap_or(u16::MAX);
         let (idle, spin_refused) = match config
             .idle
             .fitting(placements.len(), topology.usable.count())
@@ -322,9 +352,8 @@ impl Broker {
         let spin_budget = config
             .spin_budget
             .unwrap_or_else(|| IdleStrategy::spin_budget(topology.virtual_machine));
-        let memory = MemoryPlan::new(config.memory).map_err(|_| StartError::Memory {
-            bound: config.memory,
-        })?;
+        let share = (bound.saturating_sub(mesh::size(shards))) / u64::from(shards);
+        let memory = MemoryPlan::new(share).map_err(|_| StartError::Memory { bound, shards })?;
         // Bound before any thread exists, so that a taken port costs nothing; nobody is
         // answered before the shards are there.
         let listener = TcpListener::bind(config.listen).map_err(|source| StartError::Listen {
@@ -352,15 +381,19 @@ impl Broker {
             shards: Vec::new(),
             door_stats: Arc::default(),
         };
-        let mut entrances = Vec::new();
-        for (index, placement) in placements.into_iter().enumerate() {
+        let mesh = mesh(shards).expect("the sizes of its rings are those of rings");
+        let mut begun = Vec::new();
+        for (ends, placement) in mesh.into_iter().zip(placements) {
+            let (go, told) = mpsc::channel();
             let plan = ShardPlan {
                 shard: ShardConfig {
                     installation,
-                    shard: ShardIndex(u16::try_from(index).unwrap_or(u16::MAX)),
-                    memory: config.memory,
+                    shard: ends.shard(),
+                    memory: memory.bound,
                     hash_seed: u64::from_le_bytes(sys::random_bytes().map_err(&random)?),
                 },
+                ends,
+                told,
                 placement,
                 isolated: matches!(placement, Placement::Pinned(cpu) if topology.isolated.contains(cpu)),
                 transport: config.transport,
@@ -370,10 +403,30 @@ impl Broker {
                 departures: departures.clone(),
                 control: Control::default(),
             };
-            let (thread, entrance, setting) = start_shard(index, plan)?;
+            begun.push((go, begin_shard(plan)?));
+        }
+        // All of them make their memory at the same time. One that fails has the others
+        // end as well, since nobody tells them to go on.
+        let mut entrances = Vec::new();
+        let mut goes = Vec::new();
+        for (go, begun) in begun {
+            let (thread, entrance, setting) = begun.ready()?;
             broker.shards.push(thread);
             broker.setting.shards.push(setting);
             entrances.push(entrance);
+            goes.push(go);
+        }
+        let ways: Vec<_> = (entrances.iter())
+            .map(|entrance| entrance.sender.clone())
+            .collect();
+        let company = Company::of(entrances.len());
+        for go in goes {
+            let workers = Workers {
+                ways: ways.clone(),
+                company: company.clone(),
+            };
+            go.send(workers)
+                .expect("a shard that is ready waits for it");
         }
 
         let hash_seed = u64::from_le_bytes(sys::random_bytes().map_err(&random)?);
@@ -442,23 +495,26 @@ impl Drop for Broker {
     }
 }
 
-/// Until shards forward to each other, a second one would be a second broker.
-fn one_shard(cores: &Cores, mut placements: Vec<Placement>) -> Result<Vec<Placement>, StartError> {
-    match cores {
-        Cores::List(_) if placements.len() > 1 => Err(StartError::SeveralShards {
-            cores: cores.clone(),
-            shards: placements.len(),
-        }),
-        _ => {
-            placements.truncate(1);
-            Ok(placements)
-        }
+/// Where each shard runs.
+fn place(config: &BrokerConfig, topology: &Topology) -> Result<Vec<Placement>, StartError> {
+    let mut placements = config.cores.place(topology, config.shards)?;
+    if config.cores == Cores::Auto && config.shards.is_none() {
+        // Until shards forward to each other, who did not ask for several gets one.
+        placements.truncate(1);
     }
+    let shards = placements.len();
+    if shards > usize::from(limits::SHARDS_MAX) {
+        return Err(StartError::TooManyShards { shards });
+    }
+    Ok(placements)
 }
 
 /// What a shard's thread needs to begin.
 struct ShardPlan {
     shard: ShardConfig,
+    ends: Ends,
+    /// The others, once all are ready; hung up if the broker does not start.
+    told: mpsc::Receiver<Workers>,
     placement: Placement,
     isolated: bool,
     transport: Transport,
@@ -476,32 +532,47 @@ struct Ready {
     setting: ShardSetting,
 }
 
-fn start_shard(
-    index: usize,
-    plan: ShardPlan,
-) -> Result<(ShardThread, ShardEntrance, ShardSetting), StartError> {
+/// A shard whose thread makes what it needs.
+struct Begun {
+    control: Control,
+    thread: JoinHandle<()>,
+    reported: mpsc::Receiver<Result<Ready, StartError>>,
+}
+
+fn begin_shard(plan: ShardPlan) -> Result<Begun, StartError> {
     let (report, reported) = mpsc::sync_channel(1);
-    let control = plan.control.clone();
-    let thread = spawn(format!("courser-shard-{index}"), move || {
+    let (control, shard) = (plan.control.clone(), plan.shard.shard);
+    let thread = spawn(format!("courser-shard-{shard}"), move || {
         run_shard(plan, &report);
     })?;
-    match reported.recv() {
-        Ok(Ok(ready)) => Ok((
-            ShardThread {
-                control,
-                doorbell: ready.doorbell,
-                stats: ready.entrance.stats.clone(),
-                thread: Some(thread),
-            },
-            ready.entrance,
-            ready.setting,
-        )),
-        Ok(Err(error)) => {
-            join(thread);
-            Err(error)
+    Ok(Begun {
+        control,
+        thread,
+        reported,
+    })
+}
+
+impl Begun {
+    /// Waits until it is ready to run.
+    fn ready(self) -> Result<(ShardThread, ShardEntrance, ShardSetting), StartError> {
+        match self.reported.recv() {
+            Ok(Ok(ready)) => Ok((
+                ShardThread {
+                    control: self.control,
+                    doorbell: ready.doorbell,
+                    stats: ready.entrance.stats.clone(),
+                    thread: Some(self.thread),
+                },
+                ready.entrance,
+                ready.setting,
+            )),
+            Ok(Err(error)) => {
+                join(self.thread);
+                Err(error)
+            }
+            // A thread that panics aborts the process, so it never ends without a report.
+            Err(mpsc::RecvError) => unreachable!("a shard reports before it ends"),
         }
-        // A thread that panics aborts the process, so it never ends without a report.
-        Err(mpsc::RecvError) => unreachable!("a shard reports before it ends"),
     }
 }
 
@@ -544,19 +615,22 @@ fn run_on<R: Ring<Socket = std::os::fd::OwnedFd>>(
     report: &Report,
 ) {
     let bound = plan.shard.memory;
-    let shard = match Shard::new(plan.shard) {
+    let shards = plan.ends.shards();
+    let mut shard = match Shard::new(plan.shard) {
         Ok(shard) => shard,
         Err(Refusal::IllegalArgument) => {
-            let error = StartError::Memory { bound };
+            let error = StartError::Memory { bound, shards };
             return report.send(Err(error)).expect("the starter waits for it");
         }
         Err(Refusal::OutOfMemory) => {
+            let bound = bound * u64::from(shards);
             let error = memory_total().map(|total| StartError::MemoryNotThere { bound, total });
             let error = error.unwrap_or_else(|error| error);
             return report.send(Err(error)).expect("the starter waits for it");
         }
         Err(refusal) => unreachable!("a shard refuses a bound only: {refusal}"),
     };
+    shard.join(plan.ends);
     let stats = ShardStats::new(shard.chunks_free());
     let doorbell = ring.doorbell().clone();
     let (sender, inbox) = handoff::<LetIn>(doorbell.clone());
@@ -577,10 +651,14 @@ fn run_on<R: Ring<Socket = std::os::fd::OwnedFd>>(
         },
     };
     report.send(Ok(ready)).expect("the starter waits for it");
+    let Ok(workers) = plan.told.recv() else {
+        return;
+    };
     let worker = Worker::new(
         ring,
         shard,
         inbox,
+        workers,
         plan.departures,
         plan.control,
         Idle::new(plan.idle, plan.spin_budget),
@@ -599,7 +677,8 @@ fn spawn(name: String, body: impl FnOnce() + Send + 'static) -> Result<JoinHandl
         .name(name)
         .spawn(move || {
             if catch_unwind(AssertUnwindSafe(body)).is_err() {
-                abort();
+                let name = thread::current().name().unwrap_or("a thread").to_owned();
+                fail_stop(&format!("{name} panicked; the broker ends with it"));
             }
         })
         .map_err(|error| failed(Errno::of(&error)))
@@ -647,6 +726,42 @@ mod tests {
     }
 
     #[test]
+    fn one_shard_of_several_that_panics_takes_the_process_down_that_embeds_it() {
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["--ignored", "--exact", "--nocapture"])
+            .arg("broker::tests::child_one_of_whose_shards_panics")
+            .output()
+            .unwrap();
+        let complained = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.signal(), Some(libc::SIGABRT), "{complained}");
+        let last = complained.lines().last().unwrap_or_default();
+        assert_eq!(
+            last,
+            "fatal: courser-shard-1 panicked; the broker ends with it"
+        );
+    }
+
+    #[test]
+    #[ignore = "run by one_shard_of_several_that_panics_takes_the_process_down_that_embeds_it"]
+    fn child_one_of_whose_shards_panics() {
+        let broker = Broker::start(BrokerConfig {
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            transport: Transport::Epoll,
+            cores: Cores::Unpinned,
+            shards: NonZeroU16::new(2),
+            memory: memory_needed(2),
+            ..BrokerConfig::default()
+        })
+        .unwrap();
+        broker.shards[1].control.fail();
+        broker.shards[1].doorbell.ring();
+        // It takes this thread along.
+        loop {
+            thread::park();
+        }
+    }
+
+    #[test]
     fn a_transport_is_read_as_it_is_written() {
         for transport in [Transport::Auto, Transport::IoUring, Transport::Epoll] {
             assert_eq!(transport.to_string().parse(), Ok(transport));
@@ -658,16 +773,18 @@ mod tests {
     fn every_refusal_to_start_has_a_code_of_its_own() {
         let kernel = StartError::kernel("a thread")(Errno(libc::EAGAIN));
         assert_eq!(kernel.to_string(), "the kernel refused a thread: EAGAIN");
-        let several = StartError::SeveralShards {
-            cores: "0-1".parse().unwrap(),
-            shards: 2,
-        };
-        assert!(several.to_string().contains("fix    name one cpu"));
-        let memory = StartError::Memory { bound: MIB };
+        let several = StartError::TooManyShards { shards: 65 };
+        assert!(several.to_string().contains("at most 64"));
+        let memory = |bound, shards| StartError::Memory { bound, shards }.to_string();
         assert_eq!(
-            memory.to_string(),
+            memory(MIB, 1),
             "a memory bound of 1 MiB is below the least of 64 MiB"
         );
+        assert!(memory(64 * MIB, 2).ends_with("at least 129 MiB, or fewer shards"));
+        let memory = StartError::Memory {
+            bound: MIB,
+            shards: 1,
+        };
         let not_there = StartError::MemoryNotThere {
             bound: 64 * MIB,
             total: 2 * MIB,

@@ -112,7 +112,6 @@ pub(crate) struct Porter {
     /// By the stranger's place in the machine's table.
     strangers: Vec<Option<Stranger>>,
     shards: Vec<ShardEntrance>,
-    next_shard: usize,
     departures: mpsc::Receiver<IpAddr>,
     memory: Vec<AheadOfNeed>,
     control: DoorControl,
@@ -158,6 +157,7 @@ impl Porter {
                 .min(u32::try_from(descriptors).unwrap_or(u32::MAX))
                 .min(slots)
                 .max(1),
+            shards: u16::try_from(shards.len()).expect("shards are numbered by 16 bits"),
             ..defaults
         };
         let mut strangers = Vec::new();
@@ -170,7 +170,6 @@ impl Porter {
             resting_until: None,
             strangers,
             shards,
-            next_shard: 0,
             departures,
             memory,
             control: DoorControl {
@@ -351,29 +350,18 @@ impl Porter {
                     let Some(stranger) = self.take(stranger) else {
                         continue;
                     };
-                    let shard = self.choose(shard);
+                    let entrance = &self.shards[usize::from(shard.0)];
                     let let_in = LetIn {
                         socket: stranger.socket.into(),
                         address: stranger.address,
                         attached,
                     };
-                    if let Err(back) = self.shards[shard].sender.post(let_in) {
+                    if let Err(back) = entrance.sender.post(let_in) {
                         self.door.left(mapped(back.address));
                         let farewell = Door::farewell(Refusal::TooManyLinks);
                         self.say_farewell(&TcpStream::from(back.socket), &farewell);
                     }
                 }
-            }
-        }
-    }
-
-    /// The shard that the client would like, or each in turn.
-    fn choose(&mut self, wanted: Option<u16>) -> usize {
-        match wanted.map(usize::from) {
-            Some(shard) if shard < self.shards.len() => shard,
-            _ => {
-                self.next_shard = (self.next_shard + 1) % self.shards.len();
-                self.next_shard
             }
         }
     }

@@ -1,4 +1,4 @@
-//! The way of a connection from the door to its shard.
+//! The way of a connection from the door to its shard, and from one shard to another.
 //!
 //! A bounded queue, a count of what was posted, and the shard's doorbell. The shard
 //! looks at the count on every turn, which is one load of a line that rarely changes,
@@ -15,7 +15,7 @@ use crate::doorbell::Doorbell;
 /// How many connections may be on their way; beyond it the door turns them away.
 const CAPACITY: usize = 1024;
 
-/// The door's end.
+/// The end of the door, or of another shard.
 #[derive(Debug)]
 pub(crate) struct Sender<T> {
     queue: SyncSender<T>,
@@ -27,8 +27,8 @@ pub(crate) struct Sender<T> {
 #[derive(Debug)]
 pub(crate) struct Inbox<T> {
     queue: Receiver<T>,
-    /// Written by the door after it posted, read by the shard. Release and acquire:
-    /// who sees the count finds what it counts in the queue.
+    /// Raised by whoever posted, read by the shard. Release and acquire: who sees the
+    /// count finds at least as many in the queue.
     posted: Arc<CachePadded<AtomicU64>>,
     taken: u64,
 }
@@ -51,7 +51,22 @@ pub(crate) fn handoff<T>(doorbell: Doorbell) -> (Sender<T>, Inbox<T>) {
     )
 }
 
+impl<T> Clone for Sender<T> {
+    fn clone(&self) -> Self {
+        Self {
+            queue: self.queue.clone(),
+            posted: Arc::clone(&self.posted),
+            doorbell: self.doorbell.clone(),
+        }
+    }
+}
+
 impl<T> Sender<T> {
+    /// Wakes the shard if it sleeps, for something that lies elsewhere.
+    pub(crate) fn ring(&self) {
+        self.doorbell.ring();
+    }
+
     /// Posts and wakes the shard if it sleeps. What finds no room, or no shard any
     /// more, comes back.
     pub(crate) fn post(&self, item: T) -> Result<(), T> {

@@ -1,8 +1,10 @@
 //! A shard's thread: one loop, in one function.
 //!
 //! Cast: the [`Shard`] is the deterministic machine; [`Connections`] are its sockets; the
-//! inbox brings the connections that the door let in; the [`Worker`] owns all three and
-//! gives each its share of every turn.
+//! inbox brings the connections that the door let in and those that other shards handed
+//! over; the [`Worker`] owns all three and gives each its share of every turn. What
+//! shards have for each other lies in rings between the machines; the worker only rings
+//! the doorbells, and sleeps only after a look at the rings.
 //!
 //! Invariants:
 //! - a link of the shard and an occupied slot belong together one to one, from the
@@ -12,21 +14,21 @@
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
 use courser_core::counters::Counter;
 use courser_core::door::Door;
 use courser_core::error::Refusal;
-use courser_core::id::Handle;
+use courser_core::id::{Handle, ShardIndex};
 use courser_core::limits;
 use courser_core::shard::{Attached, Output, Shard};
 use courser_core::time::{Monotonic, Now};
 
 use crate::clock::Clock;
 use crate::connection::{Connections, Event};
-use crate::handoff::Inbox;
+use crate::handoff::{Inbox, Sender};
 use crate::idle::{Idle, Rest};
 use crate::ring::outgoing;
 use crate::ring::{Calls, Ring, RingFault, Slot, Wait};
@@ -38,7 +40,7 @@ const IDLE_TURNS_PER_CLOCK: u32 = 16;
 /// The longest sleep: an upper bound on how late anything forgotten would be noticed.
 const SLEEP_MAX: Duration = Duration::from_secs(1);
 
-/// A connection that the door let in.
+/// A connection that the door let in, or another shard handed over.
 #[derive(Debug)]
 pub(crate) struct LetIn<S = OwnedFd> {
     pub(crate) socket: S,
@@ -53,6 +55,8 @@ pub(crate) struct Control {
     /// Set once by the broker, read by the worker on every turn. It publishes nothing
     /// but itself.
     stop: Arc<AtomicBool>,
+    #[cfg(test)]
+    fails: Arc<AtomicBool>,
 }
 
 impl Control {
@@ -61,7 +65,67 @@ impl Control {
     }
 
     fn is_stopping(&self) -> bool {
+        #[cfg(test)]
+        assert!(!self.fails.load(Ordering::Relaxed), "told to fail");
         self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Has the shard panic at its next turn.
+    #[cfg(test)]
+    pub(crate) fn fail(&self) {
+        self.fails.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Workers that still have connections while the broker stops. Each stays until none
+/// has: what one still owes its clients, another may have to answer.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Company {
+    /// Raised by each worker before any of them runs, lowered by each once it has said
+    /// goodbye to everybody. Release and acquire: who sees 0 sees what all others posted
+    /// before.
+    busy: Arc<AtomicUsize>,
+}
+
+impl Company {
+    pub(crate) fn of(workers: usize) -> Self {
+        Self {
+            busy: Arc::new(AtomicUsize::new(workers)),
+        }
+    }
+
+    /// One is done; whether it was the last.
+    fn leave(&self) -> bool {
+        self.busy.fetch_sub(1, Ordering::AcqRel) == 1
+    }
+
+    fn has_gone(&self) -> bool {
+        self.busy.load(Ordering::Acquire) == 0
+    }
+}
+
+/// What a worker knows of all workers.
+#[derive(Debug)]
+pub(crate) struct Workers<S = OwnedFd> {
+    /// The ways to each shard's worker, itself among them, by shard.
+    pub(crate) ways: Vec<Sender<LetIn<S>>>,
+    pub(crate) company: Company,
+}
+
+impl<S> Workers<S> {
+    /// Of a worker without others.
+    #[cfg(test)]
+    pub(crate) fn alone(way: Sender<LetIn<S>>) -> Self {
+        Self {
+            ways: vec![way],
+            company: Company::of(1),
+        }
+    }
+
+    fn wake(&self, shard: ShardIndex) {
+        if let Some(way) = self.ways.get(usize::from(shard.0)) {
+            way.ring();
+        }
     }
 }
 
@@ -72,6 +136,7 @@ pub(crate) struct Worker<R: Ring> {
     shard: Shard,
     links: Links,
     inbox: Inbox<LetIn<R::Socket>>,
+    workers: Workers<R::Socket>,
     departures: mpsc::Sender<IpAddr>,
     control: Control,
     clock: Clock,
@@ -84,6 +149,7 @@ impl<R: Ring> Worker<R> {
         ring: R,
         shard: Shard,
         inbox: Inbox<LetIn<R::Socket>>,
+        workers: Workers<R::Socket>,
         departures: mpsc::Sender<IpAddr>,
         control: Control,
         idle: Idle,
@@ -95,6 +161,7 @@ impl<R: Ring> Worker<R> {
             shard,
             links: Links::new(slots),
             inbox,
+            workers,
             departures,
             control,
             clock: Clock::new(),
@@ -109,11 +176,16 @@ impl<R: Ring> Worker<R> {
         let mut now = self.clock.now();
         let mut idle_turns = 0;
         let mut stop_by = None;
+        let mut is_done = false;
         loop {
             // 1. The clock: once a turn, for everything in it. A turn without work and
             //    without a sleep behind it changes little, so most of those go without.
             let mut event = self.connections.next();
-            if event.is_some() || !self.inbox.is_empty() || idle_turns % IDLE_TURNS_PER_CLOCK == 0 {
+            if event.is_some()
+                || !self.inbox.is_empty()
+                || !self.shard.mesh_is_empty()
+                || idle_turns % IDLE_TURNS_PER_CLOCK == 0
+            {
                 now = self.clock.now();
             }
             let mut work = 0_u32;
@@ -126,7 +198,11 @@ impl<R: Ring> Worker<R> {
                 event = self.connections.next();
             }
 
-            // 3. Connections that the door let in: after the completions, whose slots
+            // 3. What other shards sent: outcomes of what was forwarded can leave in this
+            //    turn. After the completions, whose memory it can use.
+            work += self.shard.meet(now);
+
+            // 4. Connections that the door let in: after the completions, whose slots
             //    and memory they can use; before the shard acts, so that their welcome
             //    leaves in this turn.
             while let Some(let_in) = self.inbox.take() {
@@ -134,7 +210,7 @@ impl<R: Ring> Worker<R> {
                 work += 1;
             }
 
-            // 4. Timers: after the facts, so that what came in time beats its limit.
+            // 5. Timers: after the facts, so that what came in time beats its limit.
             self.shard.expire(now);
             self.connections.expire(now.monotonic);
             if stop_by.is_none() && self.control.is_stopping() {
@@ -142,41 +218,56 @@ impl<R: Ring> Worker<R> {
                 stop_by = Some(now.monotonic.after(limits::DRAIN_TIMEOUT));
             }
 
-            // 5. The shard acts on all of it at once: completions, credit, deliveries.
+            // 6. The shard acts on all of it at once: completions, credit, deliveries.
             self.shard.turn(now);
             while let Some(output) = self.shard.output() {
                 self.note(now, output);
                 work += 1;
             }
 
-            // 6. Enqueue: one send per connection, out of everything it has waiting.
+            // 7. What it had for other shards is in their rings: wake those who sleep.
+            //    Before our own system call, so that they work beside it.
+            while let Some(shard) = self.shard.next_wake() {
+                self.workers.wake(shard);
+                work += 1;
+            }
+
+            // 8. Enqueue: one send per connection, out of everything it has waiting.
             while let Some(slot) = self.connections.next_ready() {
                 self.send(slot);
             }
 
-            // 7. The end: nobody left, or no more time for goodbyes. What is dropped here is
-            //    cancelled and drained by the ring.
-            if let Some(deadline) = stop_by
-                && (self.connections.occupied() == 0 && self.shard.is_drained()
-                    || now.monotonic >= deadline)
-            {
-                self.publish(now);
-                return Ok(());
+            // 9. The end: nobody left at any shard, or no more time for goodbyes. What is
+            //    dropped here is cancelled and drained by the ring.
+            if let Some(deadline) = stop_by {
+                if !is_done && self.connections.occupied() == 0 && self.shard.is_drained() {
+                    is_done = true;
+                    if self.workers.company.leave() {
+                        self.workers.ways.iter().for_each(Sender::ring);
+                    }
+                }
+                let is_over = self.workers.company.has_gone() && self.inbox.is_empty();
+                if is_over || now.monotonic >= deadline {
+                    self.publish(now);
+                    return Ok(());
+                }
             }
 
-            // 8. Whether there is reason to wait. Only after the doorbell was armed is
+            // 10. Whether there is reason to wait. Only after the doorbell was armed is
             //    a look at the queues worth anything; see the interleaving there.
             let rest = self.idle.rest(work > 0, now.monotonic);
             let publish_now = rest == Rest::Sleep || self.publisher.is_due(now.monotonic);
             let mut wait = Wait::No;
             if rest == Rest::Sleep && !self.shard.has_work() {
                 self.connections.ring().doorbell().announce_sleep();
-                if self.inbox.is_empty() && (stop_by.is_some() || !self.control.is_stopping()) {
+                let is_told = stop_by.is_none() && self.control.is_stopping();
+                let is_over = stop_by.is_some() && self.workers.company.has_gone();
+                if self.inbox.is_empty() && self.shard.mesh_is_empty() && !is_told && !is_over {
                     wait = Wait::AtMost(Some(self.sleep_time(now, stop_by)));
                 }
             }
 
-            // 9. Submit once: hands over what was enqueued, lets the kernel do its share
+            // 11. Submit once: hands over what was enqueued, lets the kernel do its share
             //    and, with nothing else to do, sleeps in the same call.
             let counters = self.shard.counters_mut();
             if wait != Wait::No {
@@ -230,6 +321,33 @@ impl<R: Ring> Worker<R> {
                     self.departures.send(address).ok();
                 }
             }
+            Event::Parted { slot } => self.hand_over(now, slot),
+        }
+    }
+
+    /// A connection that moves has nothing under way any more.
+    fn hand_over(&mut self, now: Now, slot: Slot) {
+        // Its end was decided meanwhile, and is among the wishes.
+        let moving = self.links.link(slot);
+        let Some((shard, attached)) = moving.and_then(|link| self.shard.hand_over(link)) else {
+            return;
+        };
+        let (tenant, socket) = (self.links.remove(slot), self.connections.take(slot));
+        let (Some((_, address)), Some(socket)) = (tenant, socket) else {
+            unreachable!("a connection that has parted is there until it is taken");
+        };
+        let let_in = LetIn {
+            socket,
+            address,
+            attached,
+        };
+        let there = self.workers.ways.get(usize::from(shard.0));
+        // Where there is no room for it, it stays: the welcome says so.
+        if let Err(back) = match there {
+            Some(way) => way.post(let_in),
+            None => Err(let_in),
+        } {
+            self.let_in(now, back);
         }
     }
 
@@ -260,6 +378,11 @@ impl<R: Ring> Worker<R> {
             Output::Send(link) => {
                 if let Some(slot) = self.links.slot(link) {
                     self.connections.want(slot);
+                }
+            }
+            Output::HandOver(link) => {
+                if let Some(slot) = self.links.slot(link) {
+                    self.connections.part(slot);
                 }
             }
             Output::Close { link, flush } => {

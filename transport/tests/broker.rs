@@ -6,6 +6,7 @@ mod support;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::num::NonZeroU16;
 
 use courser_core::client::{Completion, Event, LinkEnd, Outgoing, ProducerKey, Route};
 use courser_core::counters::Counter;
@@ -416,15 +417,22 @@ fn what_cannot_be_had_is_refused_before_anything_listens() {
         ..config(Transport::Epoll)
     });
     assert_eq!(absent.code(), "C1203");
-    let several = Broker::start(BrokerConfig {
-        cores: "0-1".parse::<Cores>().unwrap(),
+    let shared = refused(BrokerConfig {
+        memory: 2 * limits::MEMORY_MIN,
+        cores: Cores::Unpinned,
+        shards: NonZeroU16::new(2),
         ..config(Transport::Epoll)
     });
-    // On a machine with one processor the second is absent instead.
-    assert!(matches!(
-        several,
-        Err(StartError::SeveralShards { shards: 2, .. } | StartError::Cores(_))
-    ));
+    assert!(
+        shared.to_string().contains("a bound of at least 129 MiB"),
+        "{shared}"
+    );
+    let several = refused(BrokerConfig {
+        cores: Cores::Unpinned,
+        shards: NonZeroU16::new(limits::SHARDS_MAX + 1),
+        ..config(Transport::Epoll)
+    });
+    assert!(matches!(several, StartError::TooManyShards { shards: 65 }));
 }
 
 #[test]

@@ -89,7 +89,7 @@ use resume::Redial;
 pub struct Config {
     /// The client's name, for who looks at the broker; at most 255 bytes.
     pub name: Box<str>,
-    /// The shard it would like to be on.
+    /// The shard it would like to be on at first.
     pub shard: Option<ShardIndex>,
     /// How long the broker may take until the session is open.
     pub hello_timeout: core::time::Duration,
@@ -259,8 +259,12 @@ impl Client {
             magic: MAGIC,
             version_min: VERSION,
             version_max: VERSION,
-            // Another connection goes where its link was, which the broker knows.
-            shard: self.config.shard.map_or(u16::MAX, |shard| shard.0).into(),
+            // Another connection goes where the link was, which its number says; or to
+            // any shard of a broker that may have fewer by now.
+            shard: match self.config.shard {
+                Some(shard) if !self.stood => shard.0.into(),
+                _ => u16::MAX.into(),
+            },
             name_length: u16::try_from(name.len()).unwrap_or(0).into(),
             link: self.link.into(),
             ..control::Hello::default()

@@ -35,9 +35,9 @@ impl Shard {
         entry.intake.clear(&mut self.arena);
         let locals = &mut self.locals;
         let (arena, blocks) = (&mut self.arena, &mut self.blocks);
-        entry.egress.clear(arena, blocks, |arena, pin| {
-            super::unpin(locals, arena, pin);
-        });
+        entry
+            .egress
+            .clear(arena, blocks, |arena, pin| locals.unpin(arena, pin));
         self.link_numbers.remove(&entry.number);
         self.counters.add(Counter::LinksMoved, 1);
         let attached = Attached {
@@ -57,7 +57,7 @@ impl Shard {
         fields: &control::Move,
     ) -> Result<(), Rejection> {
         let to = ShardIndex(fields.shard.get());
-        let shards = u16::from(self.shards());
+        let shards = self.shards();
         if to.0 >= shards || to == self.config.shard {
             let text = format!(
                 "the link is on shard {} of {shards}, from where it cannot move to shard {to}",
@@ -109,10 +109,5 @@ impl Shard {
             .get(link)
             .is_none_or(|entry| entry.egress.bytes() == 0)
             && self.can_finish(link)
-    }
-
-    /// How many shards the broker has.
-    pub(super) fn shards(&self) -> u8 {
-        1
     }
 }

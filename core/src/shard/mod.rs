@@ -432,7 +432,7 @@ impl Shard {
         self.counters.add(Counter::LinksOpened, 1);
         let welcome = Welcome {
             version: VERSION,
-            shards: self.shards(),
+            shards: u8::try_from(self.shards()).unwrap_or(u8::MAX),
             shard: self.config.shard.0.into(),
             frame_size_max: limits::FRAME_SIZE_MAX.into(),
             installation: self.config.installation.0.into(),

@@ -2,6 +2,7 @@
 
 mod blocks;
 mod burst;
+mod handover;
 mod mesh;
 
 use super::*;

@@ -41,6 +41,8 @@ pub(crate) struct Owner<R: Ring> {
     pub(crate) connections: Connections<R>,
     pub(crate) mirrors: HashMap<Slot, Mirror>,
     pub(crate) ended: Vec<(Slot, Mirror)>,
+    /// Connections that were given away.
+    pub(crate) parted: Vec<(R::Socket, Mirror)>,
     /// Bytes that one send is given at most.
     pub(crate) most: usize,
     /// Turns that left completions in the kernel.
@@ -53,6 +55,7 @@ impl<R: Ring> Owner<R> {
             connections: Connections::new(ring),
             mirrors: HashMap::new(),
             ended: Vec::new(),
+            parted: Vec::new(),
             most: usize::MAX,
             overflows: 0,
         }
@@ -115,6 +118,11 @@ impl<R: Ring> Owner<R> {
                 Event::Ended { slot } => {
                     let mirror = self.mirrors.remove(&slot).expect("an end is told once");
                     self.ended.push((slot, mirror));
+                }
+                Event::Parted { slot } => {
+                    let mirror = self.mirrors.remove(&slot).expect("only of open ones");
+                    let socket = self.connections.take(slot).expect("it has parted");
+                    self.parted.push((socket, mirror));
                 }
             }
         }
@@ -244,6 +252,143 @@ fn one_run(seed: u64, pool: &[&'static [u8]]) {
         usize::from(SIZE.buffers),
         "seed {seed}: a buffer was lost"
     );
+}
+
+/// Has a connection with nothing to send go from one ring to another while its peer
+/// talks. `say` takes what the peer takes of its words, and says how much that was.
+pub(crate) fn gives_away<R: Ring>(
+    first: &mut Owner<R>,
+    second: &mut Owner<R>,
+    socket: R::Socket,
+    turns_before: u64,
+    mut say: impl FnMut(&[u8]) -> usize,
+) {
+    const TURNS_MAX: u64 = 100_000;
+    let words = forever(3_000);
+    let mut said = 0;
+    let mut talk = |until: usize| {
+        if said < until {
+            said += say(&words[said..until]);
+        }
+        said
+    };
+    let Ok(slot) = first.open(socket, &[]) else {
+        return;
+    };
+    for _ in 0..turns_before {
+        talk(1_000);
+        first.turn(Monotonic(0), Wait::No);
+    }
+    first.connections.part(slot);
+    let mut turns = 0;
+    while first.parted.is_empty() {
+        talk(2_000);
+        first.turn(Monotonic(0), Wait::No);
+        turns += 1;
+        assert!(turns < TURNS_MAX, "it does not part");
+    }
+    assert_eq!(first.connections.occupied(), 0);
+    let (mut socket, before) = first.parted.pop().unwrap();
+    let slot = loop {
+        // The kernel may refuse for the moment.
+        match second.open(socket, b"here") {
+            Ok(slot) => break slot,
+            Err(back) => socket = back,
+        }
+    };
+    let all = |owner: &Owner<R>| [&before.heard[..], &owner.mirrors[&slot].heard].concat();
+    while second.mirrors[&slot].taken < 4 || all(second).len() < words.len() {
+        talk(words.len());
+        second.turn(Monotonic(0), Wait::No);
+        turns += 1;
+        assert!(turns < TURNS_MAX, "{} bytes were heard", all(second).len());
+    }
+    assert!(all(second) == words, "no byte is lost, none comes twice");
+    assert!(first.ended.is_empty(), "it has no end where it parted");
+}
+
+#[test]
+fn a_connection_that_is_given_away_loses_no_byte_and_tells_no_end() {
+    for seed in 0..300 {
+        let mut first = Owner::new(SimulatedRing::new(SIZE, seed).unwrap());
+        let mut second = Owner::new(SimulatedRing::new(SIZE, seed ^ 0xff).unwrap());
+        let (socket, mut peer) = stream(16 + seed as usize % 200);
+        gives_away(&mut first, &mut second, socket, seed % 9, |words| {
+            peer.send(words)
+        });
+        assert_eq!(
+            first.connections.ring().buffers_free(),
+            usize::from(SIZE.buffers),
+            "seed {seed}: a buffer was lost"
+        );
+        assert_eq!(first.connections.ring().in_flight(), 0, "seed {seed}");
+    }
+}
+
+#[test]
+fn a_connection_that_is_to_part_can_be_left_or_abandoned_all_the_same() {
+    for seed in 0..200 {
+        let mut owner = Owner::new(SimulatedRing::new(SIZE, seed).unwrap());
+        let (socket, mut peer) = stream(100);
+        let Ok(slot) = owner.open(socket, &[]) else {
+            continue;
+        };
+        owner.turn(Monotonic(0), Wait::No);
+        owner.connections.part(slot);
+        let leaves = seed % 2 == 0;
+        if leaves {
+            owner.mirrors.get_mut(&slot).unwrap().to_send = b"farewell";
+            owner.connections.leave(Monotonic(0), slot);
+        } else {
+            owner.connections.abandon(slot);
+        }
+        let mut heard = Vec::new();
+        let mut turns = 0;
+        while owner.ended.is_empty() {
+            owner.turn(Monotonic(0), Wait::No);
+            heard.extend(peer.receive(usize::MAX));
+            if peer.is_at_end() {
+                peer.end();
+            }
+            turns += 1;
+            assert!(turns < 1_000, "seed {seed}: it does not end");
+        }
+        assert!(!leaves || heard == b"farewell", "seed {seed}: {heard:?}");
+        assert!(owner.parted.is_empty());
+        assert_eq!(owner.connections.ring().in_flight(), 0, "seed {seed}");
+    }
+}
+
+/// Over real sockets, which the second ring has to take as the first one left them.
+fn gives_away_for_real<R: Ring<Socket = OwnedFd>>(make: impl Fn() -> R) {
+    for turns_before in 0..5 {
+        let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let mut second = Owner::new(make());
+        gives_away(
+            &mut Owner::new(make()),
+            &mut second,
+            ours.into(),
+            turns_before,
+            |words| theirs.write(words).unwrap(),
+        );
+        let mut heard = [0; 4];
+        theirs.read_exact(&mut heard).unwrap();
+        assert_eq!(&heard, b"here");
+    }
+}
+
+#[test]
+fn a_connection_is_given_away_over_epoll() {
+    gives_away_for_real(|| EpollRing::new(SIZE).unwrap());
+}
+
+#[test]
+fn a_connection_is_given_away_over_io_uring() {
+    if let Err(refused) = IoUringRing::new(SIZE) {
+        eprintln!("SKIPPED: {refused}");
+        return;
+    }
+    gives_away_for_real(|| IoUringRing::new(SIZE).unwrap());
 }
 
 #[test]

@@ -52,10 +52,14 @@ impl Running {
                 .unwrap();
                 let stats = ShardStats::new(shard.chunks_free());
                 let (sender, inbox) = handoff::<LetIn>(ring.doorbell().clone());
+                let workers = Workers::alone(sender.clone());
                 report.send((sender, stats.clone())).unwrap();
                 let idle = Idle::new(IdleStrategy::Adaptive, Duration::from_micros(50));
                 let publisher = Publisher::new(stats);
-                Worker::new(ring, shard, inbox, departures, control, idle, publisher).run()
+                Worker::new(
+                    ring, shard, inbox, workers, departures, control, idle, publisher,
+                )
+                .run()
             })
         };
         let (sender, stats) = reported.recv().unwrap();

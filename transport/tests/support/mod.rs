@@ -4,14 +4,17 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::num::NonZeroU16;
 use std::time::{Duration, Instant};
 
 use courser_core::client::{
     Client, Completion, Config, ConsumerKey, ConsumerRequest, Event, Outgoing, ProducerKey,
     ProducerRequest, Route,
 };
+use courser_core::id::ShardIndex;
 use courser_core::name::Destination;
 use courser_core::time::{Monotonic, Now};
+use courser_transport::affinity::Cores;
 use courser_transport::clock::Clock;
 use courser_transport::{Broker, BrokerConfig, Transport};
 
@@ -41,6 +44,25 @@ pub(crate) fn brokers() -> Vec<Broker> {
     uring.into_iter().chain([epoll]).collect()
 }
 
+/// As [`brokers`], with so many shards, each wherever the kernel puts it.
+pub(crate) fn brokers_of(shards: u16) -> Vec<Broker> {
+    let several = |transport| BrokerConfig {
+        cores: Cores::Unpinned,
+        shards: NonZeroU16::new(shards),
+        memory: u64::from(shards) * (65 << 20),
+        ..config(transport)
+    };
+    let uring = match Broker::start(several(Transport::IoUring)) {
+        Ok(broker) => Some(broker),
+        Err(error) => {
+            eprintln!("SKIPPED: {error}");
+            None
+        }
+    };
+    let epoll = Broker::start(several(Transport::Epoll)).unwrap();
+    uring.into_iter().chain([epoll]).collect()
+}
+
 /// Waits for a condition, and says what it waited for if it does not come.
 pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let started = Instant::now();
@@ -48,6 +70,15 @@ pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(started.elapsed() < DEADLINE, "waited in vain: {what}");
         std::thread::yield_now();
     }
+}
+
+fn dialed(address: SocketAddr) -> TcpStream {
+    let socket = TcpStream::connect(address).unwrap();
+    socket.set_nodelay(true).unwrap();
+    socket
+        .set_read_timeout(Some(Duration::from_millis(20)))
+        .unwrap();
+    socket
 }
 
 pub(crate) struct TestClient {
@@ -58,16 +89,23 @@ pub(crate) struct TestClient {
 
 impl TestClient {
     pub(crate) fn connect(address: SocketAddr) -> Self {
-        let socket = TcpStream::connect(address).unwrap();
-        socket.set_nodelay(true).unwrap();
-        socket
-            .set_read_timeout(Some(Duration::from_millis(20)))
-            .unwrap();
-        let mut client = Client::new(Config {
+        Self::connect_to(address, None)
+    }
+
+    /// As [`TestClient::connect`], and asks for a shard.
+    pub(crate) fn connect_to(address: SocketAddr, shard: Option<ShardIndex>) -> Self {
+        let config = Config {
             name: "test".into(),
+            shard,
             hello_timeout: DEADLINE,
             ..Config::default()
-        });
+        };
+        Self::connect_as(address, config)
+    }
+
+    pub(crate) fn connect_as(address: SocketAddr, config: Config) -> Self {
+        let socket = dialed(address);
+        let mut client = Client::new(config);
         let mut clock = Clock::new();
         client.connected(clock.now().monotonic);
         Self {
@@ -79,6 +117,17 @@ impl TestClient {
 
     pub(crate) fn now(&mut self) -> Now {
         self.clock.now()
+    }
+
+    /// Goes on over another connection, as if the one before were lost; returns that
+    /// one, of which the broker has not heard anything.
+    pub(crate) fn reconnect(&mut self, address: SocketAddr) -> TcpStream {
+        self.client.closed();
+        let before = std::mem::replace(&mut self.socket, dialed(address));
+        let now = self.now().monotonic;
+        self.client.connected(now);
+        self.event(|event| matches!(event, Event::Opened { .. }).then_some(()));
+        before
     }
 
     /// Writes everything, then reads once.
