@@ -12,7 +12,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener};
 use std::num::NonZeroU16;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::abort;
@@ -400,7 +400,6 @@ impl Broker {
                 ring: config.ring,
                 idle,
                 spin_budget,
-                departures: departures.clone(),
                 control: Control::default(),
             };
             begun.push((go, begin_shard(plan)?));
@@ -424,6 +423,7 @@ impl Broker {
             let workers = Workers {
                 ways: ways.clone(),
                 company: company.clone(),
+                departures: departures.clone(),
             };
             go.send(workers)
                 .expect("a shard that is ready waits for it");
@@ -521,7 +521,6 @@ struct ShardPlan {
     ring: RingSize,
     idle: IdleStrategy,
     spin_budget: Duration,
-    departures: mpsc::Sender<IpAddr>,
     control: Control,
 }
 
@@ -659,7 +658,6 @@ fn run_on<R: Ring<Socket = std::os::fd::OwnedFd>>(
         shard,
         inbox,
         workers,
-        plan.departures,
         plan.control,
         Idle::new(plan.idle, plan.spin_budget),
         Publisher::new(stats),

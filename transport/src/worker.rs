@@ -104,21 +104,24 @@ impl Company {
     }
 }
 
-/// What a worker knows of all workers.
+/// What a worker knows of the others, and of the door.
 #[derive(Debug)]
 pub(crate) struct Workers<S = OwnedFd> {
     /// The ways to each shard's worker, itself among them, by shard.
     pub(crate) ways: Vec<Sender<LetIn<S>>>,
     pub(crate) company: Company,
+    /// Where the door hears whose connections are over.
+    pub(crate) departures: mpsc::Sender<IpAddr>,
 }
 
 impl<S> Workers<S> {
     /// Of a worker without others.
     #[cfg(test)]
-    pub(crate) fn alone(way: Sender<LetIn<S>>) -> Self {
+    pub(crate) fn alone(way: Sender<LetIn<S>>, departures: mpsc::Sender<IpAddr>) -> Self {
         Self {
             ways: vec![way],
             company: Company::of(1),
+            departures,
         }
     }
 
@@ -137,7 +140,6 @@ pub(crate) struct Worker<R: Ring> {
     links: Links,
     inbox: Inbox<LetIn<R::Socket>>,
     workers: Workers<R::Socket>,
-    departures: mpsc::Sender<IpAddr>,
     control: Control,
     clock: Clock,
     idle: Idle,
@@ -150,7 +152,6 @@ impl<R: Ring> Worker<R> {
         shard: Shard,
         inbox: Inbox<LetIn<R::Socket>>,
         workers: Workers<R::Socket>,
-        departures: mpsc::Sender<IpAddr>,
         control: Control,
         idle: Idle,
         publisher: Publisher,
@@ -162,7 +163,6 @@ impl<R: Ring> Worker<R> {
             links: Links::new(slots),
             inbox,
             workers,
-            departures,
             control,
             clock: Clock::new(),
             idle,
@@ -318,7 +318,7 @@ impl<R: Ring> Worker<R> {
                 if let Some((link, address)) = self.links.remove(slot) {
                     self.shard.closed(now, link);
                     // The door may have gone first; then nobody counts any more.
-                    self.departures.send(address).ok();
+                    self.workers.departures.send(address).ok();
                 }
             }
             Event::Parted { slot } => self.hand_over(now, slot),
@@ -369,7 +369,7 @@ impl<R: Ring> Worker<R> {
         };
         let (socket, refusal) = refused;
         R::turn_away(socket, &Door::farewell(refusal));
-        self.departures.send(address).ok();
+        self.workers.departures.send(address).ok();
     }
 
     /// A wish of the shard becomes one of the connection.

@@ -463,9 +463,9 @@ impl Client {
     /// [`Client::shard`] tell then.
     pub fn move_to(&mut self, now: Monotonic, shard: ShardIndex) -> bool {
         let is_idle = self.phase == Phase::Open
-            && self.producers.len() == 0
-            && self.consumers.len() == 0
-            && self.requests.len() == 0
+            && self.producers.is_empty()
+            && self.consumers.is_empty()
+            && self.requests.is_empty()
             && self.outbound.is_empty()
             && self.carry.is_empty();
         if is_idle {

@@ -68,6 +68,11 @@ impl Requests {
         self.pending.len()
     }
 
+    /// Whether all are answered.
+    pub(super) fn is_empty(&self) -> bool {
+        self.pending.is_empty()
+    }
+
     /// Names a request that is answered at once.
     pub(super) fn name(&mut self) -> RequestId {
         self.last = self.last.wrapping_add(1).max(1);

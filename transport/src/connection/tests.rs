@@ -309,10 +309,12 @@ pub(crate) fn gives_away<R: Ring>(
 
 #[test]
 fn a_connection_that_is_given_away_loses_no_byte_and_tells_no_end() {
-    for seed in 0..300 {
+    for seed in 0..300_u32 {
+        let room = 16 + seed as usize % 200;
+        let seed = u64::from(seed);
         let mut first = Owner::new(SimulatedRing::new(SIZE, seed).unwrap());
         let mut second = Owner::new(SimulatedRing::new(SIZE, seed ^ 0xff).unwrap());
-        let (socket, mut peer) = stream(16 + seed as usize % 200);
+        let (socket, mut peer) = stream(room);
         gives_away(&mut first, &mut second, socket, seed % 9, |words| {
             peer.send(words)
         });

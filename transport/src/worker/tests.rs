@@ -52,14 +52,11 @@ impl Running {
                 .unwrap();
                 let stats = ShardStats::new(shard.chunks_free());
                 let (sender, inbox) = handoff::<LetIn>(ring.doorbell().clone());
-                let workers = Workers::alone(sender.clone());
+                let workers = Workers::alone(sender.clone(), departures);
                 report.send((sender, stats.clone())).unwrap();
                 let idle = Idle::new(IdleStrategy::Adaptive, Duration::from_micros(50));
                 let publisher = Publisher::new(stats);
-                Worker::new(
-                    ring, shard, inbox, workers, departures, control, idle, publisher,
-                )
-                .run()
+                Worker::new(ring, shard, inbox, workers, control, idle, publisher).run()
             })
         };
         let (sender, stats) = reported.recv().unwrap();
