@@ -67,6 +67,7 @@ impl Shards {
             match output {
                 Output::Send(link) => sends.push(link),
                 Output::Close { link, .. } => self.ended.push((at, link)),
+                Output::HandOver(link) => unreachable!("link {link} did not ask to move"),
             }
         }
         for link in sends {
