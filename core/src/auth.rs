@@ -44,8 +44,10 @@ pub enum Operation {
     Receive,
     /// Settle messages.
     Acknowledge,
-    /// Read the counters.
+    /// Read the counters, and what there is.
     Observe,
+    /// Change what others use: destinations, subscriptions, who is attached.
+    Administer,
 }
 
 /// What is operated on.

@@ -101,6 +101,8 @@ refusals! {
     InvalidAck = 26, "the acknowledgement names what was not delivered to this consumer";
     /// The client gave the send up before it was stored.
     GivenUp = 27, "the send was given up before it was stored";
+    /// An administrator ended it.
+    Ended = 28, "an administrator ended it";
 }
 
 impl Refusal {

@@ -53,6 +53,10 @@ number! {
     DestinationNumber(u32)
 }
 number! {
+    /// A state of the catalogue: how many changes led to it.
+    CatalogVersion(u64)
+}
+number! {
     /// A shard, counted from 0.
     ShardIndex(u16)
 }

@@ -142,6 +142,21 @@ impl<T> Slab<T> {
             })
     }
 
+    /// The entries from a place of the table on, each with its place and its handle.
+    pub fn iter_from(&self, place: usize) -> impl Iterator<Item = (usize, (Handle, &T))> {
+        let from = place.min(self.entries.len());
+        self.entries[from..]
+            .iter()
+            .zip(from..)
+            .filter_map(|(entry, place)| match &entry.state {
+                State::Occupied(value) => {
+                    let slot = self.first + u32::try_from(place).ok()?;
+                    Some((place, (Handle::new(slot, entry.generation), value)))
+                }
+                State::Vacant(_) => None,
+            })
+    }
+
     /// How many entries there are.
     #[must_use]
     pub fn len(&self) -> usize {

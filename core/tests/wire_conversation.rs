@@ -93,6 +93,7 @@ impl Broker {
             shard: ShardIndex(0),
             memory: limits::MEMORY_MIN,
             hash_seed: 1,
+            auto_create: true,
         };
         Self {
             door: Door::new(DoorLimits::default(), 1),
@@ -1171,7 +1172,7 @@ fn who_is_not_known_or_was_elsewhere_is_not_attached() {
     for (name, id, expected) in [
         ("/md/eu", producer.producer + 9, Refusal::Fenced),
         ("/md/us", producer.producer, Refusal::PreconditionFailed),
-        ("/md/none", producer.producer, Refusal::PreconditionFailed),
+        ("/md/none", producer.producer, Refusal::NotFound),
     ] {
         let refused = client.ask_for_producer(&mut broker, session, name, 0, id);
         assert_eq!(refused.err(), Some(expected), "{name}");

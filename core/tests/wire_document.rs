@@ -150,6 +150,12 @@ fn parts_of_tails_stand_in_their_tables() {
         ),
         ("acknowledge", "run: ", 16, "#### Acknowledgement run"),
         ("stats", "row: ", 48, "#### Stats row"),
+        ("listed-destination", "row: ", 72, "#### Destination row"),
+        ("listed-subscription", "row: ", 32, "#### Subscription row"),
+        ("listed-part", "row: ", 40, "#### Part row"),
+        ("listed-consumer", "row: ", 40, "#### Consumer row"),
+        ("listed-producer", "row: ", 32, "#### Producer row"),
+        ("listed-link", "row: ", 32, "#### Link row"),
     ];
     for (vector, prefix, size, heading) in cases {
         let parts: Vec<Field> = fields(vector)

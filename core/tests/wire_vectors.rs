@@ -11,11 +11,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use courser_core::error::Refusal;
 use courser_core::frame::control::{
-    AckRun, Acknowledge, Acknowledged, Allow, AskStats, Batch, Close, CloseSession, Closed,
-    CompletionRun, Completions, ConsumerOpened, Control, Credit, Delivery, Farewell, Fields,
-    Goodbye, Hello, Located, Lookup, Move, OpenConsumer, OpenProducer, OpenSession, Ping, Pong,
-    ProducerOpened, Refused, Return, SessionClosed, SessionOpened, Stats, StatsRow, WantCredit,
-    Welcome,
+    AckRun, Acknowledge, Acknowledged, Allow, AskStats, Batch, Changed, Close, CloseSession,
+    Closed, CompletionRun, Completions, ConsumerOpened, ConsumerRow, Control, Create, Credit,
+    Delete, Delivery, DestinationRow, End, Ended, Farewell, Fields, Goodbye, Hello, LinkRow, List,
+    Listed, Located, Lookup, Move, OpenConsumer, OpenProducer, OpenSession, PartRow, Ping, Pong,
+    ProducerOpened, ProducerRow, Refused, Return, SessionClosed, SessionOpened, SetPolicies, Stats,
+    StatsRow, SubscriptionRow, WantCredit, Welcome,
 };
 use courser_core::frame::decode::{Frame, Message, Step, decode};
 use courser_core::frame::encode::{self, Envelope};
@@ -587,6 +588,201 @@ fn consumer_frames(check: &mut Check) {
     );
 }
 
+fn administration_frames(check: &mut Check) {
+    let fields = Create {
+        session: SESSION.into(),
+        destination: 1,
+        options: 7.into(),
+        partitions: 3.into(),
+        producers_max: 5.into(),
+        consumers_max: 0.into(),
+        subscriptions_max: 0.into(),
+        retain: (1_u64 << 20).into(),
+        ..Create::default()
+    };
+    check.control("create", REQUEST, Control::Create, &fields, b"/md/eu");
+    let fields = SetPolicies {
+        session: SESSION.into(),
+        destination: 1,
+        options: 0b11000.into(),
+        producers_max: 0.into(),
+        consumers_max: 8.into(),
+        subscriptions_max: 2.into(),
+        ..SetPolicies::default()
+    };
+    check.control(
+        "set-policies",
+        REQUEST,
+        Control::SetPolicies,
+        &fields,
+        b"/md/eu",
+    );
+    let fields = Delete {
+        session: SESSION.into(),
+        destination: 1,
+        options: 3,
+        destination_length: 6.into(),
+        subscription_length: 5.into(),
+        ..Delete::default()
+    };
+    check.control("delete", REQUEST, Control::Delete, &fields, b"/md/eubooks");
+    let fields = End {
+        session: SESSION.into(),
+        what: 1,
+        number: 11.into(),
+        ..End::default()
+    };
+    check.control("end", REQUEST, Control::End, &fields, b"");
+    let fields = List {
+        session: SESSION.into(),
+        what: 1,
+        destination: 1,
+        destination_length: 6.into(),
+        subscription_length: 0.into(),
+        from: 0.into(),
+        ..List::default()
+    };
+    check.control("list", REQUEST, Control::List, &fields, b"/md/eu");
+    let fields = Changed {
+        version: 12.into(),
+        changed: 1,
+        ..Changed::default()
+    };
+    check.control("changed", REQUEST, Control::Changed, &fields, &[]);
+    let fields = Listed {
+        what: 0,
+        rows: 1.into(),
+        ..Listed::default()
+    };
+    let row = DestinationRow {
+        destination: 1,
+        name_length: 6.into(),
+        number: 4.into(),
+        partitions: 3.into(),
+        producers_max: 5.into(),
+        consumers_max: 0.into(),
+        subscriptions_max: 0.into(),
+        retain: (1_u64 << 20).into(),
+        producers: 1.into(),
+        consumers: 2.into(),
+        subscriptions: 1.into(),
+        stored: 1000.into(),
+        unsettled: 10.into(),
+        bytes: 65536.into(),
+        ..DestinationRow::default()
+    };
+    let tail = [row.as_bytes(), b"/md/eu", &[0; 2]].concat();
+    check.control(
+        "listed-destination",
+        REQUEST,
+        Control::Listed,
+        &fields,
+        &tail,
+    );
+    let fields = Listed {
+        what: 1,
+        rows: 1.into(),
+        ..Listed::default()
+    };
+    let row = SubscriptionRow {
+        destination: 1,
+        sharing: 2,
+        destination_length: 6.into(),
+        name_length: 5.into(),
+        options: 0.into(),
+        partitions: 3.into(),
+        consumers: 2.into(),
+        unsettled: 4.into(),
+        backlog: 10.into(),
+    };
+    let tail = [row.as_bytes(), b"/md/eubooks", &[0; 5]].concat();
+    check.control(
+        "listed-subscription",
+        REQUEST,
+        Control::Listed,
+        &fields,
+        &tail,
+    );
+    let fields = Listed {
+        what: 2,
+        rows: 1.into(),
+        ..Listed::default()
+    };
+    let row = PartRow {
+        partition: 2.into(),
+        unsettled: 4.into(),
+        cursor: 40.into(),
+        fresh: 44.into(),
+        end: 50.into(),
+        backlog: 10.into(),
+    };
+    let tail = [row.as_bytes(), b"", &[0; 0]].concat();
+    check.control("listed-part", REQUEST, Control::Listed, &fields, &tail);
+    let fields = Listed {
+        what: 3,
+        rows: 1.into(),
+        ..Listed::default()
+    };
+    let row = ConsumerRow {
+        handle: CONSUMER.into(),
+        destination: 1,
+        destination_length: 6.into(),
+        link: 42.into(),
+        delivered: 44.into(),
+        credit: 212.into(),
+        name_length: 5.into(),
+        ..ConsumerRow::default()
+    };
+    let tail = [row.as_bytes(), b"/md/eubooks", &[0; 5]].concat();
+    check.control("listed-consumer", REQUEST, Control::Listed, &fields, &tail);
+    let fields = Listed {
+        what: 4,
+        rows: 1.into(),
+        ..Listed::default()
+    };
+    let row = ProducerRow {
+        producer: 11.into(),
+        link: 42.into(),
+        epoch: 1.into(),
+        handle: PRODUCER.into(),
+        destination: 1,
+        access: 0,
+        destination_length: 6.into(),
+        name_length: 4.into(),
+        ..ProducerRow::default()
+    };
+    let tail = [row.as_bytes(), b"/md/eudesk", &[0; 6]].concat();
+    check.control("listed-producer", REQUEST, Control::Listed, &fields, &tail);
+    let fields = Listed {
+        what: 5,
+        rows: 1.into(),
+        ..Listed::default()
+    };
+    let row = LinkRow {
+        link: 42.into(),
+        sessions: 1.into(),
+        producers: 1.into(),
+        consumers: 2.into(),
+        name_length: 7.into(),
+        waiting: 0.into(),
+        ..LinkRow::default()
+    };
+    let tail = [row.as_bytes(), b"vectors", &[0; 1]].concat();
+    check.control("listed-link", REQUEST, Control::Listed, &fields, &tail);
+    let fields = Ended {
+        refusal: Refusal::NotFound.code().into(),
+        text_length: 27.into(),
+        ..Ended::default()
+    };
+    check.control(
+        "ended",
+        CONSUMER,
+        Control::Ended,
+        &fields,
+        b"the destination was deleted",
+    );
+}
+
 fn messages(check: &mut Check) {
     let (sent, plain) = check.message("message", header(), &[], b"hello");
     assert_eq!(encoded(&envelope(), b"", b"hello"), sent);
@@ -670,6 +866,7 @@ fn every_vector_decodes_to_its_fields_and_they_encode_to_its_bytes() {
     producer_frames(&mut check);
     consumer_frames(&mut check);
     messages(&mut check);
+    administration_frames(&mut check);
     let unchecked: Vec<_> = check.left.keys().collect();
     assert!(unchecked.is_empty(), "nothing checks {unchecked:?}");
 }

@@ -81,9 +81,17 @@ fn names(kind: Option<Kind>) -> (u8, u8) {
         Some(Kind::OpenSession | Kind::AskStats | Kind::Ping | Kind::Goodbye | Kind::Hello) => {
             (0, 0)
         }
-        Some(Kind::CloseSession | Kind::Lookup | Kind::OpenProducer | Kind::OpenConsumer) => {
-            (0, SESSION)
-        }
+        Some(
+            Kind::CloseSession
+            | Kind::Lookup
+            | Kind::OpenProducer
+            | Kind::OpenConsumer
+            | Kind::Create
+            | Kind::SetPolicies
+            | Kind::Delete
+            | Kind::End
+            | Kind::List,
+        ) => (0, SESSION),
         Some(Kind::Close) => (0, FIRST_HANDLE),
         Some(Kind::Allow | Kind::Acknowledge) => (CONSUMER, 0),
         _ => (PRODUCER, 0),

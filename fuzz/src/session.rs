@@ -167,6 +167,7 @@ impl World {
             shard: ShardIndex(0),
             memory: limits::MEMORY_MIN,
             hash_seed: 7,
+            auto_create: true,
         });
         let mut world = Self {
             shard: shard.expect("the least bound is accepted"),

@@ -64,6 +64,7 @@ impl Greedy {
             shard: ShardIndex(0),
             memory: limits::MEMORY_MIN,
             hash_seed: 1,
+            auto_create: true,
         })
         .unwrap();
         let link = shard.attached(now, Attached::default()).unwrap();

@@ -420,6 +420,7 @@ fn new_shard(installation: Installation, hash_seed: u64) -> Shard {
         shard: ShardIndex(0),
         memory: limits::MEMORY_MIN,
         hash_seed,
+        auto_create: true,
     })
     .expect("the least memory is enough")
 }

@@ -391,6 +391,7 @@ impl Broker {
                     shard: ends.shard(),
                     memory: memory.bound,
                     hash_seed: u64::from_le_bytes(sys::random_bytes().map_err(&random)?),
+                    auto_create: true,
                 },
                 ends,
                 told,

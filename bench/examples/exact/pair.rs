@@ -102,6 +102,7 @@ impl Pair {
             shard: ShardIndex(0),
             memory: MEMORY,
             hash_seed: 1,
+            auto_create: true,
         })
         .expect("the memory is enough for a shard");
         let ends = [(); 2].map(|()| {

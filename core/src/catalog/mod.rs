@@ -1,17 +1,40 @@
-//! Which destinations there are.
+//! Which destinations there are, and what is fixed or agreed about each.
+//!
+//! ```text
+//!  request ─> decide ─> change 7 ─> apply ─> the same catalogue of version 7
+//!             on one     `─────────> apply ─> on every shard
+//!             shard
+//! ```
+//!
+//! The cast: [`Request`] is what somebody asks for, [`Catalog::decide`] turns it into a
+//! [`Change`] or a [`CatalogError`], and [`Catalog::apply`] carries a change out. Only
+//! deciding chooses (numbers, what was left open); applying the same changes in the
+//! same order gives the same catalogue everywhere, and cannot fail.
 //!
 //! A destination's shape (kind, name, partitions, retention) is fixed when it is
-//! created; its number is never given to another one.
+//! created. Its number is never given to another one: the slot that it stands in is,
+//! so that tables by slot stay as long as destinations are many at a time, whatever
+//! their history.
+//!
+//! Invariants: versions are dense, from 1; each name leads to the entry that bears it;
+//! a slot is free or has one tenant; the free ones are taken in the order in which
+//! they became so.
 
+pub mod change;
 pub mod placement;
+mod request;
+
+use std::collections::VecDeque;
 
 use foldhash::quality::SeedableRandomState;
 use hashbrown::HashMap;
 
-use crate::error::Refusal;
-use crate::id::DestinationNumber;
+pub use change::Change;
+pub use request::{CatalogError, Policy, PolicyChange, Request, Wanted};
+
+use crate::id::{CatalogVersion, DestinationNumber};
 use crate::limits;
-use crate::name::Destination;
+use crate::name::{Destination, DestinationKind};
 
 /// What is fixed about a destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,94 +45,92 @@ pub struct Shape {
     pub retain: u64,
 }
 
-/// What somebody who opens a destination expects of it.
+/// What can be changed about a destination. Zero is no bound.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Wanted {
-    /// Partitions, if that matters.
-    pub partitions: Option<u32>,
-    /// Retention, if that matters.
-    pub retain: Option<u64>,
+pub struct Policies {
+    /// The most producers attached at a time.
+    pub producers_max: u32,
+    /// The most consumers attached at a time.
+    pub consumers_max: u32,
+    /// The most subscriptions.
+    pub subscriptions_max: u32,
 }
 
 /// One destination.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
+    /// Its number.
+    pub number: DestinationNumber,
     /// Kind and name.
     pub destination: Destination,
     /// What is fixed about it.
     pub shape: Shape,
+    /// What can be changed about it.
+    pub policies: Policies,
+}
+
+/// A place in tables of destinations.
+#[derive(Debug, PartialEq, Eq)]
+struct Slot {
+    /// How many tenants it had before this one, or the next one.
+    tenant: u32,
+    entry: Option<Entry>,
 }
 
 /// All destinations.
 #[derive(Debug)]
 pub struct Catalog {
+    version: CatalogVersion,
+    auto_create: bool,
     numbers: HashMap<Destination, DestinationNumber, SeedableRandomState>,
-    entries: Vec<Entry>,
-}
-
-/// A destination that an opening led to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Resolved {
-    /// It was there.
-    Found(DestinationNumber),
-    /// It is new.
-    Created(DestinationNumber),
+    slots: Vec<Slot>,
+    /// Slots without a tenant, the longest vacant first.
+    free: VecDeque<u32>,
+    /// How many of them are queues.
+    queues: usize,
 }
 
 impl Catalog {
     /// An empty catalogue; `seed` keeps strangers from choosing names that collide.
+    /// With `auto_create` a destination that is opened and does not exist is created.
     #[must_use]
-    pub fn new(seed: u64) -> Self {
+    pub fn new(seed: u64, auto_create: bool) -> Self {
         let state = SeedableRandomState::with_seed(seed, foldhash::SharedSeed::global_fixed());
         Self {
+            version: CatalogVersion(0),
+            auto_create,
             numbers: HashMap::with_hasher(state),
-            entries: Vec::new(),
+            slots: Vec::new(),
+            free: VecDeque::new(),
+            queues: 0,
         }
     }
 
-    /// Finds `destination`, or creates it as `wanted`.
+    /// Carries out the change that leads to `version`.
     ///
-    /// # Errors
+    /// # Panics
     ///
-    /// [`Refusal::PreconditionFailed`] if it exists with another shape,
-    /// [`Refusal::IllegalArgument`] if the wanted shape is none, and
-    /// [`Refusal::ResourceAllocation`] if there are too many destinations.
-    pub fn resolve(
-        &mut self,
-        destination: &Destination,
-        wanted: Wanted,
-    ) -> Result<Resolved, Refusal> {
-        let bad = |partitions| partitions == 0 || partitions > limits::PARTITIONS_MAX;
-        if wanted.partitions.is_some_and(bad) {
-            return Err(Refusal::IllegalArgument);
+    /// If it is not the next one, or was decided by a catalogue with another history.
+    pub fn apply(&mut self, version: CatalogVersion, change: &Change) {
+        assert_eq!(
+            version.0,
+            self.version.0 + 1,
+            "changes are applied in their order"
+        );
+        self.version = version;
+        match change {
+            Change::Create(entry) => self.create(entry),
+            Change::Delete(number) => self.delete(*number),
+            Change::SetPolicies(number, policies) => {
+                self.tenant_mut(*number).policies = *policies;
+            }
         }
-        if let Some(number) = self.find(destination) {
-            let shape = self.entry(number).shape;
-            let same = wanted
-                .partitions
-                .is_none_or(|partitions| partitions == shape.partitions)
-                && wanted.retain.is_none_or(|retain| retain == shape.retain);
-            return if same {
-                Ok(Resolved::Found(number))
-            } else {
-                Err(Refusal::PreconditionFailed)
-            };
-        }
-        let number = u32::try_from(self.entries.len()).unwrap_or(u32::MAX);
-        if number >= limits::DESTINATIONS_MAX {
-            return Err(Refusal::ResourceAllocation);
-        }
-        let shape = Shape {
-            partitions: wanted.partitions.unwrap_or(1),
-            retain: wanted.retain.unwrap_or(0),
-        };
-        self.entries.push(Entry {
-            destination: destination.clone(),
-            shape,
-        });
-        self.numbers
-            .insert(destination.clone(), DestinationNumber(number));
-        Ok(Resolved::Created(DestinationNumber(number)))
+    }
+
+    /// How many changes there were.
+    #[must_use]
+    pub fn version(&self) -> CatalogVersion {
+        self.version
     }
 
     /// The number of `destination`, if it exists.
@@ -118,77 +139,102 @@ impl Catalog {
         self.numbers.get(destination).copied()
     }
 
+    /// The destination with this number, if it exists still.
+    #[must_use]
+    pub fn get(&self, number: DestinationNumber) -> Option<&Entry> {
+        let entry = self.slots.get(number.slot())?.entry.as_ref()?;
+        (entry.number == number).then_some(entry)
+    }
+
     /// The destination with this number.
     ///
     /// # Panics
     ///
-    /// If the number was never given.
+    /// If there is none.
     #[must_use]
     pub fn entry(&self, number: DestinationNumber) -> &Entry {
-        &self.entries[number.0 as usize]
+        self.get(number).expect("the destination exists")
     }
 
-    /// All destinations, by number.
+    /// Those in slots from `slot` on, in their order.
+    pub fn entries_from(&self, slot: usize) -> impl Iterator<Item = &Entry> {
+        let from = slot.min(self.slots.len());
+        self.slots[from..]
+            .iter()
+            .filter_map(|slot| slot.entry.as_ref())
+    }
+
+    /// How many there are.
     #[must_use]
-    pub fn entries(&self) -> &[Entry] {
-        &self.entries
+    pub fn len(&self) -> usize {
+        self.numbers.len()
+    }
+
+    /// How many of them are queues.
+    #[must_use]
+    pub fn queues(&self) -> usize {
+        self.queues
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.numbers.is_empty()
+    }
+
+    /// The number that the next destination gets, if there may be another one.
+    fn next_number(&self) -> Option<DestinationNumber> {
+        if let Some(slot) = self.free.front() {
+            let tenant = self.slots[*slot as usize].tenant;
+            return Some(DestinationNumber::new(*slot, tenant));
+        }
+        let slot = u32::try_from(self.slots.len()).ok()?;
+        (slot < limits::DESTINATIONS_MAX).then(|| DestinationNumber::new(slot, 0))
+    }
+
+    fn create(&mut self, entry: &Entry) {
+        let number = entry.number;
+        assert_eq!(
+            self.next_number(),
+            Some(number),
+            "a destination gets the number that was decided"
+        );
+        if self.free.pop_front().is_none() {
+            self.slots.push(Slot {
+                tenant: 0,
+                entry: None,
+            });
+        }
+        self.slots[number.slot()].entry = Some(entry.clone());
+        self.queues += usize::from(entry.destination.kind == DestinationKind::Queue);
+        let before = self.numbers.insert(entry.destination.clone(), number);
+        assert_eq!(before, None, "a name leads to one destination");
+    }
+
+    fn delete(&mut self, number: DestinationNumber) {
+        let slot = &mut self.slots[number.slot()];
+        let entry = slot
+            .entry
+            .take_if(|entry| entry.number == number)
+            .expect("a destination that is deleted exists");
+        self.numbers.remove(&entry.destination);
+        self.queues -= usize::from(entry.destination.kind == DestinationKind::Queue);
+        slot.tenant += 1;
+        // A slot whose numbers are used up stays empty for ever.
+        if slot.tenant < DestinationNumber::TENANTS {
+            let slot = u32::try_from(number.slot()).expect("a slot is a small number");
+            self.free.push_back(slot);
+        }
+    }
+
+    fn tenant_mut(&mut self, number: DestinationNumber) -> &mut Entry {
+        self.slots[number.slot()]
+            .entry
+            .as_mut()
+            .filter(|entry| entry.number == number)
+            .expect("a destination that is changed exists")
     }
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-
-    #[test]
-    fn a_destination_keeps_the_shape_it_was_created_with() {
-        let mut catalog = Catalog::new(1);
-        let orders = Destination::parse("orders").unwrap();
-        let three = Wanted {
-            partitions: Some(3),
-            retain: None,
-        };
-        let created = catalog.resolve(&orders, three).unwrap();
-        assert_eq!(created, Resolved::Created(DestinationNumber(0)));
-        let found = Ok(Resolved::Found(DestinationNumber(0)));
-        assert_eq!(catalog.resolve(&orders, Wanted::default()), found);
-        assert_eq!(catalog.resolve(&orders, three), found);
-        let four = Wanted {
-            partitions: Some(4),
-            retain: None,
-        };
-        assert_eq!(
-            catalog.resolve(&orders, four),
-            Err(Refusal::PreconditionFailed)
-        );
-        let kept = Wanted {
-            partitions: None,
-            retain: Some(1),
-        };
-        assert_eq!(
-            catalog.resolve(&orders, kept),
-            Err(Refusal::PreconditionFailed)
-        );
-        let none = Wanted {
-            partitions: Some(0),
-            retain: None,
-        };
-        assert_eq!(
-            catalog.resolve(&orders, none),
-            Err(Refusal::IllegalArgument)
-        );
-    }
-
-    #[test]
-    fn a_queue_and_a_topic_of_one_name_are_two_destinations() {
-        let mut catalog = Catalog::new(1);
-        let wanted = Wanted::default();
-        let queue = catalog
-            .resolve(&Destination::parse("queue:a").unwrap(), wanted)
-            .unwrap();
-        let topic = catalog
-            .resolve(&Destination::parse("topic:a").unwrap(), wanted)
-            .unwrap();
-        assert_ne!(queue, topic);
-    }
-}
+mod tests;

@@ -272,6 +272,100 @@ fields! {
         reserved_word: U32,
     }
 
+    /// Asks for a destination to be created; the subject is a request. Tail: its name.
+    Create {
+        /// The session.
+        session: U32,
+        /// 0 queue, 1 topic.
+        destination: u8,
+        /// Zero.
+        reserved: u8,
+        /// What of the following is meant: bit 0 `partitions`, 1 `retain`,
+        /// 2 `producers_max`, 3 `consumers_max`, 4 `subscriptions_max`.
+        options: U16,
+        /// Partitions.
+        partitions: U32,
+        /// The most producers, 0 for any number.
+        producers_max: U32,
+        /// The most consumers, 0 for any number.
+        consumers_max: U32,
+        /// The most subscriptions, 0 for any number.
+        subscriptions_max: U32,
+        /// Bytes that the destination keeps of what is settled.
+        retain: U64,
+    }
+
+    /// Asks for policies of a destination to be others; the subject is a request. Tail:
+    /// its name.
+    SetPolicies {
+        /// The session.
+        session: U32,
+        /// 0 queue, 1 topic.
+        destination: u8,
+        /// Zero.
+        reserved: u8,
+        /// What of the following is meant: bit 2 `producers_max`, 3 `consumers_max`,
+        /// 4 `subscriptions_max`.
+        options: U16,
+        /// The most producers, 0 for any number.
+        producers_max: U32,
+        /// The most consumers, 0 for any number.
+        consumers_max: U32,
+        /// The most subscriptions, 0 for any number.
+        subscriptions_max: U32,
+        /// Zero.
+        reserved_word: U32,
+    }
+
+    /// Asks for a destination, or a subscription of it, to be deleted; the subject is a
+    /// request. Tail: the destination's name, the subscription's name.
+    Delete {
+        /// The session.
+        session: U32,
+        /// 0 queue, 1 topic.
+        destination: u8,
+        /// Bit 0: even if somebody is attached. Bit 1: the subscription.
+        options: u8,
+        /// Bytes of the destination's name.
+        destination_length: U16,
+        /// Bytes of the subscription's name.
+        subscription_length: U16,
+        /// Zero.
+        reserved: [u8; 6],
+    }
+
+    /// Asks for a link or a producer of anybody to be ended; the subject is a request.
+    /// No tail.
+    End {
+        /// The session.
+        session: U32,
+        /// 0 a link, 1 a producer.
+        what: u8,
+        /// Zero.
+        reserved: [u8; 3],
+        /// The number of the link or the id of the producer.
+        number: U64,
+    }
+
+    /// Asks for what there is; the subject is a request. Tail: a destination's name or
+    /// nothing, a subscription's name or nothing.
+    List {
+        /// The session.
+        session: U32,
+        /// 0 destinations, 1 subscriptions, 2 parts, 3 consumers, 4 producers, 5 links.
+        what: u8,
+        /// 0 queue, 1 topic: of a destination that is named.
+        destination: u8,
+        /// Bytes of the destination's name.
+        destination_length: U16,
+        /// Bytes of the subscription's name.
+        subscription_length: U16,
+        /// Zero.
+        reserved: U16,
+        /// Where to go on: 0, or what the answer before this one said.
+        from: U32,
+    }
+
     /// Answers a hello, or as its subject says a [`Move`]. No tail.
     Welcome {
         /// The version that both sides speak from here on.
@@ -430,6 +524,40 @@ fields! {
         text_length: U32,
     }
 
+    /// What was asked for is so; the subject is the request. No tail.
+    Changed {
+        /// How many changes of the catalogue led to this.
+        version: U64,
+        /// 1 if something changed, 0 if all was so before.
+        changed: u8,
+        /// Zero.
+        reserved: [u8; 7],
+    }
+
+    /// What there is; the subject is the request. Tail: `rows` of the kind that was
+    /// asked for, each followed by its texts, padded to 8 bytes.
+    Listed {
+        /// As asked.
+        what: u8,
+        /// 1 if there may be more.
+        more: u8,
+        /// How many rows.
+        rows: U16,
+        /// Where to go on, if there may be more.
+        next: U32,
+    }
+
+    /// The broker ended a producer or a consumer; the subject is its handle, which stays
+    /// open until it is closed. Tail: details as text.
+    Ended {
+        /// The code of a [`Refusal`](crate::error::Refusal).
+        refusal: U16,
+        /// Zero.
+        reserved: U16,
+        /// Bytes of the text.
+        text_length: U32,
+    }
+
     /// The last frame of a link that the broker ends. Tail: details as text.
     Farewell {
         /// The code of a [`Refusal`](crate::error::Refusal).
@@ -449,7 +577,19 @@ impl Control<'_> {
     #[must_use]
     pub fn tail_size(&self) -> Option<u64> {
         let size = match self {
-            Self::Lookup(..) | Self::Located(..) | Self::Stats(..) => return None,
+            Self::Lookup(..)
+            | Self::Located(..)
+            | Self::Stats(..)
+            | Self::Create(..)
+            | Self::SetPolicies(..)
+            | Self::Listed(..) => return None,
+            Self::Delete(fields, _) => {
+                u64::from(fields.destination_length) + u64::from(fields.subscription_length)
+            }
+            Self::List(fields, _) => {
+                u64::from(fields.destination_length) + u64::from(fields.subscription_length)
+            }
+            Self::Ended(fields, _) => u64::from(fields.text_length),
             Self::Hello(fields, _) => u64::from(fields.name_length),
             Self::OpenProducer(fields, _) => {
                 u64::from(fields.destination_length) + u64::from(fields.name_length)
@@ -479,6 +619,8 @@ impl Control<'_> {
             | Self::Goodbye(..)
             | Self::Move(..)
             | Self::Batch(..)
+            | Self::End(..)
+            | Self::Changed(..)
             | Self::Welcome(..)
             | Self::SessionOpened(..)
             | Self::SessionClosed(..)
@@ -589,6 +731,165 @@ pub struct StatsRow {
     pub subscriptions: U32,
     /// Zero.
     pub reserved_word: U32,
+}
+
+macro_rules! rows {
+    ($( $(#[$doc:meta])* $name:ident($size:literal) {
+        $( $(#[$field_doc:meta])* $field:ident: $type:ty, )*
+    } )*) => {
+        $(
+            $(#[$doc])*
+            #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+            #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+            #[repr(C)]
+            pub struct $name {
+                $( $(#[$field_doc])* pub $field: $type, )*
+            }
+
+            const _: () = assert!(size_of::<$name>() == $size);
+        )*
+    };
+}
+
+rows! {
+    /// One destination in the answer to [`List`]; its name follows.
+    DestinationRow(72) {
+        /// 0 queue, 1 topic.
+        destination: u8,
+        /// Zero.
+        reserved: u8,
+        /// Bytes of the name.
+        name_length: U16,
+        /// The number that it is known by in the broker.
+        number: U32,
+        /// Partitions.
+        partitions: U32,
+        /// The most producers, 0 for any number.
+        producers_max: U32,
+        /// The most consumers, 0 for any number.
+        consumers_max: U32,
+        /// The most subscriptions, 0 for any number.
+        subscriptions_max: U32,
+        /// Bytes that each partition keeps of what is settled.
+        retain: U64,
+        /// Attached producers.
+        producers: U32,
+        /// Attached consumers.
+        consumers: U32,
+        /// Subscriptions.
+        subscriptions: U32,
+        /// Zero.
+        reserved_word: U32,
+        /// Messages ever stored.
+        stored: U64,
+        /// Messages that some subscription has not settled.
+        unsettled: U64,
+        /// Bytes of memory held.
+        bytes: U64,
+    }
+
+    /// One subscription in the answer to [`List`]; the destination's name and its own
+    /// follow, which is empty if it is a queue's or ends with its consumer.
+    SubscriptionRow(32) {
+        /// 0 queue, 1 topic.
+        destination: u8,
+        /// As in [`OpenConsumer`], never 0.
+        sharing: u8,
+        /// Bytes of the destination's name.
+        destination_length: U16,
+        /// Bytes of its name.
+        name_length: U16,
+        /// Bit 0: it ends with its last consumer.
+        options: U16,
+        /// Partitions of the destination.
+        partitions: U32,
+        /// Attached consumers.
+        consumers: U32,
+        /// Messages that are delivered and not settled, or wait to be delivered again.
+        unsettled: U64,
+        /// All messages that it has not settled.
+        backlog: U64,
+    }
+
+    /// One partition of a subscription in the answer to [`List`].
+    PartRow(40) {
+        /// The partition.
+        partition: U32,
+        /// Messages that are delivered and not settled, or wait to be delivered again.
+        unsettled: U32,
+        /// The first offset that is not settled.
+        cursor: U64,
+        /// The first offset that was never handed out.
+        fresh: U64,
+        /// The offset that the next message gets.
+        end: U64,
+        /// All messages that are not settled.
+        backlog: U64,
+    }
+
+    /// One consumer in the answer to [`List`]; the destination's name and the
+    /// subscription's follow.
+    ConsumerRow(40) {
+        /// Its handle on its link.
+        handle: U32,
+        /// 0 queue, 1 topic.
+        destination: u8,
+        /// Zero.
+        reserved: u8,
+        /// Bytes of the destination's name.
+        destination_length: U16,
+        /// Its link.
+        link: U64,
+        /// Messages that it was delivered.
+        delivered: U64,
+        /// How many more it may be delivered now.
+        credit: U64,
+        /// Bytes of the subscription's name.
+        name_length: U16,
+        /// Zero.
+        reserved_bytes: [u8; 6],
+    }
+
+    /// One producer on a link in the answer to [`List`]; the destination's name and its
+    /// own follow.
+    ProducerRow(32) {
+        /// Its id.
+        producer: U64,
+        /// Its link.
+        link: U64,
+        /// Its incarnation.
+        epoch: U32,
+        /// Its handle on its link.
+        handle: U32,
+        /// 0 queue, 1 topic.
+        destination: u8,
+        /// As in [`OpenProducer`].
+        access: u8,
+        /// Bytes of the destination's name.
+        destination_length: U16,
+        /// Bytes of its name.
+        name_length: U16,
+        /// Zero.
+        reserved: U16,
+    }
+
+    /// One link in the answer to [`List`]; the client's name follows.
+    LinkRow(32) {
+        /// Its number.
+        link: U64,
+        /// Open sessions.
+        sessions: U32,
+        /// Open producers.
+        producers: U32,
+        /// Open consumers.
+        consumers: U32,
+        /// Bytes of the name.
+        name_length: U16,
+        /// Zero.
+        reserved: U16,
+        /// Bytes that wait to leave.
+        waiting: U64,
+    }
 }
 
 const _: () = assert!(size_of::<CompletionRun>() == 40);

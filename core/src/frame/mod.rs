@@ -361,6 +361,17 @@ kinds! {
     /// Asks for the link to be handed to another shard.
     Move = 0x10,
 
+    /// Asks for a destination to be created.
+    Create = 0x18,
+    /// Asks for policies of a destination to be others.
+    SetPolicies = 0x19,
+    /// Asks for a destination or a subscription to be deleted.
+    Delete = 0x1a,
+    /// Asks for a link or a producer of anybody to be ended.
+    End = 0x1b,
+    /// Asks for what there is.
+    List = 0x1c,
+
     /// Answers a hello.
     Welcome = 0x41,
     /// Answers the opening of a session.
@@ -391,6 +402,13 @@ kinds! {
     Refused = 0x4e,
     /// The last frame of a link that the broker ends.
     Farewell = 0x4f,
+
+    /// Answers what asks for something to be otherwise.
+    Changed = 0x58,
+    /// Answers the question what there is.
+    Listed = 0x59,
+    /// The broker ended a producer or a consumer.
+    Ended = 0x5a,
 
     /// A message.
     Message = 0x80,

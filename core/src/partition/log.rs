@@ -543,6 +543,20 @@ impl Log {
         self.retain > 0
     }
 
+    /// The partition ends, and every subscription has before: gives back what the
+    /// kernel does not read; the rest goes with its last [`Log::unpin`].
+    pub fn end(&mut self, arena: &mut Arena) {
+        self.retain = 0;
+        self.thinning = false;
+        self.sweep = Offset(0);
+        for index in (0..self.segments.len()).rev() {
+            let segment = &mut self.segments[index];
+            assert_eq!(segment.claims, 0, "no subscription is left");
+            segment.sealed = true;
+            self.release(arena, index);
+        }
+    }
+
     /// Gives all memory back.
     pub fn clear(&mut self, arena: &mut Arena) {
         for segment in self.segments.drain(..) {

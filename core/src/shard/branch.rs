@@ -43,10 +43,12 @@ impl Shard {
     ) -> Result<records::Attached, Fault> {
         let destination = DestinationNumber(attach.destination.get());
         let principal = Principal::from_number(attach.principal.get());
+        // It may have been deleted while the request was on its way.
+        self.locals.get(destination).ok_or(Refusal::NotFound)?;
         let id = ProducerId(attach.producer.get());
         let decided = Some(Epoch(attach.epoch.get())).filter(|epoch| epoch.0 > 0);
         let identity = match (id.0, attach.again.get(), decided) {
-            (0, ..) => self.new_identity(principal, destination)?,
+            (0, ..) => self.new_identity(principal, destination, "")?,
             (_, 0, Some(epoch)) => self.given_identity(id, epoch, principal, destination)?,
             (_, _, decided) => self.taken_identity(id, decided, principal, destination)?,
         };
@@ -93,11 +95,11 @@ impl Shard {
     ) -> Result<Identity, Fault> {
         let partitions = self.locals[destination].partitions.len();
         if !self.remembered.reserve_handle(self.producers.len())
-            || !self.remembered.reserve(partitions)
+            || !self.remembered.reserve(partitions, 0)
         {
             return Err(Refusal::ResourceAllocation.into());
         }
-        let mut identity = Identity::new(id, principal, destination, partitions);
+        let mut identity = Identity::new(id, principal, destination, partitions, "");
         identity.epoch = epoch;
         Ok(identity)
     }

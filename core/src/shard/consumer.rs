@@ -8,6 +8,7 @@
 //! room on a link.
 
 use super::egress::Pin;
+use super::ending::Ending;
 use super::returns::PartAddress;
 use super::{Fault, LinkState, Rejection, Shard, tables};
 use crate::auth::{self, Operation, Target};
@@ -59,7 +60,34 @@ pub(super) struct Subscription {
     turn: usize,
 }
 
-#[derive(Debug)]
+impl Subscription {
+    pub(super) fn destination(&self) -> DestinationNumber {
+        self.destination
+    }
+
+    /// `None`: the queue's own, or one that ends with its consumer.
+    pub(super) fn name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+
+    pub(super) fn is_fleeting(&self) -> bool {
+        self.fleeting
+    }
+
+    pub(super) fn consumers(&self) -> &[Handle] {
+        &self.consumers
+    }
+
+    /// What its sharing is on the wire.
+    pub(super) fn sharing_code(&self) -> u8 {
+        match self.sharing {
+            Sharing::One => 1,
+            Sharing::Several => 2,
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
 pub(super) struct Consumer {
     pub(super) link: Handle,
     pub(super) session: Handle,
@@ -71,6 +99,9 @@ pub(super) struct Consumer {
     delivered_bytes: u64,
     /// What the application was given, as far as the client told.
     handed: u64,
+    /// Why it is only a husk, if it is: the broker ended it, and its client will close
+    /// it.
+    ended: Option<Refusal>,
 }
 
 impl Consumer {
@@ -80,6 +111,21 @@ impl Consumer {
 
     pub(super) fn subscription(&self) -> Handle {
         self.subscription
+    }
+
+    /// Why the broker ended it, if it did.
+    pub(super) fn ended(&self) -> Option<Refusal> {
+        self.ended
+    }
+
+    /// Messages that it was delivered.
+    pub(super) fn delivered(&self) -> u64 {
+        self.delivered_messages
+    }
+
+    /// How many more messages may be delivered to it.
+    pub(super) fn credit(&self) -> u64 {
+        self.granted_messages - self.delivered_messages
     }
 
     fn may_take(&self) -> bool {
@@ -123,6 +169,8 @@ impl Shard {
             Wanted::default(),
             Operation::Consume,
         )?;
+        self.has_room_for_consumer(destination)
+            .map_err(Rejection::Request)?;
         let partitions = self.locals[destination].partitions.len();
         let size = tables::consumer_size(partitions);
         if !self.opened.has(size) {
@@ -142,6 +190,7 @@ impl Shard {
             delivered_messages: 0,
             delivered_bytes: 0,
             handed: 0,
+            ended: None,
         };
         let Ok(handle) = self.consumers.insert(consumer) else {
             self.end_if_fleeting(subscription);
@@ -231,7 +280,11 @@ impl Shard {
                 meant.then_some((*handle, found))
             });
         match found {
-            None => self.subscribe(destination, name, open.start, open.sharing),
+            None => {
+                self.has_room_for_subscription(destination)
+                    .map_err(Rejection::Request)?;
+                self.subscribe(destination, name, open.start, open.sharing)
+            }
             Some((_, found)) if found.sharing != open.sharing => {
                 Err(Refusal::PreconditionFailed.into())
             }
@@ -240,6 +293,20 @@ impl Shard {
             }
             Some((handle, _)) => Ok(handle),
         }
+    }
+
+    /// The subscription of this name; a queue's own has none.
+    pub(super) fn subscription_named(
+        &self,
+        destination: DestinationNumber,
+        name: &str,
+    ) -> Option<Handle> {
+        let mut handles = self.locals[destination].subscriptions.iter();
+        let is_named = |handle: &&Handle| {
+            let found = self.subscriptions.get(**handle);
+            found.is_some_and(|found| !found.fleeting && found.name().unwrap_or("") == name)
+        };
+        handles.find(is_named).copied()
     }
 
     fn is_queue(&self, destination: DestinationNumber) -> bool {
@@ -252,6 +319,18 @@ impl Shard {
         let Some(consumer) = self.consumers.remove(handle) else {
             return;
         };
+        if let Some(link) = self.links.get_mut(consumer.link) {
+            link.consumers.retain(|other| *other != handle);
+        }
+        if consumer.ended.is_some() {
+            self.opened.give(tables::consumer_size(0));
+            return;
+        }
+        self.detach_consumer(handle, &consumer, clean);
+    }
+
+    /// A consumer leaves its subscription.
+    fn detach_consumer(&mut self, handle: Handle, consumer: &Consumer, clean: bool) {
         let handed = if clean {
             consumer.handed
         } else {
@@ -268,9 +347,6 @@ impl Shard {
                 self.counters.add(Counter::MessagesReturned, back.into());
             }
         }
-        if let Some(link) = self.links.get_mut(consumer.link) {
-            link.consumers.retain(|other| *other != handle);
-        }
         if let Some(subscription) = self.subscriptions.get_mut(consumer.subscription) {
             subscription.consumers.retain(|other| *other != handle);
         }
@@ -278,14 +354,36 @@ impl Shard {
         self.queue_destination(consumer.destination);
     }
 
+    /// The broker ends consumers: their clients are told, and each handle stays as a
+    /// husk until it is closed, so that what is on its way to it names something.
+    pub(super) fn end_consumers(&mut self, which: impl Fn(&Consumer) -> bool, why: Ending) {
+        let of_them =
+            |(_, consumer): &(Handle, &Consumer)| consumer.ended.is_none() && which(consumer);
+        let ending = self.consumers.iter().filter(of_them);
+        for handle in ending.map(|(handle, _)| handle).collect::<Vec<_>>() {
+            let Some(consumer) = self.consumers.get_mut(handle) else {
+                continue;
+            };
+            let before = consumer.clone();
+            consumer.ended = Some(why.refusal);
+            self.opened.take(tables::consumer_size(0));
+            self.detach_consumer(handle, &before, false);
+            self.tell(before.link, handle, why);
+        }
+    }
+
     fn end_if_fleeting(&mut self, handle: Handle) {
         let ends = self
             .subscriptions
             .get(handle)
             .is_some_and(|subscription| subscription.fleeting && subscription.consumers.is_empty());
-        if !ends {
-            return;
+        if ends {
+            self.end_subscription(handle);
         }
+    }
+
+    /// A subscription ends that has no consumer any more, with its parts.
+    pub(super) fn end_subscription(&mut self, handle: Handle) {
         if let Some(subscription) = self.subscriptions.remove(handle) {
             let local = &mut self.locals[subscription.destination];
             let Some(place) = local.place_of(handle) else {
@@ -317,6 +415,9 @@ impl Shard {
         allow: &Allow,
     ) -> Result<(), Fault> {
         let consumer = self.consumer_on(link, handle)?;
+        if consumer.ended.is_some() {
+            return Ok(());
+        }
         if allow.handed.get() > consumer.delivered_messages {
             return Err(Fault::new(
                 Refusal::IllegalArgument,
@@ -341,6 +442,9 @@ impl Shard {
         const THROUGH: u32 = 1;
         let principal = self.principal(link);
         let consumer = self.consumer_on(link, handle)?;
+        if let Some(refusal) = consumer.ended {
+            return self.confirm(now, link, handle, fields, Some(refusal));
+        }
         let (destination, subscription) = (consumer.destination, consumer.subscription);
         let mut refusal = auth::authorize(
             principal,
@@ -425,10 +529,11 @@ impl Shard {
     pub(super) fn dispatch(&mut self, now: Now) {
         let mut budget = RUNS_PER_TURN;
         while let Some((destination, index)) = self.ready.pop_front() {
-            self.locals[destination].queued[index.0 as usize] = false;
-            let parts = self.locals[destination].partitions[index.0 as usize]
-                .parts
-                .len();
+            let Some(local) = self.locals.get_mut(destination) else {
+                continue;
+            };
+            local.queued[index.0 as usize] = false;
+            let parts = local.partitions[index.0 as usize].parts.len();
             for part in 0..parts {
                 while budget > 0 && self.deliver_next(now, destination, index, part) {
                     budget -= 1;
@@ -578,14 +683,17 @@ impl Shard {
     }
 
     pub(super) fn queue_destination_of(&mut self, consumer: Handle) {
-        if let Some(consumer) = self.consumers.get(consumer) {
+        if let Some(consumer) = self.consumers.get(consumer)
+            && consumer.ended.is_none()
+        {
             self.queue_destination(consumer.destination);
         }
     }
 
     /// The part of a subscription, if the partition exists and it has one there.
     pub(super) fn part_mut(&mut self, address: PartAddress) -> Option<&mut Part> {
-        self.locals[address.destination]
+        self.locals
+            .get_mut(address.destination)?
             .partitions
             .get_mut(address.partition.0 as usize)?
             .part_mut(address.subscription)

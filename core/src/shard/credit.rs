@@ -272,7 +272,9 @@ impl Shard {
     /// Whether a destination holds all the memory that it may, beside the chunks that
     /// its partitions keep however little is in them.
     fn is_full(&self, destination: DestinationNumber) -> bool {
-        let local = &self.locals[destination];
+        let Some(local) = self.locals.get(destination) else {
+            return false;
+        };
         let beside = local.chunks().saturating_sub(local.kept);
         (beside * CHUNK) as u64 >= self.plan.destination
     }

@@ -1,19 +1,35 @@
-//! Destinations: found by their names, or created with their partitions here.
+//! Destinations: found by their names, created and deleted with what is here of them.
+//!
+//! ```text
+//!  request ─> decide ─> change ─> apply ─> catalogue
+//!                                   `────> partitions, subscriptions, attachments
+//! ```
+//!
+//! One shard decides; every shard applies.
 
-use super::consumer::{Sharing, Start};
+use super::consumer::{Consumer, Sharing, Start};
 use super::credit::RESERVE_FACTOR;
+use super::ending::Ending;
 use super::locals::Local;
-use super::{Rejection, Shard, tables};
+use super::producer::Producer;
+use super::{Fault, Rejection, Shard, tables};
 use crate::auth::{self, Operation, Target};
-use crate::catalog::{Resolved, Wanted};
+use crate::catalog::{CatalogError, Change, Entry, Policy, Request, Shape, Wanted};
 use crate::error::Refusal;
-use crate::id::{DestinationNumber, Handle, PartitionIndex};
+use crate::id::{CatalogVersion, DestinationNumber, Handle, PartitionIndex};
+use crate::limits;
 use crate::name::{Destination, DestinationKind};
 use crate::partition::Partition;
 use crate::partition::log::Address;
 
+impl From<CatalogError> for Rejection {
+    fn from(error: CatalogError) -> Self {
+        Self::request(error.refusal(), error.to_string())
+    }
+}
+
 impl Shard {
-    /// Finds or creates a destination for somebody on `link`.
+    /// Finds or creates a destination for somebody on `link` who opens it.
     pub(super) fn resolve(
         &mut self,
         link: Handle,
@@ -24,27 +40,107 @@ impl Shard {
         let principal = self.principal(link);
         if self.catalog.find(destination).is_none() {
             auth::authorize(principal, Operation::Create, Target::Name)?;
-            let is_queue = destination.kind == DestinationKind::Queue;
-            self.has_room_for(wanted, is_queue)?;
         }
-        let number = match self.catalog.resolve(destination, wanted)? {
-            Resolved::Found(number) => number,
-            Resolved::Created(number) => {
-                self.create_local(number)?;
-                number
-            }
-        };
+        self.change(Request::Open(destination, wanted))?;
+        let number = self
+            .catalog
+            .find(destination)
+            .expect("what is opened is there or was created");
         auth::authorize(principal, operation, Target::Destination(number))?;
         Ok(number)
+    }
+
+    /// Decides a request to the catalogue and carries the change out; whether there
+    /// was one.
+    pub(super) fn change(&mut self, request: Request<'_>) -> Result<bool, Rejection> {
+        let Some(change) = self.decide(request)? else {
+            return Ok(false);
+        };
+        let version = CatalogVersion(self.catalog.version().0 + 1);
+        self.apply(version, &change);
+        Ok(true)
+    }
+
+    /// What becomes of a request to the catalogue. Whatever could keep a shard from
+    /// carrying the change out is asked here.
+    fn decide(&self, request: Request<'_>) -> Result<Option<Change>, Rejection> {
+        let change = self.catalog.decide(request)?;
+        if let Some(Change::Create(entry)) = &change {
+            let is_queue = entry.destination.kind == DestinationKind::Queue;
+            self.has_room_for(entry.shape, is_queue)?;
+        }
+        Ok(change)
+    }
+
+    /// Carries out a change that was decided.
+    pub(super) fn apply(&mut self, version: CatalogVersion, change: &Change) {
+        self.catalog.apply(version, change);
+        match change {
+            Change::Create(entry) => self.create_local(entry),
+            Change::Delete(number) => self.delete_local(*number),
+            Change::SetPolicies(..) => {}
+        }
+    }
+
+    /// Whether another producer may be attached.
+    pub(super) fn has_room_for_producer(
+        &self,
+        destination: DestinationNumber,
+    ) -> Result<(), Fault> {
+        let most = self.catalog.entry(destination).policies.producers_max;
+        let there = self.locals[destination].producers;
+        self.within(destination, Policy::Producers, there, most)
+    }
+
+    /// Whether another consumer may be attached.
+    pub(super) fn has_room_for_consumer(
+        &self,
+        destination: DestinationNumber,
+    ) -> Result<(), Fault> {
+        let most = self.catalog.entry(destination).policies.consumers_max;
+        let there = self.locals[destination].consumers;
+        self.within(destination, Policy::Consumers, there, most)
+    }
+
+    /// Whether there may be another subscription.
+    pub(super) fn has_room_for_subscription(
+        &self,
+        destination: DestinationNumber,
+    ) -> Result<(), Fault> {
+        // A queue's own is beside this bound: there is room for each queue that may be.
+        let chosen = self.subscriptions.len() - self.catalog.queues();
+        if chosen >= limits::SUBSCRIPTIONS_MAX as usize {
+            return Err(Refusal::ResourceAllocation.into());
+        }
+        let most = self.catalog.entry(destination).policies.subscriptions_max;
+        let there = self.locals[destination].subscriptions.len();
+        let there = u32::try_from(there).unwrap_or(u32::MAX);
+        self.within(destination, Policy::Subscriptions, there, most)
+    }
+
+    fn within(
+        &self,
+        destination: DestinationNumber,
+        policy: Policy,
+        there: u32,
+        most: u32,
+    ) -> Result<(), Fault> {
+        if most == 0 || there < most {
+            return Ok(());
+        }
+        let destination = &self.catalog.entry(destination).destination;
+        Err(Fault::new(
+            Refusal::ResourceAllocation,
+            format!("{destination} has {there} {policy}, and may have {most}"),
+        ))
     }
 
     /// Whether a destination that is new may be as it is wanted: what all its
     /// partitions may come to hold without anybody who could settle it must leave
     /// room for what is not settled, there and elsewhere.
-    fn has_room_for(&self, wanted: Wanted, is_queue: bool) -> Result<(), Rejection> {
-        let count = wanted.partitions.unwrap_or(1).max(1);
+    fn has_room_for(&self, shape: Shape, is_queue: bool) -> Result<(), Rejection> {
+        let (count, retain) = (shape.partitions, shape.retain);
         let partitions = u64::from(count);
-        let retain = wanted.retain.unwrap_or(0);
         let most = self.plan.destination / (2 * RESERVE_FACTOR * partitions);
         if retain > most {
             return Err(Rejection::request(
@@ -70,7 +166,7 @@ impl Shard {
                 ),
             ));
         }
-        let retained = self.retained + partitions * retain * RESERVE_FACTOR;
+        let retained = self.retained + retained_most(shape);
         let room = self.plan.arena / RETAINED_SHARE;
         if retained > room {
             return Err(Rejection::request(
@@ -85,9 +181,8 @@ impl Shard {
     }
 
     /// The local half of a destination that is new in the catalogue.
-    pub(super) fn create_local(&mut self, number: DestinationNumber) -> Result<(), Rejection> {
-        let entry = self.catalog.entry(number);
-        let (shape, kind) = (entry.shape, entry.destination.kind);
+    fn create_local(&mut self, entry: &Entry) {
+        let (number, shape) = (entry.number, entry.shape);
         let partitions = (0..shape.partitions)
             .map(|partition| {
                 let address = Address {
@@ -100,12 +195,38 @@ impl Shard {
         self.partitions += shape.partitions as usize;
         let kept = shape.partitions as usize * kept_chunks(shape.retain);
         self.kept += kept;
-        self.retained += u64::from(shape.partitions) * shape.retain * RESERVE_FACTOR;
-        self.locals.put(Local::new(number, partitions, kept));
-        if kind == DestinationKind::Queue {
-            self.subscribe(number, None, Start::Earliest, Sharing::Several)?;
+        let retained = retained_most(shape);
+        self.retained += retained;
+        self.locals
+            .put(Local::new(number, partitions, kept, retained));
+        if entry.destination.kind == DestinationKind::Queue {
+            self.subscribe(number, None, Start::Earliest, Sharing::Several)
+                .expect("deciding saw to it that there is room for a queue's subscription");
         }
-        Ok(())
+    }
+
+    /// The local half of a destination that is gone from the catalogue. Whoever is
+    /// attached is told and keeps a husk; what links still send of its logs stays
+    /// until it has left; all else goes back.
+    fn delete_local(&mut self, number: DestinationNumber) {
+        let why = Ending {
+            refusal: Refusal::NotFound,
+            text: "the destination was deleted",
+        };
+        if self.locals[number].consumers > 0 {
+            let of_it = |consumer: &Consumer| consumer.destination() == number;
+            self.end_consumers(of_it, why);
+        }
+        let of_it = |producer: &Producer| producer.identity.destination == number;
+        self.end_producers(of_it, why);
+        while let Some(subscription) = self.locals[number].subscriptions.last() {
+            self.end_subscription(*subscription);
+        }
+        let local = self.locals.take(&mut self.arena, number);
+        self.partitions -= local.partitions.len();
+        self.kept -= local.kept;
+        self.retained -= local.retained;
+        self.remembered.destination_ended();
     }
 }
 
@@ -120,4 +241,9 @@ const RETAINED_SHARE: u64 = 4;
 /// partly empty.
 fn kept_chunks(retain: u64) -> usize {
     if retain > 0 { 3 } else { 1 }
+}
+
+/// Bytes of chunks that a destination may come to hold of what is settled.
+fn retained_most(shape: Shape) -> u64 {
+    u64::from(shape.partitions) * shape.retain * RESERVE_FACTOR
 }

@@ -232,7 +232,7 @@ impl Shard {
         };
         let home = fan.branches[0].shard;
         let principal = self.principal(link);
-        let front = self.front(link, open.session, destination, fan)?;
+        let front = self.front(link, open.session, destination, open.name, fan)?;
         let attach = records::Attach {
             destination: destination.0.into(),
             principal: principal.number().into(),
@@ -369,7 +369,9 @@ impl Shard {
         let is_its_own = header.producer.get() == identity.id.0
             && (1..=identity.epoch.0).contains(&header.epoch.get());
         let partition = header.partition.get();
-        let partitions = self.catalog.entry(identity.destination).shape.partitions;
+        // If it was deleted, whichever branch gets it refuses it.
+        let destination = self.catalog.get(identity.destination);
+        let partitions = destination.map_or(u32::MAX, |entry| entry.shape.partitions);
         let open = producer
             .fan_mut()
             .filter(|fan| is_its_own && partition < partitions && fan.stage == Stage::Open);
@@ -563,6 +565,11 @@ impl Shard {
 }
 
 impl Fan {
+    /// Whether its client still waits for it to be opened.
+    pub(super) fn is_opening(&self) -> bool {
+        matches!(self.stage, Stage::Opening { .. })
+    }
+
     fn attached(&self) -> Vec<(ShardIndex, Handle)> {
         (self.branches.iter())
             .filter_map(|branch| Some((branch.shard, branch.handle?)))

@@ -41,6 +41,8 @@ pub(super) struct Identity {
     pub(super) destination: DestinationNumber,
     /// Who opened it: nobody else attaches it.
     pub(super) principal: Principal,
+    /// What it calls itself.
+    pub(super) name: Box<str>,
     lanes: Box<[Lane]>,
     positions: Positions,
 }
@@ -52,12 +54,14 @@ impl Identity {
         principal: Principal,
         destination: DestinationNumber,
         partitions: usize,
+        name: &str,
     ) -> Self {
         Self {
             id,
             epoch: Epoch(1),
             destination,
             principal,
+            name: name.into(),
             lanes: vec![Lane::default(); partitions].into(),
             positions: Positions::default(),
         }
@@ -67,9 +71,13 @@ impl Identity {
     /// messages it is that come too late.
     pub(super) fn husk(&self) -> Self {
         Self {
+            id: self.id,
+            epoch: self.epoch,
+            destination: self.destination,
+            principal: self.principal,
+            name: Box::default(),
             lanes: Box::default(),
             positions: Positions::default(),
-            ..*self
         }
     }
 
@@ -145,7 +153,7 @@ impl Identity {
 
     /// Bytes of memory beside the identity itself.
     pub(super) fn bytes(&self) -> usize {
-        size_of_val(&*self.lanes) + self.positions.bytes()
+        self.name.len() + size_of_val(&*self.lanes) + self.positions.bytes()
     }
 
     /// Gives back what it does not need while it sends nothing.

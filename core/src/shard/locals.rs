@@ -1,16 +1,27 @@
 //! The local halves of destinations: their partitions, and what is counted of them.
 //!
-//! A destination stands in the slot that its number names, so that looking one up is
-//! an index.
+//! ```text
+//!  slot   0          1          2         3
+//!      [ number 0 | vacant | number 4098 | 3 ]      departed:  { 2, partition 0 }
+//!                              `- the slot's second tenant          `- pinned by a link
+//! ```
 //!
-//! Invariant: a slot that is not vacant has the tenant whose number leads there.
+//! A destination stands in the slot that its number names, so that looking one up is
+//! an index. A number that outlived its destination leads to a slot that is vacant
+//! or has another tenant: [`Locals::get`] finds nothing there. What links still send
+//! of a log when its destination ends stays aside until it has left.
+//!
+//! Invariants: a slot that is not vacant has the tenant whose number leads there; a
+//! vacant one has no partition; each log aside has bytes that are pinned.
 
 use core::ops::{Index, IndexMut};
+use std::collections::BTreeMap;
 
 use super::egress::Pin;
-use crate::id::{DestinationNumber, Handle};
+use crate::id::{DestinationNumber, Handle, PartitionIndex};
 use crate::memory::Arena;
 use crate::partition::Partition;
+use crate::partition::log::{Address, Log};
 
 /// A destination's local half.
 #[derive(Debug)]
@@ -19,6 +30,8 @@ pub(super) struct Local {
     pub(super) partitions: Vec<Partition>,
     /// Chunks that they keep however little is in them.
     pub(super) kept: usize,
+    /// Bytes of chunks that they may come to hold of what is settled.
+    pub(super) retained: u64,
     /// Each partition, whether it stands in the list of ready ones.
     pub(super) queued: Vec<bool>,
     /// Each partition, whether it stands in the list of those that wait for memory.
@@ -31,12 +44,18 @@ pub(super) struct Local {
 }
 
 impl Local {
-    pub(super) fn new(number: DestinationNumber, partitions: Vec<Partition>, kept: usize) -> Self {
+    pub(super) fn new(
+        number: DestinationNumber,
+        partitions: Vec<Partition>,
+        kept: usize,
+        retained: u64,
+    ) -> Self {
         let count = partitions.len();
         Self {
             number,
             partitions,
             kept,
+            retained,
             queued: vec![false; count],
             paused: vec![false; count],
             subscriptions: Vec::new(),
@@ -47,7 +66,7 @@ impl Local {
     }
 
     fn vacant() -> Self {
-        Self::new(DestinationNumber::NONE, Vec::new(), 0)
+        Self::new(DestinationNumber::NONE, Vec::new(), 0, 0)
     }
 
     /// Where the parts of `subscription` stand in each partition.
@@ -69,6 +88,7 @@ impl Local {
 #[derive(Debug, Default)]
 pub(super) struct Locals {
     slots: Vec<Local>,
+    departed: BTreeMap<(DestinationNumber, PartitionIndex), Log>,
 }
 
 impl Locals {
@@ -86,6 +106,40 @@ impl Locals {
         self.slots[slot] = local;
     }
 
+    /// Takes a destination out that has no subscription. Its logs give back what no
+    /// link is sending.
+    pub(super) fn take(&mut self, arena: &mut Arena, number: DestinationNumber) -> Local {
+        let mut local = core::mem::replace(&mut self[number], Local::vacant());
+        for (partition, index) in local.partitions.iter_mut().zip(0..) {
+            partition.log.end(arena);
+            if partition.log.chunks() > 0 {
+                let address = Address {
+                    destination: number,
+                    partition: PartitionIndex(index),
+                };
+                let log = core::mem::replace(&mut partition.log, Log::new(address, 0));
+                self.departed.insert((number, PartitionIndex(index)), log);
+            }
+        }
+        local
+    }
+
+    /// The destination with this number, if it lives.
+    #[inline]
+    pub(super) fn get(&self, number: DestinationNumber) -> Option<&Local> {
+        self.slots
+            .get(number.slot())
+            .filter(|local| local.number == number)
+    }
+
+    /// The destination with this number, if it lives.
+    #[inline]
+    pub(super) fn get_mut(&mut self, number: DestinationNumber) -> Option<&mut Local> {
+        self.slots
+            .get_mut(number.slot())
+            .filter(|local| local.number == number)
+    }
+
     /// All that live.
     pub(super) fn iter(&self) -> impl Iterator<Item = &Local> {
         self.slots
@@ -93,11 +147,36 @@ impl Locals {
             .filter(|local| local.number != DestinationNumber::NONE)
     }
 
+    /// How long the table is.
+    #[cfg(test)]
+    pub(super) fn slots(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Chunks of logs that wait only to have left.
+    pub(super) fn departed_chunks(&self) -> usize {
+        self.departed.values().map(Log::chunks).sum()
+    }
+
     /// A link has done with a message that was lent to it.
     pub(super) fn unpin(&mut self, arena: &mut Arena, pin: Pin) {
-        self[pin.destination].partitions[pin.partition.0 as usize]
-            .log
-            .unpin(arena, pin.offset);
+        match self.get_mut(pin.destination) {
+            Some(local) => local.partitions[pin.partition.0 as usize]
+                .log
+                .unpin(arena, pin.offset),
+            None => self.unpin_departed(arena, pin),
+        }
+    }
+
+    #[cold]
+    fn unpin_departed(&mut self, arena: &mut Arena, pin: Pin) {
+        let address = (pin.destination, pin.partition);
+        if let Some(log) = self.departed.get_mut(&address) {
+            log.unpin(arena, pin.offset);
+            if log.chunks() == 0 {
+                self.departed.remove(&address);
+            }
+        }
     }
 }
 

@@ -24,6 +24,7 @@ mod consumer;
 mod credit;
 mod destination;
 mod egress;
+mod ending;
 mod fan;
 mod handover;
 mod identity;
@@ -62,6 +63,7 @@ use crate::time::{Monotonic, Now};
 use blocks::Blocks;
 use consumer::{Consumer, Subscription};
 use egress::{Egress, NoRoom};
+use ending::Notice;
 use intake::Intake;
 use locals::{Local, Locals};
 use mesh::Mesh;
@@ -82,6 +84,8 @@ pub struct ShardConfig {
     pub memory: u64,
     /// Keeps strangers from choosing names that collide.
     pub hash_seed: u64,
+    /// Whether a destination that is opened and does not exist is created.
+    pub auto_create: bool,
 }
 
 /// How the memory bound is divided, in bytes.
@@ -324,6 +328,8 @@ pub struct Shard {
     watched: Vec<Handle>,
     /// Answers to the question for counters that are not complete.
     reports: VecDeque<admin::Report>,
+    /// Clients that are to be told of what the broker ended.
+    notices: Vec<Notice>,
     /// Links whose peers send no more, and that end once they are answered.
     finishing: Vec<Handle>,
     /// Links that are handed over once what waits for them has left.
@@ -352,7 +358,7 @@ impl Shard {
         Ok(Self {
             plan,
             arena: Arena::try_new(chunks).ok_or(Refusal::OutOfMemory)?,
-            catalog: Catalog::new(config.hash_seed),
+            catalog: Catalog::new(config.hash_seed, config.auto_create),
             mesh: Mesh::alone(),
             locals: Locals::default(),
             blocks: Blocks::new(plan.egress_chunks()),
@@ -385,6 +391,7 @@ impl Shard {
             dirty: Vec::new(),
             watched: Vec::new(),
             reports: VecDeque::new(),
+            notices: Vec::new(),
             finishing: Vec::new(),
             moving: Vec::new(),
             outputs: VecDeque::new(),
@@ -516,9 +523,14 @@ impl Shard {
     /// more urgently than the news that it was stored.
     pub fn turn(&mut self, now: Now) {
         self.resume();
+        if self.remembered.is_sweeping() {
+            let locals = &self.locals;
+            self.remembered.sweep(|it| locals.get(it).is_some());
+        }
         self.lend_blocks(now);
         self.dispatch(now);
         self.send_completions(now);
+        self.give_notice(now);
         self.serve_waiting(now);
         self.thin_out();
         self.report(now);
@@ -571,6 +583,8 @@ impl Shard {
         !self.completing.is_empty()
             || !self.ready.is_empty()
             || self.relieved > 0
+            || self.remembered.is_sweeping()
+            || !self.notices.is_empty()
             || !self.thinning.is_empty()
             || !self.dirty.is_empty()
             || self.can_report()
@@ -710,7 +724,7 @@ impl Shard {
     /// and simulations.
     pub fn audit(&self) {
         self.invariants();
-        let mut owned = 0;
+        let mut owned = self.locals.departed_chunks();
         for local in self.locals.iter() {
             owned += local.chunks();
             for partition in &local.partitions {
@@ -943,7 +957,10 @@ impl Shard {
     /// Thins out logs in which little is left of much: a bounded part each turn.
     fn thin_out(&mut self) {
         if let Some((destination, index)) = self.thinning.pop_front() {
-            let partition = &mut self.locals[destination].partitions[index.0 as usize];
+            let Some(local) = self.locals.get_mut(destination) else {
+                return;
+            };
+            let partition = &mut local.partitions[index.0 as usize];
             self.counters.add(Counter::Thinnings, 1);
             if partition.thin_out(&mut self.arena) {
                 self.thinning.push_back((destination, index));

@@ -38,6 +38,8 @@ pub(super) struct Producer {
     pub(super) known: bool,
     /// What it is beside its link, if partitions of its destination are elsewhere.
     pub(super) role: Option<Box<Role>>,
+    /// Why the broker ended it, if it did: then it is only a husk.
+    pub(super) ended: Option<Refusal>,
     pub(super) credit: Grant,
     /// Outcomes that were not written yet.
     runs: VecDeque<CompletionRun>,
@@ -73,6 +75,7 @@ impl Producer {
             identity,
             known: true,
             role: None,
+            ended: None,
             credit: Grant::default(),
             runs: VecDeque::new(),
             completing: false,
@@ -226,6 +229,7 @@ pub(super) struct OpenProducer<'a> {
     pub(super) session: Handle,
     pub(super) destination: &'a Destination,
     pub(super) wanted: Wanted,
+    pub(super) name: &'a str,
     /// Who attaches again, if it is not a new producer.
     pub(super) again: Option<ProducerId>,
 }
@@ -239,7 +243,7 @@ impl Shard {
         open: &OpenProducer<'_>,
     ) -> Result<(), Rejection> {
         if open.again.is_some() && self.catalog.find(open.destination).is_none() {
-            return Err(Refusal::PreconditionFailed.into());
+            return Err(Refusal::NotFound.into());
         }
         let destination = self.resolve(link, open.destination, open.wanted, Operation::Produce)?;
         if !self.owns_all_of(destination) {
@@ -247,7 +251,7 @@ impl Shard {
         }
         let principal = self.principal(link);
         let identity = match open.again {
-            None => self.new_identity(principal, destination),
+            None => self.new_identity(principal, destination, open.name),
             Some(id) => self.taken_identity(id, None, principal, destination),
         }
         .map_err(Rejection::Request)?;
@@ -272,16 +276,18 @@ impl Shard {
         &mut self,
         principal: Principal,
         destination: DestinationNumber,
+        name: &str,
     ) -> Result<Identity, Fault> {
+        self.has_room_for_producer(destination)?;
         let partitions = self.locals[destination].partitions.len();
         if !self.remembered.reserve_handle(self.producers.len()) {
             return Err(Refusal::ResourceAllocation.into());
         }
         let id = self
             .remembered
-            .issue(partitions)
+            .issue(partitions, name.len())
             .ok_or(Refusal::ResourceAllocation)?;
-        Ok(Identity::new(id, principal, destination, partitions))
+        Ok(Identity::new(id, principal, destination, partitions, name))
     }
 
     /// A producer whose link broke, or will have, goes on under another handle, in
@@ -306,15 +312,22 @@ impl Shard {
             return Err(Refusal::PreconditionFailed.into());
         }
         let epoch = decided.unwrap_or(Epoch(known.epoch.0 + 1));
+        if matches!(place, Place::Detached(_)) {
+            self.has_room_for_producer(destination)?;
+        }
         if !self.remembered.reserve_handle(self.producers.len()) {
             return Err(Refusal::ResourceAllocation.into());
         }
         let identity = match place {
-            Place::Attached(handle) => self.producers.get_mut(handle).map(|old| {
-                old.known = false;
-                let husk = old.identity.husk();
-                core::mem::replace(&mut old.identity, husk)
-            }),
+            Place::Attached(handle) => {
+                self.count_out(handle);
+                self.producers.get_mut(handle).map(|old| {
+                    old.known = false;
+                    old.ended = Some(Refusal::Fenced);
+                    let husk = old.identity.husk();
+                    core::mem::replace(&mut old.identity, husk)
+                })
+            }
             Place::Detached(number) => self.remembered.take(number),
         };
         let mut identity = identity.ok_or(Refusal::Fenced)?;
@@ -351,7 +364,7 @@ impl Shard {
         self.remembered.attached(id, handle);
         let forgotten = self.remembered.forgotten();
         self.counters.set(Counter::ProducersForgotten, forgotten);
-        if origin.is_none() {
+        if self.counts(self.producers.get(handle)) {
             self.local_mut(destination).producers += 1;
         }
         if let Some(entry) = self.links.get_mut(link) {
@@ -366,12 +379,13 @@ impl Shard {
         link: Handle,
         session: Handle,
         destination: DestinationNumber,
+        name: &str,
         fan: Fan,
     ) -> Result<Handle, Rejection> {
         if !self.remembered.reserve_handle(self.producers.len()) {
             return Err(Refusal::ResourceAllocation.into());
         }
-        let identity = Identity::new(ProducerId(0), self.principal(link), destination, 0);
+        let identity = Identity::new(ProducerId(0), self.principal(link), destination, 0, name);
         let producer = Producer {
             known: false,
             role: Some(Box::new(Role::Front(fan))),
@@ -381,7 +395,6 @@ impl Shard {
             .producers
             .insert(producer)
             .map_err(|_| Refusal::ResourceAllocation)?;
-        self.local_mut(destination).producers += 1;
         if let Some(entry) = self.links.get_mut(link) {
             entry.producers.push(handle);
         }
@@ -402,13 +415,11 @@ impl Shard {
     /// A handle ends. With `clean` its client said so, and the producer is forgotten;
     /// otherwise it is kept for a client that comes back.
     pub(super) fn remove_producer(&mut self, now: Now, handle: Handle, clean: bool) {
+        self.count_out(handle);
         let Some(producer) = self.producers.remove(handle) else {
             return;
         };
         self.reserved -= producer.credit.outstanding_bytes();
-        if producer.origin().is_none() {
-            self.local_mut(producer.identity.destination).producers -= 1;
-        }
         if let Some(fan) = producer.fan() {
             self.drop_branches(now, fan, clean);
         }
@@ -422,6 +433,28 @@ impl Shard {
         }
         let forgotten = self.remembered.forgotten();
         self.counters.set(Counter::ProducersForgotten, forgotten);
+    }
+
+    /// Whether a producer is one of those that its destination counts here: it is known
+    /// here, and this is where it is decided who attaches.
+    fn counts(&self, producer: Option<&Producer>) -> bool {
+        producer.is_some_and(|producer| {
+            let home = self.mesh.placement.home(producer.identity.destination);
+            producer.ended.is_none()
+                && producer.fan().is_none()
+                && (producer.origin().is_none() || home == self.config.shard)
+        })
+    }
+
+    /// A producer ends, or is about to be a husk.
+    pub(super) fn count_out(&mut self, handle: Handle) {
+        let producer = self.producers.get(handle);
+        if self.counts(producer)
+            && let Some(producer) = producer
+        {
+            let destination = producer.identity.destination;
+            self.local_mut(destination).producers -= 1;
+        }
     }
 
     /// Announces a batch: counted, and held to what it says.

@@ -26,7 +26,7 @@ use foldhash::quality::SeedableRandomState;
 use hashbrown::HashMap;
 
 use super::identity::{Identity, lanes_size};
-use crate::id::{Handle, ProducerId, ShardIndex};
+use crate::id::{DestinationNumber, Handle, ProducerId, ShardIndex};
 use crate::limits;
 
 /// What a producer costs beside its lanes and positions, in bytes: its identity in
@@ -66,7 +66,12 @@ pub(super) struct Remembered {
     /// The most places that there were at a time: nor does theirs.
     places_most: usize,
     forgotten: u64,
+    /// Where the look through those detached goes on that a deleted destination began.
+    sweep: Option<u64>,
 }
+
+/// How many of those detached are looked at in a turn: bounds how long it takes.
+const SWEPT_PER_TURN: usize = 256;
 
 impl Remembered {
     /// Nobody is known yet. `bound` and `handle_size` are in bytes.
@@ -89,12 +94,14 @@ impl Remembered {
             handles_most: 0,
             places_most: 0,
             forgotten: 0,
+            sweep: None,
         }
     }
 
-    /// An id for a new producer of so many partitions, if there is room for it.
-    pub(super) fn issue(&mut self, partitions: usize) -> Option<ProducerId> {
-        if !self.reserve(partitions) {
+    /// An id for a new producer of so many partitions with a name of so many bytes, if
+    /// there is room for it.
+    pub(super) fn issue(&mut self, partitions: usize, name: usize) -> Option<ProducerId> {
+        if !self.reserve(partitions, name) {
             return None;
         }
         let id = self.next;
@@ -102,9 +109,10 @@ impl Remembered {
         Some(id)
     }
 
-    /// Makes room for a new producer of so many partitions; `false` if there is none.
-    pub(super) fn reserve(&mut self, partitions: usize) -> bool {
-        let size = KNOWN_SIZE + lanes_size(partitions);
+    /// Makes room for a new producer of so many partitions with a name of so many bytes;
+    /// `false` if there is none.
+    pub(super) fn reserve(&mut self, partitions: usize, name: usize) -> bool {
+        let size = KNOWN_SIZE + lanes_size(partitions) + name;
         if !self.make_room(size + PLACE_SIZE) {
             return false;
         }
@@ -176,6 +184,48 @@ impl Remembered {
             self.used += bytes;
         }
         fits
+    }
+
+    /// A destination ended: whoever is detached from it is to be forgotten.
+    pub(super) fn destination_ended(&mut self) {
+        self.sweep = (!self.detached.is_empty()).then_some(0);
+    }
+
+    /// Whether [`Remembered::sweep`] has something to do.
+    #[inline]
+    pub(super) fn is_sweeping(&self) -> bool {
+        self.sweep.is_some()
+    }
+
+    /// Forgets some of those whose destination does not live any more.
+    #[cold]
+    pub(super) fn sweep(&mut self, lives: impl Fn(DestinationNumber) -> bool) {
+        let Some(from) = self.sweep else {
+            return;
+        };
+        let (mut over, mut looked_at, mut next) = (Vec::new(), 0, None);
+        for (number, identity) in self.detached.range(from..) {
+            if looked_at == SWEPT_PER_TURN {
+                next = Some(*number);
+                break;
+            }
+            looked_at += 1;
+            if !lives(identity.destination) {
+                over.push(*number);
+            }
+        }
+        for number in over {
+            if let Some(identity) = self.detached.remove(&number) {
+                self.forget(&identity);
+            }
+        }
+        self.sweep = next;
+    }
+
+    /// How many are known.
+    #[cfg(test)]
+    pub(super) fn known(&self) -> usize {
+        self.places.len()
     }
 
     /// How many producers were forgotten for want of room.

@@ -240,7 +240,7 @@ impl Shard {
             }
             Ok(Some(Turn::Had(None))) => Outcome::refused(Refusal::AlreadyStored),
             Ok(Some(Turn::Early | Turn::Due)) => Outcome::refused(Refusal::OutOfOrder),
-            Ok(None) => Outcome::refused(Refusal::Fenced),
+            Ok(None) => Outcome::refused(producer.ended.unwrap_or(Refusal::Fenced)),
         };
         if !outcome.is_stored() {
             self.counters.add(Counter::SendsRefused, 1);

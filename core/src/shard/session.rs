@@ -64,6 +64,17 @@ impl Shard {
                 self.close_handle(now, link, request, Handle(fields.handle.get()))
             }
             Control::AskStats(..) => self.stats(now, link, request),
+            Control::Create(fields, tail) => {
+                self.create_requested(now, link, request, fields, tail)
+            }
+            Control::SetPolicies(fields, tail) => {
+                self.policies_requested(now, link, request, fields, tail)
+            }
+            Control::Delete(fields, tail) => {
+                self.delete_requested(now, link, request, fields, tail)
+            }
+            Control::End(fields, _) => self.end_requested(now, link, request, fields),
+            Control::List(fields, tail) => self.list_requested(now, link, request, fields, tail),
             Control::Ping(fields, _) => {
                 let pong = Pong {
                     token: fields.token,
@@ -238,6 +249,7 @@ impl Shard {
             session: Handle(fields.session.get()),
             destination: &destination,
             wanted: Wanted { partitions, retain },
+            name: own,
             again: Some(ProducerId(fields.producer.get())).filter(|id| id.0 != 0),
         };
         self.open_producer(now, link, request, &open)
@@ -343,7 +355,7 @@ impl Shard {
     }
 
     /// The destination that a request names, checked.
-    fn destination(
+    pub(super) fn destination(
         &self,
         link: Handle,
         session: u32,
@@ -358,7 +370,7 @@ impl Shard {
         Destination::new(kind, name)
     }
 
-    fn is_session_of(&self, link: Handle, session: Handle) -> bool {
+    pub(super) fn is_session_of(&self, link: Handle, session: Handle) -> bool {
         self.sessions
             .get(session)
             .is_some_and(|session| session.link == link)

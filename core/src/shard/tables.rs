@@ -135,7 +135,10 @@ impl Shard {
         let opened: usize = self
             .consumers
             .iter()
-            .map(|(_, consumer)| consumer_size(partitions(consumer.destination())))
+            .map(|(_, consumer)| match consumer.ended() {
+                None => consumer_size(partitions(consumer.destination())),
+                Some(_) => consumer_size(0),
+            })
             .sum();
         assert_eq!(self.opened.used(), opened, "every consumer is paid for");
         let mut parts = 0;
@@ -172,8 +175,10 @@ impl Shard {
         let now = self.relieved.min(RESUMED_PER_TURN);
         self.relieved -= now;
         for (destination, index) in self.paused.drain(..now).collect::<Vec<_>>() {
-            self.locals[destination].paused[index.0 as usize] = false;
-            self.queue(destination, index);
+            if let Some(local) = self.locals.get_mut(destination) {
+                local.paused[index.0 as usize] = false;
+                self.queue(destination, index);
+            }
         }
     }
 }

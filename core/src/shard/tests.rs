@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used)]
 
+mod administration;
 mod blocks;
 mod burst;
 mod handover;
@@ -38,6 +39,7 @@ fn shard() -> Shard {
         shard: ShardIndex(0),
         memory: limits::MEMORY_MIN,
         hash_seed: 1,
+        auto_create: true,
     })
     .unwrap()
 }

@@ -462,6 +462,14 @@ impl Part {
         self.returned > 0 || (self.live < UNSETTLED_MAX && log.reaches(self.fresh.offset))
     }
 
+    /// The first offset that is not settled, or was never handed out.
+    #[must_use]
+    pub fn cursor(&self) -> Offset {
+        let unsettled = |entry: &&Entry| entry.state != State::Settled;
+        let first = self.entries.iter().find(unsettled);
+        first.map_or(self.fresh.offset, |entry| entry.offset)
+    }
+
     /// The first offset that was never handed out.
     #[must_use]
     pub fn fresh(&self) -> Offset {

@@ -48,6 +48,7 @@ impl Running {
                     shard: ShardIndex(0),
                     memory: limits::MEMORY_MIN,
                     hash_seed: 1,
+                    auto_create: true,
                 })
                 .unwrap();
                 let stats = ShardStats::new(shard.chunks_free());

@@ -84,7 +84,7 @@ proptest! {
         steps in proptest::collection::vec(step(), 1..60),
     ) {
         let mut identity =
-            Identity::new(ProducerId(1), Principal::default(), DestinationNumber(0), PARTITIONS);
+            Identity::new(ProducerId(1), Principal::default(), DestinationNumber(0), PARTITIONS, "");
         let mut model = Model::default();
         let mut offsets = [0_u64; PARTITIONS];
         let mut now = 1;
@@ -150,7 +150,13 @@ proptest! {
 
 #[test]
 fn what_no_send_can_be_is_told_from_a_retry() {
-    let mut identity = Identity::new(ProducerId(1), Principal::default(), DestinationNumber(0), 1);
+    let mut identity = Identity::new(
+        ProducerId(1),
+        Principal::default(),
+        DestinationNumber(0),
+        1,
+        "desk",
+    );
     assert_eq!(identity.turn(1, 1, 1), Err(NoSend), "no such partition");
     assert_eq!(identity.turn(0, 0, 1), Err(NoSend), "they count from 1");
     assert_eq!(identity.turn(0, 1, 5), Ok(Turn::Due));

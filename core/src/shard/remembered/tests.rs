@@ -29,13 +29,14 @@ impl Links {
         if !self.remembered.reserve_handle(self.attached.len()) {
             return None;
         }
-        let id = self.remembered.issue(partitions)?;
+        let id = self.remembered.issue(partitions, 4)?;
         let destination = DestinationNumber(0);
         self.attach(Identity::new(
             id,
             Principal::default(),
             destination,
             partitions,
+            "desk",
         ));
         Some(id)
     }

@@ -15,6 +15,7 @@ fn pair() -> [Shard; 2] {
             shard: ends.shard(),
             memory: limits::MEMORY_MIN,
             hash_seed: 1,
+            auto_create: true,
         })
         .unwrap();
         shard.join(ends);

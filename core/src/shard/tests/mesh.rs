@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::catalog::{Resolved, Wanted};
+use crate::catalog::{Request, Wanted};
 use crate::frame::control::WantCredit;
 use crate::name::Destination;
 
@@ -29,6 +29,7 @@ impl Shards {
                     shard: ends.shard(),
                     memory: limits::MEMORY_MIN,
                     hash_seed: 1,
+                    auto_create: true,
                 })
                 .unwrap();
                 shard.join(ends);
@@ -50,10 +51,8 @@ impl Shards {
                 retain: None,
             };
             let destination = Destination::parse(name).unwrap();
-            let Ok(Resolved::Created(number)) = shard.catalog.resolve(&destination, wanted) else {
-                panic!("it is new")
-            };
-            shard.create_local(number).unwrap();
+            let is_new = shard.change(Request::Open(&destination, wanted)).unwrap();
+            assert!(is_new);
         }
     }
 

@@ -1,40 +1,38 @@
-//! What an administrator may ask a shard.
+//! The counters and all destinations, in as many frames as they need.
 
-use super::{Rejection, Shard};
+use super::ROWS_SIZE_MAX;
 use crate::auth::{self, Operation, Target};
+use crate::catalog::Entry;
 use crate::error::Refusal;
 use crate::frame::control::{Stats, StatsRow};
 use crate::frame::padded;
-use crate::id::{DestinationNumber, Handle, RequestId};
-use crate::limits;
+use crate::id::{Handle, RequestId};
 use crate::memory::CHUNK;
+use crate::shard::{Rejection, Shard};
 use crate::time::Now;
 use zerocopy::IntoBytes;
 
 /// An answer that takes more than one frame.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Report {
+pub(in crate::shard) struct Report {
     link: Handle,
     request: RequestId,
-    /// The next destination.
+    /// The slot of the next destination.
     next: usize,
     /// Waits for room on its link.
     waits: bool,
 }
 
 impl Report {
-    pub(super) fn is_for(&self, link: Handle) -> bool {
+    pub(in crate::shard) fn is_for(&self, link: Handle) -> bool {
         self.link == link
     }
 }
 
-/// Bytes of rows in one frame: a few fit the room that answers have on a link.
-const ROWS_SIZE_MAX: usize = limits::CONTROL_SIZE_MAX as usize / 4;
-
 impl Shard {
     /// Answers with the counters; the destinations follow in the frames of the
     /// next turns.
-    pub(super) fn stats(
+    pub(in crate::shard) fn stats(
         &mut self,
         now: Now,
         link: Handle,
@@ -52,13 +50,11 @@ impl Shard {
         }
         let fields = Stats {
             counters: u32::try_from(counters.len()).unwrap_or(u32::MAX).into(),
-            remaining: u32::try_from(self.catalog.entries().len())
-                .unwrap_or(u32::MAX)
-                .into(),
+            remaining: u32::try_from(self.catalog.len()).unwrap_or(u32::MAX).into(),
             ..Stats::default()
         };
         self.answer(now, link, request.0, &fields, &[&tail])?;
-        if !self.catalog.entries().is_empty() {
+        if !self.catalog.is_empty() {
             self.reports.push_back(Report {
                 link,
                 request,
@@ -71,7 +67,7 @@ impl Shard {
 
     /// Continues one answer by a frame.
     #[inline]
-    pub(super) fn report(&mut self, now: Now) {
+    pub(in crate::shard) fn report(&mut self, now: Now) {
         if !self.reports.is_empty() {
             self.report_next(now);
         }
@@ -79,7 +75,7 @@ impl Shard {
 
     /// Whether [`Shard::report`] would find something to do.
     #[inline]
-    pub(super) fn can_report(&self) -> bool {
+    pub(in crate::shard) fn can_report(&self) -> bool {
         !self.reports.is_empty() && self.reports.iter().any(|report| !report.waits)
     }
 
@@ -103,19 +99,20 @@ impl Shard {
         }
         let mut tail = Vec::with_capacity(ROWS_SIZE_MAX);
         let mut rows = 0u32;
-        while report.next < self.catalog.entries().len() {
-            let entry = &self.catalog.entries()[report.next];
+        let mut entries = self.catalog.entries_from(report.next).peekable();
+        while let Some(entry) = entries.peek() {
             let name = entry.destination.name.as_bytes();
             if tail.len() + size_of::<StatsRow>() + padded(name.len()) > ROWS_SIZE_MAX {
+                report.next = entry.number.slot();
                 break;
             }
-            tail.extend_from_slice(self.row(report.next).as_bytes());
+            tail.extend_from_slice(self.row(entry).as_bytes());
             tail.extend_from_slice(name);
             tail.resize(padded(tail.len()), 0);
             rows += 1;
-            report.next += 1;
+            entries.next();
         }
-        let remaining = self.catalog.entries().len() - report.next;
+        let remaining = entries.count();
         let fields = Stats {
             rows: rows.into(),
             remaining: u32::try_from(remaining).unwrap_or(u32::MAX).into(),
@@ -129,27 +126,14 @@ impl Shard {
     }
 
     /// There is room on a link again.
-    pub(super) fn report_again(&mut self, link: Handle) {
+    pub(in crate::shard) fn report_again(&mut self, link: Handle) {
         for report in &mut self.reports {
             report.waits &= !report.is_for(link);
         }
     }
 
-    fn row(&self, index: usize) -> StatsRow {
-        let number = DestinationNumber(u32::try_from(index).unwrap_or(u32::MAX));
-        let entry = self.catalog.entry(number);
-        let local = &self.locals[number];
-        let unsettled = local
-            .partitions
-            .iter()
-            .flat_map(|partition| {
-                let log = &partition.log;
-                partition
-                    .parts
-                    .iter()
-                    .map(|(_, part)| part.backlog(&self.arena, log))
-            })
-            .sum::<u64>();
+    fn row(&self, entry: &Entry) -> StatsRow {
+        let local = &self.locals[entry.number];
         StatsRow {
             destination: entry.destination.kind as u8,
             name_length: u16::try_from(entry.destination.name.len())
@@ -157,7 +141,7 @@ impl Shard {
                 .into(),
             partitions: entry.shape.partitions.into(),
             stored: local.stored.into(),
-            unsettled: unsettled.into(),
+            unsettled: self.unsettled_of(local).into(),
             bytes: ((local.chunks() * CHUNK) as u64).into(),
             producers: local.producers.into(),
             consumers: local.consumers.into(),

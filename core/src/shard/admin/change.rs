@@ -1,0 +1,246 @@
+//! What an administrator has changed.
+
+use crate::auth::{self, Operation, Target};
+use crate::catalog::{PolicyChange, Request, Wanted};
+use crate::error::Refusal;
+use crate::frame::control::{Changed, Create, Delete, End, SetPolicies};
+use crate::frame::decode;
+use crate::id::{DestinationNumber, Epoch, Handle, LinkNumber, ProducerId, RequestId};
+use crate::shard::ending::Ending;
+use crate::shard::remembered::Place;
+use crate::shard::{Rejection, Shard};
+use crate::time::Now;
+
+/// Bits of `options` in [`Create`] and [`SetPolicies`].
+const PARTITIONS: u16 = 1;
+const RETAIN: u16 = 1 << 1;
+const PRODUCERS_MAX: u16 = 1 << 2;
+const CONSUMERS_MAX: u16 = 1 << 3;
+const SUBSCRIPTIONS_MAX: u16 = 1 << 4;
+const POLICIES: u16 = PRODUCERS_MAX | CONSUMERS_MAX | SUBSCRIPTIONS_MAX;
+
+/// Bits of `options` in [`Delete`].
+const FORCE: u8 = 1;
+const SUBSCRIPTION: u8 = 1 << 1;
+
+impl Shard {
+    pub(in crate::shard) fn create_requested(
+        &mut self,
+        now: Now,
+        link: Handle,
+        request: RequestId,
+        fields: &Create,
+        name: &[u8],
+    ) -> Result<(), Rejection> {
+        let name = core::str::from_utf8(name).unwrap_or("");
+        let destination = self.destination(link, fields.session.get(), fields.destination, name)?;
+        auth::authorize(self.principal(link), Operation::Create, Target::Name)?;
+        let options = fields.options.get();
+        if options & !(PARTITIONS | RETAIN | POLICIES) != 0 {
+            return Err(Refusal::Unsupported.into());
+        }
+        let wanted = Wanted {
+            partitions: (options & PARTITIONS != 0).then_some(fields.partitions.get()),
+            retain: (options & RETAIN != 0).then_some(fields.retain.get()),
+        };
+        let policies = PolicyChange {
+            producers_max: (options & PRODUCERS_MAX != 0).then_some(fields.producers_max.get()),
+            consumers_max: (options & CONSUMERS_MAX != 0).then_some(fields.consumers_max.get()),
+            subscriptions_max: (options & SUBSCRIPTIONS_MAX != 0)
+                .then_some(fields.subscriptions_max.get()),
+        };
+        let changed = self.change(Request::Create(&destination, wanted, policies))?;
+        self.changed(now, link, request, changed)
+    }
+
+    pub(in crate::shard) fn policies_requested(
+        &mut self,
+        now: Now,
+        link: Handle,
+        request: RequestId,
+        fields: &SetPolicies,
+        name: &[u8],
+    ) -> Result<(), Rejection> {
+        let name = core::str::from_utf8(name).unwrap_or("");
+        let destination = self.destination(link, fields.session.get(), fields.destination, name)?;
+        auth::authorize(self.principal(link), Operation::Administer, Target::Name)?;
+        let options = fields.options.get();
+        if options & !POLICIES != 0 {
+            return Err(Refusal::Unsupported.into());
+        }
+        let policies = PolicyChange {
+            producers_max: (options & PRODUCERS_MAX != 0).then_some(fields.producers_max.get()),
+            consumers_max: (options & CONSUMERS_MAX != 0).then_some(fields.consumers_max.get()),
+            subscriptions_max: (options & SUBSCRIPTIONS_MAX != 0)
+                .then_some(fields.subscriptions_max.get()),
+        };
+        let changed = self.change(Request::SetPolicies(&destination, policies))?;
+        self.changed(now, link, request, changed)
+    }
+
+    pub(in crate::shard) fn delete_requested(
+        &mut self,
+        now: Now,
+        link: Handle,
+        request: RequestId,
+        fields: &Delete,
+        tail: &[u8],
+    ) -> Result<(), Rejection> {
+        let Some((name, rest)) = decode::text(tail, fields.destination_length.get()) else {
+            return Err(Refusal::InvalidName.into());
+        };
+        let Some((subscription, _)) = decode::text(rest, fields.subscription_length.get()) else {
+            return Err(Refusal::IllegalArgument.into());
+        };
+        let destination = self.destination(link, fields.session.get(), fields.destination, name)?;
+        auth::authorize(self.principal(link), Operation::Administer, Target::Name)?;
+        if fields.options & !(FORCE | SUBSCRIPTION) != 0 {
+            return Err(Refusal::Unsupported.into());
+        }
+        let force = fields.options & FORCE != 0;
+        let found = self.catalog.find(&destination);
+        if fields.options & SUBSCRIPTION != 0 {
+            let Some(number) = found else {
+                return Err(Rejection::request(
+                    Refusal::NotFound,
+                    format!("{destination} does not exist"),
+                ));
+            };
+            self.delete_subscription(number, subscription, force)?;
+        } else {
+            if let Some(number) = found
+                && !force
+            {
+                self.must_be_alone(number)?;
+            }
+            self.change(Request::Delete(&destination))?;
+        }
+        self.changed(now, link, request, true)
+    }
+
+    pub(in crate::shard) fn end_requested(
+        &mut self,
+        now: Now,
+        link: Handle,
+        request: RequestId,
+        fields: &End,
+    ) -> Result<(), Rejection> {
+        if !self.is_session_of(link, Handle(fields.session.get())) {
+            return Err(Refusal::NotOpen.into());
+        }
+        auth::authorize(self.principal(link), Operation::Administer, Target::Broker)?;
+        let number = fields.number.get();
+        match fields.what {
+            0 => self.end_link(now, LinkNumber(number))?,
+            1 => self.fence(ProducerId(number))?,
+            _ => return Err(Refusal::Unsupported.into()),
+        }
+        self.changed(now, link, request, true)
+    }
+
+    fn changed(
+        &mut self,
+        now: Now,
+        link: Handle,
+        request: RequestId,
+        changed: bool,
+    ) -> Result<(), Rejection> {
+        let fields = Changed {
+            version: self.catalog.version().0.into(),
+            changed: changed.into(),
+            ..Changed::default()
+        };
+        self.answer(now, link, request.0, &fields, &[])?;
+        Ok(())
+    }
+
+    /// Refuses to delete what somebody uses.
+    fn must_be_alone(&self, number: DestinationNumber) -> Result<(), Rejection> {
+        let (local, entry) = (&self.locals[number], self.catalog.entry(number));
+        if local.producers + local.consumers == 0 {
+            return Ok(());
+        }
+        Err(Rejection::request(
+            Refusal::PreconditionFailed,
+            format!(
+                "{} is in use, by {} producers and {} consumers: force its deletion, or end them",
+                entry.destination, local.producers, local.consumers
+            ),
+        ))
+    }
+
+    fn delete_subscription(
+        &mut self,
+        number: DestinationNumber,
+        name: &str,
+        force: bool,
+    ) -> Result<(), Rejection> {
+        let destination = &self.catalog.entry(number).destination;
+        let Some(handle) = self.subscription_named(number, name) else {
+            return Err(Rejection::request(
+                Refusal::NotFound,
+                format!("{destination} has no subscription {name:?}"),
+            ));
+        };
+        let consumers = self
+            .subscriptions
+            .get(handle)
+            .map_or(0, |subscription| subscription.consumers().len());
+        if consumers > 0 && !force {
+            return Err(Rejection::request(
+                Refusal::PreconditionFailed,
+                format!(
+                    "subscription {name:?} of {destination} is in use, by {consumers} consumers: \
+                     force its deletion, or end them"
+                ),
+            ));
+        }
+        let why = Ending {
+            refusal: Refusal::NotFound,
+            text: "the subscription was deleted",
+        };
+        self.end_consumers(|consumer| consumer.subscription() == handle, why);
+        self.end_subscription(handle);
+        Ok(())
+    }
+
+    fn end_link(&mut self, now: Now, number: LinkNumber) -> Result<(), Rejection> {
+        let Some(link) = self.link_numbers.get(&number).copied() else {
+            return Err(Rejection::request(
+                Refusal::NotFound,
+                format!("no connection has the number {number}"),
+            ));
+        };
+        self.farewell(now, link, Refusal::Ended, "");
+        Ok(())
+    }
+
+    /// Shuts a producer out for ever: its epoch rises, and whoever it was never learns
+    /// the new one.
+    fn fence(&mut self, id: ProducerId) -> Result<(), Rejection> {
+        let why = Ending {
+            refusal: Refusal::Fenced,
+            text: "an administrator fenced the producer",
+        };
+        match self.remembered.place(id) {
+            Some(Place::Attached(handle)) => {
+                if let Some(producer) = self.producers.get_mut(handle) {
+                    let epoch = producer.identity.epoch;
+                    producer.identity.epoch = Epoch(epoch.0.saturating_add(1));
+                }
+                self.end_producer(handle, why);
+                Ok(())
+            }
+            Some(Place::Detached(number)) => {
+                if let Some(identity) = self.remembered.take(number) {
+                    self.remembered.forget(&identity);
+                }
+                Ok(())
+            }
+            None => Err(Rejection::request(
+                Refusal::NotFound,
+                format!("no producer {id} is known"),
+            )),
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! What the broker ends by itself: producers and consumers whose destination or
+//! subscription goes, or whom an administrator shuts out.
+//!
+//! The handle stays as a husk until its client closes it or its link ends: what the
+//! client sent before it heard of the end names something, and is refused in its place
+//! or ignored. Clients are told in the next turn, behind the outcomes of what they sent
+//! before.
+
+use super::fan::Fan;
+use super::producer::Producer;
+use super::{Fault, Shard};
+use crate::error::Refusal;
+use crate::frame::control::Ended;
+use crate::id::Handle;
+use crate::time::Now;
+
+/// Why something ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Ending {
+    pub(super) refusal: Refusal,
+    pub(super) text: &'static str,
+}
+
+/// A client that is to be told.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Notice {
+    link: Handle,
+    handle: Handle,
+    why: Ending,
+}
+
+impl Shard {
+    /// Has a client told that its handle has ended.
+    pub(super) fn tell(&mut self, link: Handle, handle: Handle, why: Ending) {
+        self.notices.push(Notice { link, handle, why });
+    }
+
+    /// Tells those that are to be told.
+    #[inline]
+    pub(super) fn give_notice(&mut self, now: Now) {
+        if !self.notices.is_empty() {
+            self.give_notice_now(now);
+        }
+    }
+
+    #[cold]
+    fn give_notice_now(&mut self, now: Now) {
+        for notice in core::mem::take(&mut self.notices) {
+            let front = self.producers.get(notice.handle).and_then(Producer::fan);
+            if front.is_some_and(Fan::is_opening) {
+                // Its client knows no handle that could have ended.
+                let fault = Fault::new(notice.why.refusal, notice.why.text);
+                self.refused_branch(now, notice.handle, &fault);
+                continue;
+            }
+            let text = notice.why.text;
+            let fields = Ended {
+                refusal: notice.why.refusal.code().into(),
+                text_length: u32::try_from(text.len()).expect("the text is short").into(),
+                ..Ended::default()
+            };
+            let tail = [text.as_bytes()];
+            let told = self.answer(now, notice.link, notice.handle.0, &fields, &tail);
+            if let Err(fault) = told {
+                self.fault(now, notice.link, &fault);
+            }
+        }
+    }
+
+    /// The broker ends producers: none of them can be attached again, and what their
+    /// handles still send is refused.
+    pub(super) fn end_producers(&mut self, which: impl Fn(&Producer) -> bool, why: Ending) {
+        let of_them =
+            |(_, producer): &(Handle, &Producer)| producer.ended.is_none() && which(producer);
+        let ending = self.producers.iter().filter(of_them);
+        for handle in ending.map(|(handle, _)| handle).collect::<Vec<_>>() {
+            self.end_producer(handle, why);
+        }
+    }
+
+    /// The broker ends a producer.
+    pub(super) fn end_producer(&mut self, handle: Handle, why: Ending) {
+        self.count_out(handle);
+        let Some(producer) = self.producers.get_mut(handle) else {
+            return;
+        };
+        let husk = producer.identity.husk();
+        let identity = core::mem::replace(&mut producer.identity, husk);
+        if core::mem::take(&mut producer.known) {
+            self.remembered.forget(&identity);
+        }
+        producer.ended = Some(why.refusal);
+        // A branch has a front that hears of it by itself, or by its outcomes.
+        if producer.origin().is_none() {
+            let link = producer.link;
+            self.tell(link, handle, why);
+        }
+    }
+}
