@@ -33,6 +33,13 @@ impl Endpoint {
         self.port
     }
 
+    pub(crate) fn from(address: SocketAddr) -> Self {
+        Self {
+            host: address.ip().to_string(),
+            port: address.port(),
+        }
+    }
+
     fn parse(text: &str) -> Option<Self> {
         let text = text
             .strip_prefix("http://")
@@ -159,10 +166,7 @@ impl IntoEndpoints for String {
 
 impl IntoEndpoints for SocketAddr {
     fn into_endpoints(self) -> Result<Endpoints, IllegalEndpoint> {
-        Ok(Endpoints(vec![Endpoint {
-            host: self.ip().to_string(),
-            port: self.port(),
-        }]))
+        Ok(Endpoints(vec![Endpoint::from(self)]))
     }
 }
 
@@ -174,12 +178,7 @@ impl IntoEndpoints for &[SocketAddr] {
             });
         }
         Ok(Endpoints(
-            self.iter()
-                .map(|address| Endpoint {
-                    host: address.ip().to_string(),
-                    port: address.port(),
-                })
-                .collect(),
+            self.iter().copied().map(Endpoint::from).collect(),
         ))
     }
 }

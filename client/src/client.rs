@@ -1,4 +1,4 @@
-//! A client: one connection to one broker, and what is opened on it.
+//! A client: the connections to one broker, and what is opened on them.
 
 use std::io;
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
@@ -7,17 +7,18 @@ use std::time::{Duration, Instant};
 
 use courser_core::client::{
     self as core_client, ConsumerRequest, DestinationStats, Event, LinkEnd, Location,
-    ProducerRequest,
+    ProducerRequest, StatsReport,
 };
 use courser_core::counters::Counter;
 use courser_core::error::Refusal;
-use courser_core::id::Installation;
+use courser_core::id::{Installation, ShardIndex};
 use courser_core::name::Destination;
 
 use crate::address::{Endpoint, Endpoints, IntoEndpoints};
 use crate::consumer::ConsumerBuilder;
 use crate::error::{ConnectError, RequestError};
 use crate::link::{Link, Wanted};
+use crate::pool::{Owner, Pool};
 use crate::producer::ProducerBuilder;
 use crate::session::Session;
 
@@ -122,6 +123,60 @@ impl ConnectOptions {
         resolved: &SocketAddr,
         all: &Endpoints,
     ) -> Result<Client, ConnectError> {
+        let link = self.dial(endpoint, resolved, all, None)?;
+        Ok(Client {
+            pool: Arc::new(Pool::new(self.clone(), link)),
+            session: Arc::new(Session::new()),
+        })
+    }
+
+    /// Connects to where another link is connected, for another shard of that broker.
+    pub(crate) fn connect_beside(
+        &self,
+        link: &Link,
+        shard: ShardIndex,
+    ) -> Result<Arc<Link>, ConnectError> {
+        let (peer, all, installation) = {
+            let state = link.take();
+            let peer = state.wire.peer();
+            (peer, state.wire.addresses(), state.machine.installation())
+        };
+        let Some(peer) = peer else {
+            return Err(ConnectError::Io {
+                address: String::new(),
+                source: io::ErrorKind::NotConnected.into(),
+            });
+        };
+        let endpoint = Endpoint::from(peer);
+        let link = self.dial_with(&endpoint, &peer, all, Some(shard))?;
+        if link.take().machine.installation() != installation {
+            link.desert();
+            return Err(ConnectError::Io {
+                address: endpoint.to_string(),
+                source: io::Error::other("another broker answers"),
+            });
+        }
+        Ok(link)
+    }
+
+    fn dial(
+        &self,
+        endpoint: &Endpoint,
+        resolved: &SocketAddr,
+        all: &Endpoints,
+        shard: Option<ShardIndex>,
+    ) -> Result<Arc<Link>, ConnectError> {
+        let addresses = self.addresses(resolved, all);
+        self.dial_with(endpoint, resolved, addresses, shard)
+    }
+
+    fn dial_with(
+        &self,
+        endpoint: &Endpoint,
+        resolved: &SocketAddr,
+        addresses: Vec<SocketAddr>,
+        shard: Option<ShardIndex>,
+    ) -> Result<Arc<Link>, ConnectError> {
         let address = || endpoint.to_string();
         let io_error = |source: io::Error| match source.kind() {
             io::ErrorKind::ConnectionRefused => ConnectError::Refused {
@@ -142,11 +197,10 @@ impl ConnectOptions {
         let left = self.timeout.saturating_sub(began.elapsed());
         let config = core_client::Config {
             name: self.name.as_str().into(),
-            shard: None,
+            shard,
             hello_timeout: self.timeout,
             reconnect_for: self.reconnect_for,
         };
-        let addresses = self.addresses(resolved, all);
         let link =
             Link::new(stream, addresses, config, self.spin, self.timeout).map_err(io_error)?;
         let deadline = link.now().after(left);
@@ -157,12 +211,7 @@ impl ConnectOptions {
             state.end.clone().map(Some)
         });
         let end = match end {
-            Some(None) => {
-                return Ok(Client {
-                    owner: Arc::new(Owner { link }),
-                    session: Arc::new(Session::new()),
-                });
-            }
+            Some(None) => return Ok(link),
             Some(Some(end)) => end,
             None => Arc::new(LinkEnd::HelloTimedOut),
         };
@@ -254,33 +303,16 @@ impl IntoDestination for &String {
     }
 }
 
-/// Ends the connection when the last handle is gone.
-pub(crate) struct Owner {
-    link: Arc<Link>,
-}
-
-impl Owner {
-    #[inline]
-    pub(crate) fn link(&self) -> &Arc<Link> {
-        &self.link
-    }
-}
-
-impl Drop for Owner {
-    fn drop(&mut self) {
-        self.link.desert();
-    }
-}
-
-/// A connection to a broker, with one session on it.
+/// The connections to a broker, with one session on them.
 ///
-/// All producers and consumers of a client share its connection. A clone is the
-/// same client; [`Client::new_session`] shares the connection, but listeners of
-/// its producers run on a thread of their own. The connection ends when the
-/// last client, producer and consumer is dropped.
+/// All producers and consumers of a client share its connections, of which there is one
+/// for each shard of the broker that owns a destination of theirs, and at least one. A
+/// clone is the same client; [`Client::new_session`] shares the connections, but
+/// listeners of its producers run on a thread of their own. The connections end when
+/// the last client, producer and consumer is dropped.
 #[derive(Clone)]
 pub struct Client {
-    owner: Arc<Owner>,
+    pool: Arc<Pool>,
     session: Arc<Session>,
 }
 
@@ -317,7 +349,7 @@ impl Client {
     #[must_use]
     pub fn new_session(&self) -> Self {
         Self {
-            owner: Arc::clone(&self.owner),
+            pool: Arc::clone(&self.pool),
             session: Arc::new(Session::new()),
         }
     }
@@ -328,14 +360,15 @@ impl Client {
     ///
     /// If the broker refuses or does not answer.
     pub fn stats(&self) -> Result<Stats, RequestError> {
-        let event = self.link().request(core_client::Client::ask_stats)?;
-        let Event::Stats { report, .. } = event else {
-            unreachable!("the machine pairs answers with requests");
-        };
-        Ok(Stats {
-            counters: report.counters,
-            destinations: report.destinations,
-        })
+        let mut stats = Stats::default();
+        for link in self.pool.every_shard() {
+            let event = link.request(core_client::Client::ask_stats)?;
+            let Event::Stats { report, .. } = event else {
+                unreachable!("the machine pairs answers with requests");
+            };
+            stats.add(report);
+        }
+        Ok(stats)
     }
 
     /// Who owns a destination.
@@ -400,8 +433,14 @@ impl Client {
         self.link().take().machine.counters()
     }
 
-    /// Waits for every outstanding send and listener of the connection, says
-    /// goodbye and ends the connection. Producers and consumers are closed with it.
+    /// How many connections there are.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.pool.links().len()
+    }
+
+    /// Waits for every outstanding send and listener of the connections, says
+    /// goodbye and ends them. Producers and consumers are closed with them.
     ///
     /// # Errors
     ///
@@ -410,19 +449,32 @@ impl Client {
         if self.session.is_calling() {
             return Err(RequestError::IllegalState);
         }
-        let link = self.link();
-        link.watch(|state| (state.is_quiet() && link.has_called_back()).then_some(()));
-        link.close();
+        let links = self.pool.links();
+        let is_quiet = |link: &Link| link.take().is_quiet() && link.has_called_back();
+        // A listener may send over another connection than the one it is called for.
+        while !links.iter().all(|link| is_quiet(link)) {
+            for link in &links {
+                link.watch(|state| (state.is_quiet() && link.has_called_back()).then_some(()));
+            }
+        }
+        links.iter().for_each(|link| link.close());
         Ok(())
     }
 
     #[inline]
     pub(crate) fn link(&self) -> &Arc<Link> {
-        self.owner.link()
+        self.pool.first()
     }
 
-    pub(crate) fn owner(&self) -> &Arc<Owner> {
-        &self.owner
+    /// Has something of a destination opened on the link nearest to it; see
+    /// [`Pool::open`].
+    pub(crate) fn open<T>(
+        &self,
+        destination: &Destination,
+        open: impl Fn(&Arc<Link>) -> Result<T, RequestError>,
+        close: impl FnOnce(&Arc<Link>, T),
+    ) -> Result<(Arc<Owner>, T), RequestError> {
+        self.pool.open(destination, open, close)
     }
 
     pub(crate) fn session(&self) -> &Arc<Session> {
@@ -447,6 +499,33 @@ pub struct Stats {
 }
 
 impl Stats {
+    /// Adds what another shard reports: counters and what its partitions hold add up.
+    fn add(&mut self, report: StatsReport) {
+        if self.counters.len() < report.counters.len() {
+            self.counters.resize(report.counters.len(), 0);
+        }
+        let counters = self.counters.iter_mut().zip(report.counters);
+        counters.for_each(|(sum, more)| *sum = sum.saturating_add(more));
+        for row in report.destinations {
+            let known = self.destinations.iter_mut();
+            match known
+                .into_iter()
+                .find(|it| it.destination == row.destination)
+            {
+                Some(known) => {
+                    known.partitions = known.partitions.max(row.partitions);
+                    known.stored += row.stored;
+                    known.unsettled += row.unsettled;
+                    known.bytes += row.bytes;
+                    known.producers += row.producers;
+                    known.consumers += row.consumers;
+                    known.subscriptions = known.subscriptions.max(row.subscriptions);
+                }
+                None => self.destinations.push(row),
+            }
+        }
+    }
+
     /// The counters with their names, as far as this version knows them.
     pub fn counters(&self) -> impl Iterator<Item = (&'static str, u64)> {
         let names = Counter::ALL.iter().map(|counter| counter.name());

@@ -19,12 +19,13 @@ use courser_core::error::Refusal;
 use courser_core::id::{Offset, PartitionIndex, Position};
 use courser_core::time::Monotonic;
 
-use crate::client::{Client, Owner};
+use crate::client::Client;
 use crate::delivery::Listening;
 use crate::error::{AcknowledgeError, ReceiveError, RequestError};
 use crate::future::ReceiveFuture;
 use crate::link::{Link, State, Wanted};
 use crate::message::Received;
+use crate::pool::Owner;
 use crate::session::Session;
 use crate::unsettled::Unsettled;
 
@@ -114,8 +115,20 @@ impl<'a> ConsumerBuilder<'a> {
     pub fn create(self) -> Result<Consumer, RequestError> {
         let request = self.request?;
         let quarter = u64::from((request.messages_max / 4).max(1));
-        let link = self.client.link();
-        let event = link.request(|machine| machine.open_consumer(request))?;
+        let destination = request.destination.clone();
+        let (owner, event) = self.client.open(
+            &destination,
+            |link| link.request(|machine| machine.open_consumer(request.clone())),
+            |link, event| {
+                if let Event::ConsumerOpened { consumer, .. } = event {
+                    // If it cannot be closed, it ends with the link.
+                    link.request(|machine| machine.close_consumer(consumer))
+                        .ok();
+                    link.take().machine.forget_consumer(consumer);
+                }
+            },
+        )?;
+        let link = Arc::clone(owner.link());
         let Event::ConsumerOpened {
             consumer: key,
             starts,
@@ -126,7 +139,7 @@ impl<'a> ConsumerBuilder<'a> {
         };
         Ok(Consumer {
             acks_since: link.now(),
-            owner: Arc::clone(self.client.owner()),
+            owner,
             session: Arc::clone(self.client.session()),
             key,
             starts,

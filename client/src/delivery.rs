@@ -119,7 +119,7 @@ impl Listening {
         session: Arc<Session>,
     ) -> Result<Self, ReceiveError> {
         session
-            .begin_delivery(consumer.link())
+            .begin_delivery()
             .map_err(|_no_thread| ReceiveError::NoThread)?;
         let delivery = Arc::new(Delivery {
             session,

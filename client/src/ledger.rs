@@ -15,15 +15,15 @@
 //! A send that the machine refuses for good fails in its place like the others.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 
 use courser_core::client::{self, LinkEnd, ProducerKey};
 use courser_core::id::{Epoch, Installation, MessageId, ProducerId, Sequence};
 
 use crate::error::SendError;
 use crate::lane::{Item, LaneEnd, Ticket, Who};
-use crate::link::Woken;
+use crate::link::{Link, Woken};
 use crate::producer::Receipt;
 use crate::session::{Call, Session};
 
@@ -64,6 +64,8 @@ pub(crate) struct Ledger {
     key: ProducerKey,
     /// The id of a message but for its sequence.
     id: MessageId,
+    /// Whose producer it is.
+    link: Weak<Link>,
     session: Arc<Session>,
     /// What other threads than the driver sent.
     pub(crate) lane: LaneEnd,
@@ -104,12 +106,14 @@ impl Ledger {
     pub(crate) fn new(
         key: ProducerKey,
         id: MessageId,
+        link: Weak<Link>,
         session: Arc<Session>,
         lane: LaneEnd,
     ) -> Self {
         Self {
             key,
             id,
+            link,
             session,
             lane,
             line: VecDeque::new(),
@@ -294,9 +298,13 @@ impl Ledger {
 
     /// Passes on the listeners that are to be called, all at once.
     pub(crate) fn call(&mut self) {
-        if !self.calls.is_empty() {
+        // A link that is being dropped has nothing outstanding.
+        if !self.calls.is_empty()
+            && let Some(link) = self.link.upgrade()
+        {
             let calls = std::mem::take(&mut self.calls);
-            self.session.call(Arc::clone(&self.callbacks_open), calls);
+            let open = Arc::clone(&self.callbacks_open);
+            self.session.call(link, open, calls);
         }
     }
 

@@ -16,9 +16,9 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! The cast: a [`Client`] is one connection; a [`Producer`] sends to one
-//! destination, a [`Consumer`] receives from one; all of a client share its
-//! connection. What the protocol demands is decided by a machine without input
+//! The cast: a [`Client`] is a connection, or one for each shard of the broker that it
+//! has to do with; a [`Producer`] sends to one destination, a [`Consumer`] receives from
+//! one; all of a client share its connections. What the protocol demands is decided by a machine without input
 //! and output in `courser_core`; this crate gives it a socket, a clock and the
 //! threads of the application.
 //!
@@ -61,6 +61,7 @@ mod lane;
 mod ledger;
 mod link;
 mod message;
+mod pool;
 mod producer;
 mod sending;
 mod session;

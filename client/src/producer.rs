@@ -8,13 +8,14 @@ use courser_core::id::{MessageId, Position, Sequence};
 use courser_core::limits;
 use courser_core::time::Wall;
 
-use crate::client::{Client, Owner};
+use crate::client::Client;
 use crate::error::{NotAccepted, RequestError, SendError, TrySendError};
 use crate::future::SendFuture;
 use crate::lane::Lane;
 use crate::ledger::Ledger;
 use crate::link::{Driving, Link, Wanted};
 use crate::message::{Message, Payload};
+use crate::pool::Owner;
 use crate::session::{CompletionListener, Listener, Session};
 
 /// What a completed send is told.
@@ -116,8 +117,20 @@ impl<'a> ProducerBuilder<'a> {
     pub fn create(self) -> Result<Producer, RequestError> {
         let request = self.request?;
         let window_bytes = request.bytes_in_flight_max;
-        let link = self.client.link();
-        let event = link.request(|machine| machine.open_producer(request))?;
+        let destination = request.destination.clone();
+        let (owner, event) = self.client.open(
+            &destination,
+            |link| link.request(|machine| machine.open_producer(request.clone())),
+            |link, event| {
+                if let Event::ProducerOpened { producer, .. } = event {
+                    // If it cannot be closed, it ends with the link.
+                    link.request(|machine| machine.close_producer(producer))
+                        .ok();
+                    link.take().forget(producer);
+                }
+            },
+        )?;
+        let link = owner.link();
         let Event::ProducerOpened {
             producer: key,
             id,
@@ -137,11 +150,11 @@ impl<'a> ProducerBuilder<'a> {
             epoch,
             sequence: Sequence(0),
         };
-        let ledger = Ledger::new(key, id, Arc::clone(&session), end);
+        let ledger = Ledger::new(key, id, Arc::downgrade(link), Arc::clone(&session), end);
         state.open_ledger(key, ledger);
         drop(state);
         Ok(Producer {
-            owner: Arc::clone(self.client.owner()),
+            owner,
             session,
             key,
             id,

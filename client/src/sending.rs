@@ -161,9 +161,7 @@ impl Producer {
             deadline: Monotonic::NEVER,
         };
         let mut item = self.checked(item).map_err(refused)?;
-        let admitted = self
-            .session
-            .admit(self.link(), Instant::now() + self.timeout);
+        let admitted = self.session.admit(Instant::now() + self.timeout);
         let cause = match admitted {
             Ok(true) => None,
             Ok(false) => Some(Cause::TimedOut),

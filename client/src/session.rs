@@ -68,8 +68,9 @@ impl Call {
 /// Work for the callback thread.
 enum Job {
     /// Listeners of one producer that are to be called, in order, and where to
-    /// count them down.
+    /// count them down: producers of one session may be on several links.
     Calls {
+        link: Arc<Link>,
         open: Arc<AtomicUsize>,
         calls: Vec<(Call, SendResult)>,
     },
@@ -130,14 +131,14 @@ impl Session {
 
     /// Makes room for one more listener; waits for one to return if too many are
     /// outstanding, unless a listener asks. False if none did by `deadline`.
-    pub(crate) fn admit(self: &Arc<Self>, link: &Arc<Link>, deadline: Instant) -> io::Result<bool> {
+    pub(crate) fn admit(self: &Arc<Self>, deadline: Instant) -> io::Result<bool> {
         let open = self.open.fetch_add(1, Ordering::SeqCst);
         if open >= OPEN_MAX && !self.is_calling() && !self.wait_for_room(deadline) {
             self.dismiss();
             return Ok(false);
         }
         if !self.has_thread.load(Ordering::SeqCst) {
-            self.start(link).inspect_err(|_| self.dismiss())?;
+            self.start().inspect_err(|_| self.dismiss())?;
         }
         Ok(true)
     }
@@ -162,13 +163,13 @@ impl Session {
 
     /// Starts the thread if nobody else just did.
     #[cold]
-    fn start(self: &Arc<Self>, link: &Arc<Link>) -> io::Result<()> {
+    fn start(self: &Arc<Self>) -> io::Result<()> {
         let _queue = self.lock();
         if !self.has_thread.load(Ordering::SeqCst) {
-            let (session, link) = (Arc::clone(self), Arc::clone(link));
+            let session = Arc::clone(self);
             thread::Builder::new()
                 .name("courser-calls".to_owned())
-                .spawn(move || session.run(&link))?;
+                .spawn(move || session.run())?;
             self.has_thread.store(true, Ordering::SeqCst);
         }
         Ok(())
@@ -180,8 +181,13 @@ impl Session {
     }
 
     /// Queues calls for the session's thread.
-    pub(crate) fn call(&self, open: Arc<AtomicUsize>, calls: Vec<(Call, SendResult)>) {
-        self.queue(Job::Calls { open, calls });
+    pub(crate) fn call(
+        &self,
+        link: Arc<Link>,
+        open: Arc<AtomicUsize>,
+        calls: Vec<(Call, SendResult)>,
+    ) {
+        self.queue(Job::Calls { link, open, calls });
     }
 
     /// Has the session's thread look for messages of a consumer with a listener.
@@ -198,10 +204,10 @@ impl Session {
     }
 
     /// A consumer gets a listener: the thread stays for as long.
-    pub(crate) fn begin_delivery(self: &Arc<Self>, link: &Arc<Link>) -> io::Result<()> {
+    pub(crate) fn begin_delivery(self: &Arc<Self>) -> io::Result<()> {
         self.open.fetch_add(1, Ordering::SeqCst);
         if !self.has_thread.load(Ordering::SeqCst) {
-            self.start(link).inspect_err(|_| self.close_one())?;
+            self.start().inspect_err(|_| self.close_one())?;
         }
         Ok(())
     }
@@ -224,13 +230,13 @@ impl Session {
         }
     }
 
-    fn run(&self, link: &Link) {
+    fn run(&self) {
         CALLING.set(self.address());
         let mut taken = VecDeque::new();
         while self.take(&mut taken) {
             for job in taken.drain(..) {
                 match job {
-                    Job::Calls { open, calls } => self.run_calls(link, &open, calls),
+                    Job::Calls { link, open, calls } => self.run_calls(&link, &open, calls),
                     Job::Deliver(delivery) => delivery.run(),
                 }
             }

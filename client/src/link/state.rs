@@ -42,7 +42,7 @@ pub(crate) struct State {
     pub(crate) clock: Clock,
     /// Why the link has ended, once everything was told.
     pub(crate) end: Option<Arc<LinkEnd>>,
-    pub(super) wire: Wire,
+    pub(crate) wire: Wire,
     ledgers: Vec<Option<Ledger>>,
     /// Producers with sends that wait at the client, each once.
     lined: Vec<ProducerKey>,

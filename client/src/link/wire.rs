@@ -60,7 +60,7 @@ enum Connection {
 }
 
 /// See the module.
-pub(super) struct Wire {
+pub(crate) struct Wire {
     connection: Connection,
     /// Where brokers may be, the one of the first connection first.
     addresses: Vec<SocketAddr>,
@@ -220,6 +220,19 @@ impl Wire {
             }
         }
         any
+    }
+
+    /// Where the broker of this connection is, if there is a connection.
+    pub(crate) fn peer(&self) -> Option<SocketAddr> {
+        match &self.connection {
+            Connection::Open(stream) => stream.peer_addr().ok(),
+            Connection::Dialing(..) | Connection::Gone => None,
+        }
+    }
+
+    /// Where brokers may be.
+    pub(crate) fn addresses(&self) -> Vec<SocketAddr> {
+        self.addresses.clone()
     }
 
     /// Ends the connection.

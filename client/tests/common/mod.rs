@@ -2,9 +2,11 @@
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 pub mod proxy;
+pub mod town;
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::num::NonZeroU16;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
@@ -12,6 +14,7 @@ use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use courser::{Client, ConnectOptions, Counter};
+use courser_transport::affinity::Cores;
 use courser_transport::{Broker, BrokerConfig};
 
 /// Longer than anything here takes on a busy machine.
@@ -27,6 +30,23 @@ impl TestBroker {
             ..BrokerConfig::default()
         };
         Self(Broker::start(config).unwrap())
+    }
+
+    /// Of so many shards, each wherever the kernel puts it.
+    pub fn of_shards(shards: u16) -> Self {
+        let config = BrokerConfig {
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            cores: Cores::Unpinned,
+            shards: NonZeroU16::new(shards),
+            memory: u64::from(shards) * (66 << 20),
+            ..BrokerConfig::default()
+        };
+        Self(Broker::start(config).unwrap())
+    }
+
+    /// Connections that the broker has accepted.
+    pub fn accepted(&self) -> u64 {
+        self.0.door_stats().accepted()
     }
 
     pub fn address(&self) -> SocketAddr {

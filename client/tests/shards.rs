@@ -1,0 +1,214 @@
+//! The library with a broker of several shards: how many connections it takes, and that
+//! nobody notices.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use common::town::Town;
+use common::{TestBroker, WAIT, until};
+use courser::{Client, Counter};
+
+fn client(town: &Town) -> Client {
+    Client::options()
+        .timeout(WAIT)
+        .connect(town.address())
+        .unwrap()
+}
+
+#[test]
+fn one_destination_costs_one_connection_wherever_it_is() {
+    let town = Town::of_shards(4);
+    for index in 0..8 {
+        let before = town.record();
+        let client = client(&town);
+        let name = format!("queue:q{index}");
+        let producer = client.producer(&name).create().unwrap();
+        let consumer = client.consumer(&name).create().unwrap();
+        producer.send("here").unwrap();
+        let after = town.record();
+        assert_eq!(after.accepted, before.accepted + 1);
+        assert_eq!(client.connections(), 1);
+        assert_eq!(after.misplaced, 0);
+        drop((producer, consumer));
+    }
+    let record = town.record();
+    assert!(record.moved >= 4, "most links began elsewhere: {record:?}");
+}
+
+#[test]
+fn a_thousand_producers_share_a_connection_for_each_shard() {
+    for town in [Town::of_shards(4), Town::without_moves(4)] {
+        let client = client(&town);
+        let mut producers = Vec::new();
+        for index in 0..1_000 {
+            let name = format!("topic:t{}", index % 50);
+            producers.push(client.producer(&name).create().unwrap());
+        }
+        for producer in &producers {
+            producer.send("there").unwrap();
+        }
+        let record = town.record();
+        assert_eq!(record.destinations.len(), 50);
+        assert_eq!(record.accepted, 4);
+        assert_eq!(client.connections(), 4);
+        assert_eq!(record.misplaced, 0, "each is where its topic is");
+        assert!(record.placed >= 950);
+    }
+}
+
+#[test]
+fn threads_that_open_at_the_same_time_make_no_connection_twice() {
+    let town = Town::of_shards(3);
+    let client = client(&town);
+    thread::scope(|scope| {
+        for thread in 0..8 {
+            let client = &client;
+            scope.spawn(move || {
+                for index in 0..30 {
+                    let name = format!("queue:q{}", (thread + index) % 12);
+                    let producer = client.producer(&name).create().unwrap();
+                    producer.send("together").unwrap();
+                }
+            });
+        }
+    });
+    let record = town.record();
+    assert!(record.accepted <= 3, "{record:?}");
+    assert!(client.connections() <= 3);
+}
+
+#[test]
+fn a_session_calls_one_listener_at_a_time_over_all_its_connections() {
+    const SENDS: usize = 400;
+    let town = Town::of_shards(3);
+    let client = client(&town);
+    let producers: Vec<_> = (0..6)
+        .map(|index| {
+            client
+                .producer(&format!("queue:q{index}"))
+                .create()
+                .unwrap()
+        })
+        .collect();
+    assert_eq!(client.connections(), 3);
+    let is_calling = Arc::new(AtomicBool::new(false));
+    let heard = Arc::new(Mutex::new(vec![Vec::new(); producers.len()]));
+    for number in 0..SENDS {
+        for (index, producer) in producers.iter().enumerate() {
+            let (is_calling, heard) = (Arc::clone(&is_calling), Arc::clone(&heard));
+            producer
+                .send_with("once", move |_, result| {
+                    assert!(!is_calling.swap(true, Ordering::SeqCst), "two at a time");
+                    result.unwrap();
+                    heard.lock().unwrap()[index].push(number);
+                    is_calling.store(false, Ordering::SeqCst);
+                })
+                .unwrap();
+        }
+    }
+    let sessions = client.clone();
+    client.close().unwrap();
+    assert_eq!(sessions.panicked_listeners(), 0);
+    let expected: Vec<usize> = (0..SENDS).collect();
+    for heard in &*heard.lock().unwrap() {
+        assert_eq!(*heard, expected, "in the order of the sends");
+    }
+}
+
+#[test]
+fn closing_waits_for_the_listeners_of_every_connection() {
+    let town = Town::of_shards(2);
+    let client = client(&town);
+    let producers: Vec<_> = (0..4)
+        .map(|index| {
+            client
+                .producer(&format!("queue:q{index}"))
+                .create()
+                .unwrap()
+        })
+        .collect();
+    assert_eq!(client.connections(), 2);
+    let called = Arc::new(AtomicUsize::new(0));
+    let (go, wait) = mpsc::channel::<()>();
+    let wait = Arc::new(Mutex::new(wait));
+    for producer in &producers {
+        let (called, wait) = (Arc::clone(&called), Arc::clone(&wait));
+        producer
+            .send_with("late", move |_, _| {
+                wait.lock().unwrap().recv_timeout(WAIT).unwrap();
+                called.fetch_add(1, Ordering::SeqCst);
+            })
+            .unwrap();
+    }
+    let closing = thread::spawn(move || client.close().unwrap());
+    for _ in &producers {
+        assert!(!closing.is_finished());
+        go.send(()).unwrap();
+    }
+    closing.join().unwrap();
+    assert_eq!(called.load(Ordering::SeqCst), producers.len());
+}
+
+#[test]
+fn the_counters_are_those_of_all_shards() {
+    let town = Town::of_shards(3);
+    let client = client(&town);
+    assert_eq!(client.stats().unwrap().counters().next().unwrap().1, 3);
+
+    let broker = TestBroker::of_shards(2);
+    let client = broker.client();
+    let stats = client.stats().unwrap();
+    assert_eq!(client.connections(), 2);
+    assert_eq!(stats.counter(Counter::LinksOpened), 2);
+    // Asked again it is asked over the same connections.
+    client.stats().unwrap();
+    assert_eq!(broker.accepted(), 2);
+    drop(client);
+    broker.stop();
+}
+
+/// Each connection is made again for itself, and what is open on it goes on.
+#[test]
+fn every_connection_of_a_client_is_made_again() {
+    let broker = TestBroker::of_shards(2);
+    let proxy = common::proxy::Proxy::start(broker.address(), []);
+    let client = Client::options()
+        .timeout(WAIT)
+        .reconnect_for(WAIT)
+        .connect(proxy.address())
+        .unwrap();
+    client.stats().unwrap();
+    assert_eq!(client.connections(), 2);
+    proxy.cut();
+    until(|| client.ping().is_ok());
+    let stats = client.stats().unwrap();
+    assert_eq!(client.connections(), 2);
+    assert!(stats.counter(Counter::LinksOpened) >= 4);
+    drop(client);
+    broker.stop();
+}
+
+/// A client that ends while its connections are at work leaves nothing behind.
+#[test]
+fn the_last_handle_takes_all_connections_along() {
+    let broker = TestBroker::of_shards(2);
+    let client = broker.client();
+    client.stats().unwrap();
+    let watcher = broker.client();
+    let open = || {
+        let stats = watcher.stats().unwrap();
+        stats.counter(Counter::LinksOpened) - stats.counter(Counter::LinksClosed)
+    };
+    assert_eq!(open(), 4);
+    drop(client);
+    until(|| {
+        thread::sleep(Duration::ZERO);
+        open() == 2
+    });
+}
