@@ -76,6 +76,28 @@ impl<'a> ConsumerBuilder<'a> {
         })
     }
 
+    /// Whether the subscription of a topic is a failover subscription: of its consumers
+    /// one is active in each partition, and the others stand by. When the active one
+    /// closes or its connection breaks, the next one goes on with what was not settled,
+    /// in order. The subscription has to have a name, and all consumers have to say the
+    /// same.
+    pub fn failover(self) -> Self {
+        self.with(|request| request.sharing = Sharing::Failover)
+    }
+
+    /// Whether the subscription of a topic is shared by key: each key is with one
+    /// consumer at a time, which gets the key's messages in their order; without a key
+    /// the sender stands for it. When consumers come or go their share of the keys
+    /// moves, and a key that moves waits until what was delivered of it is settled or
+    /// given back. The subscription has to have a name, and all consumers have to say
+    /// the same.
+    ///
+    /// Order is kept as long as nothing is given back: what is given back by
+    /// [`Consumer::give_back`] comes again behind what was delivered before.
+    pub fn key_shared(self) -> Self {
+        self.with(|request| request.sharing = Sharing::KeyShared)
+    }
+
     /// The consumer's name, for who looks at the broker; at most 255 bytes.
     pub fn name(self, name: &str) -> Self {
         self.with(|request| request.name = name.into())

@@ -117,6 +117,10 @@ impl Sequence {
     pub const FIRST: Self = Self(1);
 }
 
+/// Which of those who ever joined a subscription, from 1; the same on every shard.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MemberNumber(pub u64);
+
 /// A versioned index into a table: the low 20 bits are the slot, the high 12
 /// its generation, so that a stale handle finds nothing instead of a stranger.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

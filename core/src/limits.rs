@@ -65,6 +65,11 @@ pub const PREFETCH_BYTES: u32 = MIB;
 pub const UNSETTLED_MAX: u32 = 16_384;
 /// Of these, how many there is always memory for.
 pub const UNSETTLED_LEAST: u32 = 32;
+/// The most messages of a key-shared subscription and partition that are passed over
+/// because their keys are held up, or come back.
+pub const KEY_WINDOW: u32 = 10_000;
+/// The most consumers of one key-shared subscription.
+pub const KEY_SHARED_CONSUMERS_MAX: u32 = 1000;
 /// How long a message rests at least that is given back to be delivered later, the
 /// first time.
 pub const RETURN_WAIT_MIN: Duration = Duration::from_secs(1);
@@ -115,6 +120,10 @@ const _: () = assert!(
 const _: () = assert!(EGRESS_COPY_MAX <= EGRESS_SIZE);
 const _: () = assert!(PREFETCH_MESSAGES <= UNSETTLED_MAX);
 const _: () = assert!(UNSETTLED_LEAST >= 4 && UNSETTLED_LEAST < UNSETTLED_MAX);
+const _: () = assert!(
+    KEY_WINDOW < UNSETTLED_MAX,
+    "what waits for its key leaves room for what is delivered"
+);
 const _: () = assert!(RETURN_WAIT_MIN.as_nanos() <= RETURN_WAIT_MAX.as_nanos());
 const _: () = assert!(RETURN_WAIT_MAX.as_nanos() <= RETURN_DELAY_MAX.as_nanos());
 
@@ -310,6 +319,16 @@ pub const TABLE: &[Limit] = &[
         "of these, with memory set aside",
         UNSETTLED_LEAST,
         "beyond it delivery pauses while memory for them is short",
+    ),
+    count(
+        "of these, waiting for their key",
+        KEY_WINDOW,
+        "the log is read no further for a key-shared subscription",
+    ),
+    count(
+        "consumers of a key-shared subscription",
+        KEY_SHARED_CONSUMERS_MAX,
+        "the request is refused",
     ),
     bytes(
         "bytes waiting per connection",

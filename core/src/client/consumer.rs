@@ -55,7 +55,7 @@ pub enum Start {
     Offset(Offset),
 }
 
-/// How many consumers a subscription has at once.
+/// How many consumers a subscription has at once, and what of it is whose.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Sharing {
     /// As is usual for the destination: several on a queue, one on a topic.
@@ -63,8 +63,12 @@ pub enum Sharing {
     Usual = 0,
     /// One.
     One = 1,
-    /// Several, each message going to one of them.
+    /// Several, each message going to one that is free.
     Several = 2,
+    /// Several, of which one is active in each partition and the others stand by.
+    Failover = 3,
+    /// Several, of which each has the messages of some keys.
+    KeyShared = 4,
 }
 
 /// What an application asks a consumer for.
@@ -78,7 +82,7 @@ pub struct ConsumerRequest {
     pub name: Box<str>,
     /// Where a new subscription starts.
     pub start: Start,
-    /// How many consumers the subscription has at once.
+    /// How many consumers the subscription has at once, and what of it is whose.
     pub sharing: Sharing,
     /// The prefetch in messages, at least 1.
     pub messages_max: u32,

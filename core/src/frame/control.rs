@@ -167,8 +167,9 @@ fields! {
         subscription_length: U16,
         /// Bytes of the consumer's name.
         name_length: U16,
-        /// Whether the subscription has several consumers at once: 0 as is usual
-        /// for the destination, 1 one, 2 several; others reserved.
+        /// How many consumers the subscription has at once, and what of it is whose:
+        /// 0 as is usual for the destination, 1 exclusive, 2 shared, 3 failover,
+        /// 4 key-shared; others reserved.
         sharing: u8,
         /// Zero.
         reserved: [u8; 3],

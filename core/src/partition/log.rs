@@ -369,7 +369,21 @@ impl Log {
 
     /// A run of at least one message from the cursor on, which moves behind it.
     /// `None` at the end of the log.
+    #[inline]
     pub fn read(&mut self, arena: &Arena, cursor: &mut Cursor, limit: RunLimit) -> Option<Run> {
+        self.read_while(arena, cursor, limit, |_| true)
+    }
+
+    /// As [`Log::read`], but only as far as `wanted` says; it is asked once for each
+    /// message, in their order, until it says no. `None` if it wants not even the
+    /// first.
+    pub fn read_while(
+        &mut self,
+        arena: &Arena,
+        cursor: &mut Cursor,
+        limit: RunLimit,
+        mut wanted: impl FnMut(&MessageHeader) -> bool,
+    ) -> Option<Run> {
         if cursor.offset >= self.next {
             return None;
         }
@@ -391,7 +405,7 @@ impl Log {
                 break;
             };
             // A hole in a thinned segment ends the run: a run's offsets are dense.
-            if header.offset.get() != offset.0 {
+            if header.offset.get() != offset.0 || !wanted(header) {
                 break;
             }
             let size = padded(header.length.get() as usize);
@@ -402,6 +416,9 @@ impl Log {
             if bytes as u64 >= limit.bytes {
                 break;
             }
+        }
+        if count == 0 {
+            return None;
         }
         *cursor = Cursor {
             offset,
@@ -415,6 +432,28 @@ impl Log {
             chunk: segment.head,
             start,
         })
+    }
+
+    /// The message at the cursor or, over a gap, behind it, to which the cursor moves.
+    /// `None` at the end of the log.
+    pub fn look<'a>(&'a self, arena: &'a Arena, cursor: &mut Cursor) -> Option<&'a MessageHeader> {
+        if cursor.offset >= self.next {
+            return None;
+        }
+        let segment = &self.segments[self.index_from(cursor.offset)?];
+        let seen = if segment.serial == cursor.serial {
+            cursor.byte
+        } else {
+            0
+        };
+        let (byte, header) = records(arena, segment, seen)
+            .find(|(_, header)| header.offset.get() >= cursor.offset.0)?;
+        *cursor = Cursor {
+            offset: Offset(header.offset.get()),
+            serial: segment.serial,
+            byte,
+        };
+        Some(header)
     }
 
     /// The kernel may read a piece of the segment that holds `offset` until

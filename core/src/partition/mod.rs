@@ -8,7 +8,7 @@ pub mod log;
 use crate::id::{Handle, Offset};
 use crate::limits;
 use crate::memory::Arena;
-use crate::subscription::Part;
+use crate::subscription::{Kind, Part};
 use log::{Address, Log};
 
 /// One partition of a destination.
@@ -30,12 +30,23 @@ impl Partition {
         }
     }
 
-    /// Adds the part of `subscription`, starting at `from` or where the log begins,
-    /// whichever is later; returns where that is.
+    /// Adds the part of a shared `subscription`, starting at `from` or where the log
+    /// begins, whichever is later; returns where that is.
     pub fn subscribe(&mut self, arena: &Arena, subscription: Handle, from: Offset) -> Offset {
+        self.subscribe_as(arena, subscription, Kind::Shared, from)
+    }
+
+    /// As [`Partition::subscribe`], of a subscription of this kind.
+    pub fn subscribe_as(
+        &mut self,
+        arena: &Arena,
+        subscription: Handle,
+        kind: Kind,
+        from: Offset,
+    ) -> Offset {
         let from = from.clamp(self.log.first(), self.log.next());
         self.log.claim(arena, from);
-        self.parts.push((subscription, Part::new(from)));
+        self.parts.push((subscription, Part::new(kind, from)));
         from
     }
 

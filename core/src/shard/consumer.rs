@@ -5,7 +5,13 @@
 //! admits one whole message. Partitions that have something ready stand in a
 //! list; a partition leaves it when it has nothing ready or nobody can take more,
 //! and comes back with the fact that changes this: an append, a grant, a return,
-//! room on a link.
+//! room on a link, a member that joined or left.
+//!
+//! ```text
+//!   exclusive, shared   whoever is free, in turn ─┐
+//!   failover            the active one ───────────┼─> a run on its link
+//!   key-shared          who has the key ──────────┘
+//! ```
 
 use super::egress::Pin;
 use super::ending::Ending;
@@ -22,7 +28,7 @@ use crate::limits;
 use crate::memory::CHUNK;
 use crate::name::{Destination, DestinationKind};
 use crate::partition::{self, log::RunLimit};
-use crate::subscription::Part;
+use crate::subscription::{Claim, Kind, Membership, Part};
 use crate::time::Now;
 use zerocopy::FromBytes;
 
@@ -40,13 +46,6 @@ pub(super) enum Start {
     At(Offset),
 }
 
-/// How many consumers a subscription has at once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Sharing {
-    One,
-    Several,
-}
-
 #[derive(Debug)]
 pub(super) struct Subscription {
     destination: DestinationNumber,
@@ -54,8 +53,8 @@ pub(super) struct Subscription {
     name: Option<Box<str>>,
     /// Ends with its last consumer.
     fleeting: bool,
-    sharing: Sharing,
-    consumers: Vec<Handle>,
+    /// Who consumes it, and what of it is whose.
+    membership: Membership,
     /// Whose turn it is.
     turn: usize,
 }
@@ -74,16 +73,8 @@ impl Subscription {
         self.fleeting
     }
 
-    pub(super) fn consumers(&self) -> &[Handle] {
-        &self.consumers
-    }
-
-    /// What its sharing is on the wire.
-    pub(super) fn sharing_code(&self) -> u8 {
-        match self.sharing {
-            Sharing::One => 1,
-            Sharing::Several => 2,
-        }
+    pub(super) fn membership(&self) -> &Membership {
+        &self.membership
     }
 }
 
@@ -93,6 +84,7 @@ pub(super) struct Consumer {
     pub(super) session: Handle,
     destination: DestinationNumber,
     subscription: Handle,
+    kind: Kind,
     granted_messages: u64,
     granted_bytes: u64,
     delivered_messages: u64,
@@ -128,6 +120,11 @@ impl Consumer {
         self.granted_messages - self.delivered_messages
     }
 
+    /// How its subscription is shared.
+    pub(super) fn kind(&self) -> Kind {
+        self.kind
+    }
+
     fn may_take(&self) -> bool {
         self.delivered_messages < self.granted_messages && self.delivered_bytes < self.granted_bytes
     }
@@ -150,7 +147,7 @@ pub(super) struct OpenConsumer<'a> {
     pub(super) destination: &'a Destination,
     pub(super) subscription: &'a str,
     pub(super) start: Start,
-    pub(super) sharing: Sharing,
+    pub(super) kind: Kind,
     pub(super) messages: u64,
     pub(super) bytes: u64,
 }
@@ -172,7 +169,7 @@ impl Shard {
         self.has_room_for_consumer(destination)
             .map_err(Rejection::Request)?;
         let partitions = self.locals[destination].partitions.len();
-        let size = tables::consumer_size(partitions);
+        let size = tables::consumer_size(open.kind, partitions);
         if !self.opened.has(size) {
             return Err(Rejection::request(
                 Refusal::ResourceAllocation,
@@ -185,6 +182,7 @@ impl Shard {
             session: open.session,
             destination,
             subscription,
+            kind: open.kind,
             granted_messages: open.messages,
             granted_bytes: open.bytes,
             delivered_messages: 0,
@@ -198,7 +196,7 @@ impl Shard {
         };
         self.opened.take(size);
         if let Some(subscription) = self.subscriptions.get_mut(subscription) {
-            subscription.consumers.push(handle);
+            subscription.membership.joined(handle);
         }
         if let Some(entry) = self.links.get_mut(link) {
             entry.consumers.push(handle);
@@ -231,10 +229,10 @@ impl Shard {
         destination: DestinationNumber,
         name: Option<&str>,
         start: Start,
-        sharing: Sharing,
+        kind: Kind,
     ) -> Result<Handle, Rejection> {
         let partitions = self.locals[destination].partitions.len();
-        let size = tables::subscription_size(partitions);
+        let size = tables::subscription_size(kind, partitions);
         if !self.parts.has(size) {
             return Err(tables::no_memory_for_subscriptions());
         }
@@ -242,8 +240,7 @@ impl Shard {
             destination,
             name: name.map(Into::into),
             fleeting: name.is_none() && !self.is_queue(destination),
-            sharing,
-            consumers: Vec::new(),
+            membership: Membership::new(kind),
             turn: 0,
         };
         let handle = self
@@ -259,7 +256,7 @@ impl Shard {
                 Start::Latest => partition.log.next(),
                 Start::At(offset) => offset,
             };
-            partition.subscribe(&self.arena, handle, from);
+            partition.subscribe_as(&self.arena, handle, kind, from);
         }
         Ok(handle)
     }
@@ -279,19 +276,33 @@ impl Shard {
                 let meant = is_queue || (name.is_some() && found.name.as_deref() == name);
                 meant.then_some((*handle, found))
             });
-        match found {
-            None => {
-                self.has_room_for_subscription(destination)
-                    .map_err(Rejection::Request)?;
-                self.subscribe(destination, name, open.start, open.sharing)
+        let Some((handle, found)) = found else {
+            self.has_room_for_subscription(destination)
+                .map_err(Rejection::Request)?;
+            return self.subscribe(destination, name, open.start, open.kind);
+        };
+        let (kind, consumers) = (found.membership.kind(), found.membership.members().len());
+        if kind != open.kind {
+            return Err(Rejection::request(
+                Refusal::PreconditionFailed,
+                format!(
+                    "the subscription {:?} is {kind} and stays so: it cannot be opened as {}",
+                    open.subscription, open.kind
+                ),
+            ));
+        }
+        match kind {
+            Kind::Exclusive if consumers > 0 => Err(Refusal::Exclusive.into()),
+            Kind::KeyShared if consumers >= limits::KEY_SHARED_CONSUMERS_MAX as usize => {
+                Err(Rejection::request(
+                    Refusal::ResourceAllocation,
+                    format!(
+                        "a key-shared subscription has at most {} consumers",
+                        limits::KEY_SHARED_CONSUMERS_MAX
+                    ),
+                ))
             }
-            Some((_, found)) if found.sharing != open.sharing => {
-                Err(Refusal::PreconditionFailed.into())
-            }
-            Some((_, found)) if found.sharing == Sharing::One && !found.consumers.is_empty() => {
-                Err(Refusal::Exclusive.into())
-            }
-            Some((handle, _)) => Ok(handle),
+            _ => Ok(handle),
         }
     }
 
@@ -323,7 +334,7 @@ impl Shard {
             link.consumers.retain(|other| *other != handle);
         }
         if consumer.ended.is_some() {
-            self.opened.give(tables::consumer_size(0));
+            self.opened.give(tables::consumer_size(Kind::Exclusive, 0));
             return;
         }
         self.detach_consumer(handle, &consumer, clean);
@@ -339,7 +350,7 @@ impl Shard {
         let local = &mut self.locals[consumer.destination];
         local.consumers -= 1;
         self.opened
-            .give(tables::consumer_size(local.partitions.len()));
+            .give(tables::consumer_size(consumer.kind, local.partitions.len()));
         if let Some(place) = local.place_of(consumer.subscription) {
             for partition in &mut local.partitions {
                 let (_, part) = &mut partition.parts[place];
@@ -348,7 +359,7 @@ impl Shard {
             }
         }
         if let Some(subscription) = self.subscriptions.get_mut(consumer.subscription) {
-            subscription.consumers.retain(|other| *other != handle);
+            subscription.membership.left(handle);
         }
         self.end_if_fleeting(consumer.subscription);
         self.queue_destination(consumer.destination);
@@ -366,7 +377,7 @@ impl Shard {
             };
             let before = consumer.clone();
             consumer.ended = Some(why.refusal);
-            self.opened.take(tables::consumer_size(0));
+            self.opened.take(tables::consumer_size(Kind::Exclusive, 0));
             self.detach_consumer(handle, &before, false);
             self.tell(before.link, handle, why);
         }
@@ -376,7 +387,7 @@ impl Shard {
         let ends = self
             .subscriptions
             .get(handle)
-            .is_some_and(|subscription| subscription.fleeting && subscription.consumers.is_empty());
+            .is_some_and(|it| it.fleeting && it.membership.members().is_empty());
         if ends {
             self.end_subscription(handle);
         }
@@ -391,7 +402,8 @@ impl Shard {
             };
             local.subscriptions.swap_remove(place);
             partition::trim(&mut local.subscriptions);
-            let mut size = tables::subscription_size(local.partitions.len());
+            let kind = subscription.membership.kind();
+            let mut size = tables::subscription_size(kind, local.partitions.len());
             for (partition, index) in local.partitions.iter_mut().zip(0..) {
                 let address = PartAddress {
                     destination: subscription.destination,
@@ -470,7 +482,7 @@ impl Shard {
             let refusal = refusal.unwrap_or(Refusal::InvalidAck);
             return self.confirm(now, link, handle, fields, Some(refusal));
         };
-        let was_full = part.room() == 0;
+        let was_full = part.is_full();
         let mut settled = 0;
         for run in tail.chunks_exact(size_of::<AckRun>()) {
             let Ok(run) = AckRun::ref_from_bytes(run) else {
@@ -490,7 +502,7 @@ impl Shard {
             }
         }
         let wants_thinning = log.wants_thinning();
-        let ready = was_full && part.ready(log);
+        let ready = (was_full || part.frees()) && part.ready(log);
         let relief = part.relax(self.parts.is_tight());
         if relief > 0 {
             self.give_parts(relief);
@@ -569,11 +581,27 @@ impl Shard {
         let Some(subscription) = self.subscriptions.get_mut(*subscription) else {
             return false;
         };
-        let several = subscription.consumers.len() > 1;
-        for _ in 0..subscription.consumers.len() {
-            let turn = subscription.turn % subscription.consumers.len();
-            subscription.turn = turn + 1;
-            let handle = subscription.consumers[turn];
+        let membership = &subscription.membership;
+        let claimed = match membership.kind() {
+            Kind::Exclusive | Kind::Shared => None,
+            Kind::Failover | Kind::KeyShared => {
+                match part.claimant(&self.arena, log, membership, index) {
+                    Claim::By(consumer) => Some(consumer),
+                    Claim::Cramped => return self.widen(destination, index, place),
+                    Claim::Later => return true,
+                    Claim::None => return false,
+                }
+            }
+        };
+        let members = membership.members();
+        let several = members.len() > 1 && claimed.is_none();
+        let asked = if claimed.is_some() { 1 } else { members.len() };
+        for _ in 0..asked {
+            let handle = claimed.unwrap_or_else(|| {
+                let turn = subscription.turn % members.len();
+                subscription.turn = turn + 1;
+                members[turn].consumer
+            });
             let Some(consumer) = self.consumers.get_mut(handle).filter(|it| it.may_take()) else {
                 continue;
             };
@@ -611,8 +639,14 @@ impl Shard {
                     .min(limits::EGRESS_SIZE.into()),
             };
             let number = consumer.delivered_messages;
-            let Some(delivered) = part.deliver(&self.arena, log, handle, number, limit) else {
-                return false;
+            let delivered = match claimed {
+                None => part.deliver(&self.arena, log, handle, number, limit),
+                Some(_) => {
+                    part.deliver_claimed(&self.arena, log, membership, (handle, number), limit)
+                }
+            };
+            let Some(delivered) = delivered else {
+                return claimed.is_some();
             };
             let run = delivered.run;
             let header = Delivery {
@@ -662,7 +696,8 @@ impl Shard {
             self.mark_dirty(link);
             return true;
         }
-        false
+        // Behind one who does not take it there may be others with a claim.
+        claimed.is_some()
     }
 
     /// Puts a partition into the list of those that may have something ready.

@@ -7,7 +7,7 @@
 //!
 //! One shard decides; every shard applies.
 
-use super::consumer::{Consumer, Sharing, Start};
+use super::consumer::{Consumer, Start};
 use super::credit::RESERVE_FACTOR;
 use super::ending::Ending;
 use super::locals::Local;
@@ -21,6 +21,7 @@ use crate::limits;
 use crate::name::{Destination, DestinationKind};
 use crate::partition::Partition;
 use crate::partition::log::Address;
+use crate::subscription::Kind;
 
 impl From<CatalogError> for Rejection {
     fn from(error: CatalogError) -> Self {
@@ -152,7 +153,11 @@ impl Shard {
             ));
         }
         // A queue comes with its subscription.
-        if is_queue && !self.parts.has(tables::subscription_size(count as usize)) {
+        if is_queue
+            && !self
+                .parts
+                .has(tables::subscription_size(Kind::Shared, count as usize))
+        {
             return Err(tables::no_memory_for_subscriptions());
         }
         let kept = self.kept as u64 + partitions * kept_chunks(retain) as u64;
@@ -200,7 +205,7 @@ impl Shard {
         self.locals
             .put(Local::new(number, partitions, kept, retained));
         if entry.destination.kind == DestinationKind::Queue {
-            self.subscribe(number, None, Start::Earliest, Sharing::Several)
+            self.subscribe(number, None, Start::Earliest, Kind::Shared)
                 .expect("deciding saw to it that there is room for a queue's subscription");
         }
     }

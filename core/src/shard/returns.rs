@@ -110,9 +110,10 @@ impl Shard {
             back += part.give_back(handle, Offset(run.first.get()), run.count.get(), rest);
         }
         let after = part.next_return();
+        let frees = part.frees();
         self.returns.moved(address, before, after);
         self.counters.add(Counter::MessagesGivenBack, back.into());
-        if !rests && back > 0 {
+        if back > 0 && (!rests || frees) {
             self.queue(address.destination, address.partition);
         }
         Ok(())

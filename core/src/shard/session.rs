@@ -1,6 +1,6 @@
 //! Sessions and the requests of the control plane.
 
-use super::consumer::{OpenConsumer, Sharing, Start};
+use super::consumer::{OpenConsumer, Start};
 use super::producer::OpenProducer;
 use super::{Fault, Rejection, Shard};
 use crate::auth::{self, Operation, Target};
@@ -12,6 +12,7 @@ use crate::frame::decode;
 use crate::id::{Handle, Offset, ProducerId, RequestId};
 use crate::limits;
 use crate::name::{self, Destination, DestinationKind};
+use crate::subscription::Kind;
 use crate::time::Now;
 
 /// What belongs together towards one application: the unit of callback order, of
@@ -286,14 +287,22 @@ impl Shard {
             return Err(Refusal::IllegalArgument.into());
         }
         let is_queue = destination.kind == DestinationKind::Queue;
-        let sharing = match fields.sharing {
-            0 if is_queue => Sharing::Several,
-            0 | 1 => Sharing::One,
-            2 => Sharing::Several,
-            _ => return Err(Refusal::Unsupported.into()),
+        let kind = match fields.sharing {
+            0 if is_queue => Kind::Shared,
+            0 => Kind::Exclusive,
+            code => Kind::from_code(code).ok_or(Refusal::Unsupported)?,
         };
+        if is_queue && matches!(kind, Kind::Failover | Kind::KeyShared) {
+            return Err(Rejection::request(
+                Refusal::IllegalArgument,
+                format!(
+                    "a queue cannot be {kind}: it hands each message to whoever is free; \
+                     open a {kind} subscription of a topic, which keeps the order as well"
+                ),
+            ));
+        }
         if is_queue
-            && (!subscription.is_empty() || start != Start::Earliest || sharing != Sharing::Several)
+            && (!subscription.is_empty() || start != Start::Earliest || kind != Kind::Shared)
         {
             return Err(Rejection::request(
                 Refusal::IllegalArgument,
@@ -301,11 +310,13 @@ impl Shard {
                  neither a subscription nor a start nor an owner can be chosen",
             ));
         }
-        if !is_queue && subscription.is_empty() && sharing == Sharing::Several {
+        if !is_queue && subscription.is_empty() && kind.has_several() {
             return Err(Rejection::request(
                 Refusal::IllegalArgument,
-                "a subscription without a name ends with its consumer and cannot be shared: \
-                 give it a name",
+                format!(
+                    "a subscription without a name ends with its consumer and cannot be {kind}: \
+                     give it a name"
+                ),
             ));
         }
         if self.is_out_of_handles(link) {
@@ -316,7 +327,7 @@ impl Shard {
             destination: &destination,
             subscription,
             start,
-            sharing,
+            kind,
             messages: fields.messages.get(),
             bytes: fields.bytes.get(),
         };

@@ -11,7 +11,8 @@ use super::consumer::Consumer;
 use super::{Rejection, Shard};
 use crate::error::Refusal;
 use crate::id::{DestinationNumber, Handle, PartitionIndex};
-use crate::subscription::{ENTRY_SIZE, Part};
+use crate::subscription::membership::Member;
+use crate::subscription::{Kind, Part, key_ring};
 
 /// Bytes out of a share of the memory plan.
 #[derive(Debug)]
@@ -62,20 +63,25 @@ const RESUMED_PER_TURN: usize = 16;
 const SLACK: usize = 4;
 
 /// What a consumer takes up: itself, where its link, its session and its subscription
-/// name it, and what each partition may have to remember of its acknowledgements.
-pub(super) fn consumer_size(partitions: usize) -> usize {
+/// name it, its points on the ring if keys decide, and what each partition may have to
+/// remember of its acknowledgements.
+pub(super) fn consumer_size(kind: Kind, partitions: usize) -> usize {
     const PER_PARTITION: usize = 2 * Part::PER_CONSUMER_SIZE;
-    SLACK * (size_of::<Consumer>() + 3 * size_of::<Handle>()) + partitions * PER_PARTITION
+    const NAMED: usize = 2 * size_of::<Handle>() + size_of::<Member>();
+    let points = match kind {
+        Kind::KeyShared => key_ring::MEMBER_SIZE,
+        Kind::Exclusive | Kind::Shared | Kind::Failover => 0,
+    };
+    SLACK * (size_of::<Consumer>() + NAMED) + points + partitions * PER_PARTITION
 }
 
 /// What a subscription takes up in all partitions, with the few entries that each part
 /// may always have.
-pub(super) fn subscription_size(partitions: usize) -> usize {
+pub(super) fn subscription_size(kind: Kind, partitions: usize) -> usize {
     const ITSELF: usize = 1024;
     const IN_LISTS: usize = 128;
-    const PART: usize =
-        SLACK * size_of::<(Handle, Part)>() + IN_LISTS + Part::UNSETTLED_LEAST * ENTRY_SIZE;
-    ITSELF + partitions * PART
+    const PART: usize = SLACK * size_of::<(Handle, Part)>() + IN_LISTS;
+    ITSELF + partitions * (PART + Part::least_size(kind))
 }
 
 #[cold]
@@ -136,14 +142,20 @@ impl Shard {
             .consumers
             .iter()
             .map(|(_, consumer)| match consumer.ended() {
-                None => consumer_size(partitions(consumer.destination())),
-                Some(_) => consumer_size(0),
+                None => consumer_size(consumer.kind(), partitions(consumer.destination())),
+                Some(_) => consumer_size(Kind::Exclusive, 0),
             })
             .sum();
         assert_eq!(self.opened.used(), opened, "every consumer is paid for");
         let mut parts = 0;
         for local in self.locals.iter() {
-            parts += local.subscriptions.len() * subscription_size(local.partitions.len());
+            for subscription in &local.subscriptions {
+                let subscription = self.subscriptions.get(*subscription);
+                let membership = subscription.expect("those that are listed are there");
+                membership.membership().invariants();
+                let kind = membership.membership().kind();
+                parts += subscription_size(kind, local.partitions.len());
+            }
             for partition in &local.partitions {
                 let order = partition.parts.iter().map(|(handle, _)| handle);
                 assert!(

@@ -12,23 +12,33 @@
 //! out before anything fresh, lowest offset first, each alone. One that is to rest
 //! before it comes back keeps its place too, and holds up nothing behind it.
 //!
+//! That is all where messages are for whoever takes them. Where members have claims,
+//! [`takeover`] says when a partition changes hands, and [`by_key`] what is whose if
+//! keys decide.
+//!
 //! Invariants: entries rise by offset and lie below `fresh`; `live` counts the
 //! entries that are not settled and stays within the limit; `returned` counts
 //! those that wait for a consumer; `resting` names each entry that rests, once.
 
+mod by_key;
+mod takeover;
+
 use core::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 
-use crate::id::{Handle, Offset};
+use crate::id::{Handle, Offset, PartitionIndex};
 use crate::limits::{UNSETTLED_LEAST, UNSETTLED_MAX};
 use crate::memory::Arena;
 use crate::partition::log::{Cursor, Log, Run, RunLimit};
+use crate::subscription::membership::{Kind, Membership};
 use crate::time::Monotonic;
+use by_key::Keys;
+use takeover::Takeover;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Delivered,
-    /// Waits for a consumer.
+    /// Waits for a consumer: it came back, or was passed over.
     Returned,
     /// Waits for its time.
     Resting,
@@ -46,7 +56,7 @@ struct Entry {
     /// How often it was handed out.
     count: u16,
     state: State,
-    /// Whether it was handed out for the first time, and not after a return.
+    /// Whether it was handed out when its turn came, and not later.
     first: bool,
 }
 
@@ -54,6 +64,8 @@ const _: () = assert!(size_of::<Entry>() == 24);
 
 /// What one unsettled message takes up, its rest included.
 pub const ENTRY_SIZE: usize = size_of::<Entry>() + size_of::<Reverse<(Monotonic, Offset)>>();
+/// What one unsettled message takes up in a part where keys decide.
+pub const KEYED_ENTRY_SIZE: usize = ENTRY_SIZE + Keys::PER_ENTRY_SIZE;
 /// Room for more entries than this is given back once few are in use.
 const ENTRIES_KEPT: usize = 1024;
 
@@ -61,6 +73,44 @@ impl Entry {
     #[inline]
     fn is_with(&self, consumer: Handle) -> bool {
         self.state == State::Delivered && self.consumer == consumer
+    }
+
+    /// It is with `consumer`, though not when its turn came; how often it was handed
+    /// out by now.
+    fn handed_out_late(&mut self, consumer: Handle, delivery: u64) -> u16 {
+        self.state = State::Delivered;
+        self.consumer = consumer;
+        self.delivery = delivery;
+        self.count = self.count.saturating_add(1);
+        self.first = false;
+        self.count
+    }
+}
+
+impl Assigned {
+    #[inline]
+    fn keys(&mut self) -> Option<&mut Keys> {
+        match self {
+            Self::ByKey(keys) => Some(keys),
+            Self::Anyone | Self::Active(_) => None,
+        }
+    }
+
+    /// `consumer` holds so many messages fewer.
+    #[inline]
+    fn settled(&mut self, consumer: Handle, count: u64) {
+        if let Self::Active(takeover) = self {
+            takeover.settled(consumer, count);
+        }
+    }
+
+    /// Much has changed: whose what is, is to be seen anew.
+    fn forget_version(&mut self) {
+        match self {
+            Self::Anyone => {}
+            Self::Active(takeover) => takeover.forget_version(),
+            Self::ByKey(keys) => keys.forget_version(),
+        }
     }
 }
 
@@ -73,6 +123,19 @@ pub struct Delivered {
     pub count: u16,
 }
 
+/// To whom something of a part is to be offered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// To this consumer.
+    By(Handle),
+    /// To nobody before there is room for more entries.
+    Cramped,
+    /// To nobody so far, though not all was looked at.
+    Later,
+    /// To nobody.
+    None,
+}
+
 /// What became of an acknowledgement.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AckOutcome {
@@ -82,9 +145,21 @@ pub struct AckOutcome {
     pub strange: bool,
 }
 
+/// Whom a part's messages are for.
+#[derive(Debug)]
+enum Assigned {
+    /// Whoever takes them.
+    Anyone,
+    /// The member that is active here.
+    Active(Takeover),
+    /// The member that has their key.
+    ByKey(Box<Keys>),
+}
+
 /// One subscription's state in one partition.
 #[derive(Debug)]
 pub struct Part {
+    assigned: Assigned,
     fresh: Cursor,
     entries: VecDeque<Entry>,
     live: u32,
@@ -116,10 +191,24 @@ impl Part {
     /// What a part may have to remember of one consumer, in bytes.
     pub const PER_CONSUMER_SIZE: usize = size_of::<Through>();
 
-    /// A part that starts at `offset`.
+    /// What a part of such a subscription always has memory for beyond itself, in bytes.
     #[must_use]
-    pub fn new(offset: Offset) -> Self {
+    pub const fn least_size(kind: Kind) -> usize {
+        match kind {
+            Kind::Exclusive | Kind::Shared | Kind::Failover => Self::UNSETTLED_LEAST * ENTRY_SIZE,
+            Kind::KeyShared => Self::UNSETTLED_LEAST * KEYED_ENTRY_SIZE + size_of::<Keys>(),
+        }
+    }
+
+    /// A part that starts at `offset`, of a subscription of this kind.
+    #[must_use]
+    pub fn new(kind: Kind, offset: Offset) -> Self {
         Self {
+            assigned: match kind {
+                Kind::Exclusive | Kind::Shared => Assigned::Anyone,
+                Kind::Failover => Assigned::Active(Takeover::default()),
+                Kind::KeyShared => Assigned::ByKey(Box::default()),
+            },
             fresh: Cursor::at(offset),
             entries: VecDeque::new(),
             live: 0,
@@ -130,10 +219,69 @@ impl Part {
         }
     }
 
+    /// Of a subscription whose members have claims: to whom something is to be offered
+    /// next, now that `membership` is as it is. Whoever takes it is given it by
+    /// [`Part::deliver_claimed`]; if it does not, the next call finds the next one.
+    #[cold]
+    pub fn claimant(
+        &mut self,
+        arena: &Arena,
+        log: &mut Log,
+        membership: &Membership,
+        partition: PartitionIndex,
+    ) -> Claim {
+        match &mut self.assigned {
+            Assigned::Anyone => Claim::None,
+            Assigned::Active(takeover) => {
+                takeover.follow(&self.entries, membership, partition);
+                takeover.claimant().map_or(Claim::None, Claim::By)
+            }
+            Assigned::ByKey(keys) => {
+                keys.follow(&self.entries, membership);
+                self.claimant_by_key(arena, log, membership)
+            }
+        }
+    }
+
+    /// Hands what was offered to the consumer, which is the one that
+    /// [`Part::claimant`] found; its next delivery is number `delivery`.
+    #[cold]
+    pub fn deliver_claimed(
+        &mut self,
+        arena: &Arena,
+        log: &mut Log,
+        membership: &Membership,
+        (consumer, delivery): (Handle, u64),
+        limit: RunLimit,
+    ) -> Option<Delivered> {
+        match &mut self.assigned {
+            Assigned::Anyone => None,
+            Assigned::Active(takeover) => {
+                takeover.taken();
+                self.deliver_in_order(arena, log, consumer, delivery, limit)
+            }
+            Assigned::ByKey(_) => {
+                self.deliver_by_key(arena, log, membership, (consumer, delivery), limit)
+            }
+        }
+    }
+
     /// Hands the next run to `consumer`, whose next delivery is number
     /// `delivery`; `None` if nothing is ready or too much is unsettled.
     #[inline]
     pub fn deliver(
+        &mut self,
+        arena: &Arena,
+        log: &mut Log,
+        consumer: Handle,
+        delivery: u64,
+        limit: RunLimit,
+    ) -> Option<Delivered> {
+        self.deliver_in_order(arena, log, consumer, delivery, limit)
+    }
+
+    #[inline(always)]
+    fn deliver_in_order(
         &mut self,
         arena: &Arena,
         log: &mut Log,
@@ -153,6 +301,12 @@ impl Part {
             ..limit
         };
         let run = log.read(arena, &mut self.fresh, limit)?;
+        Some(self.handed_out(run, consumer, delivery))
+    }
+
+    /// A run from the mark on is with `consumer` for the first time.
+    #[inline(always)]
+    fn handed_out(&mut self, run: Run, consumer: Handle, delivery: u64) -> Delivered {
         for index in 0..u64::from(run.count) {
             self.entries.push_back(Entry {
                 offset: Offset(run.first.0 + index),
@@ -167,7 +321,7 @@ impl Part {
             through.to = Offset(run.first.0 + u64::from(run.count));
         }
         self.live += run.count;
-        Some(Delivered { run, count: 1 })
+        Delivered { run, count: 1 }
     }
 
     /// Settles `count` offsets from `first` on that `consumer` holds. What is
@@ -187,6 +341,7 @@ impl Part {
         };
         let mut index = self.index_of(first);
         let mut run = SettledRun::default();
+        let mut keys = self.assigned.keys();
         while let Some(entry) = self.entries.get_mut(index) {
             if entry.offset.0 >= end {
                 break;
@@ -196,6 +351,9 @@ impl Part {
                     entry.state = State::Settled;
                     run.add(arena, log, entry.offset);
                     outcome.settled += 1;
+                    if let Some(keys) = &mut keys {
+                        keys.released(index);
+                    }
                 }
                 State::Delivered | State::Returned | State::Resting => outcome.strange = true,
                 State::Settled => {}
@@ -203,6 +361,7 @@ impl Part {
             index += 1;
         }
         run.end(arena, log);
+        self.assigned.settled(consumer, outcome.settled);
         self.forget(outcome.settled);
         outcome
     }
@@ -239,11 +398,13 @@ impl Part {
         let mut run = SettledRun::default();
         let (mut lowest_kept, mut highest_kept) = (None, None);
         let index = self.index_of(from);
-        for entry in self
+        let mut keys = self.assigned.keys();
+        for (entry, index) in self
             .entries
             .range_mut(index..)
-            .take_while(|entry| entry.offset < end)
-            .filter(|entry| entry.is_with(consumer))
+            .zip(index..)
+            .take_while(|(entry, _)| entry.offset < end)
+            .filter(|(entry, _)| entry.is_with(consumer))
         {
             let covered = match of_last {
                 Some((delivery, _)) => entry.delivery <= delivery,
@@ -253,6 +414,9 @@ impl Part {
                 entry.state = State::Settled;
                 run.add(arena, log, entry.offset);
                 outcome.settled += 1;
+                if let Some(keys) = &mut keys {
+                    keys.released(index);
+                }
             } else {
                 lowest_kept = lowest_kept.or(Some(entry.offset));
                 highest_kept = Some(entry.offset);
@@ -269,6 +433,7 @@ impl Part {
             None => from,
         };
         *self.through_of_new(consumer) = Through { consumer, from, to };
+        self.assigned.settled(consumer, outcome.settled);
         self.forget(outcome.settled);
         outcome
     }
@@ -278,7 +443,8 @@ impl Part {
     /// Returns how many came back.
     pub fn consumer_gone(&mut self, consumer: Handle, handed: u64) -> u32 {
         let mut back = 0;
-        for entry in &mut self.entries {
+        let mut keys = self.assigned.keys();
+        for (index, entry) in self.entries.iter_mut().enumerate() {
             if entry.state == State::Delivered && entry.consumer == consumer {
                 entry.state = State::Returned;
                 if entry.offset < self.returned_from.offset {
@@ -287,10 +453,14 @@ impl Part {
                 if entry.delivery >= handed {
                     entry.count -= 1;
                 }
+                if let Some(keys) = &mut keys {
+                    keys.waits(index, entry.offset);
+                }
                 back += 1;
             }
         }
         self.returned += back;
+        self.assigned.forget_version();
         self.settled_through
             .retain(|through| through.consumer != consumer);
         back
@@ -310,16 +480,22 @@ impl Part {
         let end = Offset(first.0.saturating_add(count));
         let from = self.index_of(first);
         let mut back = 0;
-        for entry in self
+        let mut keys = self.assigned.keys();
+        for (entry, index) in self
             .entries
             .range_mut(from..)
-            .take_while(|entry| entry.offset < end)
-            .filter(|entry| entry.is_with(consumer))
+            .zip(from..)
+            .take_while(|(entry, _)| entry.offset < end)
+            .filter(|(entry, _)| entry.is_with(consumer))
         {
             if cfg!(planted = "lose_return") {
                 continue;
             }
             back += 1;
+            if let Some(keys) = &mut keys {
+                keys.waits(index, entry.offset);
+                keys.released(index);
+            }
             if let Some(until) = rest(entry.count) {
                 entry.state = State::Resting;
                 self.resting.push(Reverse((until, entry.offset)));
@@ -331,6 +507,7 @@ impl Part {
                 self.returned_from = Cursor::at(entry.offset);
             }
         }
+        self.assigned.settled(consumer, back.into());
         back
     }
 
@@ -347,6 +524,9 @@ impl Part {
             entry.state = State::Returned;
             if offset < self.returned_from.offset {
                 self.returned_from = Cursor::at(offset);
+            }
+            if let Some(keys) = self.assigned.keys() {
+                keys.touched(index);
             }
             back += 1;
         }
@@ -378,6 +558,9 @@ impl Part {
         self.returned = 0;
         self.resting.clear();
         self.settled_through.clear();
+        if let Some(keys) = self.assigned.keys() {
+            *keys = Keys::default();
+        }
     }
 
     /// How many more messages may be handed out for the first time without taking up
@@ -400,26 +583,29 @@ impl Part {
     /// part, in bytes.
     #[must_use]
     pub fn entries_size(&self) -> usize {
-        (self.places() - Self::UNSETTLED_LEAST) * ENTRY_SIZE
+        (self.places() - Self::UNSETTLED_LEAST) * self.entry_size()
     }
 
     /// What [`Part::widen`] would take, in bytes.
     #[must_use]
     pub fn widening_size(&self) -> usize {
-        self.places() * ENTRY_SIZE
+        self.places() * self.entry_size()
     }
 
     /// Makes room for as many messages more as there is room for.
     pub fn widen(&mut self) {
         let more = 2 * self.places() - self.entries.len();
         self.entries.reserve_exact(more);
+        if let Some(keys) = self.assigned.keys() {
+            keys.reserve(more);
+        }
     }
 
     /// Drops what is settled between the few that a part always has memory for, so
     /// that all of that is there for what is not. Whether there is room now.
     pub fn tidy(&mut self) -> bool {
         if self.live < UNSETTLED_LEAST {
-            self.entries.retain(|entry| entry.state != State::Settled);
+            self.compact();
         }
         self.room() > 0
     }
@@ -446,7 +632,18 @@ impl Part {
         let places = (2 * self.entries.len()).max(Self::UNSETTLED_LEAST);
         self.entries.shrink_to(places);
         self.resting.shrink_to(places);
+        if let Some(keys) = self.assigned.keys() {
+            keys.shrink_to(places);
+        }
         before - self.entries_size()
+    }
+
+    /// What one unsettled message takes up.
+    fn entry_size(&self) -> usize {
+        match self.assigned {
+            Assigned::ByKey(_) => KEYED_ENTRY_SIZE,
+            Assigned::Anyone | Assigned::Active(_) => ENTRY_SIZE,
+        }
     }
 
     /// Entries that there is memory for.
@@ -455,7 +652,26 @@ impl Part {
         self.entries.capacity().max(Self::UNSETTLED_LEAST)
     }
 
-    /// Whether a consumer with credit would get something.
+    /// Whether a message that came back, or room for one more, may let somebody take
+    /// something who could not when [`Part::claimant`] was called last.
+    #[must_use]
+    pub fn frees(&self) -> bool {
+        match &self.assigned {
+            Assigned::Anyone => false,
+            Assigned::Active(takeover) => takeover.frees(),
+            Assigned::ByKey(keys) => keys.frees(),
+        }
+    }
+
+    /// Whether nothing is handed out for the first time before something is settled.
+    #[inline]
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.room() == 0 || self.live == UNSETTLED_MAX
+    }
+
+    /// Whether a consumer with credit would get something; where members have claims,
+    /// whether one of them might.
     #[inline]
     #[must_use]
     pub fn ready(&self, log: &Log) -> bool {
@@ -544,6 +760,9 @@ impl Part {
             self.live <= UNSETTLED_MAX,
             "unsettled messages stay within their limit"
         );
+        if let Assigned::ByKey(keys) = &self.assigned {
+            keys.invariants(&self.entries);
+        }
     }
 
     fn deliver_returned(
@@ -571,18 +790,19 @@ impl Part {
             run.first, entry.offset,
             "an unsettled message is in the log"
         );
-        entry.state = State::Delivered;
-        entry.consumer = consumer;
-        entry.delivery = delivery;
-        entry.count = entry.count.saturating_add(1);
-        entry.first = false;
-        let (offset, count) = (entry.offset, entry.count);
+        let count = entry.handed_out_late(consumer, delivery);
+        Some(self.handed_out_late(run, consumer, count))
+    }
+
+    /// A message from below the mark is with `consumer`, handed out `count` times now.
+    fn handed_out_late(&mut self, run: Run, consumer: Handle, count: u16) -> Delivered {
+        let offset = run.first;
         self.returned -= 1;
         if let Some(through) = self.through_of(consumer) {
             through.from = offset.min(through.from);
             through.to = Offset(offset.0 + 1).max(through.to);
         }
-        Some(Delivered { run, count })
+        Delivered { run, count }
     }
 
     #[inline]
@@ -613,6 +833,7 @@ impl Part {
     /// are the majority, so that each is moved at most once on average.
     fn forget(&mut self, settled: u64) {
         self.live -= u32::try_from(settled).expect("entries are fewer than 2^32");
+        let before = self.entries.len();
         while self
             .entries
             .front()
@@ -620,10 +841,22 @@ impl Part {
         {
             self.entries.pop_front();
         }
+        let dropped = before - self.entries.len();
+        if let Some(keys) = self.assigned.keys() {
+            keys.forget(dropped);
+        }
         let settled_too = self.entries.len() >= Self::UNSETTLED_LEAST;
         if settled_too && self.entries.len() > 2 * self.live as usize {
-            self.entries.retain(|entry| entry.state != State::Settled);
+            self.compact();
         }
+    }
+
+    /// Drops all settled entries.
+    fn compact(&mut self) {
+        if let Some(keys) = self.assigned.keys() {
+            keys.compact(&self.entries);
+        }
+        self.entries.retain(|entry| entry.state != State::Settled);
     }
 
     /// The index of the first entry at or after `offset`.

@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod by_key;
+mod takeover;
+
 use super::*;
 use crate::frame::encode::{Envelope, message, message_size};
 use crate::id::{DestinationNumber, Handle, Offset, PartitionIndex};
@@ -40,7 +43,7 @@ impl Setting {
                 },
                 0,
             ),
-            part: Part::new(Offset(0)),
+            part: Part::new(Kind::Shared, Offset(0)),
         };
         setting.append(messages);
         setting

@@ -986,6 +986,8 @@ fn a_consumer_says_whether_it_shares_its_subscription() {
         (Sharing::Usual, 0),
         (Sharing::One, 1),
         (Sharing::Several, 2),
+        (Sharing::Failover, 3),
+        (Sharing::KeyShared, 4),
     ] {
         let request = ConsumerRequest {
             subscription: "s".into(),

@@ -185,7 +185,7 @@ impl Shard {
         let consumers = self
             .subscriptions
             .get(handle)
-            .map_or(0, |subscription| subscription.consumers().len());
+            .map_or(0, |subscription| subscription.membership().members().len());
         if consumers > 0 && !force {
             return Err(Rejection::request(
                 Refusal::PreconditionFailed,

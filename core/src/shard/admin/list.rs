@@ -204,12 +204,12 @@ impl Shard {
             }
             let row = SubscriptionRow {
                 destination: destination.kind as u8,
-                sharing: subscription.sharing_code(),
+                sharing: subscription.membership().kind() as u8,
                 destination_length: length(&destination.name).into(),
                 name_length: length(name.unwrap_or("")).into(),
                 options: u16::from(subscription.is_fleeting()).into(),
                 partitions: count(self.locals[number].partitions.len()).into(),
-                consumers: count(subscription.consumers().len()).into(),
+                consumers: count(subscription.membership().members().len()).into(),
                 unsettled: unsettled.into(),
                 backlog: backlog.into(),
             };
