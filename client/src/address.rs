@@ -116,6 +116,11 @@ impl Endpoints {
         endpoints.map(Self).ok_or_else(illegal)
     }
 
+    /// At least one.
+    pub(crate) fn of(endpoints: Vec<Endpoint>) -> Self {
+        Self(endpoints)
+    }
+
     /// The endpoints.
     pub fn iter(&self) -> impl Iterator<Item = &Endpoint> {
         self.0.iter()

@@ -1,7 +1,7 @@
 //! A client: the connections to one broker, and what is opened on them.
 
 use std::io;
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,7 @@ use crate::error::{ConnectError, RequestError};
 use crate::link::{Link, Wanted};
 use crate::pool::{Owner, Pool};
 use crate::producer::ProducerBuilder;
+use crate::resolve::{Resolver, Whereabouts};
 use crate::session::Session;
 
 /// How to connect; [`Client::connect`] uses the defaults.
@@ -29,6 +30,7 @@ pub struct ConnectOptions {
     timeout: Duration,
     spin: Duration,
     reconnect_for: Duration,
+    resolver: Resolver,
 }
 
 impl Default for ConnectOptions {
@@ -38,6 +40,7 @@ impl Default for ConnectOptions {
             timeout: Duration::from_secs(3),
             spin: Duration::from_micros(50),
             reconnect_for: Duration::from_secs(30),
+            resolver: Resolver::default(),
         }
     }
 }
@@ -79,6 +82,18 @@ impl ConnectOptions {
         self
     }
 
+    /// How the name and port of an endpoint become addresses; as the system does it
+    /// unless said otherwise. Asked for each connection anew, on a thread that may
+    /// wait; what is written as an address is not asked for.
+    #[must_use]
+    pub fn resolver(
+        mut self,
+        resolve: impl Fn(&str, u16) -> io::Result<Vec<SocketAddr>> + Send + Sync + 'static,
+    ) -> Self {
+        self.resolver = Resolver::new(resolve);
+        self
+    }
+
     /// Connects to the first endpoint that answers.
     ///
     /// # Errors
@@ -87,8 +102,8 @@ impl ConnectOptions {
     pub fn connect(&self, endpoints: impl IntoEndpoints) -> Result<Client, ConnectError> {
         let endpoints = endpoints.into_endpoints()?;
         let mut last = None;
-        for endpoint in endpoints.iter() {
-            match self.connect_to(endpoint, &endpoints) {
+        for (index, endpoint) in endpoints.iter().enumerate() {
+            match self.connect_to(endpoint, index, &endpoints) {
                 Ok(client) => return Ok(client),
                 Err(error) => last = Some(error),
             }
@@ -96,38 +111,31 @@ impl ConnectOptions {
         Err(last.expect("a list of endpoints is never empty"))
     }
 
-    fn connect_to(&self, endpoint: &Endpoint, all: &Endpoints) -> Result<Client, ConnectError> {
-        let address = || endpoint.to_string();
-        let resolved = (endpoint.host(), endpoint.port())
-            .to_socket_addrs()
-            .map_err(|source| ConnectError::Resolve {
-                address: address(),
-                source,
-            })?;
-        let mut last = ConnectError::Resolve {
-            address: address(),
-            source: io::Error::new(io::ErrorKind::NotFound, "the name has no address"),
-        };
-        for resolved in resolved {
-            match self.greet(endpoint, &resolved, all) {
-                Ok(client) => return Ok(client),
-                Err(error) => last = error,
-            }
-        }
-        Err(last)
-    }
-
-    fn greet(
+    fn connect_to(
         &self,
         endpoint: &Endpoint,
-        resolved: &SocketAddr,
+        index: usize,
         all: &Endpoints,
     ) -> Result<Client, ConnectError> {
-        let link = self.dial(endpoint, resolved, all, None)?;
-        Ok(Client {
-            pool: Arc::new(Pool::new(self.clone(), link)),
-            session: Arc::new(Session::new()),
-        })
+        let resolved = self.resolver.resolve(endpoint);
+        let resolved = resolved.map_err(|source| ConnectError::Resolve {
+            address: endpoint.to_string(),
+            source,
+        })?;
+        let mut last = None;
+        for resolved in resolved {
+            let whereabouts = Whereabouts::new(all, index, self.resolver.clone());
+            match self.dial(endpoint, &resolved, whereabouts, None) {
+                Ok(link) => {
+                    return Ok(Client {
+                        pool: Arc::new(Pool::new(self.clone(), link)),
+                        session: Arc::new(Session::new()),
+                    });
+                }
+                Err(error) => last = Some(error),
+            }
+        }
+        Err(last.expect("what is resolved has an address"))
     }
 
     /// Connects to where another link is connected, for another shard of that broker.
@@ -136,19 +144,18 @@ impl ConnectOptions {
         link: &Link,
         shard: ShardIndex,
     ) -> Result<Arc<Link>, ConnectError> {
-        let (peer, all, installation) = {
+        let (peer, whereabouts, installation) = {
             let state = link.take();
-            let peer = state.wire.peer();
-            (peer, state.wire.addresses(), state.machine.installation())
+            let wire = &state.wire;
+            let installation = state.machine.installation();
+            (wire.peer(), wire.whereabouts().afresh(), installation)
         };
-        let Some(peer) = peer else {
-            return Err(ConnectError::Io {
-                address: String::new(),
-                source: io::ErrorKind::NotConnected.into(),
-            });
-        };
+        let peer = peer.map_err(|source| ConnectError::Io {
+            address: String::new(),
+            source,
+        })?;
         let endpoint = Endpoint::from(peer);
-        let link = self.dial_with(&endpoint, &peer, all, Some(shard))?;
+        let link = self.dial(&endpoint, &peer, whereabouts, Some(shard))?;
         if link.take().machine.installation() != installation {
             link.desert();
             return Err(ConnectError::Io {
@@ -163,18 +170,7 @@ impl ConnectOptions {
         &self,
         endpoint: &Endpoint,
         resolved: &SocketAddr,
-        all: &Endpoints,
-        shard: Option<ShardIndex>,
-    ) -> Result<Arc<Link>, ConnectError> {
-        let addresses = self.addresses(resolved, all);
-        self.dial_with(endpoint, resolved, addresses, shard)
-    }
-
-    fn dial_with(
-        &self,
-        endpoint: &Endpoint,
-        resolved: &SocketAddr,
-        addresses: Vec<SocketAddr>,
+        whereabouts: Whereabouts,
         shard: Option<ShardIndex>,
     ) -> Result<Arc<Link>, ConnectError> {
         let address = || endpoint.to_string();
@@ -202,7 +198,7 @@ impl ConnectOptions {
             reconnect_for: self.reconnect_for,
         };
         let link =
-            Link::new(stream, addresses, config, self.spin, self.timeout).map_err(io_error)?;
+            Link::new(stream, whereabouts, config, self.spin, self.timeout).map_err(io_error)?;
         let deadline = link.now().after(left);
         let end = link.wait(deadline, Wanted::Anything, |state| {
             if state.machine.is_open() {
@@ -246,23 +242,6 @@ impl ConnectOptions {
                 end,
             },
         })
-    }
-
-    /// Where another connection is to be tried: where the first one was made, and
-    /// then wherever else a broker may be. What has no address now is left out.
-    fn addresses(&self, resolved: &SocketAddr, all: &Endpoints) -> Vec<SocketAddr> {
-        let mut addresses = vec![*resolved];
-        if !self.reconnect_for.is_zero() {
-            let others = all
-                .iter()
-                .filter_map(|endpoint| (endpoint.host(), endpoint.port()).to_socket_addrs().ok());
-            for address in others.flatten() {
-                if !addresses.contains(&address) {
-                    addresses.push(address);
-                }
-            }
-        }
-        addresses
     }
 }
 

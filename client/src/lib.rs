@@ -63,6 +63,7 @@ mod link;
 mod message;
 mod pool;
 mod producer;
+mod resolve;
 mod sending;
 mod session;
 mod unsettled;

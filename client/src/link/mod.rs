@@ -45,7 +45,7 @@ mod waiters;
 mod wire;
 
 use std::io;
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::ops::{Deref, DerefMut};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -63,12 +63,13 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use crate::clock::{self, Clock};
 use crate::error::{Cause, RequestError, SendError};
 use crate::lane::{Item, Lane};
+use crate::resolve::Whereabouts;
 
 pub(crate) use state::State;
 pub(crate) use waiters::{Wanted, Woken};
 
 use waiters::{Seat, Sleeper};
-use wire::Wire;
+use wire::{Watched, Wire};
 
 /// How long threads of the library outlive their last work.
 pub(crate) const LINGER: Duration = Duration::from_secs(1);
@@ -147,12 +148,12 @@ impl Link {
     /// A link over a connected stream, which becomes non-blocking.
     pub(crate) fn new(
         stream: TcpStream,
-        addresses: Vec<SocketAddr>,
+        whereabouts: Whereabouts,
         config: client::Config,
         spin: Duration,
         timeout: Duration,
     ) -> io::Result<Arc<Self>> {
-        let wire = Wire::new(stream, addresses, timeout)?;
+        let wire = Wire::new(stream, whereabouts, timeout)?;
         let bell = || eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC);
         let bells = [bell()?, bell()?];
         let zero = Instant::now();
@@ -442,8 +443,10 @@ impl Link {
             // The next sends may rely on it.
             until = until.min(self.now().after(NAP_MAX));
         }
+        let watched = driving.wire.watched();
         let for_room = driving.machine.has_pieces() || driving.wire.is_dialing();
-        let stream = driving.wire.watched();
+        // The bell of a question always has room.
+        let for_room = for_room && !matches!(watched, Some(Watched::Question(_)));
         driving.waiters.sleep(
             seat,
             Sleeper {
@@ -462,8 +465,8 @@ impl Link {
         let time = (until != Monotonic::NEVER).then(|| timespec(until.since(self.now())));
         let bell = &self.bells[seat as usize];
         let bell_fd = PollFd::new(bell, PollFlags::IN);
-        let mut fds = match &stream {
-            Some(stream) => [bell_fd, PollFd::new(&**stream, flags)],
+        let mut fds = match &watched {
+            Some(watched) => [bell_fd, PollFd::new(watched, flags)],
             // Twice the bell: a list on the stack has one length.
             None => [bell_fd.clone(), bell_fd],
         };

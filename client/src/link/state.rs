@@ -559,10 +559,8 @@ impl State {
         }
         while let Some(event) = self.machine.poll_event() {
             match event {
-                Event::Opened { .. }
-                | Event::ProducerLost { .. }
-                | Event::ConsumerResumed { .. }
-                | Event::Ended(_) => {}
+                Event::Opened { .. } => self.wire.arrived(),
+                Event::ProducerLost { .. } | Event::ConsumerResumed { .. } | Event::Ended(_) => {}
                 Event::Disconnected => {
                     // Only ever read to be compared: nothing is published with it.
                     self.disconnects.fetch_add(1, Ordering::Relaxed);

@@ -3,12 +3,14 @@
 //!
 //! ```text
 //!   Open --- the machine wants another ---> Gone --- its time has come ---> Dialing
-//!     ^                                      ^ '------- the kernel says no ----'  |
-//!     '------------------------------------- connected ---------------------------'
+//!     ^                                     |  ^ '------- the kernel says no ----'  |
+//!     |                   a name, no address '--> Asking -- answered ---> Dialing   |
+//!     '------------------------------------- connected -----------------------------'
 //! ```
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +19,8 @@ use courser_core::time::Monotonic;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with, sockopt};
+
+use crate::resolve::{Next, Question, Whereabouts};
 
 /// How much is read at once: a size that stays in the second-level cache.
 const RECEIVE_SIZE: usize = 64 * 1024;
@@ -56,35 +60,47 @@ enum Connection {
     Open(Arc<TcpStream>),
     /// The kernel knocks at an address, until then at most.
     Dialing(Arc<TcpStream>, Monotonic),
+    /// A name becomes addresses, until then at most.
+    Asking(Arc<Question>, Monotonic),
     Gone,
+}
+
+/// What to sleep at.
+pub(super) enum Watched {
+    Socket(Arc<TcpStream>),
+    Question(Arc<Question>),
+}
+
+impl AsFd for Watched {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Socket(stream) => stream.as_fd(),
+            Self::Question(question) => question.as_fd(),
+        }
+    }
 }
 
 /// See the module.
 pub(crate) struct Wire {
     connection: Connection,
-    /// Where brokers may be, the one of the first connection first.
-    addresses: Vec<SocketAddr>,
-    /// Which of them is tried next.
-    next: usize,
+    whereabouts: Whereabouts,
     /// How long one try may take.
     patience: Duration,
     buffer: Buffer,
 }
 
 impl Wire {
-    /// Over a connected stream, which becomes non-blocking. The next connection
-    /// is tried with each of the addresses in turn.
+    /// Over a connected stream, which becomes non-blocking.
     pub(super) fn new(
         stream: TcpStream,
-        addresses: Vec<SocketAddr>,
+        whereabouts: Whereabouts,
         patience: Duration,
     ) -> io::Result<Self> {
         stream.set_nodelay(true)?;
         stream.set_nonblocking(true)?;
         Ok(Self {
             connection: Connection::Open(Arc::new(stream)),
-            addresses,
-            next: 0,
+            whereabouts,
             patience,
             buffer: Buffer::new(),
         })
@@ -100,34 +116,52 @@ impl Wire {
                 match outcome(&stream) {
                     None if now < *until => false,
                     Some(Ok(())) => self.dialed(stream, machine, now),
-                    None | Some(Err(_)) => {
-                        self.connection = Connection::Gone;
-                        machine.dial_failed(now);
-                        true
-                    }
+                    None | Some(Err(_)) => self.failed(machine, now),
                 }
+            }
+            Connection::Asking(question, _) if question.is_answered() => {
+                self.begin_next(machine, now)
+            }
+            Connection::Asking(_, until) if now < *until => false,
+            Connection::Asking(..) => {
+                self.whereabouts.pass();
+                self.failed(machine, now)
             }
             Connection::Open(_) | Connection::Gone => {
                 self.connection = Connection::Gone;
                 if machine.wants_connection().is_none_or(|at| now < at) {
                     return false;
                 }
-                let address = self.addresses.get(self.next % self.addresses.len().max(1));
-                self.next += 1;
-                match address.map(begin) {
-                    Some(Ok((stream, true))) => self.dialed(Arc::new(stream), machine, now),
-                    Some(Ok((stream, false))) => {
-                        let until = now.after(self.patience);
-                        self.connection = Connection::Dialing(Arc::new(stream), until);
-                        false
-                    }
-                    None | Some(Err(_)) => {
-                        machine.dial_failed(now);
-                        true
-                    }
-                }
+                self.begin_next(machine, now)
             }
         }
+    }
+
+    /// Begins the way to the next address.
+    fn begin_next(&mut self, machine: &mut client::Client, now: Monotonic) -> bool {
+        let until = now.after(self.patience);
+        let begun = match self.whereabouts.next() {
+            Next::Dial(address) => begin(&address),
+            Next::Await(question) => {
+                self.connection = Connection::Asking(question, until);
+                return false;
+            }
+            Next::Fail => return self.failed(machine, now),
+        };
+        match begun {
+            Ok((stream, true)) => self.dialed(Arc::new(stream), machine, now),
+            Ok((stream, false)) => {
+                self.connection = Connection::Dialing(Arc::new(stream), until);
+                false
+            }
+            Err(_) => self.failed(machine, now),
+        }
+    }
+
+    fn failed(&mut self, machine: &mut client::Client, now: Monotonic) -> bool {
+        self.connection = Connection::Gone;
+        machine.dial_failed(now);
+        true
     }
 
     fn dialed(
@@ -146,7 +180,7 @@ impl Wire {
     /// When [`Wire::dial`] has something to do though nothing happens.
     pub(super) fn next_deadline(&self, machine: &client::Client) -> Monotonic {
         match (&self.connection, machine.wants_connection()) {
-            (Connection::Dialing(_, until), _) => *until,
+            (Connection::Dialing(_, until) | Connection::Asking(_, until), _) => *until,
             (_, Some(at)) => at,
             (_, None) => Monotonic::NEVER,
         }
@@ -222,17 +256,26 @@ impl Wire {
         any
     }
 
-    /// Where the broker of this connection is, if there is a connection.
-    pub(crate) fn peer(&self) -> Option<SocketAddr> {
+    /// Where the broker of this connection is.
+    ///
+    /// # Errors
+    ///
+    /// If there is no connection.
+    pub(crate) fn peer(&self) -> io::Result<SocketAddr> {
         match &self.connection {
-            Connection::Open(stream) => stream.peer_addr().ok(),
-            Connection::Dialing(..) | Connection::Gone => None,
+            Connection::Open(stream) => stream.peer_addr(),
+            _ => Err(io::ErrorKind::NotConnected.into()),
         }
     }
 
+    /// A session is open on this connection.
+    pub(super) fn arrived(&mut self) {
+        self.whereabouts.arrived();
+    }
+
     /// Where brokers may be.
-    pub(crate) fn addresses(&self) -> Vec<SocketAddr> {
-        self.addresses.clone()
+    pub(crate) fn whereabouts(&self) -> &Whereabouts {
+        &self.whereabouts
     }
 
     /// Ends the connection.
@@ -245,9 +288,12 @@ impl Wire {
     }
 
     /// What to watch for the next turn, if there is something.
-    pub(super) fn watched(&self) -> Option<Arc<TcpStream>> {
+    pub(super) fn watched(&self) -> Option<Watched> {
         match &self.connection {
-            Connection::Open(stream) | Connection::Dialing(stream, _) => Some(Arc::clone(stream)),
+            Connection::Open(stream) | Connection::Dialing(stream, _) => {
+                Some(Watched::Socket(Arc::clone(stream)))
+            }
+            Connection::Asking(question, _) => Some(Watched::Question(Arc::clone(question))),
             Connection::Gone => None,
         }
     }

@@ -13,11 +13,18 @@
 //! - until it goes it is a link like any other: it can break, stall and be ended, and
 //!   its peer may not speak.
 
-use super::{Attached, LinkState, Rejection, Shard};
+use super::{Attached, Link, LinkState, Rejection, Shard};
 use crate::counters::Counter;
 use crate::error::Refusal;
 use crate::frame::control;
 use crate::id::{Handle, RequestId, ShardIndex};
+
+impl Link {
+    /// Whether it is to go to another shard.
+    pub(super) fn is_moving(&self) -> bool {
+        matches!(self.state, LinkState::Moving { .. })
+    }
+}
 
 impl Shard {
     /// Where a link goes that [`Output::HandOver`] named, and what the shard there is to
@@ -76,38 +83,7 @@ impl Shard {
         for session in core::mem::take(&mut entry.sessions) {
             self.sessions.remove(session);
         }
-        self.moving.push(link);
+        self.finishing.push(link);
         Ok(())
-    }
-
-    /// Lets links go whose answers have left.
-    #[inline]
-    pub(super) fn move_on(&mut self) {
-        if !self.moving.is_empty() {
-            self.move_all();
-        }
-    }
-
-    #[cold]
-    fn move_all(&mut self) {
-        let mut moving = core::mem::take(&mut self.moving);
-        moving.retain(|&link| {
-            let state = self.links.get(link).map(|entry| entry.state);
-            let goes = self.can_move(link);
-            let moves = matches!(state, Some(LinkState::Moving { .. }));
-            if moves && goes {
-                self.outputs.push_back(super::Output::HandOver(link));
-            }
-            moves && !goes
-        });
-        self.moving = moving;
-    }
-
-    /// Whether everything that was answered to a link has left; or it is no more.
-    pub(super) fn can_move(&self, link: Handle) -> bool {
-        self.links
-            .get(link)
-            .is_none_or(|entry| entry.egress.bytes() == 0)
-            && self.can_finish(link)
     }
 }

@@ -75,10 +75,8 @@ impl Shard {
             let Some(entry) = self.links.get_mut(link) else {
                 return Ok(());
             };
-            match entry.state {
-                LinkState::Open => {}
-                LinkState::Ending => return Ok(()),
-                LinkState::Moving { .. } => return Err(spoke_while_moving()),
+            if !matches!(entry.state, LinkState::Open) {
+                return not_heard(entry.state);
             }
             if entry.intake.assembly.is_some() {
                 bytes = self.assemble(now, link, bytes)?;
@@ -323,10 +321,16 @@ impl Shard {
     }
 }
 
+/// What comes on a link that is not open.
 #[cold]
-fn spoke_while_moving() -> Fault {
-    let text = "nothing may come behind a move until it is answered";
-    Fault::new(Refusal::Unexpected, text)
+fn not_heard(state: LinkState) -> Result<(), Fault> {
+    match state {
+        LinkState::Open | LinkState::Ending => Ok(()),
+        LinkState::Moving { .. } => {
+            let text = "nothing may come behind a move until it is answered";
+            Err(Fault::new(Refusal::Unexpected, text))
+        }
+    }
 }
 
 const _: () = assert!(Kind::Message as u8 == 0x80);

@@ -330,10 +330,9 @@ pub struct Shard {
     reports: VecDeque<admin::Report>,
     /// Clients that are to be told of what the broker ended.
     notices: Vec<Notice>,
-    /// Links whose peers send no more, and that end once they are answered.
+    /// Links whose peers send no more, and that end once they are answered; and those
+    /// that move once their answers have left.
     finishing: Vec<Handle>,
-    /// Links that are handed over once what waits for them has left.
-    moving: Vec<Handle>,
     outputs: VecDeque<Output>,
     next_tick: Monotonic,
     stopping: bool,
@@ -393,7 +392,6 @@ impl Shard {
             reports: VecDeque::new(),
             notices: Vec::new(),
             finishing: Vec::new(),
-            moving: Vec::new(),
             outputs: VecDeque::new(),
             next_tick: Monotonic(0),
             stopping: false,
@@ -535,7 +533,6 @@ impl Shard {
         self.thin_out();
         self.report(now);
         self.finish(now);
-        self.move_on();
         for index in 0..self.dirty.len() {
             let link = self.dirty[index];
             if let Some(entry) = self.links.get_mut(link) {
@@ -590,7 +587,6 @@ impl Shard {
             || self.can_report()
             || self.can_lend_blocks()
             || self.finishing.iter().any(|link| self.can_finish(*link))
-            || self.moving.iter().any(|link| self.can_move(*link))
             || !self.outputs.is_empty()
     }
 
@@ -867,24 +863,37 @@ impl Shard {
         self.outputs.push_back(Output::Close { link, flush });
     }
 
-    /// Ends links whose peers send no more and have no answer left to come.
+    /// Ends links whose peers send no more and have no answer left to come, and lets
+    /// those go that move.
+    #[inline]
     fn finish(&mut self, now: Now) {
-        if self.finishing.is_empty() {
-            return;
+        if !self.finishing.is_empty() {
+            self.finish_all(now);
         }
+    }
+
+    #[cold]
+    fn finish_all(&mut self, now: Now) {
         let mut finishing = core::mem::take(&mut self.finishing);
         finishing.retain(|&link| {
-            let ends = self.can_finish(link);
-            if ends {
-                self.end(now, link, true);
+            let goes = self.can_finish(link);
+            let moves = self.links.get(link).is_some_and(|link| link.is_moving());
+            match (goes, moves) {
+                (true, true) => self.outputs.push_back(Output::HandOver(link)),
+                (true, false) => self.end(now, link, true),
+                (false, _) => {}
             }
-            !ends
+            !goes
         });
         self.finishing = finishing;
     }
 
-    /// Whether every answer to a link is written.
+    /// Whether every answer to a link is written; of one that moves, has left.
     fn can_finish(&self, link: Handle) -> bool {
+        let waits = |link: &Link| link.is_moving() && link.egress.bytes() > 0;
+        if self.links.get(link).is_some_and(waits) {
+            return false;
+        }
         let aside = self.links.get(link).map_or(0, |link| link.egress.aside());
         aside == 0 && !self.reports.iter().any(|report| report.is_for(link))
     }
