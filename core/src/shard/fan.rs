@@ -297,6 +297,12 @@ impl Shard {
             return;
         }
         let (request, again) = (*request, *again);
+        // The home says so, and the others after it.
+        producer.identity.id = ProducerId(attached.producer.get());
+        producer.identity.epoch = Epoch(attached.epoch.get());
+        let Some(fan) = producer.fan_mut() else {
+            return;
+        };
         let unasked: Vec<ShardIndex> = (fan.branches.iter())
             .filter(|branch| branch.handle.is_none())
             .map(|branch| branch.shard)
@@ -305,9 +311,11 @@ impl Shard {
             fan.stage = Stage::Open;
             return self.opened_front(now, front, request);
         }
-        *missing = unasked.len();
-        producer.identity.id = ProducerId(attached.producer.get());
-        producer.identity.epoch = Epoch(attached.epoch.get());
+        fan.stage = Stage::Opening {
+            request,
+            missing: unasked.len(),
+            again,
+        };
         let attach = records::Attach {
             destination: producer.identity.destination.0.into(),
             principal: producer.identity.principal.number().into(),

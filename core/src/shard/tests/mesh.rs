@@ -211,6 +211,24 @@ fn outcomes_of_one_producer_leave_in_the_order_of_its_sends_whatever_shard_answe
     assert_eq!(shards.counter(Counter::MessagesStored), 180);
 }
 
+/// A producer with one branch was told no id and could send nothing: only where more
+/// branches were asked for was the home's answer looked at.
+#[test]
+fn a_producer_whose_only_partition_is_elsewhere_is_who_the_home_says() {
+    let mut shards = Shards::new(2);
+    shards.create("/default/q", 1);
+    let mut client = shards.client(1);
+    let mut producer = shards.producer(&mut client, "/default/q", 0);
+    assert_ne!(producer.producer, 0);
+    client.peer.message_to(0, 1, &mut producer, b"x");
+    assert_eq!(singles(&shards.exchange(&mut client)), [(1, 0, 0, 0)]);
+    shards.all[1].closed(now(), client.peer.link);
+    shards.settle();
+    let mut client = shards.client(1);
+    let again = shards.producer(&mut client, "/default/q", producer.producer);
+    assert_eq!(again.producer, producer.producer);
+}
+
 #[test]
 fn a_send_that_fails_in_the_middle_fails_in_its_place() {
     let mut shards = Shards::new(2);
