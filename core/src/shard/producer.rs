@@ -307,6 +307,8 @@ impl Shard {
         };
         let known = known
             .filter(|known| known.principal == principal && known.epoch.0 < u32::MAX)
+            // What an earlier front asks for may be read after what a later one does.
+            .filter(|known| decided.is_none_or(|decided| known.epoch < decided))
             .ok_or(Refusal::Fenced)?;
         if known.destination != destination {
             return Err(Refusal::PreconditionFailed.into());

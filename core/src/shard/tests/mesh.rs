@@ -297,6 +297,45 @@ fn a_producer_that_is_attached_elsewhere_is_fenced_in_every_partition() {
     assert_eq!(shards.counter(Counter::MessagesStored), 0);
 }
 
+/// A shard that had not turned for long read what a newer front asked before what an
+/// older one had asked over another ring, and fenced the newer.
+#[test]
+fn a_front_that_was_asked_for_earlier_and_is_heard_of_later_fences_nobody() {
+    let mut shards = Shards::new(3);
+    shards.create("/default/q", 3);
+    let mut client = shards.client(0);
+    let id = shards.producer(&mut client, "/default/q", 0).producer;
+    shards.all[0].closed(now(), client.peer.link);
+    shards.settle();
+    let open = |shards: &mut Shards, at: usize| {
+        let mut client = shards.client(at);
+        let fields = OpenProducer {
+            session: client.peer.session.into(),
+            destination_length: 10.into(),
+            producer: id.into(),
+            ..OpenProducer::default()
+        };
+        client.peer.control(2, &fields, &[b"/default/q"]);
+        shards.write(&mut client);
+        // Shard 2 sleeps on.
+        for turn in [1, 0, 1, 0] {
+            shards.turn(turn);
+        }
+        client
+    };
+    let older = open(&mut shards, 1);
+    let mut newer = open(&mut shards, 0);
+    shards.settle();
+    let mut producer = opened(&shards.read(&newer));
+    newer.peer.message_to(2, 1, &mut producer, b"x");
+    assert_eq!(singles(&shards.exchange(&mut newer)), [(1, 2, 0, 0)]);
+    let refused = frames(&shards.read(&older)).iter().any(|(frame, _)| {
+        matches!(frame, Frame::Control { control: Control::Refused(fields, _), .. }
+            if fields.refusal.get() == Refusal::Fenced.code())
+    });
+    assert!(refused, "the older is told that there is a newer one");
+}
+
 #[test]
 fn messages_of_every_size_reach_another_shard() {
     let mut shards = Shards::new(2);
