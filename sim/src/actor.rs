@@ -12,11 +12,11 @@ use courser_core::client::{
     Outgoing, ProducerKey, ProducerRequest, Route, SendError, Sharing, Start, StatsReport,
 };
 use courser_core::error::Refusal;
-use courser_core::frame::control::{self, Control};
+use courser_core::frame::control::Control;
 use courser_core::frame::decode::{self, Frame, Step};
 use courser_core::frame::{encode, property};
 use courser_core::id::{
-    Epoch, Installation, Offset, PartitionIndex, Position, ProducerId, RequestId,
+    Epoch, Installation, Offset, PartitionIndex, Position, ProducerId, RequestId, ShardIndex,
 };
 use courser_core::limits;
 use courser_core::routing;
@@ -104,6 +104,10 @@ pub(crate) struct Actor {
     reconnects: u64,
     /// Nothing has left on this connection.
     is_first: bool,
+    /// The shard that this connection asks for.
+    asks_for: Option<ShardIndex>,
+    /// Its link has not moved on this connection, and is to.
+    may_move: bool,
     body: Vec<u8>,
     /// What bodies are made of.
     pool: Vec<u8>,
@@ -128,10 +132,14 @@ impl Actor {
             .iter()
             .map(|plan| ConsumerSlot::new(plan.clone(), false))
             .collect();
-        if plan.warden {
-            for (index, destination) in destinations.iter().enumerate() {
-                producers.push(ProducerSlot::new(ProducerPlan::founding(index), true));
-                if destination.is_queue() {
+        if let Some(warden) = &plan.warden {
+            if warden.founds {
+                for index in 0..destinations.len() {
+                    producers.push(ProducerSlot::new(ProducerPlan::founding(index), true));
+                }
+            }
+            for index in warden.drains.iter().copied() {
+                if destinations[index].is_queue() {
                     consumers.push(ConsumerSlot::new(ConsumerPlan::draining(index, None), true));
                 } else {
                     consumers.extend(SUBSCRIPTIONS.map(|name| {
@@ -156,6 +164,8 @@ impl Actor {
             late: 0,
             reconnects: 0,
             is_first: false,
+            asks_for: None,
+            may_move: false,
             body: Vec::new(),
             pool,
         }
@@ -216,11 +226,15 @@ impl Actor {
 
     pub(crate) fn connect(&mut self, now: Now) {
         self.is_first = true;
+        self.may_move = self.plan.moves;
+        self.asks_for = self.plan.wish.draw(&mut self.random);
+        let shard = self.asks_for;
         let machine = self.machine.get_or_insert_with(|| {
             self.leaving = false;
             self.stats_asked = false;
             Client::new(Config {
                 name: format!("actor {}", self.index).into(),
+                shard,
                 reconnect_for: Duration::from_nanos(self.plan.reconnects.unwrap_or(0)),
                 ..Config::default()
             })
@@ -290,8 +304,8 @@ impl Actor {
             into.extend_from_slice(&slice[..count]);
         }
         machine.sent(into.len());
-        if core::mem::take(&mut self.is_first) && self.plan.anonymous {
-            omit_link(into);
+        if core::mem::take(&mut self.is_first) {
+            rewrite_hello(into, self.plan.anonymous, self.asks_for);
         }
     }
 
@@ -393,6 +407,7 @@ impl Actor {
         {
             return Ok(());
         }
+        self.move_on(scene);
         self.open(scene);
         for index in 0..self.producers.len() {
             self.send(scene, index)?;
@@ -406,11 +421,24 @@ impl Actor {
         {
             self.churn(scene)?;
         }
-        if self.plan.warden && scene.calm && !self.stats_asked {
+        if self.plan.warden.is_some() && scene.calm && !self.stats_asked {
             let machine = self.machine.as_mut().expect("it was looked at above");
             self.stats_asked = machine.ask_stats().is_ok();
         }
         Ok(())
+    }
+
+    /// Has its link go to another shard, if nothing is open on it.
+    fn move_on(&mut self, scene: &Scene<'_>) {
+        let Some(machine) = self.machine.as_mut().filter(|machine| machine.is_open()) else {
+            return;
+        };
+        if self.may_move && !scene.calm && machine.shards() > 1 {
+            let step = self.random.range(1, u64::from(machine.shards()) - 1);
+            let to = (u64::from(machine.shard().0) + step) % u64::from(machine.shards());
+            let to = ShardIndex(u16::try_from(to).unwrap_or(0));
+            self.may_move = !machine.move_to(scene.now.monotonic, to);
+        }
     }
 
     /// Opens what is closed and not done.
@@ -1334,8 +1362,9 @@ fn give_back(
     }
 }
 
-/// A client that does not say which link its own takes the place of.
-fn omit_link(bytes: &mut [u8]) {
+/// Has a client not say which link its own takes the place of, or ask for a shard also
+/// where it would go to that of the link before.
+fn rewrite_hello(bytes: &mut [u8], anonymous: bool, shard: Option<ShardIndex>) {
     let Ok(Step::Frame(
         Frame::Control {
             subject,
@@ -1346,10 +1375,13 @@ fn omit_link(bytes: &mut [u8]) {
     else {
         return;
     };
-    let hello = control::Hello {
-        link: 0.into(),
-        ..*fields
-    };
+    let mut hello = *fields;
+    if anonymous {
+        hello.link = 0.into();
+    }
+    if let Some(shard) = shard {
+        hello.shard = shard.0.into();
+    }
     let tail = tail.to_vec();
     encode::control(subject, &hello, &[&tail], bytes);
 }

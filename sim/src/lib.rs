@@ -1,5 +1,5 @@
-//! One shard and its clients in one thread, under virtual time, with faults and
-//! an oracle.
+//! The shards of a broker and its clients in one thread, under virtual time, with
+//! faults and an oracle.
 //!
 //! ```text
 //!   seed -> plan -> world -> trace (hash, last facts)
@@ -9,8 +9,8 @@
 //! ```
 //!
 //! The cast: a `plan` is what a seed draws (swarm testing: each run has a few
-//! faults and extremes of its own); the `world` holds the shard, the door, the
-//! pipes of the `network` and the peers, and plays the driver; an `actor` is the
+//! faults and extremes of its own); the `world` holds one to four shards, the door,
+//! the pipes of the `network` and the peers, and plays the driver; an `actor` is the
 //! real client machine with an application, a `rogue` a peer that breaks the
 //! rules by hand; the `model` is the oracle, each rule a sentence in
 //! [`Rule`]; the `trace` is a hash of all that happened.
@@ -21,7 +21,7 @@
 //! the peers leave, or the broker stops, and memory comes back.
 //!
 //! Everything is drawn from the seed: [`run`] twice with one seed gives one hash.
-//! What is not here: disks and several shards, which come with them.
+//! What is not here: disks, which come with them.
 
 mod actor;
 mod model;

@@ -5,7 +5,7 @@
 //! a little of everything, because faults hide each other.
 
 use courser_core::client::{BatchLimits, Start};
-use courser_core::id::Offset;
+use courser_core::id::{Offset, ShardIndex};
 use courser_core::limits::{self, KIB, MIB};
 use courser_core::name::{Destination, DestinationKind};
 
@@ -34,7 +34,7 @@ pub enum FaultKind {
     Stall,
     /// A connection is refused.
     Refuse,
-    /// The shard's thread does not run for a while.
+    /// A shard's thread, or the whole process, does not run for a while.
     Pause,
     /// The kernel takes fewer bytes than it was given.
     ShortSend,
@@ -72,7 +72,7 @@ impl FaultKind {
             Self::Blackhole => "blackholes",
             Self::Stall => "stalled readers",
             Self::Refuse => "refused connections",
-            Self::Pause => "pauses of the shard",
+            Self::Pause => "pauses of shards",
             Self::ShortSend => "short sends",
             Self::EmptySend => "sends of nothing",
             Self::Restart => "restarts of the broker",
@@ -86,6 +86,9 @@ impl FaultKind {
 pub(crate) struct Plan {
     /// How long faults go on.
     pub(crate) storm: u64,
+    pub(crate) shards: u16,
+    /// For each shard the longest time from a fact to its turn.
+    pub(crate) turn_max: Vec<u64>,
     pub(crate) network: NetworkPlan,
     pub(crate) faults: FaultPlan,
     pub(crate) destinations: Vec<DestinationPlan>,
@@ -121,8 +124,6 @@ pub(crate) struct NetworkPlan {
     pub(crate) capacity: usize,
     /// The most bytes of one read.
     pub(crate) read_max: usize,
-    /// The longest time from a fact to the shard's turn.
-    pub(crate) turn_max: u64,
     /// The longest time until the kernel answers a send.
     pub(crate) submit_max: u64,
     /// Of 1000 sends so many are short.
@@ -185,10 +186,48 @@ pub(crate) struct ActorPlan {
     pub(crate) reconnects: Option<u64>,
     /// Does not say which link a new one takes the place of.
     pub(crate) anonymous: bool,
+    pub(crate) wish: Wish,
+    /// Has its link go to another shard before it opens anything on it.
+    pub(crate) moves: bool,
     pub(crate) producers: Vec<ProducerPlan>,
     pub(crate) consumers: Vec<ConsumerPlan>,
-    /// Founds every destination, and drains every subscription once it is calm.
-    pub(crate) warden: bool,
+    /// Looks after a shard.
+    pub(crate) warden: Option<Warden>,
+}
+
+/// Which shard a client asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wish {
+    /// Any; when it comes back, the one where it was.
+    None,
+    /// Always this one.
+    Shard(ShardIndex),
+    /// Any of so many, another each time it connects.
+    Wanders(u16),
+}
+
+impl Wish {
+    /// What the next hello asks for.
+    pub(crate) fn draw(self, random: &mut Random) -> Option<ShardIndex> {
+        match self {
+            Self::None => None,
+            Self::Shard(shard) => Some(shard),
+            Self::Wanders(shards) => Some(any_shard(random, shards)),
+        }
+    }
+}
+
+pub(crate) fn any_shard(random: &mut Random, shards: u16) -> ShardIndex {
+    ShardIndex(u16::try_from(random.below(shards.into())).unwrap_or(0))
+}
+
+/// Asks a shard how it is, and drains subscriptions once it is calm.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Warden {
+    /// Founds every destination.
+    pub(crate) founds: bool,
+    /// The destinations whose subscriptions it drains.
+    pub(crate) drains: Vec<usize>,
 }
 
 #[derive(Clone, Debug)]
@@ -272,6 +311,7 @@ pub(crate) enum Acks {
 impl Plan {
     /// Draws a plan.
     pub(crate) fn draw(random: &mut Random) -> Self {
+        let shards = random.pick(&[1, 1, 2, 2, 3, 4]);
         let weight = match random.below(32) {
             0 => Weight::Brim,
             1..=4 => Weight::Heavy,
@@ -282,15 +322,17 @@ impl Plan {
         let least = if weight == Weight::Brim { 4 } else { 1 };
         let mut room = Room::ALL;
         let destinations: Vec<_> = (0..random.count(least, 5))
-            .map(|index| destination(random, index, weight, &mut room))
+            .map(|index| destination(random, (index, shards), weight, &mut room))
             .collect();
         let actors = random.count(if weight == Weight::Brim { 4 } else { 1 }, 6);
         let mut plan = Self {
             storm,
+            shards,
+            turn_max: turn_max(random, shards),
             network: network(random, weight != Weight::Light),
             faults: faults(random),
             actors: (0..actors)
-                .map(|_| actor(random, &destinations, weight, actors, storm))
+                .map(|_| actor(random, &destinations, weight, (actors, shards), storm))
                 .collect(),
             destinations,
             rogues: if random.chance(1, 2) {
@@ -309,18 +351,46 @@ impl Plan {
                 .then(|| random.range(SECOND, storm - SECOND / 2)),
             ends_by_stop: random.chance(1, 3),
         };
-        plan.actors.push(ActorPlan {
+        let mut drains = vec![Vec::new(); usize::from(shards)];
+        for index in 0..plan.destinations.len() {
+            if shards == 1 || plan.destinations[index].partitions == 1 {
+                drains[index % usize::from(shards)].push(index);
+            }
+        }
+        for (shard, drains) in (0..shards).zip(drains) {
+            let founds = shards == 1;
+            plan.actors.push(ActorPlan::warden(shard, founds, drains));
+        }
+        plan
+    }
+}
+
+impl ActorPlan {
+    fn warden(shard: u16, founds: bool, drains: Vec<usize>) -> Self {
+        Self {
             pace: 5 * MILLISECOND,
             lazy: false,
             churn: None,
             reconnects: None,
             anonymous: false,
+            wish: Wish::Shard(ShardIndex(shard)),
+            moves: false,
             producers: Vec::new(),
             consumers: Vec::new(),
-            warden: true,
-        });
-        plan
+            warden: Some(Warden { founds, drains }),
+        }
     }
+}
+
+/// One shard in some runs is much slower than all others.
+fn turn_max(random: &mut Random, shards: u16) -> Vec<u64> {
+    let usual = random.magnitude(MICROSECOND, 5 * MILLISECOND);
+    let mut all = vec![usual; usize::from(shards)];
+    if shards > 1 && random.chance(1, 3) {
+        let slow = random.index(all.len());
+        all[slow] = random.magnitude(MILLISECOND, 500 * MILLISECOND);
+    }
+    all
 }
 
 fn network(random: &mut Random, heavy: bool) -> NetworkPlan {
@@ -333,7 +403,6 @@ fn network(random: &mut Random, heavy: bool) -> NetworkPlan {
         delay_max: random.magnitude(5 * MICROSECOND, 50 * MILLISECOND),
         capacity: crate::random::size(random.magnitude(if heavy { 32_768 } else { 2048 }, 1 << 20)),
         read_max,
-        turn_max: random.magnitude(MICROSECOND, 5 * MILLISECOND),
         submit_max: random.magnitude(MICROSECOND, 2 * MILLISECOND),
         short_sends: random.pick(&[0, 20, 300]),
     }
@@ -388,7 +457,7 @@ impl Room {
 
 fn destination(
     random: &mut Random,
-    index: usize,
+    (index, shards): (usize, u16),
     weight: Weight,
     room: &mut Room,
 ) -> DestinationPlan {
@@ -400,7 +469,12 @@ fn destination(
     let partitions = match weight {
         // One with so many that a chunk in each is most of what it may hold.
         Weight::Brim if index == 0 => random.pick(&[1, 7, 150]),
-        _ => random.pick(&[1, 1, 1, 2, 3, 7]),
+        _ => random.pick(&[1, 1, 1, 2, 3, 4, 7, 8]),
+    };
+    let kind = match kind {
+        // Nobody takes what is there.
+        DestinationKind::Queue if shards > 1 && partitions > 1 => DestinationKind::Topic,
+        kind => kind,
     };
     let retain = random.chance(1, 4).then(|| {
         // As much as the broker allows.
@@ -425,7 +499,7 @@ fn actor(
     random: &mut Random,
     destinations: &[DestinationPlan],
     weight: Weight,
-    actors: usize,
+    (actors, shards): (usize, u16),
     storm: u64,
 ) -> ActorPlan {
     let both = actors == 1;
@@ -453,17 +527,38 @@ fn actor(
         plan
     });
     let producers = producers.collect();
+    let mut wish = match random.below(3) {
+        0 => Wish::None,
+        1 => Wish::Shard(any_shard(random, shards)),
+        _ => Wish::Wanders(shards),
+    };
+    let mut among: Vec<usize> = (0..destinations.len()).collect();
+    // A consumer takes from its own shard, and that has all there is.
+    if shards > 1 && consumers > 0 {
+        let home = any_shard(random, shards);
+        wish = Wish::Shard(home);
+        among.retain(|index| {
+            index % usize::from(shards) == usize::from(home.0)
+                && destinations[*index].partitions == 1
+        });
+    }
+    let consumers = if among.is_empty() { 0 } else { consumers };
     ActorPlan {
         pace,
         lazy: random.chance(1, 4),
         churn: random.chance(1, 3).then(|| random.magnitude(20, 500)),
         reconnects,
         anonymous: random.chance(1, 4),
+        wish,
+        moves: (shards == 1 || consumers == 0) && random.chance(1, 4),
         producers,
         consumers: (0..consumers)
-            .map(|_| consumer(random, destinations, weight))
+            .map(|_| {
+                let destination = random.pick(&among);
+                consumer(random, destination, destinations, weight)
+            })
             .collect(),
-        warden: false,
+        warden: None,
     }
 }
 
@@ -523,8 +618,12 @@ fn producer(random: &mut Random, destinations: usize, weight: Weight) -> Produce
     }
 }
 
-fn consumer(random: &mut Random, destinations: &[DestinationPlan], weight: Weight) -> ConsumerPlan {
-    let destination = random.index(destinations.len());
+fn consumer(
+    random: &mut Random,
+    destination: usize,
+    destinations: &[DestinationPlan],
+    weight: Weight,
+) -> ConsumerPlan {
     let queue = destinations[destination].is_queue();
     let subscription = (!queue && random.chance(2, 3)).then(|| random.pick(&SUBSCRIPTIONS));
     let start = if queue {

@@ -14,8 +14,14 @@ pub struct Report {
     pub hash: u64,
     /// Things that happened.
     pub facts: u64,
+    /// Shards of all brokers.
+    pub shards: u64,
     /// Turns of shards.
     pub turns: u64,
+    /// Records that shards had for each other.
+    pub records: u64,
+    /// Links that went to another shard.
+    pub moves: u64,
     /// Nanoseconds of virtual time.
     pub virtual_time: u64,
     /// Messages that clients took.
@@ -64,7 +70,10 @@ impl Report {
         self.seeds += other.seeds;
         self.hash = self.hash.rotate_left(7) ^ other.hash;
         self.facts += other.facts;
+        self.shards += other.shards;
         self.turns += other.turns;
+        self.records += other.records;
+        self.moves += other.moves;
         self.virtual_time += other.virtual_time;
         self.sends += other.sends;
         self.stored += other.stored;
@@ -102,8 +111,11 @@ impl fmt::Display for Report {
         )?;
         for (name, value) in [
             ("facts", self.facts),
-            ("turns of the shard", self.turns),
+            ("shards", self.shards),
+            ("  turns", self.turns),
+            ("  records between them", self.records),
             ("connections", self.connections),
+            ("  moved to another shard", self.moves),
             ("  after one that was lost", self.reconnects),
             ("producers attached again", self.producers_resumed),
             ("consumers opened again", self.consumers_resumed),

@@ -11,11 +11,13 @@ use courser_core::frame::control::{
 use courser_core::frame::decode::{self, Frame, Step};
 use courser_core::frame::encode::{self, Envelope};
 use courser_core::frame::{MAGIC, MESSAGE_HEADER_SIZE, VERSION, checksum};
-use courser_core::id::{Epoch, Handle, PartitionIndex, PartitionSequence, ProducerId, Sequence};
+use courser_core::id::{
+    Epoch, Handle, PartitionIndex, PartitionSequence, ProducerId, Sequence, ShardIndex,
+};
 use courser_core::limits;
 use zerocopy::IntoBytes;
 
-use crate::plan::{DestinationPlan, SECOND};
+use crate::plan::{DestinationPlan, Plan, SECOND, any_shard};
 use crate::random::Random;
 use crate::violation::{Rule, Violation};
 
@@ -141,12 +143,16 @@ enum Stage {
 pub(crate) const DESTINATION: &str = "/rogue/q";
 /// Bytes of a frame that is assembled in the arena.
 const LARGE: u64 = 300_000;
+/// Sends of a rogue that sends what is refused.
+const REFUSABLE: usize = 6;
 /// Every link that is misused ends within this time.
 const PATIENCE: u64 = 60 * SECOND;
 
 /// See the module.
 pub(crate) struct Rogue {
     deed: Deed,
+    /// The shard that it asks for.
+    wish: Option<ShardIndex>,
     /// The queue whose messages it acknowledges.
     prey: Box<str>,
     /// How often it does so.
@@ -179,10 +185,11 @@ pub(crate) struct Rogue {
 }
 
 impl Rogue {
-    /// A rogue; one of `prey` is what it interferes with, if that is its deed.
-    /// Sockets hold `capacity` bytes.
-    pub(crate) fn new(mut random: Random, prey: &[DestinationPlan], capacity: usize) -> Self {
-        let queues: Vec<&DestinationPlan> = prey.iter().filter(|plan| plan.is_queue()).collect();
+    /// A rogue; one of the plan's queues is what it interferes with, if that is its
+    /// deed.
+    pub(crate) fn new(mut random: Random, plan: &Plan) -> Self {
+        let destinations = plan.destinations.iter();
+        let queues: Vec<&DestinationPlan> = destinations.filter(|it| it.is_queue()).collect();
         let prey = if queues.is_empty() {
             DESTINATION.into()
         } else {
@@ -190,13 +197,16 @@ impl Rogue {
             queues[index].destination.name.clone()
         };
         let deed = random.pick(&DEEDS);
+        let wish = (random.chance(2, 3)).then(|| any_shard(&mut random, plan.shards));
         Self {
             deed,
+            wish,
             prey,
             rounds: random.range(1, 30),
             large: random.chance(1, 2),
             eager: random.chance(1, 2),
-            capacity,
+            // What a socket holds.
+            capacity: plan.network.capacity,
             random,
             stage: Stage::Hello,
             out: Vec::new(),
@@ -284,7 +294,7 @@ impl Rogue {
                 self.say(1, &Ping::default(), &[]);
             }
         }
-        if self.deed == Deed::WildAcks && self.consumer.is_some() && self.rounds > 0 {
+        if self.deed == Deed::WildAcks && self.misbehaved_at.is_some() && self.rounds > 0 {
             self.rounds -= 1;
             self.acknowledge_wildly();
             if self.rounds == 0 {
@@ -359,7 +369,7 @@ impl Rogue {
         }
         match self.deed {
             Deed::Refusable => {
-                let due = [
+                let due: [u16; REFUSABLE] = [
                     0,
                     Refusal::Unsupported.code(),
                     Refusal::OutOfOrder.code(),
@@ -420,12 +430,11 @@ impl Rogue {
             Control::ProducerOpened(fields, _) => {
                 self.producer = Some((fields.handle.get(), fields.producer.get()));
                 self.credit = fields.bytes.get();
+                self.begin(now);
             }
             Control::ConsumerOpened(fields, _) => {
                 self.consumer = Some(fields.handle.get());
-                self.stage = Stage::Done;
-                self.misbehaved_at = Some(now);
-                self.misbehave();
+                self.begin(now);
             }
             Control::Credit(fields, _) => {
                 let covers = fields.bytes.get() >= LARGE;
@@ -440,9 +449,21 @@ impl Rogue {
                     let refusal = u16::from_le_bytes([run[32], run[33]]);
                     self.outcomes.extend((0..count).map(|_| refusal));
                 }
+                if self.deed == Deed::Refusable && self.outcomes.len() == REFUSABLE {
+                    self.say(0, &Goodbye::default(), &[]);
+                }
             }
             Control::Acknowledged(fields, _) => self.confirmations.push(fields.refusal.get()),
             _ => {}
+        }
+    }
+
+    /// Begins once both handles are open.
+    fn begin(&mut self, now: u64) {
+        if self.producer.is_some() && self.consumer.is_some() {
+            self.stage = Stage::Done;
+            self.misbehaved_at = Some(now);
+            self.misbehave();
         }
     }
 
@@ -537,7 +558,6 @@ impl Rogue {
                 ] {
                     self.message(flaw);
                 }
-                self.say(0, &Goodbye::default(), &[]);
             }
             // It acts again and again, while others are given messages.
             Deed::WildAcks => self.acknowledge_wildly(),
@@ -591,7 +611,7 @@ impl Rogue {
             magic: MAGIC,
             version_min: version,
             version_max: version,
-            shard: u16::MAX.into(),
+            shard: self.wish.map_or(u16::MAX, |shard| shard.0).into(),
             name_length: 5.into(),
             ..Hello::default()
         };

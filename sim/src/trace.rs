@@ -7,7 +7,7 @@ use core::fmt;
 use core::hash::{Hash, Hasher};
 use std::collections::VecDeque;
 
-use courser_core::id::{Handle, PartitionIndex};
+use courser_core::id::{Handle, PartitionIndex, ShardIndex};
 
 /// How many facts a failure shows, unless more are asked for.
 pub(crate) const KEPT: usize = 160;
@@ -15,8 +15,10 @@ pub(crate) const KEPT: usize = 160;
 /// Something that happened.
 #[derive(Clone, Debug, Hash)]
 pub(crate) enum Fact {
-    /// The shard took a turn.
+    /// A shard took a turn.
     Turn {
+        shard: usize,
+        records: u32,
         links: usize,
         chunks_free: usize,
     },
@@ -28,10 +30,16 @@ pub(crate) enum Fact {
     Refused {
         peer: usize,
     },
-    /// The door gave the connection to the shard.
+    /// A shard took a connection in.
     HandedOver {
         connection: usize,
+        shard: usize,
         link: Handle,
+    },
+    /// A connection left its shard for another one.
+    Parted {
+        connection: usize,
+        to: ShardIndex,
     },
     /// Bytes reached the broker, with their digest.
     Uplink {

@@ -103,6 +103,9 @@ pub enum Rule {
     /// A request was refused without cause.
     #[error("a request that may be granted is granted")]
     Request,
+    /// A lost wake-up.
+    #[error("a shard with something to read is awake")]
+    Awake,
     /// Bytes that were given to the kernel have moved.
     #[error("what the kernel may still read stays where it is")]
     Pinned,

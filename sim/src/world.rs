@@ -1,19 +1,22 @@
-//! The world: one shard behind its door, its peers, and what lies between them,
-//! in one thread under virtual time.
+//! The world: the shards of a broker behind their door, its peers, and what lies
+//! between them, in one thread under virtual time.
 //!
 //! ```text
-//!  actor, rogue <== pipe, pipe ==> [ socket ] <--> door, shard
+//!                                                   ,-> door
+//!  actor, rogue <== pipe, pipe ==> [ socket ] <--> shard, shard, shard
+//!        |                                            `-- mesh --'
 //!        `---------- events by time, then by the order they were planned ------'
 //! ```
 //!
 //! The world plays the driver that the broker has in life: it reads sockets,
-//! gives the shard its turns, hands its pieces to a kernel that takes its time
+//! gives each shard its turns, hands its pieces to a kernel that takes its time
 //! and takes what it likes, and closes what the shard wants closed. While the
 //! kernel has pieces the world remembers their bytes, and compares them when
 //! the send completes: what is lent must not move.
 //!
-//! The cast: `broker` is the shard's thread and the kernel beneath it, `peers` how
-//! peers are told and act, `faults` what strikes, `ending` what must hold at last.
+//! The cast: a `worker` is a shard and its thread, `broker` the door and the kernel
+//! beneath, `peers` how peers are told and act, `faults` what strikes, `ending` what
+//! must hold at last.
 //!
 //! A run has three acts: faults for as long as the plan says; calm, until every
 //! message is where it belongs; leaving, until nobody and nothing is left.
@@ -22,26 +25,27 @@ mod broker;
 mod ending;
 mod faults;
 mod peers;
+mod worker;
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::BinaryHeap;
+use std::ops::Range;
 
 use courser_core::client::StatsReport;
 use courser_core::door::{Address, Door, DoorLimits};
-use courser_core::id::{Handle, Installation, ShardIndex};
-use courser_core::limits;
-use courser_core::shard::{Shard, ShardConfig};
+use courser_core::id::{Handle, Installation};
 use courser_core::time::{Monotonic, Now, Wall};
 
 use crate::actor::Actor;
 use crate::model::Model;
 use crate::network::Pipe;
-use crate::plan::{FaultKind, MICROSECOND, Plan, SECOND};
+use crate::plan::{FaultKind, Plan, SECOND};
 use crate::random::Random;
 use crate::report::Report;
 use crate::rogue::Rogue;
 use crate::trace::Trace;
 use crate::violation::{Rule, Violation};
+use worker::Worker;
 
 /// Once faults stop everything is drained within this time.
 const DRAINED_WITHIN: u64 = 90 * SECOND;
@@ -49,7 +53,7 @@ const DRAINED_WITHIN: u64 = 90 * SECOND;
 const EXCUSED_FOR: u64 = 30 * SECOND;
 /// Everything ends within this many events, or the run does not end.
 const EVENTS_MAX: u64 = 20_000_000;
-/// The shard is audited, message by message, each so many turns.
+/// A shard is audited, message by message, each so many turns.
 const AUDIT_EVERY: u64 = 512;
 
 /// Which end of a connection.
@@ -61,14 +65,18 @@ enum End {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
-    /// The shard's thread runs.
-    Turn,
+    /// A shard's thread runs.
+    Turn(usize),
+    /// The door's thread looks who took too long.
+    Door,
     /// Something may be read.
     Readable(usize, End),
     /// There may be room again.
     Writable(usize, End),
-    /// The kernel answers a send of the shard.
+    /// The kernel answers a send of a shard.
     Sent(usize),
+    /// Nothing of a connection is under way any more: it moves to another shard.
+    Part(usize),
     /// An end is told that the connection is gone.
     Gone(usize, End),
     /// A peer acts.
@@ -79,7 +87,7 @@ enum Event {
     Fault(usize, FaultKind),
     /// A client gives a connection up that nothing passes on.
     Break(usize),
-    /// The shard's thread stops for a while.
+    /// One thread, or the whole process, stops for a while.
     Pause,
     /// The broker dies, and another one takes its place.
     Restart,
@@ -90,7 +98,10 @@ enum Event {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Server {
     Stranger(Handle),
-    Link(Handle),
+    /// Given to a shard that has not taken it yet.
+    HandedTo(usize),
+    /// Of a shard.
+    Link(usize, Handle),
     Gone,
 }
 
@@ -139,6 +150,23 @@ enum Act {
     Leaving { since: u64 },
 }
 
+/// What all shards say of one destination of the plan.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Figures {
+    stored: u64,
+    unsettled: u64,
+}
+
+/// What shards have done.
+#[derive(Clone, Copy, Debug, Default)]
+struct Past {
+    turns: u64,
+    records: u64,
+    thinnings: u64,
+    retries: u64,
+    chunks_most: usize,
+}
+
 /// See the module.
 pub(crate) struct World {
     plan: Plan,
@@ -148,14 +176,11 @@ pub(crate) struct World {
     events: BinaryHeap<Reverse<(u64, u64, Event)>>,
     handled: u64,
     door: Door,
-    shard: Shard,
+    door_at: Option<u64>,
+    workers: Vec<Worker>,
     /// The first broker's.
     installation: Installation,
-    turn_at: Option<u64>,
-    turns: u64,
-    paused_until: u64,
     connections: Vec<Connection>,
-    links: BTreeMap<u32, usize>,
     seats: Vec<Seat>,
     model: Model,
     act: Act,
@@ -165,15 +190,16 @@ pub(crate) struct World {
     founded: bool,
     /// The others have begun.
     begun: bool,
-    /// What the broker last said of its destinations while every peer rested.
-    resting_stats: Option<StatsReport>,
-    /// What it last said, for a failure's text.
-    last_stats: Option<StatsReport>,
-    chunks_low: usize,
-    chunks: usize,
-    /// Counters of brokers that are no more.
-    thinnings: u64,
-    retries: u64,
+    /// What each shard said of its destinations since they were last put together.
+    answers: Vec<Option<StatsReport>>,
+    /// What they said together while every peer rested, and how often in a row.
+    resting: Option<(Vec<Figures>, u32)>,
+    /// What they last said, for a failure's text.
+    last_figures: Vec<Figures>,
+    /// Connections that went to another shard.
+    moves: u64,
+    /// Of brokers that are no more.
+    past: Past,
     faults: [u64; FaultKind::ALL.len()],
     buffer: Vec<u8>,
 }
@@ -184,14 +210,14 @@ impl World {
         let mut random = Random::new(seed);
         let plan = Plan::draw(&mut random);
         let installation = Installation(u128::from(seed) << 32);
-        let shard = new_shard(installation, random.word());
+        let workers = Worker::all(installation, &plan, &mut random);
         let mut seats: Vec<Seat> = Vec::new();
         for (index, actor) in plan.actors.iter().enumerate() {
             let actor = Actor::new(index, actor.clone(), &plan.destinations, random.fork());
             seats.push(Seat::new(Peer::Actor(Box::new(actor))));
         }
         for index in 0..plan.rogues + plan.stallers {
-            let rogue = Rogue::new(random.fork(), &plan.destinations, plan.network.capacity);
+            let rogue = Rogue::new(random.fork(), &plan);
             let rogue = if index < plan.rogues {
                 rogue
             } else {
@@ -199,7 +225,6 @@ impl World {
             };
             seats.push(Seat::new(Peer::Rogue(Box::new(rogue))));
         }
-        let chunks = shard.chunks_free();
         let mut world = Self {
             model: Model::new(&plan.destinations, installation),
             door: new_door(&plan, random.word()),
@@ -208,24 +233,20 @@ impl World {
             order: 0,
             events: BinaryHeap::new(),
             handled: 0,
-            shard,
-            turn_at: None,
-            turns: 0,
-            paused_until: 0,
+            door_at: None,
+            answers: workers.iter().map(|_| None).collect(),
+            workers,
             connections: Vec::new(),
-            links: BTreeMap::new(),
             seats,
             act: Act::Storm,
             installation,
             restarts: 0,
             founded: false,
             begun: false,
-            resting_stats: None,
-            last_stats: None,
-            chunks_low: chunks,
-            chunks,
-            thinnings: 0,
-            retries: 0,
+            resting: None,
+            last_figures: Vec::new(),
+            moves: 0,
+            past: Past::default(),
             faults: [0; FaultKind::ALL.len()],
             buffer: Vec::new(),
             plan,
@@ -235,8 +256,10 @@ impl World {
     }
 
     fn begin(&mut self) {
-        // The warden comes first and founds every destination; see `act`.
-        self.plan_event(1, Event::Act(self.warden()));
+        // The wardens come first, and one of them founds every destination; see `act`.
+        for warden in self.wardens() {
+            self.plan_event(1, Event::Act(warden));
+        }
         self.plan_event(self.plan.storm, Event::Calm);
         if let Some(mean) = self.plan.faults.pause {
             let wait = self.random.wait(mean);
@@ -268,22 +291,33 @@ impl World {
     }
 
     fn handle(&mut self, trace: &mut Trace, event: Event) -> Result<(), Violation> {
-        // What the shard's thread would do waits while it does not run.
-        let of_shard = matches!(
-            event,
-            Event::Turn
-                | Event::Sent(_)
-                | Event::Readable(_, End::Server)
-                | Event::Gone(_, End::Server)
-        );
-        if of_shard && self.now < self.paused_until {
-            self.plan_event(self.paused_until, event);
+        // What a thread would do waits while it does not run.
+        let thread = match event {
+            Event::Turn(shard) => Some(shard),
+            Event::Sent(connection)
+            | Event::Part(connection)
+            | Event::Readable(connection, End::Server)
+            | Event::Gone(connection, End::Server) => match self.connections[connection].server {
+                Server::Link(shard, _) => Some(shard),
+                _ => None,
+            },
+            _ => None,
+        };
+        let paused_until = thread.map_or(0, |shard| self.workers[shard].paused_until);
+        if self.now < paused_until {
+            self.plan_event(paused_until, event);
             return Ok(());
         }
         match event {
-            // One that was planned for later and moved forward has come already.
-            Event::Turn if self.turn_at.is_none_or(|planned| planned > self.now) => Ok(()),
-            Event::Turn => self.turn(trace),
+            Event::Turn(shard) => self.turn(trace, shard),
+            Event::Door => {
+                self.door_expires();
+                Ok(())
+            }
+            Event::Part(connection) => {
+                self.part(trace, connection);
+                Ok(())
+            }
             Event::Readable(connection, end) => {
                 let planned = &mut self.connections[connection].readable_at[end as usize];
                 if *planned > self.now {
@@ -335,12 +369,15 @@ impl World {
         }
     }
 
-    fn warden(&self) -> usize {
-        self.plan.actors.len() - 1
+    /// The seats of the wardens, by shard.
+    fn wardens(&self) -> Range<usize> {
+        self.plan.actors.len() - self.workers.len()..self.plan.actors.len()
     }
 
     fn has_founded(&self) -> bool {
-        matches!(&self.seats[self.warden()].peer, Peer::Actor(actor) if actor.has_founded())
+        self.seats[self.wardens()]
+            .iter()
+            .all(|seat| matches!(&seat.peer, Peer::Actor(actor) if actor.has_founded()))
     }
 
     fn delay(&mut self) -> u64 {
@@ -366,21 +403,6 @@ impl World {
     fn plan_event(&mut self, time: u64, event: Event) {
         self.order += 1;
         self.events.push(Reverse((time, self.order, event)));
-    }
-
-    /// A turn soon: something has happened.
-    fn plan_turn(&mut self) {
-        let wait = self
-            .random
-            .range(1, self.plan.network.turn_max.max(MICROSECOND));
-        self.plan_turn_at(self.now + wait);
-    }
-
-    fn plan_turn_at(&mut self, time: u64) {
-        if self.turn_at.is_none_or(|planned| time < planned) {
-            self.turn_at = Some(time);
-            self.plan_event(time, Event::Turn);
-        }
     }
 
     fn plan_deadline(&mut self, seat: usize) {
@@ -413,21 +435,10 @@ impl Seat {
     }
 }
 
-/// A broker's heart, with nothing in it.
-fn new_shard(installation: Installation, hash_seed: u64) -> Shard {
-    Shard::new(ShardConfig {
-        installation,
-        shard: ShardIndex(0),
-        memory: limits::MEMORY_MIN,
-        hash_seed,
-        auto_create: true,
-    })
-    .expect("the least memory is enough")
-}
-
 fn new_door(plan: &Plan, seed: u64) -> Door {
     let limits = DoorLimits {
         links_per_address: plan.links_per_address,
+        shards: plan.shards,
         ..DoorLimits::default()
     };
     Door::new(limits, seed)

@@ -1,4 +1,4 @@
-//! Seeds: the first thousand, and those that once broke a promise.
+//! Seeds: the first two thousand, and those that once broke a promise.
 
 use std::thread;
 
@@ -7,7 +7,7 @@ use courser_sim::{Failure, Report, run, run_all};
 /// Those that once failed: a number and its story on each line.
 const KEPT: &str = include_str!("kept_seeds.txt");
 
-const SEEDS: u64 = 1000;
+const SEEDS: u64 = 2000;
 
 /// Runs seeds on every processor, each thread those of one remainder.
 fn run_spread(seeds: u64) -> Report {
@@ -42,7 +42,7 @@ fn fail(failure: &Failure, story: &str) -> ! {
 }
 
 #[test]
-fn a_thousand_worlds_keep_every_promise_and_each_fault_has_struck() {
+fn two_thousand_worlds_keep_every_promise_and_each_fault_has_struck() {
     let report = run_spread(SEEDS);
     assert_eq!(report.seeds, SEEDS);
     println!("{report}");
@@ -59,8 +59,12 @@ fn a_thousand_worlds_keep_every_promise_and_each_fault_has_struck() {
         reconnects,
         producers_resumed,
         consumers_resumed,
+        shards,
+        records,
+        moves,
         ..
     } = report;
+    assert!(shards > SEEDS && shards < 4 * SEEDS, "brokers of {shards} shards");
     assert!(faults.iter().all(|count| *count > 0), "{faults:?}");
     for count in [
         redelivered,
@@ -74,6 +78,8 @@ fn a_thousand_worlds_keep_every_promise_and_each_fault_has_struck() {
         reconnects,
         producers_resumed,
         consumers_resumed,
+        records,
+        moves,
     ] {
         assert!(count > 0, "a kind of outcome never came about:\n{report}");
     }

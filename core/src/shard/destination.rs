@@ -51,6 +51,20 @@ impl Shard {
         Ok(number)
     }
 
+    /// Creates a destination on this shard alone: for who runs all of them, and does
+    /// the same on each.
+    ///
+    /// # Errors
+    ///
+    /// As for a client that opens it.
+    #[doc(hidden)]
+    pub fn found(&mut self, destination: &Destination, wanted: Wanted) -> Result<bool, Refusal> {
+        self.change(Request::Open(destination, wanted))
+            .map_err(|rejection| match rejection {
+                Rejection::Request(fault) | Rejection::Link(fault) => fault.refusal,
+            })
+    }
+
     /// Decides a request to the catalogue and carries the change out; whether there
     /// was one.
     pub(super) fn change(&mut self, request: Request<'_>) -> Result<bool, Rejection> {

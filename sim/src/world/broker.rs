@@ -1,14 +1,13 @@
-//! The broker's thread, and the kernel beneath it: turns, sends and their answers,
-//! hand-overs, and bytes from the clients.
+//! The door, and the kernel beneath all threads: sends and their answers, and bytes
+//! from the clients.
 
 use courser_core::door;
-use courser_core::door::Door;
 use courser_core::id::Handle;
-use courser_core::shard::Output;
 use courser_core::shard::Pieces;
 
-use super::{AUDIT_EVERY, Act, End, Event, Server, World};
+use super::{Act, End, Event, Server, World};
 use crate::plan::FaultKind;
+use crate::plan::MILLISECOND;
 use crate::trace::Fact;
 use crate::trace::Trace;
 use crate::trace::digest;
@@ -16,78 +15,39 @@ use crate::violation::Rule;
 use crate::violation::Violation;
 
 impl World {
-    pub(super) fn turn(&mut self, trace: &mut Trace) -> Result<(), Violation> {
-        self.turn_at = None;
-        self.turns += 1;
-        let now = self.reading();
-        self.door.expire(now);
-        self.open_doors(trace)?;
-        self.shard.expire(now);
-        self.shard.turn(now);
-        while let Some(output) = self.shard.output() {
-            match output {
-                Output::Send(link) => {
-                    if let Some(connection) = self.links.get(&link.0).copied() {
-                        self.send(connection)?;
-                    }
-                }
-                Output::HandOver(_) => unreachable!("there is no other shard"),
-                Output::Close { link, flush } => {
-                    if let Some(connection) = self.links.get(&link.0).copied() {
-                        trace.note(Fact::Close { connection, flush });
-                        self.broker_closes(trace, connection, flush)?;
-                    }
-                }
-            }
+    /// The door's time has come.
+    pub(super) fn door_expires(&mut self) {
+        if self.door_at.is_none_or(|planned| planned > self.now) {
+            return;
         }
-        self.shard.invariants();
-        if self.turns.is_multiple_of(AUDIT_EVERY) {
-            self.shard.audit();
+        self.door_at = None;
+        self.door.expire(self.reading());
+        self.open_doors();
+    }
+
+    pub(super) fn plan_door(&mut self) {
+        let Some(next) = self.door.next_expiry() else {
+            return;
+        };
+        let next = next.0.max(self.now + 1);
+        if self.door_at.is_none_or(|planned| next < planned) {
+            self.door_at = Some(next);
+            self.plan_event(next, Event::Door);
         }
-        self.chunks_low = self.chunks_low.min(self.shard.chunks_free());
-        trace.note(Fact::Turn {
-            links: self.shard.links(),
-            chunks_free: self.shard.chunks_free(),
-        });
-        if self.shard.has_work() {
-            self.plan_turn();
-        }
-        let expiry = [self.shard.next_expiry(), self.door.next_expiry()];
-        if let Some(next) = expiry.into_iter().flatten().min() {
-            self.plan_turn_at(next.0.max(self.now + 1));
-        }
-        Ok(())
     }
 
     /// What the door wants done.
-    fn open_doors(&mut self, trace: &mut Trace) -> Result<(), Violation> {
+    fn open_doors(&mut self) {
         while let Some(output) = self.door.output() {
             match output {
                 door::Output::HandOver {
-                    stranger, attached, ..
+                    stranger,
+                    shard,
+                    attached,
                 } => {
-                    let Some(connection) = self.stranger(stranger) else {
-                        continue;
-                    };
-                    match self.shard.attached(self.reading(), attached) {
-                        Ok(link) => {
-                            trace.note(Fact::HandedOver { connection, link });
-                            self.connections[connection].server = Server::Link(link);
-                            if self.links.insert(link.0, connection).is_some() {
-                                return Err(Violation::new(
-                                    Rule::Invariant,
-                                    format!("link {link} was given out twice"),
-                                ));
-                            }
-                        }
-                        Err(refusal) => {
-                            let bytes = Door::farewell(refusal);
-                            let address = self.connections[connection].address;
-                            self.door.left(address);
-                            self.say_farewell(connection, &bytes);
-                        }
+                    if let Some(connection) = self.stranger(stranger) {
+                        self.hand_over(connection, shard, attached);
                     }
-                    self.plan_turn();
                 }
                 door::Output::Farewell { stranger, bytes } => {
                     if let Some(connection) = self.stranger(stranger) {
@@ -96,7 +56,7 @@ impl World {
                 }
             }
         }
-        Ok(())
+        self.plan_door();
     }
 
     fn stranger(&self, stranger: Handle) -> Option<usize> {
@@ -105,7 +65,7 @@ impl World {
             .rposition(|connection| connection.server == Server::Stranger(stranger))
     }
 
-    fn say_farewell(&mut self, connection: usize, bytes: &[u8]) {
+    pub(super) fn say_farewell(&mut self, connection: usize, bytes: &[u8]) {
         let due = self.now + self.delay();
         let entry = &mut self.connections[connection];
         entry.server = Server::Gone;
@@ -120,14 +80,14 @@ impl World {
     /// Gives the kernel what the link has to send, unless it still has some.
     pub(super) fn send(&mut self, connection: usize) -> Result<(), Violation> {
         let entry = &mut self.connections[connection];
-        let Server::Link(link) = entry.server else {
+        let Server::Link(shard, link) = entry.server else {
             return Ok(());
         };
         if entry.sending.is_some() || entry.blocked {
             return Ok(());
         }
         let mut pieces = Pieces::new();
-        self.shard.pieces(link, &mut pieces);
+        self.workers[shard].shard.pieces(link, &mut pieces);
         let offered: usize = pieces.slices().iter().map(|slice| slice.len()).sum();
         if offered == 0 {
             if entry.closing {
@@ -155,11 +115,11 @@ impl World {
     /// The kernel answers a send.
     pub(super) fn sent(&mut self, trace: &mut Trace, connection: usize) -> Result<(), Violation> {
         let entry = &mut self.connections[connection];
-        let (Server::Link(link), Some(given)) = (entry.server, entry.sending.take()) else {
+        let (Server::Link(shard, link), Some(given)) = (entry.server, entry.sending.take()) else {
             return Ok(());
         };
         let mut pieces = Pieces::new();
-        self.shard.pieces(link, &mut pieces);
+        self.workers[shard].shard.pieces(link, &mut pieces);
         let mut at = 0;
         for slice in pieces.slices() {
             let count = slice.len().min(given.len() - at);
@@ -200,14 +160,15 @@ impl World {
             offered: given.len(),
             taken,
         });
-        self.shard.sent(self.reading(), link, taken);
+        let now = self.reading();
+        self.workers[shard].shard.sent(now, link, taken);
         self.plan_read(due, connection, End::Client);
-        self.plan_turn();
+        self.plan_turn(shard);
         self.send(connection)
     }
 
     /// The shard ends a link.
-    fn broker_closes(
+    pub(super) fn broker_closes(
         &mut self,
         trace: &mut Trace,
         connection: usize,
@@ -231,12 +192,22 @@ impl World {
         match entry.server {
             Server::Gone => return,
             Server::Stranger(stranger) => self.door.closed(stranger),
-            Server::Link(link) => {
-                self.links.remove(&link.0);
-                self.shard.closed(now, link);
+            // Whose shard takes it in and then sees its end.
+            Server::HandedTo(_) => {
+                return self.plan_event(
+                    now.monotonic.0 + MILLISECOND,
+                    Event::Gone(connection, End::Server),
+                );
+            }
+            Server::Link(shard, link) => {
+                let worker = &mut self.workers[shard];
+                worker.links.remove(&link.0);
+                worker.shard.closed(now, link);
                 self.door.left(entry.address);
+                self.plan_turn(shard);
             }
         }
+        let entry = &mut self.connections[connection];
         entry.server = Server::Gone;
         entry.sending = None;
         entry.up.end();
@@ -248,7 +219,6 @@ impl World {
             .next_due()
             .unwrap_or(self.now);
         self.plan_read(due.max(self.now), connection, End::Client);
-        self.plan_turn();
     }
 
     /// Bytes for the broker.
@@ -259,7 +229,7 @@ impl World {
     ) -> Result<(), Violation> {
         let (now, read_max) = (self.now, self.read_max());
         let entry = &mut self.connections[connection];
-        if entry.server == Server::Gone {
+        if matches!(entry.server, Server::Gone | Server::HandedTo(_)) {
             return Ok(());
         }
         if now < entry.frozen_until {
@@ -280,14 +250,15 @@ impl World {
             match entry.server {
                 Server::Stranger(stranger) => {
                     self.door.received(stranger, &bytes);
-                    // At once: between a hand-over and its taking the stranger must
-                    // not be reported gone.
-                    self.open_doors(trace)?;
+                    self.open_doors();
                 }
-                Server::Link(link) => self.shard.received(self.reading(), link, &bytes),
-                Server::Gone => {}
+                Server::Link(shard, link) => {
+                    let now = self.reading();
+                    self.workers[shard].shard.received(now, link, &bytes);
+                    self.plan_turn(shard);
+                }
+                Server::HandedTo(_) | Server::Gone => {}
             }
-            self.plan_turn();
         }
         self.buffer = bytes;
         let entry = &mut self.connections[connection];

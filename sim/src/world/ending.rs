@@ -3,11 +3,10 @@
 
 use courser_core::counters::Counter;
 
-use super::{Act, DRAINED_WITHIN, Event, Peer, World};
+use super::{Act, DRAINED_WITHIN, Event, Figures, Past, Peer, Worker, World};
 use crate::actor::Scene;
 use crate::plan::SECOND;
 use crate::report::Report;
-use crate::rogue;
 use crate::trace::Fact;
 use crate::trace::Trace;
 use crate::violation::Rule;
@@ -26,12 +25,13 @@ impl World {
                 Ok(false)
             }
             Act::Leaving { since } => {
-                if self.shard.is_drained() && self.door.links() == 0 {
+                let links: usize = self.workers.iter().map(|it| it.shard.links()).sum();
+                let rest = self.workers.iter().all(Worker::rests);
+                if links == 0 && rest && self.door.links() == 0 {
                     self.check_memory()?;
                     return Ok(true);
                 }
                 if self.now - since > DRAINED_WITHIN {
-                    let links = self.shard.links();
                     return Err(Violation::new(Rule::Drained, format!("{links} links stay")));
                 }
                 Ok(false)
@@ -39,47 +39,59 @@ impl World {
         }
     }
 
-    /// Whether every peer is at rest, and the broker says that nothing is unsettled.
+    /// Whether every peer is at rest, and the shards say that nothing is unsettled.
     fn is_drained(&mut self) -> Result<bool, Violation> {
-        let warden = self.warden();
-        let Peer::Actor(actor) = &mut self.seats[warden].peer else {
+        for (warden, answer) in self.wardens().zip(&mut self.answers) {
+            if let Peer::Actor(actor) = &mut self.seats[warden].peer
+                && let Some(stats) = actor.take_stats()
+            {
+                *answer = Some(stats);
+            }
+        }
+        if self.answers.iter().any(Option::is_none) {
             return Ok(false);
-        };
-        let Some(stats) = actor.take_stats() else {
-            return Ok(false);
-        };
-        self.last_stats = Some(stats.clone());
+        }
+        let figures = self.figures();
+        self.answers.fill_with(|| None);
+        self.last_figures.clone_from(&figures);
         let resting = self.seats.iter().all(|seat| match &seat.peer {
             Peer::Actor(actor) => actor.is_connected() && actor.is_at_rest(&self.model),
             Peer::Rogue(_) => seat.done,
         });
-        let settled = stats
-            .destinations
-            .iter()
-            .all(|row| row.unsettled == 0 || &*row.destination.name == rogue::DESTINATION);
-        // An answer may be older than the rest of the peers; the next one is not.
-        let before = self.resting_stats.take();
+        let settled = figures.iter().all(|it| it.unsettled == 0);
+        // What a shard says may be older than the rest of the peers, and so may be what
+        // another says in the next round; of the round after that nothing is.
+        let rounds = match self.resting.take() {
+            Some((before, rounds)) if before == figures => rounds + 1,
+            _ => 0,
+        };
+        let stored: Vec<u64> = figures.iter().map(|it| it.stored).collect();
         if resting {
-            self.resting_stats = Some(stats.clone());
+            self.resting = Some((figures, rounds));
         }
-        let steady = before.is_some_and(|before| before.destinations == stats.destinations);
-        if !resting || !settled || !steady {
+        if !resting || !settled || rounds < 2 {
             return Ok(false);
         }
-        let stored: Vec<u64> = self
-            .plan
-            .destinations
-            .iter()
-            .map(|plan| {
-                stats
-                    .destinations
-                    .iter()
-                    .find(|row| row.destination == plan.destination)
-                    .map_or(0, |row| row.stored)
-            })
-            .collect();
         self.model.drained(&stored)?;
         Ok(true)
+    }
+
+    /// What all shards together say of each destination.
+    fn figures(&self) -> Vec<Figures> {
+        let mut all = vec![Figures::default(); self.plan.destinations.len()];
+        for row in self
+            .answers
+            .iter()
+            .flatten()
+            .flat_map(|it| &it.destinations)
+        {
+            let mut plans = self.plan.destinations.iter();
+            if let Some(index) = plans.position(|plan| plan.destination == row.destination) {
+                all[index].stored += row.stored;
+                all[index].unsettled += row.unsettled;
+            }
+        }
+        all
     }
 
     fn leave(&mut self, trace: &mut Trace) {
@@ -87,8 +99,7 @@ impl World {
         trace.note(Fact::Leaving { by_stop });
         self.act = Act::Leaving { since: self.now };
         if by_stop {
-            self.shard.stop(self.reading());
-            self.plan_turn();
+            self.stop();
             return;
         }
         for seat in 0..self.seats.len() {
@@ -111,8 +122,6 @@ impl World {
     /// All that is not retained came back, except a chunk that each partition
     /// writes on.
     fn check_memory(&self) -> Result<(), Violation> {
-        self.shard.invariants();
-        self.shard.audit();
         let mut most = 1; // What rogues have stored.
         for plan in &self.plan.destinations {
             let retained = crate::random::size(plan.retain.unwrap_or(0));
@@ -123,14 +132,18 @@ impl World {
             } else {
                 20 + 2 * retained / (64 * 1024)
             };
-            most += per_partition * plan.partitions as usize;
+            let here = plan.partitions.div_ceil(self.plan.shards.into());
+            most += per_partition * here as usize;
         }
-        let held = self.chunks - self.shard.chunks_free();
-        if held > most {
-            return Err(Violation::new(
-                Rule::Memory,
-                format!("{held} chunks are held, at most {most} should be"),
-            ));
+        for (index, worker) in self.workers.iter().enumerate() {
+            worker.shard.audit();
+            let held = worker.chunks_held();
+            if held > most {
+                return Err(Violation::new(
+                    Rule::Memory,
+                    format!("{held} chunks are held by shard {index}, at most {most} should be"),
+                ));
+            }
         }
         Ok(())
     }
@@ -145,13 +158,26 @@ impl World {
             })
             .collect();
         format!(
-            "after {} s of calm; {} chunks free of {}; {}; {:?}",
+            "after {} s of calm; {:?} chunks are in use; {}; {:?}",
             DRAINED_WITHIN / SECOND,
-            self.shard.chunks_free(),
-            self.chunks,
+            (self.workers.iter().map(Worker::chunks_held)).collect::<Vec<_>>(),
             peers.join(" "),
-            self.last_stats.as_ref().map(|stats| &stats.destinations)
+            self.last_figures
         )
+    }
+
+    /// What the shards of all brokers have done so far.
+    pub(super) fn done(&self) -> Past {
+        let mut done = self.past;
+        for worker in &self.workers {
+            let counters = worker.shard.counters();
+            done.turns += worker.turns;
+            done.records += worker.records;
+            done.thinnings += counters.read(Counter::Thinnings);
+            done.retries += counters.read(Counter::Retries);
+            done.chunks_most = done.chunks_most.max(worker.chunks_most());
+        }
+        done
     }
 
     pub(super) fn report(&self, trace: &Trace) -> Report {
@@ -163,11 +189,15 @@ impl World {
                 reconnects += counts.1;
             }
         }
+        let done = self.done();
         Report {
             seeds: 1,
+            shards: self.workers.len() as u64,
+            records: done.records,
+            moves: self.moves,
             hash: trace.hash(),
             facts: trace.facts(),
-            turns: self.turns,
+            turns: done.turns,
             virtual_time: self.now,
             sends: self.model.tally.sends,
             stored: self.model.tally.stored,
@@ -178,15 +208,15 @@ impl World {
             acknowledged: self.model.tally.acknowledged,
             confirmed: self.model.tally.confirmed,
             connections: self.connections.len() as u64,
-            thinnings: self.thinnings + self.shard.counters().read(Counter::Thinnings),
-            retries: self.retries + self.shard.counters().read(Counter::Retries),
+            thinnings: done.thinnings,
+            retries: done.retries,
             late,
             reconnects,
             placeless: self.model.tally.placeless,
             given_back: self.model.tally.given_back,
             producers_resumed: self.model.tally.producers_resumed,
             consumers_resumed: self.model.tally.consumers_resumed,
-            chunks_most: self.chunks - self.chunks_low,
+            chunks_most: done.chunks_most,
             faults: self.faults,
         }
     }

@@ -1,10 +1,9 @@
 //! Faults: when each strikes, and what it does to a connection.
 
-use courser_core::counters::Counter;
 use courser_core::id::Installation;
 use courser_core::limits;
 
-use super::{Act, End, Event, Peer, Server, World, nanoseconds, new_door, new_shard};
+use super::{Act, End, Event, Peer, Server, Worker, World, nanoseconds, new_door};
 use crate::actor::Scene;
 use crate::plan::FaultKind;
 use crate::plan::MILLISECOND;
@@ -159,8 +158,15 @@ impl World {
         if self.act != Act::Storm {
             return;
         }
-        let wait = self.random.magnitude(MILLISECOND, 3 * SECOND);
-        self.paused_until = self.now + wait;
+        let until = self.now + self.random.magnitude(MILLISECOND, 3 * SECOND);
+        // The whole process, or one of its threads.
+        let one = self.random.index(2 * self.workers.len());
+        let all = one >= self.workers.len();
+        for (shard, worker) in self.workers.iter_mut().enumerate() {
+            if all || shard == one {
+                worker.paused_until = worker.paused_until.max(until);
+            }
+        }
         self.faults[FaultKind::Pause as usize] += 1;
         trace.note(Fact::Fault {
             kind: FaultKind::Pause,
@@ -173,7 +179,7 @@ impl World {
         }
         if let Some(mean) = self.plan.faults.pause {
             let wait = self.random.wait(mean);
-            self.plan_event(self.paused_until + wait, Event::Pause);
+            self.plan_event(until + wait, Event::Pause);
         }
     }
 
@@ -201,19 +207,18 @@ impl World {
             let wait = self.random.range(0, 5 * MILLISECOND);
             self.plan_read(self.now + wait, connection, End::Client);
         }
-        self.links.clear();
         self.restarts += 1;
-        self.thinnings += self.shard.counters().read(Counter::Thinnings);
-        self.retries += self.shard.counters().read(Counter::Retries);
+        self.past = self.done();
         let installation = Installation(self.installation.0 + u128::from(self.restarts));
-        self.shard = new_shard(installation, self.random.word());
+        self.workers = Worker::all(installation, &self.plan, &mut self.random);
         self.door = new_door(&self.plan, self.random.word());
+        self.door_at = None;
         self.model.begins(installation);
         self.founded = false;
-        let warden = self.warden();
+        let wardens = self.wardens();
         for (index, seat) in self.seats.iter_mut().enumerate() {
             match &mut seat.peer {
-                Peer::Actor(actor) if index == warden => actor.found_again(),
+                Peer::Actor(actor) if wardens.contains(&index) => actor.found_again(),
                 Peer::Actor(_) => {}
                 Peer::Rogue(rogue) => rogue.excuse(),
             }
@@ -224,7 +229,12 @@ impl World {
         trace.note(Fact::Calm);
         self.act = Act::Calm { since: self.now };
         self.plan.network.delay_max = self.plan.network.delay_max.min(MILLISECOND);
-        self.paused_until = 0;
+        for most in &mut self.plan.turn_max {
+            *most = (*most).min(5 * MILLISECOND);
+        }
+        for worker in &mut self.workers {
+            worker.paused_until = 0;
+        }
         for connection in 0..self.connections.len() {
             let entry = &mut self.connections[connection];
             entry.frozen_until = 0;

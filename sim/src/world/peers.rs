@@ -172,12 +172,13 @@ impl World {
         if self.seats[seat].done {
             return Ok(());
         }
-        if seat == self.warden() && !self.founded && self.has_founded() {
+        if self.wardens().contains(&seat) && !self.founded && self.has_founded() {
             self.founded = true;
         }
         if self.founded && !self.begun {
             self.begun = true;
-            for other in (0..self.seats.len()).filter(|other| *other != seat) {
+            let wardens = self.wardens();
+            for other in (0..self.seats.len()).filter(|other| !wardens.contains(other)) {
                 let wait = self.random.below(SECOND);
                 self.plan_event(self.now + wait, Event::Act(other));
             }
@@ -207,7 +208,8 @@ impl World {
     }
 
     fn connect(&mut self, trace: &mut Trace, seat: usize) -> Result<(), Violation> {
-        let refused = seat != self.warden()
+        let is_warden = self.wardens().contains(&seat);
+        let refused = !is_warden
             && (!self.founded
                 || self.act == Act::Storm && self.random.chance(self.plan.faults.refused, 1000));
         let address = Address([u8::try_from(seat % 200).unwrap_or(0); 16]);
@@ -259,10 +261,10 @@ impl World {
                 rogue.connect(now.monotonic.0);
             }
         }
-        if seat != self.warden() {
+        if !is_warden {
             self.plan_faults(connection);
         }
-        self.plan_turn();
+        self.plan_door();
         self.flush(trace, connection)
     }
 
