@@ -1,12 +1,12 @@
 //! Two consumers compete for a queue; two subscriptions of a topic get each
-//! message both.
+//! message both; two consumers share a subscription by key.
 //!
 //! `cargo run -p courser --example consumers -- [ADDRESS]`
 
 use std::error::Error;
 use std::time::Duration;
 
-use courser::{Client, Consumer};
+use courser::{Client, Consumer, Message};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let address = std::env::args().nth(1);
@@ -50,7 +50,34 @@ fn main() -> Result<(), Box<dyn Error>> {
         take(&mut billing)?
     );
 
-    for consumer in [first, second, audit, billing] {
+    // Each key is with one of those who share a subscription by key, in order.
+    let desk = || {
+        client
+            .consumer("topic:example-consumers")
+            .subscription("desks")
+    };
+    let (mut left, mut right) = (
+        desk().key_shared().from_latest().create()?,
+        desk().key_shared().from_latest().create()?,
+    );
+    for step in 0..10 {
+        for table in ["1", "2", "3", "4"] {
+            let text = format!("table {table}: step {step}");
+            topic.send(Message::new(text).with_key(table))?;
+        }
+    }
+    let (mut by_left, mut by_right) = (0, 0);
+    while by_left + by_right < 40 {
+        by_left += take(&mut left)?;
+        by_right += take(&mut right)?;
+    }
+    println!(
+        "keys   4 tables: {} and {} of 10 steps each",
+        by_left / 10,
+        by_right / 10
+    );
+
+    for consumer in [first, second, audit, billing, left, right] {
         consumer.close()?;
     }
     client.close()?;

@@ -145,6 +145,14 @@ pub(crate) struct ReceiveOptions {
     /// The topic's subscription; without one, a subscription that ends with this command
     #[arg(long, value_name = "NAME")]
     pub(crate) subscription: Option<String>,
+    /// How the consumers of the topic's subscription share it
+    #[arg(
+        long = "type",
+        value_name = "TYPE",
+        value_enum,
+        requires = "subscription"
+    )]
+    pub(crate) kind: Option<SubscriptionType>,
     /// Where a new subscription begins: earliest, latest or an offset
     #[arg(long, value_name = "START", default_value = "earliest", allow_negative_numbers = true, value_parser = start)]
     pub(crate) from: Start,
@@ -163,6 +171,19 @@ pub(crate) struct ReceiveOptions {
     pub(crate) raw: bool,
     #[command(flatten)]
     pub(crate) connection: Connection,
+}
+
+/// How consumers share a subscription.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SubscriptionType {
+    /// There is one at a time
+    Exclusive,
+    /// Each message goes to whoever is free
+    Shared,
+    /// One is active in each partition, the others stand by
+    Failover,
+    /// Each key has one, which gets its messages in order
+    KeyShared,
 }
 
 /// `courser stats`.

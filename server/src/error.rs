@@ -178,9 +178,9 @@ impl CommandError {
                 source: RequestError::Refused { refusal, .. },
                 ..
             } => match refusal {
-                Some(Refusal::PreconditionFailed) => {
-                    Some("leave out --partitions and --retain, or choose another name")
-                }
+                Some(Refusal::PreconditionFailed) => Some(
+                    "leave out --partitions and --retain, give the subscription's --type, or choose another name",
+                ),
                 Some(Refusal::Exclusive) => {
                     Some("end the other consumer, or choose another --subscription")
                 }

@@ -16,7 +16,7 @@ use courser::{
 use courser_core::client::Start;
 use courser_core::frame::checksum;
 
-use crate::args::ReceiveOptions;
+use crate::args::{ReceiveOptions, SubscriptionType};
 use crate::error::CommandError;
 use crate::records::{Records, RecordsError};
 use crate::signals::Stop;
@@ -140,6 +140,13 @@ fn open(client: &Client, options: &ReceiveOptions) -> Result<Consumer, CommandEr
     if let Some(subscription) = &options.subscription {
         builder = builder.subscription(subscription);
     }
+    builder = match options.kind {
+        None => builder,
+        Some(SubscriptionType::Exclusive) => builder.shared(false),
+        Some(SubscriptionType::Shared) => builder.shared(true),
+        Some(SubscriptionType::Failover) => builder.failover(),
+        Some(SubscriptionType::KeyShared) => builder.key_shared(),
+    };
     builder = match options.from {
         Start::Earliest => builder.from_earliest(),
         Start::Latest => builder.from_latest(),

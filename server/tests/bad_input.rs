@@ -322,6 +322,11 @@ fn what_goes_beyond_a_limit_is_refused_and_what_came_before_it_stays() {
             ("receive q --subscription s", 4, "a subscription"),
             ("receive q --from latest", 4, "a start"),
             (
+                "receive q --subscription s --type failover",
+                4,
+                "a queue cannot be failover",
+            ),
+            (
                 &format!("receive topic:t --subscription {}", "s".repeat(256)),
                 2,
                 "at most 255 bytes",

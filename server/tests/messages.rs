@@ -282,6 +282,37 @@ fn what_the_broker_refuses_is_said_with_what_to_do() {
 }
 
 #[test]
+fn a_second_receiver_stands_by_or_shares_as_the_type_of_the_subscription_says() {
+    let broker = Broker::start("epoll");
+    let row = "topic:/default/t";
+    let active = "receive topic:t --subscription f --type failover --timeout 50s";
+    let first = broker.start_verb(active);
+    broker.wait_until(row, |row| row["consumers"] == 1);
+    let second = broker.start_verb(active);
+    broker.wait_until(row, |row| row["consumers"] == 2);
+    succeeded(broker.courser("send topic:t one two three"));
+    broker.wait_until(row, |row| row["unsettled"] == 0);
+    first.signal(Signal::INT);
+    assert_eq!(succeeded(first.end()), "one\ntwo\nthree\n");
+    succeeded(broker.courser("send topic:t four five"));
+    broker.wait_until(row, |row| row["unsettled"] == 0);
+    second.signal(Signal::INT);
+    assert_eq!(succeeded(second.end()), "four\nfive\n");
+
+    let other = "receive topic:t --subscription f --type key-shared --timeout 50s";
+    let ended = broker.courser(other);
+    refused(&ended, 4, "is failover and stays so");
+    assert!(ended.stderr.contains("--type"), "{ended:?}");
+    let by_key = "receive topic:u --subscription k --type key-shared";
+    let sharing = broker.start_verb(&format!("{by_key} --timeout 50s"));
+    broker.wait_until("topic:/default/u", |row| row["consumers"] == 1);
+    succeeded(broker.courser("send topic:u --key k a b c"));
+    broker.wait_until("topic:/default/u", |row| row["unsettled"] == 0);
+    sharing.signal(Signal::INT);
+    assert_eq!(succeeded(sharing.end()), "a\nb\nc\n");
+}
+
+#[test]
 fn without_a_broker_every_verb_says_so() {
     let nobody = TcpListener::bind("127.0.0.1:0")
         .unwrap()
