@@ -158,6 +158,8 @@ pub struct Log {
     thinning: bool,
     /// Where the sweep goes on that is under way; the start if none is.
     sweep: Offset,
+    /// It held a message longer than a chunk.
+    has_large: bool,
 }
 
 impl Log {
@@ -174,6 +176,7 @@ impl Log {
             retain,
             thinning: false,
             sweep: Offset(0),
+            has_large: false,
         }
     }
 
@@ -301,6 +304,7 @@ impl Log {
         self.seal(arena);
         stamp(arena.bytes_mut(head), self.address, offset, time);
         let chunks = length.div_ceil(CHUNK);
+        self.has_large |= chunks > 1;
         self.chunks += chunks;
         self.bytes += length as u64;
         let serial = self.serial();
@@ -454,6 +458,12 @@ impl Log {
             byte,
         };
         Some(header)
+    }
+
+    /// Whether it ever held a message longer than a chunk.
+    #[inline]
+    pub fn has_large(&self) -> bool {
+        self.has_large
     }
 
     /// The kernel may read a piece of the segment that holds `offset` until

@@ -193,7 +193,8 @@ impl Shard {
     #[cold]
     pub(super) fn has_chunks_to_spare(&self) -> bool {
         let granted = (self.reserved * RESERVE_FACTOR).div_ceil(CHUNK as u64);
-        let promised = self.blocks.share as u64 + self.partitions as u64 + granted;
+        let kept = self.blocks.share + self.partitions + self.arrivals_kept();
+        let promised = kept as u64 + granted;
         self.arena.free() as u64 > promised
     }
 }

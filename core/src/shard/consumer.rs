@@ -15,7 +15,11 @@
 
 use super::egress::Pin;
 use super::ending::Ending;
+use super::gather::{Gather, LARGEST};
+use super::mesh::link_to;
 use super::returns::PartAddress;
+use super::source::Source;
+use super::tables::no_memory_for_consumers;
 use super::{Fault, LinkState, Rejection, Shard, tables};
 use crate::auth::{self, Operation, Target};
 use crate::catalog::Wanted;
@@ -23,7 +27,7 @@ use crate::counters::Counter;
 use crate::error::Refusal;
 use crate::frame::CONTROL_HEADER_SIZE;
 use crate::frame::control::{AckRun, Acknowledge, Acknowledged, Allow, ConsumerOpened, Delivery};
-use crate::id::{DestinationNumber, Handle, Offset, PartitionIndex, RequestId};
+use crate::id::{DestinationNumber, Handle, MemberNumber, Offset, PartitionIndex, RequestId};
 use crate::limits;
 use crate::memory::CHUNK;
 use crate::name::{Destination, DestinationKind};
@@ -37,6 +41,10 @@ use zerocopy::FromBytes;
 const SHARED_RUN_MESSAGES: u64 = 16;
 /// Runs handed out in one turn: bounds how long it takes.
 const RUNS_PER_TURN: usize = 256;
+/// The subscription of a front, which is in none.
+const NO_SUBSCRIPTION: Handle = Handle(u32::MAX);
+/// Bytes of a delivery's header.
+const HEADER: usize = CONTROL_HEADER_SIZE + size_of::<Delivery>();
 
 /// Where a new subscription starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,9 +102,106 @@ pub(super) struct Consumer {
     /// Why it is only a husk, if it is: the broker ended it, and its client will close
     /// it.
     ended: Option<Refusal>,
+    /// What it is beside its link, if partitions of its destination are elsewhere.
+    role: Option<Box<Role>>,
+}
+
+/// One side of a consumer that spans shards.
+#[derive(Clone, Debug)]
+enum Role {
+    /// Stands towards the client.
+    Front(Gather),
+    /// Stands where some of the partitions are.
+    Source(Source),
 }
 
 impl Consumer {
+    fn new(
+        (link, session): (Handle, Handle),
+        (destination, subscription, kind): (DestinationNumber, Handle, Kind),
+        (messages, bytes): (u64, u64),
+        role: Option<Role>,
+    ) -> Self {
+        Self {
+            link,
+            session,
+            destination,
+            subscription,
+            kind,
+            granted_messages: messages,
+            granted_bytes: bytes,
+            delivered_messages: 0,
+            delivered_bytes: 0,
+            handed: 0,
+            ended: None,
+            role: role.map(Box::new),
+        }
+    }
+
+    /// Its sources, if it is a front.
+    pub(super) fn gather(&self) -> Option<&Gather> {
+        match self.role.as_deref() {
+            Some(Role::Front(gather)) => Some(gather),
+            _ => None,
+        }
+    }
+
+    /// Its sources, if it is a front.
+    pub(super) fn gather_mut(&mut self) -> Option<&mut Gather> {
+        match self.role.as_deref_mut() {
+            Some(Role::Front(gather)) => Some(gather),
+            _ => None,
+        }
+    }
+
+    /// What it has beside a consumer, if it is a source.
+    pub(super) fn source_mut(&mut self) -> Option<&mut Source> {
+        match self.role.as_deref_mut() {
+            Some(Role::Source(source)) => Some(source),
+            _ => None,
+        }
+    }
+
+    /// What it has beside a consumer, if it is a source.
+    pub(super) fn source(&self) -> Option<&Source> {
+        match self.role.as_deref() {
+            Some(Role::Source(source)) => Some(source),
+            _ => None,
+        }
+    }
+
+    /// What may still be delivered to it, in messages and in bytes.
+    pub(super) fn credit_left(&self) -> (u64, u64) {
+        (
+            self.granted_messages - self.delivered_messages,
+            self.granted_bytes.saturating_sub(self.delivered_bytes),
+        )
+    }
+
+    /// So much was delivered to it.
+    pub(super) fn was_delivered(&mut self, messages: u64, size: usize) {
+        self.delivered_messages += messages;
+        self.delivered_bytes += size as u64;
+    }
+
+    /// So much may be delivered to it, beside what was.
+    pub(super) fn lend(&mut self, messages: u64, bytes: u64) {
+        self.granted_messages = self.delivered_messages + messages;
+        self.granted_bytes = self.delivered_bytes + bytes;
+    }
+
+    /// Nothing may be delivered to it any more; whether anything might have been.
+    pub(super) fn end_lease(&mut self) -> bool {
+        let is_left = self.may_take();
+        self.lend(0, 0);
+        is_left
+    }
+
+    /// So much of what was delivered to it was handed to the application.
+    pub(super) fn was_handed(&mut self, messages: u64) {
+        self.handed = messages.min(self.delivered_messages);
+    }
+
     pub(super) fn destination(&self) -> DestinationNumber {
         self.destination
     }
@@ -152,6 +257,36 @@ pub(super) struct OpenConsumer<'a> {
     pub(super) bytes: u64,
 }
 
+/// What a source joins a subscription with.
+pub(super) struct JoinConsumer<'a> {
+    pub(super) destination: DestinationNumber,
+    pub(super) subscription: &'a str,
+    pub(super) start: Start,
+    pub(super) kind: Kind,
+    /// Which member it is, if the home decided that already.
+    pub(super) member: Option<MemberNumber>,
+}
+
+impl Start {
+    /// As two numbers.
+    pub(super) fn encode(self) -> (u16, u64) {
+        match self {
+            Self::Earliest => (0, 0),
+            Self::Latest => (1, 0),
+            Self::At(offset) => (2, offset.0),
+        }
+    }
+
+    /// From what [`Start::encode`] gave.
+    pub(super) fn decode(code: u16, offset: u64) -> Self {
+        match code {
+            0 => Self::Earliest,
+            1 => Self::Latest,
+            _ => Self::At(Offset(offset)),
+        }
+    }
+}
+
 impl Shard {
     pub(super) fn open_consumer(
         &mut self,
@@ -166,45 +301,121 @@ impl Shard {
             Wanted::default(),
             Operation::Consume,
         )?;
-        self.has_room_for_consumer(destination)
-            .map_err(Rejection::Request)?;
-        let partitions = self.locals[destination].partitions.len();
-        let size = tables::consumer_size(open.kind, partitions);
-        if !self.opened.has(size) {
-            return Err(Rejection::request(
-                Refusal::ResourceAllocation,
-                "no memory is left for another consumer: start the broker with more",
-            ));
+        if !self.owns_all_of(destination) {
+            return self.open_gathering(now, link, request, open, destination);
         }
-        let subscription = self.subscription_for(destination, open)?;
-        let consumer = Consumer {
-            link,
-            session: open.session,
+        let join = JoinConsumer {
             destination,
-            subscription,
+            subscription: open.subscription,
+            start: open.start,
             kind: open.kind,
-            granted_messages: open.messages,
-            granted_bytes: open.bytes,
-            delivered_messages: 0,
-            delivered_bytes: 0,
-            handed: 0,
-            ended: None,
+            member: None,
         };
+        let credit = (open.messages, open.bytes);
+        let (handle, _) = self
+            .join_as((link, open.session), &join, credit, None)
+            .map_err(Rejection::Request)?;
+        let starts = self.starts_of(handle);
+        let fields = ConsumerOpened {
+            handle: handle.0.into(),
+            partitions: self.partitions_of(destination).into(),
+        };
+        self.answer(now, link, request.0, &fields, &[&starts])?;
+        self.queue_destination(destination);
+        Ok(())
+    }
+
+    /// A source joins a subscription; returns which member it is, too.
+    pub(super) fn join_subscription(
+        &mut self,
+        join: &JoinConsumer<'_>,
+        source: Source,
+    ) -> Result<(Handle, MemberNumber), Fault> {
+        let link = link_to(source.origin.shard);
+        let role = Some(Role::Source(source));
+        let (handle, member) = self.join_as((link, Handle(0)), join, (0, 0), role)?;
+        self.queue_destination(join.destination);
+        Ok((handle, member))
+    }
+
+    fn join_as(
+        &mut self,
+        of: (Handle, Handle),
+        join: &JoinConsumer<'_>,
+        credit: (u64, u64),
+        role: Option<Role>,
+    ) -> Result<(Handle, MemberNumber), Fault> {
+        let destination = join.destination;
+        if join.member.is_none() {
+            self.has_room_for_consumer(destination)?;
+        }
+        let partitions = self.locals[destination].partitions.len();
+        let size = tables::consumer_size(join.kind, partitions);
+        if !self.opened.has(size) {
+            return Err(no_memory_for_consumers());
+        }
+        let subscription = self.subscription_for(join)?;
+        let consumer = Consumer::new(of, (destination, subscription, join.kind), credit, role);
         let Ok(handle) = self.consumers.insert(consumer) else {
             self.end_if_fleeting(subscription);
             return Err(Refusal::ResourceAllocation.into());
         };
         self.opened.take(size);
+        let mut member = MemberNumber(0);
         if let Some(subscription) = self.subscriptions.get_mut(subscription) {
-            subscription.membership.joined(handle);
+            member = match join.member {
+                None => subscription.membership.joined(handle).number,
+                Some(number) => subscription.membership.joined_as(number, handle).number,
+            };
         }
+        if let Some(entry) = self.links.get_mut(of.0) {
+            entry.consumers.push(handle);
+        }
+        self.local_mut(destination).consumers += 1;
+        Ok((handle, member))
+    }
+
+    /// A front on `link`: what stands there for sources, and is in no subscription
+    /// itself.
+    pub(super) fn gathering(
+        &mut self,
+        link: Handle,
+        open: &OpenConsumer<'_>,
+        destination: DestinationNumber,
+        gather: Gather,
+    ) -> Result<Handle, Rejection> {
+        let partitions = self.locals[destination].partitions.len();
+        let size = tables::consumer_size(open.kind, partitions);
+        if !self.opened.has(size) {
+            return Err(Rejection::Request(no_memory_for_consumers()));
+        }
+        let consumer = Consumer::new(
+            (link, open.session),
+            (destination, NO_SUBSCRIPTION, open.kind),
+            (open.messages, open.bytes),
+            Some(Role::Front(gather)),
+        );
+        let handle = self
+            .consumers
+            .insert(consumer)
+            .map_err(|_| Refusal::ResourceAllocation)?;
+        self.opened.take(size);
+        self.local_mut(destination).fronts += 1;
         if let Some(entry) = self.links.get_mut(link) {
             entry.consumers.push(handle);
         }
-        let local = self.local_mut(destination);
-        local.consumers += 1;
-        let mut starts: Vec<u8> = Vec::with_capacity(local.partitions.len() * 8);
-        for partition in &local.partitions {
+        Ok(handle)
+    }
+
+    /// Where a consumer starts in each partition, eight bytes each.
+    pub(super) fn starts_of(&self, handle: Handle) -> Vec<u8> {
+        let Some(consumer) = self.consumers.get(handle) else {
+            return Vec::new();
+        };
+        let subscription = consumer.subscription;
+        let partitions = &self.locals[consumer.destination].partitions;
+        let mut starts = Vec::with_capacity(partitions.len() * size_of::<u64>());
+        for partition in partitions {
             let part = partition
                 .parts
                 .iter()
@@ -212,15 +423,7 @@ impl Shard {
             let fresh = part.map_or(Offset(0), |(_, part)| part.fresh());
             starts.extend_from_slice(&fresh.0.to_le_bytes());
         }
-        let fields = ConsumerOpened {
-            handle: handle.0.into(),
-            partitions: u32::try_from(local.partitions.len())
-                .unwrap_or(u32::MAX)
-                .into(),
-        };
-        self.answer(now, link, request.0, &fields, &[&starts])?;
-        self.queue_destination(destination);
-        Ok(())
+        starts
     }
 
     /// A subscription of `destination` with a part in each partition.
@@ -230,7 +433,7 @@ impl Shard {
         name: Option<&str>,
         start: Start,
         kind: Kind,
-    ) -> Result<Handle, Rejection> {
+    ) -> Result<Handle, Fault> {
         let partitions = self.locals[destination].partitions.len();
         let size = tables::subscription_size(kind, partitions);
         if !self.parts.has(size) {
@@ -261,11 +464,8 @@ impl Shard {
         Ok(handle)
     }
 
-    fn subscription_for(
-        &mut self,
-        destination: DestinationNumber,
-        open: &OpenConsumer<'_>,
-    ) -> Result<Handle, Rejection> {
+    fn subscription_for(&mut self, open: &JoinConsumer<'_>) -> Result<Handle, Fault> {
+        let destination = open.destination;
         let name = Some(open.subscription).filter(|name| !name.is_empty());
         let is_queue = self.is_queue(destination);
         let found = self.locals[destination]
@@ -277,13 +477,12 @@ impl Shard {
                 meant.then_some((*handle, found))
             });
         let Some((handle, found)) = found else {
-            self.has_room_for_subscription(destination)
-                .map_err(Rejection::Request)?;
+            self.has_room_for_subscription(destination)?;
             return self.subscribe(destination, name, open.start, open.kind);
         };
         let (kind, consumers) = (found.membership.kind(), found.membership.members().len());
         if kind != open.kind {
-            return Err(Rejection::request(
+            return Err(Fault::new(
                 Refusal::PreconditionFailed,
                 format!(
                     "the subscription {:?} is {kind} and stays so: it cannot be opened as {}",
@@ -292,9 +491,22 @@ impl Shard {
             ));
         }
         match kind {
-            Kind::Exclusive if consumers > 0 => Err(Refusal::Exclusive.into()),
+            Kind::Exclusive if consumers > 0 && open.member.is_none() => {
+                Err(Refusal::Exclusive.into())
+            }
+            Kind::Exclusive => {
+                // The home let this one in, so who is here still has left there and is
+                // about to be gone.
+                let before: Vec<Handle> = (found.membership.members().iter())
+                    .map(|member| member.consumer)
+                    .collect();
+                for before in before {
+                    self.remove_consumer(before, false);
+                }
+                Ok(handle)
+            }
             Kind::KeyShared if consumers >= limits::KEY_SHARED_CONSUMERS_MAX as usize => {
-                Err(Rejection::request(
+                Err(Fault::new(
                     Refusal::ResourceAllocation,
                     format!(
                         "a key-shared subscription has at most {} consumers",
@@ -326,7 +538,7 @@ impl Shard {
 
     /// A consumer ends. With `clean` what its application never saw returns
     /// uncounted; otherwise nobody knows, and all of it counts as handed out.
-    pub(super) fn remove_consumer(&mut self, _now: Now, handle: Handle, clean: bool) {
+    pub(super) fn remove_consumer(&mut self, handle: Handle, clean: bool) {
         let Some(consumer) = self.consumers.remove(handle) else {
             return;
         };
@@ -342,6 +554,15 @@ impl Shard {
 
     /// A consumer leaves its subscription.
     fn detach_consumer(&mut self, handle: Handle, consumer: &Consumer, clean: bool) {
+        let local = &mut self.locals[consumer.destination];
+        let partitions = local.partitions.len();
+        self.opened
+            .give(tables::consumer_size(consumer.kind, partitions));
+        if let Some(gather) = consumer.gather() {
+            local.fronts -= 1;
+            self.forget_leases(consumer.link, handle);
+            return self.drop_sources(gather, handle, clean);
+        }
         let handed = if clean {
             consumer.handed
         } else {
@@ -349,8 +570,6 @@ impl Shard {
         };
         let local = &mut self.locals[consumer.destination];
         local.consumers -= 1;
-        self.opened
-            .give(tables::consumer_size(consumer.kind, local.partitions.len()));
         if let Some(place) = local.place_of(consumer.subscription) {
             for partition in &mut local.partitions {
                 let (_, part) = &mut partition.parts[place];
@@ -377,9 +596,13 @@ impl Shard {
             };
             let before = consumer.clone();
             consumer.ended = Some(why.refusal);
+            consumer.role = None;
             self.opened.take(tables::consumer_size(Kind::Exclusive, 0));
             self.detach_consumer(handle, &before, false);
-            self.tell(before.link, handle, why);
+            // A source has a front that hears of it by itself.
+            if before.source().is_none() {
+                self.tell(before.link, handle, why);
+            }
         }
     }
 
@@ -438,8 +661,13 @@ impl Shard {
         }
         consumer.granted_messages = consumer.granted_messages.max(allow.messages.get());
         consumer.granted_bytes = consumer.granted_bytes.max(allow.bytes.get());
-        consumer.handed = consumer.handed.max(allow.handed.get());
-        self.queue_destination_of(handle);
+        let handed = allow.handed.get().saturating_sub(consumer.handed);
+        consumer.handed += handed;
+        if consumer.gather().is_some() {
+            self.gathering_allowed(handle, handed);
+        } else {
+            self.queue_destination_of(handle);
+        }
         Ok(())
     }
 
@@ -457,6 +685,12 @@ impl Shard {
         if let Some(refusal) = consumer.ended {
             return self.confirm(now, link, handle, fields, Some(refusal));
         }
+        if consumer.gather().is_some() {
+            return self.acknowledge_at_source(now, handle, fields, tail);
+        }
+        let principal = consumer
+            .source()
+            .map_or(principal, |source| source.principal);
         let (destination, subscription) = (consumer.destination, consumer.subscription);
         let mut refusal = auth::authorize(
             principal,
@@ -528,6 +762,11 @@ impl Shard {
     ) -> Result<(), Fault> {
         if fields.confirm.get() == 0 {
             return Ok(());
+        }
+        let source = self.consumers.get(handle).and_then(Consumer::source);
+        if let Some(origin) = source.map(|source| source.origin) {
+            let refusal = refusal.map_or(0, Refusal::code);
+            return self.acknowledged_to_front(now, origin, fields.confirm.get(), refusal);
         }
         let confirmed = Acknowledged {
             confirm: fields.confirm,
@@ -602,30 +841,56 @@ impl Shard {
                 subscription.turn = turn + 1;
                 members[turn].consumer
             });
-            let Some(consumer) = self.consumers.get_mut(handle).filter(|it| it.may_take()) else {
+            let Some(consumer) = self.consumers.get_mut(handle) else {
                 continue;
             };
-            let Some(link) = self.links.get_mut(consumer.link) else {
-                continue;
-            };
-            if link.state == LinkState::Ending {
-                continue;
-            }
-            const HEADER: usize = CONTROL_HEADER_SIZE + size_of::<Delivery>();
-            if !link
-                .egress
-                .has_room_for_delivery(HEADER + limits::EGRESS_COPY_MAX as usize)
-            {
-                link.starved = true;
-                continue;
-            }
-            if !link.egress.can_open(&self.arena, may_deliver) {
-                let listed = &mut link.deliveries_wait;
-                self.blocks.want_for_deliveries(consumer.link, listed);
+            if !consumer.may_take() {
+                if consumer.source_mut().is_some_and(Source::announce) {
+                    self.announcing.push(handle);
+                }
                 continue;
             }
             let target = Target::Destination(destination);
-            if auth::authorize(link.principal, Operation::Receive, target).is_err() {
+            let mut origin = None;
+            let mut bytes_max = limits::EGRESS_SIZE.into();
+            let principal = if let Some(source) = consumer.source_mut() {
+                // What goes to a front has a place there, the last message too, which may
+                // reach beyond the credit.
+                let last = if log.has_large() {
+                    LARGEST
+                } else {
+                    CHUNK as u64
+                };
+                let Some(room) = source.room_before(last) else {
+                    consumer.lend(0, 0);
+                    self.announcing.push(handle);
+                    continue;
+                };
+                origin = Some(source.origin);
+                bytes_max = room;
+                source.principal
+            } else {
+                let Some(link) = self.links.get_mut(consumer.link) else {
+                    continue;
+                };
+                if link.state == LinkState::Ending {
+                    continue;
+                }
+                if !link
+                    .egress
+                    .has_room_for_delivery(HEADER + limits::EGRESS_COPY_MAX as usize)
+                {
+                    link.starved = true;
+                    continue;
+                }
+                if !link.egress.can_open(&self.arena, may_deliver) {
+                    let listed = &mut link.deliveries_wait;
+                    self.blocks.want_for_deliveries(consumer.link, listed);
+                    continue;
+                }
+                link.principal
+            };
+            if auth::authorize(principal, Operation::Receive, target).is_err() {
                 continue;
             }
             let credit = consumer.granted_messages - consumer.delivered_messages;
@@ -635,8 +900,7 @@ impl Shard {
                 } else {
                     credit.min(room)
                 },
-                bytes: (consumer.granted_bytes - consumer.delivered_bytes)
-                    .min(limits::EGRESS_SIZE.into()),
+                bytes: (consumer.granted_bytes - consumer.delivered_bytes).min(bytes_max),
             };
             let number = consumer.delivered_messages;
             let delivered = match claimed {
@@ -655,6 +919,24 @@ impl Shard {
                 offset: run.first.0.into(),
                 delivery_count: u32::from(delivered.count).into(),
                 ..Delivery::default()
+            };
+            consumer.was_delivered(run.count.into(), run.bytes);
+            self.counters
+                .add(Counter::MessagesDelivered, run.count.into());
+            if delivered.count > 1 {
+                self.counters
+                    .add(Counter::MessagesRedelivered, run.count.into());
+            }
+            if let Some(source) = consumer.source_mut() {
+                source.room -= run.bytes as u64;
+            }
+            let link_handle = consumer.link;
+            if let Some(origin) = origin {
+                self.deliver_to_front(now, origin, &header, &run);
+                return true;
+            }
+            let Some(link) = self.links.get_mut(link_handle) else {
+                return true;
             };
             if link.egress.bytes() == 0 {
                 link.progress = now.monotonic;
@@ -684,16 +966,7 @@ impl Shard {
                     (chunk, start, left) = (self.arena.next(chunk), 0, left - length);
                 }
             }
-            consumer.delivered_messages += u64::from(run.count);
-            consumer.delivered_bytes += run.bytes as u64;
-            self.counters
-                .add(Counter::MessagesDelivered, run.count.into());
-            if delivered.count > 1 {
-                self.counters
-                    .add(Counter::MessagesRedelivered, run.count.into());
-            }
-            let link = consumer.link;
-            self.mark_dirty(link);
+            self.mark_dirty(link_handle);
             return true;
         }
         // Behind one who does not take it there may be others with a claim.

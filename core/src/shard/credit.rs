@@ -279,11 +279,19 @@ impl Shard {
         (beside * CHUNK) as u64 >= self.plan.destination
     }
 
+    /// Chunks that are kept for what other shards may deliver, and not taken yet.
+    pub(super) fn arrivals_kept(&self) -> usize {
+        if self.shards() == 1 {
+            return 0;
+        }
+        self.plan.arrivals_chunks().saturating_sub(self.arriving)
+    }
+
     /// Frame bytes that may still be granted: the rest of the pool, and no more
     /// than finds a place beside what egress and the partitions may need.
     fn ingress_room(&self) -> u64 {
         let free = (self.arena.free() * CHUNK) as u64;
-        let kept = self.plan.egress + (self.partitions * CHUNK) as u64;
+        let kept = self.plan.egress + ((self.partitions + self.arrivals_kept()) * CHUNK) as u64;
         let placeable = (free.saturating_sub(kept) / RESERVE_FACTOR).saturating_sub(self.reserved);
         (self.plan.ingress - self.reserved).min(placeable)
     }

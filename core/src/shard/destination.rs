@@ -172,7 +172,7 @@ impl Shard {
                 .parts
                 .has(tables::subscription_size(Kind::Shared, count as usize))
         {
-            return Err(tables::no_memory_for_subscriptions());
+            return Err(Rejection::Request(tables::no_memory_for_subscriptions()));
         }
         let kept = self.kept as u64 + partitions * kept_chunks(retain) as u64;
         let room = u64::from(self.arena.chunks()) / 4;
@@ -232,7 +232,7 @@ impl Shard {
             refusal: Refusal::NotFound,
             text: "the destination was deleted",
         };
-        if self.locals[number].consumers > 0 {
+        if self.locals[number].consumers + self.locals[number].fronts > 0 {
             let of_it = |consumer: &Consumer| consumer.destination() == number;
             self.end_consumers(of_it, why);
         }

@@ -20,6 +20,8 @@
 //! than the block holds wait at a time. A quarter of it, in one stretch, is for
 //! answers and completions; deliveries leave that free.
 //!
+//! Runs from other shards have chunks of their own, taken before they are asked for.
+//!
 //! Where the arena has no chunk for a block, answers wait aside in a small buffer of
 //! their own, and nothing overtakes them.
 //!
@@ -48,13 +50,23 @@ pub(super) struct Pin {
     pub(super) offset: Offset,
 }
 
+/// Whose memory a piece lies in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Owner {
+    /// The block's.
+    Block,
+    /// The log's, which is pinned.
+    Log(Pin),
+    /// What arrived from another shard.
+    Arrivals,
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Piece {
     chunk: ChunkId,
     start: usize,
     length: usize,
-    /// `None` if the piece lies in the block.
-    pin: Option<Pin>,
+    owner: Owner,
 }
 
 /// Why nothing was written.
@@ -80,6 +92,7 @@ pub(super) struct Egress {
     bytes: usize,
     /// Whole frames that wait for a block.
     aside: Vec<u8>,
+    arrivals: Arrivals,
 }
 
 impl Egress {
@@ -92,6 +105,7 @@ impl Egress {
             pieces: VecDeque::new(),
             bytes: 0,
             aside: Vec::new(),
+            arrivals: Arrivals::default(),
         }
     }
 
@@ -211,7 +225,7 @@ impl Egress {
             chunk,
             start,
             length,
-            pin: Some(pin),
+            owner: Owner::Log(pin),
         });
         self.bytes += length;
     }
@@ -249,8 +263,10 @@ impl Egress {
             return self.sent_in_part(arena, blocks, bytes, unpin);
         }
         while let Some(piece) = self.pieces.pop_front() {
-            if let Some(pin) = piece.pin {
-                unpin(arena, pin);
+            match piece.owner {
+                Owner::Block => {}
+                Owner::Log(pin) => unpin(arena, pin),
+                Owner::Arrivals => self.arrivals.sent(arena, piece.length),
             }
         }
         self.bytes = 0;
@@ -272,18 +288,20 @@ impl Egress {
             piece.start += taken;
             piece.length -= taken;
             bytes -= taken;
-            let (end, left, pin) = (piece.start, piece.length, piece.pin);
-            if pin.is_none() {
-                self.tail = end;
+            let (end, left, owner) = (piece.start, piece.length, piece.owner);
+            match owner {
+                Owner::Block => self.tail = end,
+                Owner::Log(_) => {}
+                Owner::Arrivals => self.arrivals.sent(arena, taken),
             }
             if left > 0 {
                 break;
             }
             self.pieces.pop_front();
-            if let Some(pin) = pin {
-                unpin(arena, pin);
-            } else if self.top == Some(end) {
-                (self.tail, self.top) = (0, None);
+            match owner {
+                Owner::Block if self.top == Some(end) => (self.tail, self.top) = (0, None),
+                Owner::Log(pin) => unpin(arena, pin),
+                Owner::Block | Owner::Arrivals => {}
             }
         }
         if self.head == self.tail && self.top.is_none() {
@@ -300,6 +318,93 @@ impl Egress {
     ) {
         self.sent(arena, blocks, self.bytes, unpin);
         self.aside = Vec::new();
+        self.arrivals.give_up(arena);
+    }
+
+    /// Sees to it that so many chunks are there for what another shard will deliver;
+    /// `false` if they are not to be had.
+    pub(super) fn expect_arrivals(&mut self, arena: &mut Arena, chunks: usize) -> bool {
+        self.arrivals.expect(arena, chunks)
+    }
+
+    /// Whether there are chunks for what another shard delivers, or delivered.
+    #[inline]
+    pub(super) fn has_arrivals(&self) -> bool {
+        !self.arrivals.chunks.is_empty()
+    }
+
+    /// Chunks of the arena that are there for arrivals.
+    pub(super) fn arrival_chunks(&self) -> usize {
+        self.arrivals.chunks.len()
+    }
+
+    /// A run arrives: its header is written in front of it. Of its `size` bytes these
+    /// are the first; it is sent once all of them are there.
+    pub(super) fn arrive<F: Fields>(
+        &mut self,
+        arena: &mut Arena,
+        subject: u32,
+        header: &F,
+        size: usize,
+        bytes: &[u8],
+    ) {
+        let mut frame = [0; 64];
+        let written = encode::control(subject, header, &[], &mut frame);
+        self.arrivals.write(arena, &frame[..written]);
+        self.arrivals.missing = size;
+        self.arrive_more(arena, bytes);
+    }
+
+    /// More of the run that arrives.
+    pub(super) fn arrive_more(&mut self, arena: &mut Arena, bytes: &[u8]) {
+        self.arrivals.write(arena, bytes);
+        self.arrivals.missing -= bytes.len();
+        if self.arrivals.missing > 0 {
+            return;
+        }
+        while let Some((chunk, start, length)) = self.arrivals.show() {
+            self.bytes += length;
+            match self.pieces.back_mut() {
+                Some(last)
+                    if last.owner == Owner::Arrivals
+                        && last.chunk == chunk
+                        && last.start + last.length == start =>
+                {
+                    last.length += length;
+                }
+                _ => self.pieces.push_back(Piece {
+                    chunk,
+                    start,
+                    length,
+                    owner: Owner::Arrivals,
+                }),
+            }
+        }
+    }
+
+    /// Whether a run has arrived without its end.
+    #[inline]
+    pub(super) fn awaits_more(&self) -> bool {
+        self.arrivals.missing > 0
+    }
+
+    /// Nothing more arrives in the chunks that are there for it: they go once all that
+    /// did has left.
+    pub(super) fn end_arrivals(&mut self, arena: &mut Arena) {
+        self.arrivals.ended = true;
+        self.arrivals.sent(arena, 0);
+    }
+
+    /// Whether [`Egress::take_freed`] has any to say.
+    #[inline]
+    pub(super) fn has_freed(&self) -> bool {
+        self.arrivals.freed > 0
+    }
+
+    /// Chunks for arrivals that have gone since this was last asked.
+    #[inline]
+    pub(super) fn take_freed(&mut self) -> usize {
+        core::mem::take(&mut self.arrivals.freed)
     }
 
     /// Bytes that wait in pieces.
@@ -316,7 +421,8 @@ impl Egress {
     /// Panics if an invariant is broken.
     pub(super) fn invariants(&self) {
         let sum = |own: bool| -> usize {
-            let pieces = self.pieces.iter().filter(|it| it.pin.is_none() == own);
+            let own_of = |piece: &&Piece| (piece.owner == Owner::Block) == own;
+            let pieces = self.pieces.iter().filter(own_of);
             pieces.map(|piece| piece.length).sum()
         };
         assert_eq!(sum(true) + sum(false), self.bytes, "bytes are counted");
@@ -378,18 +484,88 @@ impl Egress {
     #[inline]
     fn wrote(&mut self, length: usize) {
         match self.pieces.back_mut() {
-            Some(piece) if piece.pin.is_none() && piece.start + piece.length == self.head => {
+            Some(piece)
+                if piece.owner == Owner::Block && piece.start + piece.length == self.head =>
+            {
                 piece.length += length;
             }
             _ => self.pieces.push_back(Piece {
                 chunk: self.block,
                 start: self.head,
                 length,
-                pin: None,
+                owner: Owner::Block,
             }),
         }
         self.head += length;
         self.bytes += length;
+    }
+}
+
+/// Where runs from another shard arrive: chunks that were taken for one lease, filled
+/// from the front. Nothing of a run is shown before all of it is there.
+#[derive(Debug, Default)]
+struct Arrivals {
+    chunks: Vec<ChunkId>,
+    /// Bytes that were written.
+    used: usize,
+    /// Bytes of them that are pieces, or were.
+    shown: usize,
+    /// Bytes that are pieces.
+    unsent: usize,
+    /// Bytes still to come of the run that arrives.
+    missing: usize,
+    /// Nothing more arrives.
+    ended: bool,
+    /// Chunks that were given back.
+    freed: usize,
+}
+
+impl Arrivals {
+    fn expect(&mut self, arena: &mut Arena, chunks: usize) -> bool {
+        debug_assert!(self.chunks.is_empty(), "one lease at a time");
+        if arena.free() < chunks {
+            return false;
+        }
+        self.chunks.extend((0..chunks).map_while(|_| arena.take()));
+        (self.used, self.shown, self.ended) = (0, 0, false);
+        true
+    }
+
+    fn write(&mut self, arena: &mut Arena, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let (chunk, at) = (self.chunks[self.used / CHUNK], self.used % CHUNK);
+            let (now, later) = bytes.split_at(bytes.len().min(CHUNK - at));
+            arena.bytes_mut(chunk)[at..at + now.len()].copy_from_slice(now);
+            self.used += now.len();
+            bytes = later;
+        }
+    }
+
+    /// The next stretch that is to become a piece.
+    fn show(&mut self) -> Option<(ChunkId, usize, usize)> {
+        let (index, at) = (self.shown / CHUNK, self.shown % CHUNK);
+        let length = (self.used - self.shown).min(CHUNK - at);
+        if length == 0 {
+            return None;
+        }
+        self.shown += length;
+        self.unsent += length;
+        Some((self.chunks[index], at, length))
+    }
+
+    fn sent(&mut self, arena: &mut Arena, bytes: usize) {
+        self.unsent -= bytes;
+        if self.ended && self.unsent == 0 {
+            self.give_up(arena);
+        }
+    }
+
+    fn give_up(&mut self, arena: &mut Arena) {
+        self.freed += self.chunks.len();
+        for chunk in self.chunks.drain(..) {
+            arena.give(chunk);
+        }
+        (self.used, self.shown, self.unsent, self.missing) = (0, 0, 0, 0);
     }
 }
 

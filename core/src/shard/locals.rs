@@ -39,7 +39,10 @@ pub(super) struct Local {
     /// In the order of their parts in each partition.
     pub(super) subscriptions: Vec<Handle>,
     pub(super) producers: u32,
+    /// Those whose messages here are delivered to a link or to a front.
     pub(super) consumers: u32,
+    /// Consumers that stand here for sources anywhere.
+    pub(super) fronts: u32,
     pub(super) stored: u64,
 }
 
@@ -61,6 +64,7 @@ impl Local {
             subscriptions: Vec::new(),
             producers: 0,
             consumers: 0,
+            fronts: 0,
             stored: 0,
         }
     }

@@ -20,10 +20,11 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::backlog::Backlog;
 use super::intake::Intake;
-use super::records::{self, outcome, request};
+use super::records::{self, delivery, outcome, request};
 use super::{Fault, Shard};
 use crate::catalog::placement::Placement;
 use crate::error::Refusal;
+use crate::frame::control::Delivery;
 use crate::id::{Handle, ShardIndex};
 use crate::memory::Arena;
 use crate::mesh::{Ends, Neighbour};
@@ -174,6 +175,13 @@ impl Peer {
             .any(Reader::has_more)
     }
 
+    /// Whether something was written for it that it is not shown yet.
+    fn has_fresh(&self) -> bool {
+        [&self.requests, &self.outcomes, &self.deliveries]
+            .iter()
+            .any(|outlet| outlet.fresh)
+    }
+
     fn has_backlog(&self) -> bool {
         [&self.requests, &self.outcomes, &self.deliveries]
             .iter()
@@ -268,6 +276,12 @@ impl Shard {
         Some(peer.shard)
     }
 
+    /// Whether [`Shard::send_off`] would find something to do.
+    #[inline]
+    pub(super) fn can_send_off(&self) -> bool {
+        self.mesh.peers.iter().any(Peer::has_fresh)
+    }
+
     /// Shows the others what this turn had for them.
     #[inline]
     pub(super) fn send_off(&mut self) {
@@ -319,6 +333,21 @@ impl Shard {
                     self.fault(now, link, &fault(body));
                 }
             }
+            outcome::JOINED => {
+                let (joined, starts) = split(body);
+                self.joined_source(now, shard, about, joined, starts);
+            }
+            outcome::NOT_JOINED => self.refused_source(now, about, &fault(body)),
+            outcome::ACKNOWLEDGED => {
+                let confirmed: &records::Confirmed = fields(body);
+                let (confirm, refusal) = (confirmed.confirm.get(), confirmed.refusal.get());
+                if let Err(fault) = self.acknowledged(now, about, confirm, refusal)
+                    && let Some(link) = self.consumers.get(about).map(|front| front.link)
+                {
+                    self.fault(now, link, &fault);
+                }
+            }
+            outcome::LEFT => self.left_source(now, shard, about),
             _ => unknown("outcome", head),
         }
     }
@@ -335,12 +364,45 @@ impl Shard {
                 self.want_on_branch(now, about, want.bytes.get());
             }
             request::DETACH => self.end_branch(now, about, head.flags),
+            request::JOIN => self.join_asked(shard, about, body),
+            request::LEASE => self.lend_to_source(about, fields(body)),
+            request::ACKNOWLEDGE => {
+                let (fields, runs) = split(body);
+                let done = self.acknowledge_here(now, about, fields, runs);
+                debug_assert!(done.is_ok(), "it has no link that could be at fault");
+            }
+            request::RETURN => {
+                let (fields, runs) = split(body);
+                self.give_back_here(now, about, fields, runs);
+            }
+            request::LEAVE => {
+                self.end_source(shard, about, head.flags, fields(body));
+            }
             _ => unknown("request", head),
         }
     }
 
-    fn delivery(&mut self, _now: Now, _peer: usize, head: Head, _body: &[u8]) {
-        unknown("delivery", head);
+    fn delivery(&mut self, now: Now, peer: usize, head: Head, body: &[u8]) {
+        let shard = self.mesh.peers[peer].shard;
+        let about = Handle(head.subject.get());
+        match head.kind {
+            delivery::READY => self.source_ready(shard, about, head.flags != 0),
+            delivery::RUN => {
+                let (run, frames): (&records::Run, _) = split(body);
+                let header = Delivery {
+                    partition: run.partition,
+                    count: run.count,
+                    offset: run.offset,
+                    delivery_count: run.delivery_count,
+                    ..Delivery::default()
+                };
+                let size = run.size.get() as usize;
+                self.arrived(now, shard, about, &header, size, frames);
+            }
+            delivery::MORE => self.arrived_more(about, body),
+            delivery::LEFT_OVER => self.lease_left(shard, about),
+            _ => unknown("delivery", head),
+        }
     }
 
     /// Asks something of another shard.
@@ -356,6 +418,14 @@ impl Shard {
     pub(super) fn outcome_for(&mut self, shard: ShardIndex, head: &Head, parts: &[&[u8]]) {
         let peer = peer_at(self.config.shard, shard);
         let outlet = &mut self.mesh.peers[peer].outcomes;
+        outlet.write(&mut self.arena, head, parts);
+    }
+
+    /// Delivers to another shard.
+    #[inline]
+    pub(super) fn deliver_to(&mut self, shard: ShardIndex, head: &Head, parts: &[&[u8]]) {
+        let peer = peer_at(self.config.shard, shard);
+        let outlet = &mut self.mesh.peers[peer].deliveries;
         outlet.write(&mut self.arena, head, parts);
     }
 
@@ -384,8 +454,12 @@ pub(super) fn link_to(shard: ShardIndex) -> Handle {
 }
 
 fn fields<F: FromBytes + KnownLayout + Immutable + Unaligned>(body: &[u8]) -> &F {
+    split(body).0
+}
+
+fn split<F: FromBytes + KnownLayout + Immutable + Unaligned>(body: &[u8]) -> (&F, &[u8]) {
     match F::ref_from_prefix(body) {
-        Ok((fields, _)) => fields,
+        Ok(split) => split,
         Err(_) => panic!("a record has the fields of its kind"),
     }
 }

@@ -26,6 +26,7 @@ mod destination;
 mod egress;
 mod ending;
 mod fan;
+mod gather;
 mod handover;
 mod identity;
 mod intake;
@@ -38,6 +39,7 @@ mod remembered;
 mod returns;
 mod send;
 mod session;
+mod source;
 mod tables;
 
 use std::collections::VecDeque;
@@ -64,6 +66,7 @@ use blocks::Blocks;
 use consumer::{Consumer, Subscription};
 use egress::{Egress, NoRoom};
 use ending::Notice;
+use gather::Leases;
 use intake::Intake;
 use locals::{Local, Locals};
 use mesh::Mesh;
@@ -144,6 +147,12 @@ impl MemoryPlan {
         })
     }
 
+    /// Chunks of the arena for what other shards deliver: as many as for egress, and
+    /// enough for the largest message.
+    pub(super) fn arrivals_chunks(&self) -> usize {
+        self.egress_chunks().max(gather::LARGE_CHUNKS)
+    }
+
     /// Chunks of the arena that are kept for egress.
     pub(super) fn egress_chunks(&self) -> usize {
         usize::try_from(self.egress).map_or(usize::MAX, |bytes| bytes / CHUNK)
@@ -204,6 +213,7 @@ struct Link {
     name: String,
     intake: Intake,
     egress: Egress,
+    leases: Leases,
     sessions: Vec<Handle>,
     producers: Vec<Handle>,
     consumers: Vec<Handle>,
@@ -320,6 +330,16 @@ pub struct Shard {
     ready: VecDeque<(DestinationNumber, PartitionIndex)>,
     /// When parts have messages to return that rest.
     returns: Returns,
+    /// Chunks that are there for what other shards deliver to links of this one.
+    arriving: usize,
+    /// Links that wait for some.
+    wants_room: VecDeque<Handle>,
+    /// Sources that were lent credit this turn.
+    lent: Vec<Handle>,
+    /// Sources that have something and no credit.
+    announcing: Vec<Handle>,
+    /// Where a run is copied through on its way to another shard.
+    scratch: Vec<u8>,
     /// Partitions whose log is to be thinned out.
     thinning: VecDeque<(DestinationNumber, PartitionIndex)>,
     /// Links that have something new to send.
@@ -386,6 +406,11 @@ impl Shard {
             waiting: VecDeque::new(),
             ready: VecDeque::new(),
             returns: Returns::default(),
+            arriving: 0,
+            wants_room: VecDeque::new(),
+            lent: Vec::new(),
+            announcing: Vec::new(),
+            scratch: Vec::new(),
             thinning: VecDeque::new(),
             dirty: Vec::new(),
             watched: Vec::new(),
@@ -420,6 +445,7 @@ impl Shard {
             name: attached.name,
             intake: Intake::default(),
             egress: Egress::new(),
+            leases: Leases::default(),
             sessions: Vec::new(),
             producers: Vec::new(),
             consumers: Vec::new(),
@@ -467,11 +493,15 @@ impl Shard {
             .sent(arena, blocks, bytes, |arena, pin| locals.unpin(arena, pin));
         self.counters.add(Counter::BytesSent, bytes as u64);
         let worth_filling = entry.starved && entry.egress.is_worth_filling();
+        let freed = entry.egress.has_freed();
         if entry.egress.bytes() > 0 {
             self.watch(link);
         }
         if worth_filling {
             self.fill_again(link);
+        }
+        if freed {
+            self.arrivals_freed(link);
         }
     }
 
@@ -487,6 +517,8 @@ impl Shard {
                 .egress
                 .clear(arena, blocks, |arena, pin| locals.unpin(arena, pin));
             entry.intake.clear(&mut self.arena);
+            self.arriving -= entry.egress.take_freed();
+            self.serve_leases();
             self.link_numbers.remove(&entry.number);
             self.counters.add(Counter::LinksClosed, 1);
         }
@@ -527,6 +559,7 @@ impl Shard {
         }
         self.lend_blocks(now);
         self.dispatch(now);
+        self.settle_leases();
         self.send_completions(now);
         self.give_notice(now);
         self.serve_waiting(now);
@@ -588,6 +621,8 @@ impl Shard {
             || self.can_lend_blocks()
             || self.finishing.iter().any(|link| self.can_finish(*link))
             || !self.outputs.is_empty()
+            || self.can_settle_leases()
+            || self.can_send_off()
     }
 
     /// The broker stops: every link is told, and ends once what waits for it has
@@ -688,6 +723,13 @@ impl Shard {
                 "a link's egress stays within its limit"
             );
         }
+        let arriving: usize = self
+            .links
+            .iter()
+            .map(|(_, it)| it.egress.arrival_chunks())
+            .sum();
+        assert_eq!(arriving, self.arriving, "chunks for arrivals are counted");
+        assert!(arriving <= self.plan.arrivals_chunks());
         assert_eq!(
             (aside, lent),
             (self.blocks.aside, self.blocks.lent),
@@ -728,7 +770,7 @@ impl Shard {
             }
         }
         for (_, link) in self.links.iter() {
-            owned += link.egress.chunks() + link.intake.chunks();
+            owned += link.egress.chunks() + link.egress.arrival_chunks() + link.intake.chunks();
         }
         owned += self.mesh.chunks();
         let lent = self.arena.chunks() as usize - self.arena.free();
@@ -913,7 +955,7 @@ impl Shard {
             self.remove_producer(now, producer, clean);
         }
         for consumer in consumers {
-            self.remove_consumer(now, consumer, clean);
+            self.remove_consumer(consumer, clean);
         }
         for session in sessions {
             self.sessions.remove(session);

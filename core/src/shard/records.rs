@@ -13,6 +13,19 @@
 //! | | `GRANT` | our producer | [`Grant`] |
 //! | | `DETACHED` | our producer | nothing |
 //! | | `FAULT` | our producer | [`Refused`], text |
+//! | requests | `JOIN` | the asker's consumer | [`Join`], name of the subscription |
+//! | | `LEASE` | our consumer | [`Lease`] |
+//! | | `ACKNOWLEDGE` | our consumer | as a client's |
+//! | | `RETURN` | our consumer | as a client's |
+//! | | `LEAVE` | our consumer | [`Leave`]; flags say how |
+//! | outcomes | `JOINED` | our consumer | [`Joined`], starts |
+//! | | `NOT_JOINED` | our consumer | [`Refused`], text |
+//! | | `ACKNOWLEDGED` | our consumer | [`Confirmed`] |
+//! | | `LEFT` | our consumer | nothing |
+//! | deliveries | `READY` | our consumer | nothing; flags say whether it is large |
+//! | | `RUN` | our consumer | [`Run`], the first of its bytes |
+//! | | `MORE` | our consumer | more of them |
+//! | | `LEFT_OVER` | our consumer | nothing |
 //!
 //! "Our" is the reader's. A frame's handle is that of the reader's producer.
 
@@ -26,6 +39,11 @@ pub(super) mod request {
     pub(in super::super) const PART: u8 = 3;
     pub(in super::super) const WANT: u8 = 4;
     pub(in super::super) const DETACH: u8 = 5;
+    pub(in super::super) const JOIN: u8 = 6;
+    pub(in super::super) const LEASE: u8 = 7;
+    pub(in super::super) const ACKNOWLEDGE: u8 = 8;
+    pub(in super::super) const RETURN: u8 = 9;
+    pub(in super::super) const LEAVE: u8 = 10;
 }
 
 /// Kinds of outcomes.
@@ -36,12 +54,32 @@ pub(super) mod outcome {
     pub(in super::super) const GRANT: u8 = 4;
     pub(in super::super) const DETACHED: u8 = 5;
     pub(in super::super) const FAULT: u8 = 6;
+    pub(in super::super) const JOINED: u8 = 7;
+    pub(in super::super) const NOT_JOINED: u8 = 8;
+    pub(in super::super) const ACKNOWLEDGED: u8 = 9;
+    pub(in super::super) const LEFT: u8 = 10;
+}
+
+/// Kinds of deliveries.
+pub(super) mod delivery {
+    pub(in super::super) const READY: u8 = 1;
+    pub(in super::super) const RUN: u8 = 2;
+    pub(in super::super) const MORE: u8 = 3;
+    pub(in super::super) const LEFT_OVER: u8 = 4;
 }
 
 /// How a producer is detached.
 pub(super) mod detach {
     /// Its client said so: it is forgotten, and that is answered.
     pub(in super::super) const CLOSED: u8 = 1;
+}
+
+/// How a consumer leaves.
+pub(super) mod leave {
+    /// Its client said so, and that is answered.
+    pub(in super::super) const CLOSED: u8 = 1;
+    /// Its client said so.
+    pub(in super::super) const CLEAN: u8 = 2;
 }
 
 macro_rules! fields {
@@ -90,6 +128,59 @@ fields! {
     Grant {
         bytes: U64,
         messages: U64,
+    }
+
+    /// Asks for a consumer's source. Who is asked first, the home, decides whether it
+    /// may join and which member it is; the others are told. The subscription's name
+    /// follows.
+    Join {
+        destination: U32,
+        principal: U32,
+        offset: U64,
+        // 0 towards the home.
+        member: U64,
+        start: U16,
+        kind: u8,
+        reserved: [u8; 5],
+    }
+
+    /// A source has joined. Where each partition starts follows.
+    Joined {
+        handle: U32,
+        reserved: U32,
+        member: U64,
+    }
+
+    /// So much may be delivered: messages, and frame bytes that there is a place for;
+    /// and that many bytes of credit, which the last message may reach beyond.
+    Lease {
+        messages: U64,
+        bytes: U64,
+        credit: U64,
+    }
+
+    /// Of what was delivered so many messages were handed to the application.
+    Leave {
+        handed: U64,
+        // Of the asker, so that it is answered though there is nothing left to leave.
+        front: U32,
+        reserved: U32,
+    }
+
+    /// What an acknowledgement asked to have echoed, and why it is refused if it is.
+    Confirmed {
+        confirm: U32,
+        refusal: U16,
+        reserved: U16,
+    }
+
+    /// A run of messages, as in a delivery, of so many bytes.
+    Run {
+        partition: U32,
+        count: U32,
+        offset: U64,
+        delivery_count: U32,
+        size: U32,
     }
 
     /// Why not; the text follows.

@@ -90,6 +90,10 @@ impl Shard {
         tail: &[u8],
     ) -> Result<(), Fault> {
         let consumer = self.consumer_on(link, handle)?;
+        if consumer.gather().is_some() {
+            self.give_back_at_source(now, handle, fields, tail);
+            return Ok(());
+        }
         let address = PartAddress {
             destination: consumer.destination(),
             partition: PartitionIndex(fields.partition.get()),

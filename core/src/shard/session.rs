@@ -178,7 +178,7 @@ impl Shard {
             self.remove_producer(now, producer, true);
         }
         for consumer in consumers {
-            self.remove_consumer(now, consumer, true);
+            self.remove_consumer(consumer, true);
         }
         self.sessions.remove(session);
         if let Some(entry) = self.links.get_mut(link) {
@@ -354,7 +354,15 @@ impl Shard {
             .get(handle)
             .is_some_and(|consumer| consumer.link == link)
         {
-            self.remove_consumer(now, handle, true);
+            if self
+                .consumers
+                .get(handle)
+                .is_some_and(|it| it.gather().is_some())
+            {
+                self.close_gathering(now, handle, request);
+                return Ok(());
+            }
+            self.remove_consumer(handle, true);
             let closed = control::Closed {
                 handle: handle.0.into(),
                 ..Default::default()

@@ -8,7 +8,7 @@
 //! beyond the few, as it does at the bound of a part.
 
 use super::consumer::Consumer;
-use super::{Rejection, Shard};
+use super::{Fault, Shard};
 use crate::error::Refusal;
 use crate::id::{DestinationNumber, Handle, PartitionIndex};
 use crate::subscription::membership::Member;
@@ -85,11 +85,19 @@ pub(super) fn subscription_size(kind: Kind, partitions: usize) -> usize {
 }
 
 #[cold]
-pub(super) fn no_memory_for_subscriptions() -> Rejection {
-    Rejection::request(
+pub(super) fn no_memory_for_subscriptions() -> Fault {
+    Fault::new(
         Refusal::ResourceAllocation,
         "no memory is left for another subscription in so many partitions: \
          start the broker with more memory, or end others",
+    )
+}
+
+#[cold]
+pub(super) fn no_memory_for_consumers() -> Fault {
+    Fault::new(
+        Refusal::ResourceAllocation,
+        "no memory is left for another consumer: start the broker with more",
     )
 }
 

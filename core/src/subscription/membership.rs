@@ -111,6 +111,14 @@ impl Membership {
         member
     }
 
+    /// Applies that `consumer` joined elsewhere, as the member with this number.
+    pub fn joined_as(&mut self, number: MemberNumber, consumer: Handle) -> Member {
+        let member = Member { number, consumer };
+        self.version += 1;
+        self.add(member);
+        member
+    }
+
     /// Decides that `consumer` leaves; whether it was a member.
     pub fn left(&mut self, consumer: Handle) -> bool {
         let found = self.members.iter().position(|it| it.consumer == consumer);

@@ -491,3 +491,390 @@ fn what_ends_a_link_ends_it_whatever_shard_found_it() {
         assert!(shards.ended.contains(&(0, client.peer.link)));
     }
 }
+
+/// What a consumer was delivered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Got {
+    partition: u32,
+    offset: u64,
+    count: u32,
+    body: Vec<u8>,
+}
+
+/// The deliveries to a consumer: each header is followed by its messages.
+fn deliveries(bytes: &[u8], handle: Handle) -> Vec<Got> {
+    let mut got = Vec::new();
+    let (mut left, mut offset, mut count, mut partition) = (0, 0, 0, 0);
+    for (frame, _) in frames(bytes) {
+        match frame {
+            Frame::Control {
+                subject,
+                control: Control::Delivery(fields, _),
+            } => {
+                assert_eq!(left, 0, "a run is whole");
+                assert_eq!(subject, handle.0);
+                (left, offset) = (fields.count.get(), fields.offset.get());
+                (count, partition) = (fields.delivery_count.get(), fields.partition.get());
+            }
+            Frame::Message(message) => {
+                assert!(left > 0, "a message has a header in front of it");
+                assert_eq!(message.header.offset.get(), offset);
+                assert_eq!(message.header.partition.get(), partition);
+                got.push(Got {
+                    partition,
+                    offset,
+                    count,
+                    body: message.body.to_vec(),
+                });
+                left -= 1;
+                offset += 1;
+            }
+            Frame::Control { .. } => assert_eq!(left, 0, "nothing stands within a run"),
+        }
+    }
+    assert_eq!(left, 0, "a run is whole");
+    got
+}
+
+impl Shards {
+    fn consumer(
+        &mut self,
+        client: &mut Client,
+        (topic, name): (u8, &str),
+        subscription: &str,
+        messages: u64,
+    ) -> Result<(Handle, Vec<u8>), Refusal> {
+        let fields = OpenConsumer {
+            session: client.peer.session.into(),
+            destination: topic,
+            destination_length: u16::try_from(name.len()).unwrap().into(),
+            subscription_length: u16::try_from(subscription.len()).unwrap().into(),
+            messages: messages.into(),
+            bytes: (1 << 20).into(),
+            ..OpenConsumer::default()
+        };
+        let tail = [name.as_bytes(), subscription.as_bytes()];
+        client.peer.control(3, &fields, &tail);
+        let answers = self.exchange(client);
+        match frames(&answers)[0] {
+            (
+                Frame::Control {
+                    control: Control::ConsumerOpened(fields, _),
+                    ..
+                },
+                size,
+            ) => Ok((Handle(fields.handle.get()), answers[size..].to_vec())),
+            (
+                Frame::Control {
+                    control: Control::Refused(fields, _),
+                    ..
+                },
+                _,
+            ) => Err(Refusal::from_code(fields.refusal.get()).unwrap()),
+            ref other => panic!("{other:?}"),
+        }
+    }
+
+    fn allow(
+        &mut self,
+        client: &mut Client,
+        handle: Handle,
+        messages: u64,
+        handed: u64,
+    ) -> Vec<u8> {
+        let allow = Allow {
+            messages: messages.into(),
+            bytes: (1 << 30).into(),
+            handed: handed.into(),
+        };
+        client.peer.control(handle.0, &allow, &[]);
+        self.exchange(client)
+    }
+
+    /// Settles one message; returns what came with the confirmation.
+    fn acknowledge(&mut self, client: &mut Client, handle: Handle, got: &Got) -> Vec<u8> {
+        let fields = Acknowledge {
+            partition: got.partition.into(),
+            runs: 1.into(),
+            confirm: 77.into(),
+            ..Acknowledge::default()
+        };
+        let run = AckRun {
+            first: got.offset.into(),
+            count: 1.into(),
+        };
+        client.peer.control(handle.0, &fields, &[run.as_bytes()]);
+        let answers = self.exchange(client);
+        let confirmed = frames(&answers).iter().any(|(frame, _)| {
+            matches!(frame, Frame::Control { control: Control::Acknowledged(fields, _), .. }
+                if fields.confirm.get() == 77 && fields.refusal.get() == 0)
+        });
+        assert!(confirmed, "an acknowledgement is confirmed");
+        answers
+    }
+
+    fn close(&mut self, client: &mut Client, handle: Handle) -> Vec<u8> {
+        let close = crate::frame::control::Close {
+            handle: handle.0.into(),
+            ..Default::default()
+        };
+        client.peer.control(8, &close, &[]);
+        let answers = self.exchange(client);
+        let closed = frames(&answers).iter().any(|(frame, _)| {
+            matches!(
+                frame,
+                Frame::Control {
+                    subject: 8,
+                    control: Control::Closed(..)
+                }
+            )
+        });
+        assert!(closed, "what is closed is answered");
+        answers
+    }
+
+    fn fill(&mut self, name: &str, partitions: u32, each: u32, size: usize) {
+        let mut client = self.client(0);
+        let mut producer = self.producer(&mut client, name, 0);
+        for number in 0..each * partitions {
+            let want = WantCredit {
+                bytes: (size as u64 + 200).into(),
+            };
+            client.peer.control(producer.handle.0, &want, &[]);
+            self.exchange(&mut client);
+            let (partition, sequence) = (number % partitions, u64::from(number / partitions) + 1);
+            let mut body = number.to_le_bytes().to_vec();
+            body.resize(size.max(4), 1);
+            client
+                .peer
+                .message_to(partition, sequence, &mut producer, &body);
+            let outcomes = singles(&self.exchange(&mut client));
+            assert_eq!(outcomes.len(), 1);
+            assert_eq!(outcomes[0].3, 0);
+        }
+        self.all[0].closed(now(), client.peer.link);
+        self.settle();
+    }
+}
+
+#[test]
+fn a_consumer_gets_the_messages_of_all_shards_each_partition_in_order() {
+    for at in 0..3 {
+        let mut shards = Shards::new(3);
+        shards.create("/default/q", 6);
+        shards.fill("/default/q", 6, 20, 40);
+        let mut client = shards.client(at);
+        let (handle, first) = shards
+            .consumer(&mut client, (0, "/default/q"), "", 1_000)
+            .unwrap();
+        let got = deliveries(&first, handle);
+        assert_eq!(got.len(), 120);
+        for partition in 0..6 {
+            let offsets: Vec<u64> = got
+                .iter()
+                .filter(|it| it.partition == partition)
+                .map(|it| it.offset)
+                .collect();
+            assert!(offsets.iter().copied().eq(0..20), "{offsets:?}");
+        }
+        for one in &got {
+            shards.acknowledge(&mut client, handle, one);
+        }
+        assert_eq!(shards.counter(Counter::MessagesSettled), 120);
+        shards.close(&mut client, handle);
+        for shard in &shards.all {
+            assert_eq!((shard.consumers.len(), shard.arriving), (0, 0));
+        }
+    }
+}
+
+#[test]
+fn a_credit_of_one_is_never_stranded_at_a_part_that_has_nothing() {
+    let mut shards = Shards::new(3);
+    shards.create("/default/q", 9);
+    let mut client = shards.client(1);
+    let (handle, first) = shards
+        .consumer(&mut client, (0, "/default/q"), "", 1)
+        .unwrap();
+    assert!(deliveries(&first, handle).is_empty());
+    let mut other = shards.client(2);
+    let mut producer = shards.producer(&mut other, "/default/q", 0);
+    let mut sequences = [0; 9];
+    let mut seen = Vec::new();
+    for round in 0..40_usize {
+        let partition = round * 4 % 9;
+        sequences[partition] += 1;
+        other.peer.message_to(
+            u32::try_from(partition).unwrap(),
+            sequences[partition],
+            &mut producer,
+            b"one",
+        );
+        shards.exchange(&mut other);
+        let mut bytes = shards.read(&client);
+        let delivered = round as u64 + 1;
+        bytes.extend(shards.allow(&mut client, handle, delivered + 1, delivered));
+        let got = deliveries(&bytes, handle);
+        assert_eq!(got.len(), 1, "in round {round}");
+        shards.acknowledge(&mut client, handle, &got[0]);
+        seen.extend(got);
+    }
+    assert_eq!(seen.len(), 40);
+}
+
+#[test]
+fn a_grant_is_never_passed_whatever_is_ready_on_how_many_shards() {
+    let mut shards = Shards::new(3);
+    shards.create("/default/q", 3);
+    shards.fill("/default/q", 3, 50, 10);
+    let mut client = shards.client(0);
+    let (handle, first) = shards
+        .consumer(&mut client, (0, "/default/q"), "", 7)
+        .unwrap();
+    let mut got = deliveries(&first, handle);
+    assert_eq!(got.len(), 7);
+    for granted in [8, 20, 21, 150] {
+        let more = shards.allow(&mut client, handle, granted, 0);
+        got.extend(deliveries(&more, handle));
+        assert_eq!(got.len() as u64, granted);
+    }
+    let mut places: Vec<_> = got.iter().map(|it| (it.partition, it.offset)).collect();
+    places.sort_unstable();
+    places.dedup();
+    assert_eq!(places.len(), 150);
+}
+
+#[test]
+fn messages_of_every_size_are_delivered_from_another_shard() {
+    for size in [0, 30_000, 60_000, 65_424, 65_425, 70_000, 1 << 20, 4 << 20] {
+        let mut shards = Shards::new(2);
+        shards.create("/default/q", 2);
+        let each = if size > 1 << 20 { 1 } else { 3 };
+        shards.fill("/default/q", 2, each, size);
+        let mut client = shards.client(0);
+        let (handle, first) = shards
+            .consumer(&mut client, (0, "/default/q"), "", 100)
+            .unwrap();
+        let mut bytes = first;
+        bytes.extend(shards.allow(&mut client, handle, 100, 0));
+        let got = deliveries(&bytes, handle);
+        assert_eq!(got.len(), 2 * each as usize, "messages of {size} bytes");
+        for (number, one) in got.iter().enumerate() {
+            assert_eq!(one.body.len(), size.max(4), "message {number}");
+        }
+    }
+}
+
+#[test]
+fn an_exclusive_subscription_has_one_consumer_on_all_shards_together() {
+    let mut shards = Shards::new(2);
+    shards.create("topic:/default/t", 2);
+    let topic = (1, "/default/t");
+    let mut one = shards.client(0);
+    let mut two = shards.client(1);
+    for _ in 0..3 {
+        let (first, _) = shards.consumer(&mut one, topic, "s", 10).unwrap();
+        let refused = shards.consumer(&mut two, topic, "s", 10);
+        assert_eq!(refused, Err(Refusal::Exclusive));
+        shards.close(&mut one, first);
+        let (second, _) = shards.consumer(&mut two, topic, "s", 10).unwrap();
+        let refused = shards.consumer(&mut one, topic, "s", 10);
+        assert_eq!(refused, Err(Refusal::Exclusive));
+        shards.close(&mut two, second);
+    }
+    // One whose link breaks makes way as well.
+    shards.consumer(&mut one, topic, "s", 10).unwrap();
+    shards.all[0].closed(now(), one.peer.link);
+    shards.settle();
+    shards.consumer(&mut two, topic, "s", 10).unwrap();
+}
+
+#[test]
+fn what_a_broken_link_held_goes_to_the_next_consumer_first_and_counted() {
+    let mut shards = Shards::new(3);
+    shards.create("/default/q", 3);
+    shards.fill("/default/q", 3, 10, 10);
+    let mut one = shards.client(0);
+    let (handle, first) = shards
+        .consumer(&mut one, (0, "/default/q"), "", 12)
+        .unwrap();
+    let held = deliveries(&first, handle);
+    assert_eq!(held.len(), 12);
+    shards.all[0].closed(now(), one.peer.link);
+    shards.settle();
+    let mut two = shards.client(1);
+    let (handle, second) = shards
+        .consumer(&mut two, (0, "/default/q"), "", 100)
+        .unwrap();
+    let got = deliveries(&second, handle);
+    assert_eq!(got.len(), 30);
+    for one in &got {
+        let before = held
+            .iter()
+            .any(|it| (it.partition, it.offset) == (one.partition, one.offset));
+        assert_eq!(one.count, 1 + u32::from(before), "{one:?}");
+    }
+    for partition in 0..3 {
+        let mut offsets = got
+            .iter()
+            .filter(|it| it.partition == partition)
+            .map(|it| it.offset);
+        assert!(offsets.by_ref().is_sorted());
+    }
+}
+
+#[test]
+fn what_a_closed_consumer_never_handed_out_comes_again_uncounted() {
+    let mut shards = Shards::new(2);
+    shards.create("/default/q", 4);
+    shards.fill("/default/q", 4, 5, 10);
+    let mut one = shards.client(0);
+    let (handle, first) = shards
+        .consumer(&mut one, (0, "/default/q"), "", 20)
+        .unwrap();
+    let held = deliveries(&first, handle);
+    assert_eq!(held.len(), 20);
+    // The application was given the first nine.
+    shards.allow(&mut one, handle, 20, 9);
+    shards.close(&mut one, handle);
+    let mut two = shards.client(1);
+    let (handle, second) = shards
+        .consumer(&mut two, (0, "/default/q"), "", 100)
+        .unwrap();
+    let got = deliveries(&second, handle);
+    assert_eq!(got.len(), 20);
+    for one in &got {
+        let index = held
+            .iter()
+            .position(|it| (it.partition, it.offset) == (one.partition, one.offset));
+        assert_eq!(one.count, 1 + u32::from(index.unwrap() < 9), "{one:?}");
+    }
+}
+
+#[test]
+fn a_link_that_goes_while_its_consumer_is_being_opened_leaves_nothing_behind() {
+    let mut shards = Shards::new(3);
+    shards.create("topic:/default/t", 3);
+    for turns in 0..10 {
+        let mut client = shards.client(2);
+        let fields = OpenConsumer {
+            session: client.peer.session.into(),
+            destination: 1,
+            destination_length: 10.into(),
+            subscription_length: 1.into(),
+            messages: 5.into(),
+            bytes: 100.into(),
+            ..OpenConsumer::default()
+        };
+        client.peer.control(2, &fields, &[b"/default/t", b"s"]);
+        shards.write(&mut client);
+        for turn in 0..turns {
+            shards.turn(turn % 3);
+        }
+        shards.all[2].closed(now(), client.peer.link);
+        shards.settle();
+        for shard in &shards.all {
+            assert_eq!(shard.consumers.len(), 0, "after {turns} turns");
+        }
+    }
+}
