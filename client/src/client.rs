@@ -15,6 +15,7 @@ use courser_core::id::{Installation, ShardIndex};
 use courser_core::name::Destination;
 
 use crate::address::{Endpoint, Endpoints, IntoEndpoints};
+use crate::admin::Admin;
 use crate::consumer::ConsumerBuilder;
 use crate::error::{ConnectError, RequestError};
 use crate::link::{Link, Wanted};
@@ -348,6 +349,12 @@ impl Client {
             stats.add(report);
         }
         Ok(stats)
+    }
+
+    /// What an administrator asks for: destinations, subscriptions, who is connected.
+    #[must_use]
+    pub fn admin(&self) -> Admin {
+        Admin::new(Arc::clone(&self.pool))
     }
 
     /// Who owns a destination.

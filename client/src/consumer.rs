@@ -616,11 +616,21 @@ impl Consumer {
         if let Some(end) = &state.end {
             return Some(ReceiveError::LinkEnded(Arc::clone(end)));
         }
-        let (code, text) = state.lost_consumer(self.key)?;
-        Some(ReceiveError::NotResumed {
-            refusal: Refusal::from_code(code),
-            code,
-            text: text.into(),
+        let lost = state.lost_consumer(self.key)?;
+        let (code, text) = (lost.code, lost.text.clone());
+        let refusal = Refusal::from_code(code);
+        Some(if lost.ended {
+            ReceiveError::Ended {
+                refusal,
+                code,
+                text,
+            }
+        } else {
+            ReceiveError::NotResumed {
+                refusal,
+                code,
+                text,
+            }
         })
     }
 

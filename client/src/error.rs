@@ -282,6 +282,19 @@ pub enum ReceiveError {
         /// Details.
         text: Box<str>,
     },
+    /// The broker ended the consumer: its destination or its subscription was deleted.
+    /// What was delivered before is handed out first.
+    #[error("the broker ended the consumer: {}{}",
+        refusal.map_or_else(|| format!("code {code}"), |refusal| refusal.to_string()),
+        if text.is_empty() { String::new() } else { format!(" ({text})") })]
+    Ended {
+        /// Why, if this version knows the reason.
+        refusal: Option<Refusal>,
+        /// The reason's code.
+        code: u16,
+        /// Details.
+        text: Box<str>,
+    },
     /// The system gave no thread to drive the link, or to run a listener on.
     #[error("no thread could be started")]
     NoThread,

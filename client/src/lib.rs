@@ -51,6 +51,7 @@
 //! its order, as not stored if it had not begun to leave, else as unknown.
 
 mod address;
+mod admin;
 mod client;
 mod clock;
 mod consumer;
@@ -69,6 +70,7 @@ mod session;
 mod unsettled;
 
 pub use address::{DEFAULT_PORT, Endpoint, Endpoints, IllegalEndpoint, IntoEndpoints};
+pub use admin::{Admin, NewDestination};
 pub use client::{Client, ConnectOptions, IntoDestination, Stats};
 pub use consumer::{Consumer, ConsumerBuilder};
 pub use delivery::Listening;
@@ -81,12 +83,18 @@ pub use message::{Message, Payload, Received};
 pub use producer::{Completion, Producer, ProducerBuilder, Receipt};
 pub use session::CompletionListener;
 
+pub use courser_core::catalog::{Policies, PolicyChange};
+pub use courser_core::client::{
+    ConsumerInfo, DestinationInfo, LinkInfo, PartInfo, ProducerInfo, SubscriptionInfo,
+};
 pub use courser_core::client::{
     Counters, DestinationStats, Durability, LinkEnd, Location, Received as Borrowed, Route,
 };
 pub use courser_core::counters::Counter;
 pub use courser_core::error::Refusal;
 pub use courser_core::frame::property::{Properties, PropertyError};
-pub use courser_core::id::{Installation, MessageId, Offset, PartitionIndex, Position, Sequence};
+pub use courser_core::id::{
+    Installation, LinkNumber, MessageId, Offset, PartitionIndex, Position, ProducerId, Sequence,
+};
 pub use courser_core::name::{Destination, DestinationKind};
 pub use courser_core::time::Wall;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use courser_core::client::{BatchLimits, Durability, Event, ProducerKey, ProducerRequest};
+use courser_core::error::Refusal;
 use courser_core::id::{MessageId, Position, Sequence};
 use courser_core::limits;
 use courser_core::time::Wall;
@@ -71,7 +72,15 @@ impl<'a> ProducerBuilder<'a> {
     }
 
     /// How many partitions the destination is to have, if it does not exist yet.
-    pub fn partitions(self, partitions: u32) -> Self {
+    /// At least 1; leave it out to take it as it is.
+    pub fn partitions(mut self, partitions: u32) -> Self {
+        if partitions == 0 && self.request.is_ok() {
+            self.request = Err(RequestError::Refused {
+                refusal: Some(Refusal::IllegalArgument),
+                code: Refusal::IllegalArgument.code(),
+                text: "partitions must be > 0 or omitted".into(),
+            });
+        }
         self.with(|request| request.partitions = partitions)
     }
 
@@ -399,6 +408,15 @@ impl Producer {
             Ok(_) | Err(RequestError::LinkEnded(_)) => Ok(()),
             Err(error) => Err(error),
         }
+    }
+
+    /// Why the broker ended the producer by itself, if it did and that was heard: its
+    /// destination was deleted, or an administrator fenced it. Every further send is
+    /// refused.
+    #[must_use]
+    pub fn ended(&self) -> Option<Refusal> {
+        let code = self.link().take().ended_producer(self.key)?;
+        Some(Refusal::from_code(code).unwrap_or(Refusal::Ended))
     }
 
     /// Partitions of the destination.

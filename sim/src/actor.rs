@@ -965,6 +965,18 @@ impl Actor {
                 self.stats_asked = false;
             }
             Event::Located { .. } | Event::Pong { .. } => {}
+            Event::Changed { .. } | Event::Listed { .. } => {
+                return Err(Violation::new(
+                    Rule::Request,
+                    "an answer to what nobody asked for".to_owned(),
+                ));
+            }
+            Event::ProducerEnded { code, .. } | Event::ConsumerEnded { code, .. } => {
+                return Err(Violation::new(
+                    Rule::Request,
+                    format!("ended by the broker as {code}, though nobody administers it"),
+                ));
+            }
             Event::Redirected { address, .. } => {
                 return Err(Violation::new(
                     Rule::Request,

@@ -102,6 +102,8 @@ pub struct BrokerConfig {
     pub memory: u64,
     /// How large each shard's ring is.
     pub ring: RingSize,
+    /// Whether a destination that is opened and does not exist is created.
+    pub auto_create: bool,
 }
 
 impl Default for BrokerConfig {
@@ -120,6 +122,7 @@ impl Default for BrokerConfig {
                 slots: limits::LINKS_MAX,
                 ..RingSize::default()
             },
+            auto_create: true,
         }
     }
 }
@@ -391,7 +394,7 @@ impl Broker {
                     shard: ends.shard(),
                     memory: memory.bound,
                     hash_seed: u64::from_le_bytes(sys::random_bytes().map_err(&random)?),
-                    auto_create: true,
+                    auto_create: config.auto_create,
                 },
                 ends,
                 told,

@@ -36,6 +36,18 @@ pub(super) struct Background {
     pub(super) is_aside: bool,
 }
 
+/// A consumer that delivers no more, though its application did not close it.
+#[derive(Debug)]
+pub(crate) struct LostConsumer {
+    key: ConsumerKey,
+    /// The broker ended it; otherwise it was not opened again after a lost connection.
+    pub(crate) ended: bool,
+    /// The reason's code.
+    pub(crate) code: u16,
+    /// Details.
+    pub(crate) text: Box<str>,
+}
+
 /// See the module.
 pub(crate) struct State {
     pub(crate) machine: client::Client,
@@ -51,8 +63,12 @@ pub(crate) struct State {
     /// Requests whose asker is gone.
     abandoned: Vec<RequestId>,
     confirmations: Vec<(ConsumerKey, u32, Option<u16>)>,
-    /// Consumers that could not be opened again, and why, until they are gone.
-    lost_consumers: Vec<(ConsumerKey, u16, Box<str>)>,
+    /// Consumers that could not be opened again or were ended by the broker, and why,
+    /// until they are gone.
+    lost_consumers: Vec<LostConsumer>,
+    /// Producers that the broker ended, and the codes of its reasons, until they are
+    /// gone.
+    ended_producers: Vec<(ProducerKey, u16)>,
     /// How often the connection was lost; consumers look at it without the baton.
     pub(super) disconnects: Arc<AtomicU32>,
     pub(super) waiters: Waiters,
@@ -80,6 +96,7 @@ impl State {
             abandoned: Vec::new(),
             confirmations: Vec::new(),
             lost_consumers: Vec::new(),
+            ended_producers: Vec::new(),
             disconnects: Arc::default(),
             waiters: Waiters::default(),
             background: Background::default(),
@@ -359,6 +376,7 @@ impl State {
     /// Forgets a producer that is closed.
     pub(crate) fn forget(&mut self, key: ProducerKey) {
         self.machine.forget_producer(key);
+        self.ended_producers.retain(|(other, _)| *other != key);
         if self.ledger(key).is_some() {
             self.ledgers[key.index()] = None;
         }
@@ -569,7 +587,15 @@ impl State {
                     consumer,
                     code,
                     text,
-                } => self.lost_consumers.push((consumer, code, text)),
+                } => self.lose(consumer, false, code, text),
+                Event::ConsumerEnded {
+                    consumer,
+                    code,
+                    text,
+                } => self.lose(consumer, true, code, text),
+                Event::ProducerEnded { producer, code, .. } => {
+                    self.ended_producers.push((producer, code));
+                }
                 Event::ProducerResumed {
                     producer,
                     id,
@@ -593,6 +619,8 @@ impl State {
                 | Event::Located { request, .. }
                 | Event::Stats { request, .. }
                 | Event::Pong { request, .. }
+                | Event::Changed { request, .. }
+                | Event::Listed { request, .. }
                 | Event::Refused { request, .. }
                 | Event::Redirected { request, .. } => self.answered(request, event),
             }
@@ -676,19 +704,33 @@ impl State {
         Some(self.confirmations.swap_remove(index).2)
     }
 
-    /// Why a consumer could not be opened again on another connection, if it could
-    /// not.
-    pub(crate) fn lost_consumer(&self, consumer: ConsumerKey) -> Option<(u16, &str)> {
-        self.lost_consumers
-            .iter()
-            .find(|(other, ..)| *other == consumer)
-            .map(|(_, code, text)| (*code, &**text))
+    fn lose(&mut self, key: ConsumerKey, ended: bool, code: u16, text: Box<str>) {
+        self.lost_consumers.push(LostConsumer {
+            key,
+            ended,
+            code,
+            text,
+        });
+    }
+
+    /// Why a consumer could not be opened again on another connection or was ended by
+    /// the broker, if that is so.
+    pub(crate) fn lost_consumer(&self, consumer: ConsumerKey) -> Option<&LostConsumer> {
+        self.lost_consumers.iter().find(|it| it.key == consumer)
+    }
+
+    /// The code of the reason for which the broker ended a producer, if it did.
+    pub(crate) fn ended_producer(&self, producer: ProducerKey) -> Option<u16> {
+        let mut ended = self.ended_producers.iter();
+        ended
+            .find(|(key, _)| *key == producer)
+            .map(|(_, code)| *code)
     }
 
     /// Drops what is kept for a consumer that is gone.
     pub(crate) fn forget_confirmations(&mut self, consumer: ConsumerKey) {
         self.confirmations.retain(|(other, ..)| *other != consumer);
-        self.lost_consumers.retain(|(other, ..)| *other != consumer);
+        self.lost_consumers.retain(|it| it.key != consumer);
     }
 }
 

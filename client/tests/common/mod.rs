@@ -44,6 +44,17 @@ impl TestBroker {
         Self(Broker::start(config).unwrap())
     }
 
+    /// One that creates only what it is asked to create.
+    pub fn start_closed() -> Self {
+        let config = BrokerConfig {
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            memory: 64 << 20,
+            auto_create: false,
+            ..BrokerConfig::default()
+        };
+        Self(Broker::start(config).unwrap())
+    }
+
     /// Connections that the broker has accepted.
     pub fn accepted(&self) -> u64 {
         self.0.door_stats().accepted()

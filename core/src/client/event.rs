@@ -1,9 +1,12 @@
 //! What a link tells its application, beside messages and completions.
 
+use super::admin::Page;
 use super::error::LinkEnd;
 use crate::error::Refusal;
 use crate::frame::control::{Stats, StatsRow};
-use crate::id::{Epoch, Handle, Installation, Offset, ProducerId, RequestId, ShardIndex};
+use crate::id::{
+    CatalogVersion, Epoch, Handle, Installation, Offset, ProducerId, RequestId, ShardIndex,
+};
 use crate::name::{Destination, DestinationKind};
 use crate::time::Monotonic;
 
@@ -69,6 +72,22 @@ pub enum Event {
         request: RequestId,
         /// What they say.
         report: StatsReport,
+    },
+    /// What an administrator asked for is so.
+    Changed {
+        /// The request.
+        request: RequestId,
+        /// How many changes of the catalogue led to this.
+        version: CatalogVersion,
+        /// Whether something changed; if not, all was so before.
+        changed: bool,
+    },
+    /// A page of what there is.
+    Listed {
+        /// The request.
+        request: RequestId,
+        /// The page.
+        page: Page,
     },
     /// The answer to a ping.
     Pong {
@@ -142,6 +161,26 @@ pub enum Event {
         /// Which consumer.
         consumer: ConsumerKey,
         /// The code of the broker's refusal.
+        code: u16,
+        /// Details.
+        text: Box<str>,
+    },
+    /// The broker ended a producer by itself. What has no outcome yet gets one, and what
+    /// is sent from here on is refused in its place.
+    ProducerEnded {
+        /// Which producer.
+        producer: ProducerKey,
+        /// The code of the reason.
+        code: u16,
+        /// Details.
+        text: Box<str>,
+    },
+    /// The broker ended a consumer by itself: it is closed. What was delivered can still
+    /// be handed out.
+    ConsumerEnded {
+        /// Which consumer.
+        consumer: ConsumerKey,
+        /// The code of the reason.
         code: u16,
         /// Details.
         text: Box<str>,

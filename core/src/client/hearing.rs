@@ -7,6 +7,7 @@
 use zerocopy::FromBytes;
 use zerocopy::little_endian::U64;
 
+use super::admin::{AdminRequest, Page};
 use super::consumer::{Consumer, ConsumerRequest};
 use super::producer::{Producer, ProducerRequest};
 use super::request::Pending;
@@ -19,7 +20,8 @@ use crate::frame::control::{self, CompletionRun, Control};
 use crate::frame::decode::{self, Frame, Step};
 use crate::frame::{Kind, VERSION};
 use crate::id::{
-    Epoch, Handle, Installation, Offset, PartitionIndex, ProducerId, RequestId, ShardIndex,
+    CatalogVersion, Epoch, Handle, Installation, Offset, PartitionIndex, ProducerId, RequestId,
+    ShardIndex,
 };
 use crate::limits;
 
@@ -148,6 +150,7 @@ impl Client {
                 Ok(())
             }
             (_, Control::Acknowledged(fields, _)) => self.acknowledged(subject, fields),
+            (_, Control::Ended(fields, tail)) => self.ended(subject, fields, tail),
             (
                 _,
                 Control::Located(..)
@@ -155,6 +158,8 @@ impl Client {
                 | Control::ConsumerOpened(..)
                 | Control::Closed(..)
                 | Control::Stats(..)
+                | Control::Changed(..)
+                | Control::Listed(..)
                 | Control::Pong(..),
             ) => self.answered(subject, control),
             _ => unexpected,
@@ -332,7 +337,10 @@ impl Client {
         let Some(Owner::Consumer(key)) = self.handles.get(&subject).copied() else {
             return Err(unknown);
         };
-        let consumer = self.consumers.get_mut(key.0).ok_or(unknown)?;
+        let Some(consumer) = self.consumers.get_mut(key.0) else {
+            // It was ended and forgotten, and its handle is not released yet.
+            return Ok(());
+        };
         let confirm = fields.confirm.get();
         let refusal = fields.refusal.get();
         let refusal = (refusal != 0).then_some(refusal);
@@ -342,6 +350,49 @@ impl Client {
                 confirm,
                 refusal,
             });
+        }
+        Ok(())
+    }
+
+    /// The broker ended a producer or a consumer by itself.
+    fn ended(
+        &mut self,
+        subject: u32,
+        fields: &control::Ended,
+        tail: &[u8],
+    ) -> Result<(), ProtocolFault> {
+        let handle = Handle(subject);
+        let code = fields.refusal.get();
+        let text: Box<str> = String::from_utf8_lossy(tail).into();
+        match self.handles.get(&subject).copied() {
+            None => {
+                return Err(ProtocolFault::UnknownHandle {
+                    handle,
+                    kind: Kind::Ended,
+                });
+            }
+            Some(Owner::Producer(producer)) => self.events.push_back(Event::ProducerEnded {
+                producer,
+                code,
+                text,
+            }),
+            Some(Owner::Consumer(key)) => {
+                let Some(consumer) = self.consumers.get_mut(key.0) else {
+                    return Ok(());
+                };
+                if consumer.phase != consumer::Phase::Open {
+                    // It is being closed, or this was said before.
+                    return Ok(());
+                }
+                consumer.phase = consumer::Phase::Ended;
+                let request = self.requests.add(Pending::Release(handle));
+                self.ask_close(request, handle);
+                self.events.push_back(Event::ConsumerEnded {
+                    consumer: key,
+                    code,
+                    text,
+                });
+            }
         }
         Ok(())
     }
@@ -382,6 +433,10 @@ impl Client {
                     self.handles.remove(&consumer.handle().0);
                     consumer.phase = consumer::Phase::Ended;
                 }
+            }
+            Some(Pending::Release(handle)) => {
+                self.handles.remove(&handle.0);
+                return Ok(());
             }
             Some(Pending::AttachProducer(producer)) => {
                 self.producer_lost(producer, code, text);
@@ -478,6 +533,33 @@ impl Client {
                 } else {
                     self.requests.add_again(request, Pending::Stats(report));
                 }
+            }
+            (Pending::Release(handle), Control::Closed(fields, _)) => {
+                if handle.0 != fields.handle.get() {
+                    return Err(unknown);
+                }
+                self.handles.remove(&handle.0);
+            }
+            (Pending::Administer(wanted), Control::Changed(fields, _))
+                if !matches!(*wanted, AdminRequest::List(_)) =>
+            {
+                self.events.push_back(Event::Changed {
+                    request,
+                    version: CatalogVersion(fields.version.get()),
+                    changed: fields.changed == 1,
+                });
+            }
+            (Pending::Administer(wanted), Control::Listed(fields, tail)) => {
+                let AdminRequest::List(list) = *wanted else {
+                    return Err(unknown);
+                };
+                let out_of_range = ProtocolFault::OutOfRange {
+                    kind,
+                    field: "rows",
+                    value: fields.rows.get().into(),
+                };
+                let page = Page::read(&list, fields, tail).ok_or(out_of_range)?;
+                self.events.push_back(Event::Listed { request, page });
             }
             (Pending::Ping { asked }, Control::Pong(fields, _)) => {
                 if fields.token.get() != asked.0 {

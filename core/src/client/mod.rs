@@ -40,6 +40,7 @@
 //!   completions come in the order of its sends.
 //! - A message costs no allocation once queues have grown to their use.
 
+mod admin;
 mod consumer;
 mod error;
 mod event;
@@ -70,6 +71,10 @@ use crate::slab::Slab;
 use crate::time::{Monotonic, Now};
 
 pub use crate::pieces::{PIECES_MAX, Pieces};
+pub use admin::{
+    AdminRequest, ConsumerInfo, DestinationInfo, LinkInfo, ListRequest, Listing, Page, PartInfo,
+    ProducerInfo, Rows, SubscriptionInfo,
+};
 pub use consumer::{ConsumerRequest, Prefetch, Received, Sharing, Start};
 pub use error::{AckError, Cause, LinkEnd, ProtocolFault, RequestError, SendError};
 pub use event::{ConsumerKey, DestinationStats, Event, Location, ProducerKey, StatsReport};
@@ -446,6 +451,20 @@ impl Client {
     /// If the request cannot be taken.
     pub fn ask_stats(&mut self) -> Result<RequestId, RequestError> {
         self.request(Pending::Stats(Box::default()))
+    }
+
+    /// Asks for what an administrator asks for.
+    ///
+    /// # Errors
+    ///
+    /// If the request cannot be taken.
+    pub fn administer(&mut self, request: AdminRequest) -> Result<RequestId, RequestError> {
+        match &request {
+            AdminRequest::DeleteSubscription { subscription, .. }
+            | AdminRequest::List(ListRequest { subscription, .. }) => check_name(subscription)?,
+            _ => {}
+        }
+        self.request(Pending::Administer(Box::new(request)))
     }
 
     /// Asks for a pong.

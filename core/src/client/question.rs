@@ -1,5 +1,6 @@
 //! What the client asks: requests as frames.
 
+use super::admin;
 use super::consumer::{ConsumerRequest, Start};
 use super::length;
 use super::outbound::Outbound;
@@ -30,6 +31,7 @@ pub(super) fn ask(
             open_consumer(outbound, session, subject, wanted, wanted.start)
         }
         Pending::Stats(_) => outbound.control(subject, &control::AskStats::default(), &[]),
+        Pending::Administer(wanted) => admin::ask(outbound, session, subject, wanted),
         Pending::Ping { asked } => {
             let fields = control::Ping {
                 token: asked.0.into(),
@@ -39,6 +41,7 @@ pub(super) fn ask(
         // These are asked for by who notes them.
         Pending::OpenSession
         | Pending::Move
+        | Pending::Release(_)
         | Pending::AttachProducer(_)
         | Pending::AttachConsumer(_)
         | Pending::CloseProducer(_)

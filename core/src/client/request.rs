@@ -7,10 +7,11 @@
 
 use std::collections::VecDeque;
 
+use super::admin::AdminRequest;
 use super::consumer::ConsumerRequest;
 use super::event::{ConsumerKey, ProducerKey, StatsReport};
 use super::producer::ProducerRequest;
-use crate::id::RequestId;
+use crate::id::{Handle, RequestId};
 use crate::limits;
 use crate::name::Destination;
 use crate::time::Monotonic;
@@ -41,6 +42,10 @@ pub(super) enum Pending {
     CloseProducer(ProducerKey),
     /// A consumer's end.
     CloseConsumer(ConsumerKey),
+    /// The end of a handle of a consumer that the broker ended.
+    Release(Handle),
+    /// What an administrator asks for.
+    Administer(Box<AdminRequest>),
     /// Counters, and what has come of them.
     Stats(Box<StatsReport>),
     /// A pong.

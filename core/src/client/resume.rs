@@ -165,6 +165,7 @@ impl Client {
         let over = self.requests.take_if(|pending| match pending {
             Pending::OpenSession
             | Pending::Move
+            | Pending::Release(_)
             | Pending::AttachProducer(_)
             | Pending::AttachConsumer(_)
             | Pending::CloseConsumer(_) => true,
@@ -180,6 +181,7 @@ impl Client {
             | Pending::LookupForProducer(_)
             | Pending::OpenProducer(_)
             | Pending::OpenConsumer(_)
+            | Pending::Administer(_)
             | Pending::Ping { .. } => false,
         });
         for (request, pending) in over {

@@ -65,17 +65,6 @@ impl Shard {
                 self.close_handle(now, link, request, Handle(fields.handle.get()))
             }
             Control::AskStats(..) => self.stats(now, link, request),
-            Control::Create(fields, tail) => {
-                self.create_requested(now, link, request, fields, tail)
-            }
-            Control::SetPolicies(fields, tail) => {
-                self.policies_requested(now, link, request, fields, tail)
-            }
-            Control::Delete(fields, tail) => {
-                self.delete_requested(now, link, request, fields, tail)
-            }
-            Control::End(fields, _) => self.end_requested(now, link, request, fields),
-            Control::List(fields, tail) => self.list_requested(now, link, request, fields, tail),
             Control::Ping(fields, _) => {
                 let pong = Pong {
                     token: fields.token,
@@ -99,6 +88,32 @@ impl Shard {
                 self.end(now, link, true);
                 Ok(())
             }
+            other => self.administer(now, link, request, other),
+        }
+    }
+
+    /// What an administrator asks for. Apart, so that what comes with messages stays
+    /// small.
+    #[cold]
+    fn administer(
+        &mut self,
+        now: Now,
+        link: Handle,
+        request: RequestId,
+        control: &Control<'_>,
+    ) -> Result<(), Rejection> {
+        match control {
+            Control::Create(fields, tail) => {
+                self.create_requested(now, link, request, fields, tail)
+            }
+            Control::SetPolicies(fields, tail) => {
+                self.policies_requested(now, link, request, fields, tail)
+            }
+            Control::Delete(fields, tail) => {
+                self.delete_requested(now, link, request, fields, tail)
+            }
+            Control::End(fields, _) => self.end_requested(now, link, request, fields),
+            Control::List(fields, tail) => self.list_requested(now, link, request, fields, tail),
             other => Err(Rejection::Link(Fault::new(
                 Refusal::Unexpected,
                 format!("a client does not send {:?} on an open link", other.kind()),

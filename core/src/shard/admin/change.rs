@@ -8,7 +8,7 @@ use crate::frame::decode;
 use crate::id::{DestinationNumber, Epoch, Handle, LinkNumber, ProducerId, RequestId};
 use crate::shard::ending::Ending;
 use crate::shard::remembered::Place;
-use crate::shard::{Rejection, Shard};
+use crate::shard::{LinkState, Rejection, Shard};
 use crate::time::Now;
 
 /// Bits of `options` in [`Create`] and [`SetPolicies`].
@@ -205,7 +205,12 @@ impl Shard {
     }
 
     fn end_link(&mut self, now: Now, number: LinkNumber) -> Result<(), Rejection> {
-        let Some(link) = self.link_numbers.get(&number).copied() else {
+        let is_open = |link: &Handle| {
+            let link = self.links.get(*link);
+            link.is_some_and(|link| link.state == LinkState::Open)
+        };
+        let found = self.link_numbers.get(&number).copied();
+        let Some(link) = found.filter(is_open) else {
             return Err(Rejection::request(
                 Refusal::NotFound,
                 format!("no connection has the number {number}"),
