@@ -1706,3 +1706,175 @@ fn those_who_share_a_subscription_get_each_message_once_and_the_free_ones_get_mo
     answers.extend(client.exchange(&mut broker));
     assert_eq!(deliveries(&answers, consumer).len(), 90);
 }
+
+/// Settles so many offsets from `first` on.
+fn settle(client: &mut Client, consumer: u32, first: u64, count: u64) {
+    let run = AckRun {
+        first: first.into(),
+        count: count.into(),
+    };
+    let fields = Acknowledge {
+        runs: 1.into(),
+        ..Acknowledge::default()
+    };
+    client.say(consumer, &fields, &[run.as_bytes()]);
+}
+
+#[test]
+fn who_stands_by_takes_over_what_the_active_consumer_had_not_settled() {
+    // 41
+    const FAILOVER: u8 = 3;
+    let mut broker = Broker::new();
+    let (mut producing, session) = broker.client();
+    let mut producer = producing.open_producer(&mut broker, session, "/md/eu", 1);
+    let open = |broker: &mut Broker| {
+        let (mut client, session) = broker.client();
+        let opened = consumer_of(&mut client, broker, (session, 1), ("f", FAILOVER), 100);
+        (opened.unwrap().0, client)
+    };
+    let (active, mut first) = open(&mut broker);
+    let (standby, mut second) = open(&mut broker);
+    for in_partition in 1..=6 {
+        producing.send(&mut producer, 0, in_partition, b"x");
+    }
+    producing.exchange(&mut broker);
+    let got = counted(&first.exchange(&mut broker), active);
+    assert_eq!(got, (0..6).map(|offset| (offset, 1)).collect::<Vec<_>>());
+    assert!(counted(&second.exchange(&mut broker), standby).is_empty());
+    settle(&mut first, active, 0, 2);
+    settle(&mut first, active, 3, 1);
+    first.exchange(&mut broker);
+    broker.lets_go(&first);
+    let got = counted(&second.exchange(&mut broker), standby);
+    assert_eq!(got, [(2, 2), (4, 2), (5, 2)], "what it left, in order");
+    let (late, mut third) = open(&mut broker);
+    producing.send(&mut producer, 0, 7, b"x");
+    producing.exchange(&mut broker);
+    assert_eq!(counted(&second.exchange(&mut broker), standby), [(6, 1)]);
+    // By Close it is at once, and what the application was not given is not counted.
+    let close = Close {
+        handle: standby.into(),
+        ..Close::default()
+    };
+    second.say(9, &close, &[]);
+    second.exchange(&mut broker);
+    let got = counted(&third.exchange(&mut broker), late);
+    assert_eq!(got, [(2, 2), (4, 2), (5, 2), (6, 1)]);
+    broker.shard.audit();
+}
+
+#[test]
+fn messages_of_a_producer_stay_with_one_of_those_who_share_by_key_while_others_come_and_go() {
+    // 42; here the producers stand for keys
+    const KEY_SHARED: u8 = 4;
+    const PRODUCERS: usize = 24;
+    let mut broker = Broker::new();
+    let (mut producing, session) = broker.client();
+    let mut producers: Vec<Producer> = (0..PRODUCERS)
+        .map(|_| producing.open_producer(&mut broker, session, "/md/eu", 1))
+        .collect();
+    let mut send_all = |broker: &mut Broker, round: u64| {
+        for producer in &mut producers {
+            producing.send(producer, 0, round, &round.to_le_bytes());
+        }
+        producing.exchange(broker);
+    };
+    let open = |broker: &mut Broker, messages: u64| {
+        let (mut client, session) = broker.client();
+        let opened = consumer_of(
+            &mut client,
+            broker,
+            (session, 1),
+            ("k", KEY_SHARED),
+            messages,
+        );
+        (opened.unwrap().0, client)
+    };
+    // By the order of sending, an offset names its producer.
+    let of_producer = |offset: u64| usize::try_from(offset).unwrap() % PRODUCERS;
+    let (one, mut first) = open(&mut broker, 1_000);
+    let (two, mut second) = open(&mut broker, 1_000);
+    send_all(&mut broker, 1);
+    let held = counted(&first.exchange(&mut broker), one);
+    let others = counted(&second.exchange(&mut broker), two);
+    assert_eq!(held.len() + others.len(), PRODUCERS);
+    assert!(!held.is_empty() && !others.is_empty());
+
+    // A third one joins: keys that moved to it wait, all others go on.
+    let (three, mut third) = open(&mut broker, 1_000);
+    send_all(&mut broker, 2);
+    let again = counted(&first.exchange(&mut broker), one);
+    let others_again = counted(&second.exchange(&mut broker), two);
+    assert!(counted(&third.exchange(&mut broker), three).is_empty());
+    let moved = PRODUCERS - again.len() - others_again.len();
+    assert!((1..PRODUCERS).contains(&moved), "{moved} keys moved");
+    for (offset, _) in &again {
+        assert!(
+            held.iter()
+                .any(|(old, _)| of_producer(*old) == of_producer(*offset))
+        );
+    }
+    broker.shard.audit();
+
+    // What is settled lets its key go, and nothing else does.
+    let has_moved = |offset: u64| {
+        let stayed = again.iter().chain(&others_again);
+        stayed
+            .into_iter()
+            .all(|(other, _)| of_producer(*other) != of_producer(offset))
+    };
+    for (offset, _) in &held {
+        settle(&mut first, one, *offset, 1);
+        first.exchange(&mut broker);
+        let got = counted(&third.exchange(&mut broker), three);
+        let expected = has_moved(*offset).then_some((offset + PRODUCERS as u64, 1));
+        assert_eq!(got, expected.into_iter().collect::<Vec<_>>());
+    }
+    // What a broken link gives back comes first, to whoever has the key now.
+    broker.lets_go(&second);
+    let mut got = counted(&first.exchange(&mut broker), one);
+    got.extend(counted(&third.exchange(&mut broker), three));
+    for producer in 0..PRODUCERS {
+        let of_it = got
+            .iter()
+            .filter(|(offset, _)| of_producer(*offset) == producer);
+        assert!(of_it.is_sorted(), "in order");
+    }
+    for (offset, _) in others.iter().chain(&others_again) {
+        assert!(got.contains(&(*offset, 2)), "{offset} came back");
+    }
+    for (client, consumer) in [(&mut first, one), (&mut third, three)] {
+        settle(client, consumer, 0, 2 * PRODUCERS as u64);
+        client.exchange(&mut broker);
+    }
+    broker.shard.audit();
+    broker.lets_go(&first);
+    broker.lets_go(&third);
+}
+
+#[test]
+fn the_points_of_those_who_share_by_key_are_paid_for_and_their_number_is_bounded() {
+    // Section 4, OpenConsumer
+    let mut broker = Broker::new();
+    let mut clients = Vec::new();
+    let mut opened = 0;
+    let refused = loop {
+        let (mut client, session) = broker.client();
+        let outcome = consumer_of(&mut client, &mut broker, (session, 1), ("k", 4), 0);
+        clients.push(client);
+        match outcome {
+            Ok(_) => opened += 1,
+            Err(refusal) => break refusal,
+        }
+    };
+    assert_eq!(refused, Refusal::ResourceAllocation);
+    assert!(
+        (100..=limits::KEY_SHARED_CONSUMERS_MAX).contains(&opened),
+        "{opened}"
+    );
+    broker.shard.audit();
+    for client in &clients {
+        broker.shard.closed(broker.now, client.link);
+    }
+    broker.shard.audit();
+}

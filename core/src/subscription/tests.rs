@@ -169,6 +169,24 @@ fn delivery_pauses_at_the_most_unsettled_messages_and_goes_on_below() {
     assert!(setting.log.chunks() <= 1);
 }
 
+/// With room for more entries than there may be unsettled messages, a part that was at
+/// that bound did not call itself full; so what was settled then woke nobody up, and a
+/// consumer with a large window stood still until it raised its grant.
+#[test]
+fn a_part_at_the_most_unsettled_messages_is_full_though_settled_ones_lie_between() {
+    let limit = u64::from(UNSETTLED_MAX);
+    let mut setting = Setting::new(UNSETTLED_MAX + 2_000);
+    assert_eq!(setting.deliver_all(A), limit);
+    for offset in (1..4_000).step_by(2) {
+        setting.acknowledge(A, offset, 1);
+    }
+    setting.part.widen();
+    assert_eq!(setting.deliver_all(A), 2_000);
+    assert!(setting.part.room() > 0 && setting.part.is_full());
+    setting.acknowledge(A, 0, 1);
+    assert!(!setting.part.is_full());
+}
+
 #[test]
 fn without_more_memory_a_part_still_has_room_for_the_least_whatever_is_settled_between() {
     let least = u64::from(UNSETTLED_LEAST);
