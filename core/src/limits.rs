@@ -33,6 +33,8 @@ pub const PARTITIONS_MAX: u32 = 1024;
 pub const DESTINATIONS_MAX: u32 = 4096;
 /// Shards of a broker: the rings between them grow with the square.
 pub const SHARDS_MAX: u16 = 64;
+/// The most requests of one shard's clients that wait for other shards.
+pub const DEFERRED_MAX: u32 = 1024;
 /// The most subscriptions of one broker.
 pub const SUBSCRIPTIONS_MAX: u32 = 16_384;
 /// The most links (connections) of one broker.
@@ -245,6 +247,11 @@ pub const TABLE: &[Limit] = &[
     count("shards", SHARDS_MAX as u32, "the broker does not start"),
     count("destinations", DESTINATIONS_MAX, "the request is refused"),
     count("subscriptions", SUBSCRIPTIONS_MAX, "the request is refused"),
+    count(
+        "requests that wait for other shards, per shard",
+        DEFERRED_MAX,
+        "the request is refused",
+    ),
     count(
         "connections",
         LINKS_MAX,

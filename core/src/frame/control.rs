@@ -47,7 +47,7 @@ macro_rules! fields {
             /// Splits `rest`, which follows the header, into the fields of `kind` and the
             /// tail. `None` for a message's kind, or if `rest` is too short.
             #[must_use]
-            pub(super) fn split(kind: Kind, rest: &'a [u8]) -> Option<Self> {
+            pub(crate) fn split(kind: Kind, rest: &'a [u8]) -> Option<Self> {
                 match kind {
                     $(
                         Kind::$name => {
@@ -64,6 +64,14 @@ macro_rules! fields {
             pub const fn kind(&self) -> Kind {
                 match self {
                     $( Self::$name(..) => Kind::$name, )*
+                }
+            }
+
+            /// The bytes of the fields.
+            #[must_use]
+            pub(crate) fn fields(&self) -> &'a [u8] {
+                match self {
+                    $( Self::$name(fields, _) => fields.as_bytes(), )*
                 }
             }
 

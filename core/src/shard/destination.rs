@@ -42,11 +42,9 @@ impl Shard {
         if self.catalog.find(destination).is_none() {
             auth::authorize(principal, Operation::Create, Target::Name)?;
         }
-        self.change(Request::Open(destination, wanted))?;
-        let number = self
-            .catalog
-            .find(destination)
-            .expect("what is opened is there or was created");
+        self.change(Request::Open(destination, wanted), 0)?;
+        // It may have been created for this and deleted before this was heard of.
+        let number = self.catalog.find(destination).ok_or(Refusal::NotFound)?;
         auth::authorize(principal, operation, Target::Destination(number))?;
         Ok(number)
     }
@@ -59,26 +57,16 @@ impl Shard {
     /// As for a client that opens it.
     #[doc(hidden)]
     pub fn found(&mut self, destination: &Destination, wanted: Wanted) -> Result<bool, Refusal> {
-        self.change(Request::Open(destination, wanted))
-            .map_err(|rejection| match rejection {
-                Rejection::Request(fault) | Rejection::Link(fault) => fault.refusal,
-            })
-    }
-
-    /// Decides a request to the catalogue and carries the change out; whether there
-    /// was one.
-    pub(super) fn change(&mut self, request: Request<'_>) -> Result<bool, Rejection> {
-        let Some(change) = self.decide(request)? else {
-            return Ok(false);
-        };
-        let version = CatalogVersion(self.catalog.version().0 + 1);
-        self.apply(version, &change);
-        Ok(true)
+        match self.change_here(Request::Open(destination, wanted)) {
+            Ok(change) => Ok(change.is_some()),
+            Err(Rejection::Request(fault) | Rejection::Link(fault)) => Err(fault.refusal),
+            Err(Rejection::Later(_)) => unreachable!("nobody is asked"),
+        }
     }
 
     /// What becomes of a request to the catalogue. Whatever could keep a shard from
     /// carrying the change out is asked here.
-    fn decide(&self, request: Request<'_>) -> Result<Option<Change>, Rejection> {
+    pub(super) fn decide(&self, request: Request<'_>) -> Result<Option<Change>, Rejection> {
         let change = self.catalog.decide(request)?;
         if let Some(Change::Create(entry)) = &change {
             let is_queue = entry.destination.kind == DestinationKind::Queue;

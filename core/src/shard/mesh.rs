@@ -348,6 +348,9 @@ impl Shard {
                 }
             }
             outcome::LEFT => self.left_source(now, shard, about),
+            outcome::DONE => self.answered(now, about, Ok(head.flags != 0)),
+            outcome::NOT_DONE => self.answered(now, about, Err(fault(body))),
+            outcome::APPLIED => self.applied(now, peer, body),
             _ => unknown("outcome", head),
         }
     }
@@ -378,6 +381,10 @@ impl Shard {
             request::LEAVE => {
                 self.end_source(shard, about, head.flags, fields(body));
             }
+            request::PROPOSE | request::ALONE => {
+                self.answer_question(now, shard, about, head.kind, body);
+            }
+            request::APPLY => self.apply_decided(body),
             _ => unknown("request", head),
         }
     }

@@ -22,6 +22,7 @@ mod branch;
 mod burst;
 mod consumer;
 mod credit;
+mod deferral;
 mod destination;
 mod egress;
 mod ending;
@@ -64,6 +65,7 @@ use crate::slab::Slab;
 use crate::time::{Monotonic, Now};
 use blocks::Blocks;
 use consumer::{Consumer, Subscription};
+use deferral::{Changes, Deferred, Progress, Question};
 use egress::{Egress, NoRoom};
 use ending::Notice;
 use gather::Leases;
@@ -265,6 +267,8 @@ enum Rejection {
     Request(Fault),
     /// The link ends.
     Link(Fault),
+    /// Others are asked first.
+    Later(Question),
 }
 
 impl Rejection {
@@ -294,6 +298,12 @@ pub struct Shard {
     catalog: Catalog,
     /// The other shards.
     mesh: Mesh,
+    /// Requests that wait for them.
+    deferred: Slab<Deferred>,
+    /// How far the request has come that is obeyed.
+    progress: Progress,
+    /// Changes of the catalogue that are not applied everywhere.
+    changes: Changes,
     locals: Locals,
     /// Chunks of the arena for what waits to leave.
     blocks: Blocks,
@@ -379,6 +389,9 @@ impl Shard {
             arena: Arena::try_new(chunks).ok_or(Refusal::OutOfMemory)?,
             catalog: Catalog::new(config.hash_seed, config.auto_create),
             mesh: Mesh::alone(),
+            deferred: Slab::new(limits::DEFERRED_MAX),
+            progress: Progress::default(),
+            changes: Changes::default(),
             locals: Locals::default(),
             blocks: Blocks::new(plan.egress_chunks()),
             partitions: 0,

@@ -26,6 +26,12 @@
 //! | | `RUN` | our consumer | [`Run`], the first of its bytes |
 //! | | `MORE` | our consumer | more of them |
 //! | | `LEFT_OVER` | our consumer | nothing |
+//! | requests | `PROPOSE` | the asker's deferred request | [`Proposal`], name |
+//! | | `ALONE` | the asker's deferred request | a destination's number |
+//! | | `APPLY` | nothing | version, a change of the catalogue |
+//! | outcomes | `DONE` | our deferred request | nothing; flags say whether it changed anything |
+//! | | `NOT_DONE` | our deferred request | [`Refused`], text |
+//! | | `APPLIED` | nothing | version |
 //!
 //! "Our" is the reader's. A frame's handle is that of the reader's producer.
 
@@ -44,6 +50,9 @@ pub(super) mod request {
     pub(in super::super) const ACKNOWLEDGE: u8 = 8;
     pub(in super::super) const RETURN: u8 = 9;
     pub(in super::super) const LEAVE: u8 = 10;
+    pub(in super::super) const PROPOSE: u8 = 11;
+    pub(in super::super) const ALONE: u8 = 12;
+    pub(in super::super) const APPLY: u8 = 13;
 }
 
 /// Kinds of outcomes.
@@ -58,6 +67,9 @@ pub(super) mod outcome {
     pub(in super::super) const NOT_JOINED: u8 = 8;
     pub(in super::super) const ACKNOWLEDGED: u8 = 9;
     pub(in super::super) const LEFT: u8 = 10;
+    pub(in super::super) const DONE: u8 = 11;
+    pub(in super::super) const NOT_DONE: u8 = 12;
+    pub(in super::super) const APPLIED: u8 = 13;
 }
 
 /// Kinds of deliveries.
@@ -181,6 +193,19 @@ fields! {
         offset: U64,
         delivery_count: U32,
         size: U32,
+    }
+
+    /// Asks for a change of the catalogue. The destination's name follows.
+    Proposal {
+        operation: u8,
+        destination: u8,
+        options: U16,
+        partitions: U32,
+        retain: U64,
+        producers_max: U32,
+        consumers_max: U32,
+        subscriptions_max: U32,
+        reserved: U32,
     }
 
     /// Why not; the text follows.

@@ -38,6 +38,7 @@ impl Shard {
             Ok(()) => Ok(()),
             Err(Rejection::Link(fault)) => Err(fault),
             Err(Rejection::Request(fault)) => self.refuse(now, link, RequestId(subject), &fault),
+            Err(Rejection::Later(question)) => self.defer(now, (link, subject), control, question),
         }
     }
 

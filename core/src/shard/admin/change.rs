@@ -49,7 +49,7 @@ impl Shard {
             subscriptions_max: (options & SUBSCRIPTIONS_MAX != 0)
                 .then_some(fields.subscriptions_max.get()),
         };
-        let changed = self.change(Request::Create(&destination, wanted, policies))?;
+        let changed = self.change(Request::Create(&destination, wanted, policies), 0)?;
         self.changed(now, link, request, changed)
     }
 
@@ -74,7 +74,7 @@ impl Shard {
             subscriptions_max: (options & SUBSCRIPTIONS_MAX != 0)
                 .then_some(fields.subscriptions_max.get()),
         };
-        let changed = self.change(Request::SetPolicies(&destination, policies))?;
+        let changed = self.change(Request::SetPolicies(&destination, policies), 0)?;
         self.changed(now, link, request, changed)
     }
 
@@ -111,9 +111,9 @@ impl Shard {
             if let Some(number) = found
                 && !force
             {
-                self.must_be_alone(number)?;
+                self.ask_whether_alone(number, 0)?;
             }
-            self.change(Request::Delete(&destination))?;
+            self.change(Request::Delete(&destination), u8::from(!force))?;
         }
         self.changed(now, link, request, true)
     }
@@ -155,8 +155,11 @@ impl Shard {
     }
 
     /// Refuses to delete what somebody uses.
-    fn must_be_alone(&self, number: DestinationNumber) -> Result<(), Rejection> {
-        let (local, entry) = (&self.locals[number], self.catalog.entry(number));
+    pub(in crate::shard) fn is_alone(&self, number: DestinationNumber) -> Result<(), Rejection> {
+        let Some(entry) = self.catalog.get(number) else {
+            return Ok(());
+        };
+        let local = &self.locals[number];
         if local.producers + local.consumers == 0 {
             return Ok(());
         }

@@ -376,9 +376,9 @@ fn a_destination_that_is_created_and_deleted_a_hundred_thousand_times_takes_no_m
         for destination in [&destination, &queue] {
             let wanted = crate::catalog::Wanted::default();
             let open = crate::catalog::Request::Open(destination, wanted);
-            assert!(shard.change(open).unwrap());
+            assert!(shard.change(open, 0).unwrap());
             let delete = crate::catalog::Request::Delete(destination);
-            assert!(shard.change(delete).unwrap());
+            assert!(shard.change(delete, 0).unwrap());
         }
     }
     assert_eq!(shard.chunks_free(), free);

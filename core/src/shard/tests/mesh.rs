@@ -1,9 +1,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::catalog::{Request, Wanted};
-use crate::frame::control::WantCredit;
-use crate::name::Destination;
+use crate::frame::control::{Create, Delete, WantCredit};
 
 /// Several shards, and what each link got that nobody looked at yet.
 struct Shards {
@@ -43,17 +41,54 @@ impl Shards {
         }
     }
 
-    /// Creates a queue everywhere.
+    /// Creates a destination, asked for on the last shard.
     fn create(&mut self, name: &str, partitions: u32) {
-        for shard in &mut self.all {
-            let wanted = Wanted {
-                partitions: Some(partitions),
-                retain: None,
-            };
-            let destination = Destination::parse(name).unwrap();
-            let is_new = shard.change(Request::Open(&destination, wanted)).unwrap();
-            assert!(is_new);
-        }
+        let mut client = self.client(self.all.len() - 1);
+        let (topic, name) = match name.strip_prefix("topic:") {
+            Some(name) => (1, name),
+            None => (0, name),
+        };
+        assert_eq!(
+            self.asks_to_create(&mut client, (topic, name), partitions),
+            Ok(true)
+        );
+        let at = client.at;
+        self.all[at].closed(now(), client.peer.link);
+    }
+
+    /// Whether it was created, or why not.
+    fn asks_to_create(
+        &mut self,
+        client: &mut Client,
+        (topic, name): (u8, &str),
+        partitions: u32,
+    ) -> Result<bool, Refusal> {
+        let fields = Create {
+            session: client.peer.session.into(),
+            destination: topic,
+            options: 1.into(),
+            partitions: partitions.into(),
+            ..Create::default()
+        };
+        client.peer.control(6, &fields, &[name.as_bytes()]);
+        changed(&self.exchange(client))
+    }
+
+    fn asks_to_delete(
+        &mut self,
+        client: &mut Client,
+        (topic, name): (u8, &str),
+        force: bool,
+    ) -> Result<bool, Refusal> {
+        let fields = Delete {
+            session: client.peer.session.into(),
+            destination: topic,
+            options: u8::from(force),
+            destination_length: u16::try_from(name.len()).unwrap().into(),
+            ..Delete::default()
+        };
+        client.peer.control(6, &fields, &[name.as_bytes()]);
+        changed(&self.exchange(client))
     }
 
     /// One turn of one shard.
@@ -141,6 +176,24 @@ impl Shards {
     fn counter(&self, counter: Counter) -> u64 {
         self.all.iter().map(|it| it.counters().read(counter)).sum()
     }
+}
+
+/// What became of a change of the catalogue.
+fn changed(bytes: &[u8]) -> Result<bool, Refusal> {
+    for (frame, _) in frames(bytes) {
+        match frame {
+            Frame::Control {
+                control: Control::Changed(fields, _),
+                ..
+            } => return Ok(fields.changed != 0),
+            Frame::Control {
+                control: Control::Refused(fields, _),
+                ..
+            } => return Err(Refusal::from_code(fields.refusal.get()).unwrap()),
+            _ => {}
+        }
+    }
+    panic!("there is no answer")
 }
 
 /// The outcomes of single sends, in the order in which they came.
@@ -875,6 +928,160 @@ fn a_link_that_goes_while_its_consumer_is_being_opened_leaves_nothing_behind() {
         shards.settle();
         for shard in &shards.all {
             assert_eq!(shard.consumers.len(), 0, "after {turns} turns");
+        }
+    }
+}
+
+#[test]
+fn all_shards_have_the_same_destinations_whoever_asked_for_them() {
+    let mut shards = Shards::new(3);
+    let mut clients: Vec<Client> = (0..3).map(|at| shards.client(at)).collect();
+    // All of them open the same new ones at once, and then some of their own.
+    for (at, client) in clients.iter_mut().enumerate() {
+        for number in 0..20 {
+            let name = match number % 2 {
+                0 => format!("/default/shared-{number}"),
+                _ => format!("/default/own-{at}-{number}"),
+            };
+            let fields = OpenProducer {
+                session: client.peer.session.into(),
+                destination_length: u16::try_from(name.len()).unwrap().into(),
+                partitions: 3.into(),
+                ..OpenProducer::default()
+            };
+            client
+                .peer
+                .control(100 + number, &fields, &[name.as_bytes()]);
+        }
+        shards.write(client);
+    }
+    shards.settle();
+    for client in &clients {
+        let answers = shards.read(client);
+        let opened = frames(&answers)
+            .iter()
+            .filter(|(frame, _)| {
+                matches!(
+                    frame,
+                    Frame::Control {
+                        control: Control::ProducerOpened(..),
+                        ..
+                    }
+                )
+            })
+            .count();
+        assert_eq!(opened, 20);
+    }
+    let all = |shard: &Shard| -> Vec<_> { shard.catalog.entries_from(0).cloned().collect() };
+    assert_eq!(all(&shards.all[0]).len(), 40);
+    for shard in &shards.all[1..] {
+        assert_eq!(all(shard), all(&shards.all[0]));
+        assert_eq!(shard.catalog.version(), shards.all[0].catalog.version());
+    }
+}
+
+#[test]
+fn nobody_hears_of_a_change_before_every_shard_has_applied_it() {
+    let mut shards = Shards::new(3);
+    let mut client = shards.client(1);
+    let fields = Create {
+        session: client.peer.session.into(),
+        options: 1.into(),
+        partitions: 3.into(),
+        ..Create::default()
+    };
+    client.peer.control(6, &fields, &[b"/default/q"]);
+    shards.write(&mut client);
+    for _ in 0..10 {
+        for quick in [0, 1] {
+            shards.turn(quick);
+        }
+    }
+    assert!(
+        shards.read(&client).is_empty(),
+        "one shard has not heard of it"
+    );
+    // Nor that there is nothing to change.
+    client.peer.control(7, &fields, &[b"/default/q"]);
+    shards.write(&mut client);
+    for _ in 0..10 {
+        for quick in [0, 1] {
+            shards.turn(quick);
+        }
+    }
+    assert!(
+        shards.read(&client).is_empty(),
+        "one shard has not heard of it"
+    );
+    shards.settle();
+    let answers = shards.read(&client);
+    let changed: Vec<(u32, u8)> = frames(&answers)
+        .iter()
+        .filter_map(|(frame, _)| match frame {
+            Frame::Control {
+                subject,
+                control: Control::Changed(fields, _),
+            } => Some((*subject, fields.changed)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(changed, [(6, 1), (7, 0)]);
+}
+
+#[test]
+fn a_destination_is_deleted_on_all_shards_and_only_unused_unless_that_is_forced() {
+    let mut shards = Shards::new(3);
+    let queue = (0, "/default/q");
+    for round in 0..5 {
+        let mut client = shards.client(round % 3);
+        assert_eq!(shards.asks_to_create(&mut client, queue, 4), Ok(true));
+        assert_eq!(
+            shards.asks_to_create(&mut client, queue, 5),
+            Err(Refusal::PreconditionFailed)
+        );
+        let mut user = shards.client((round + 1) % 3);
+        let mut producer = shards.producer(&mut user, queue.1, 0);
+        let (consumer, _) = shards.consumer(&mut user, queue, "", 10).unwrap();
+        assert_eq!(
+            shards.asks_to_delete(&mut client, queue, false),
+            Err(Refusal::PreconditionFailed)
+        );
+        for partition in 0..4 {
+            user.peer.message_to(partition, 1, &mut producer, b"x");
+        }
+        let answers = shards.exchange(&mut user);
+        assert_eq!(singles(&answers).len(), 4);
+        assert_eq!(deliveries(&answers, consumer).len(), 4);
+        assert_eq!(shards.asks_to_delete(&mut client, queue, true), Ok(true));
+        assert_eq!(
+            shards.asks_to_delete(&mut client, queue, true),
+            Err(Refusal::NotFound)
+        );
+        // Whoever used it is told, and what it still sends is refused in its place.
+        let told = shards.read(&user);
+        let ended = frames(&told)
+            .iter()
+            .filter(|(frame, _)| {
+                matches!(
+                    frame,
+                    Frame::Control {
+                        control: Control::Ended(..),
+                        ..
+                    }
+                )
+            })
+            .count();
+        assert_eq!(ended, 2);
+        user.peer.message_to(1, 2, &mut producer, b"x");
+        let late = singles(&shards.exchange(&mut user));
+        assert_eq!(late.len(), 1);
+        assert_eq!(late[0].3, Refusal::NotFound.code());
+        shards.all[user.at].closed(now(), user.peer.link);
+        shards.all[client.at].closed(now(), client.peer.link);
+        shards.settle();
+        for shard in &shards.all {
+            assert_eq!(shard.producers.len() + shard.consumers.len(), 0);
+            assert!(shard.catalog.is_empty());
         }
     }
 }

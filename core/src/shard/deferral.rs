@@ -1,0 +1,451 @@
+//! Requests that other shards have to be asked about first.
+//!
+//! ```text
+//!  client ─ request ─> S ─ asks ─────────────> shard 0, or a destination's owners
+//!                      | keeps the frame           |
+//!  client <─ answer ── S obeys it once more <──────┘ done, or refused
+//! ```
+//!
+//! Changes of the catalogue are decided on shard 0, and applied on every shard before
+//! whoever asked hears of it: so the frame that led to the question can simply be
+//! obeyed again, and finds all as it needs it. What has been asked for already is known
+//! by its place among the questions of that request.
+//!
+//! ```text
+//!  shard 0:  propose ─> decide ─> change 7 ─┬─> here
+//!                                           ├─> apply 7 to shard 1 ─ applied ─┐
+//!                                           └─> apply 7 to shard 2 ─ applied ─┴─> done
+//! ```
+//!
+//! Invariants: every question is answered once by everybody who was asked; an answer
+//! to a change leaves shard 0 when every shard has applied all up to it.
+
+use core::mem::size_of;
+use std::collections::VecDeque;
+
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::branch::refused;
+use super::fan::about;
+use super::records::{self, outcome, request};
+use super::{Fault, LinkState, Rejection, Shard};
+use crate::catalog::{Change, PolicyChange, Request, Wanted};
+use crate::error::Refusal;
+use crate::frame::Kind;
+use crate::frame::control::Control;
+use crate::id::{CatalogVersion, DestinationNumber, Handle, ShardIndex};
+use crate::name::{Destination, DestinationKind};
+use crate::time::Now;
+
+/// The shard that decides changes of the catalogue.
+const DECIDER: ShardIndex = ShardIndex(0);
+
+/// What is asked, and whom.
+#[derive(Debug)]
+pub(super) struct Question {
+    kind: u8,
+    shards: Vec<ShardIndex>,
+    body: Vec<u8>,
+}
+
+/// A request that waits for answers.
+#[derive(Debug)]
+pub(super) struct Deferred {
+    link: Handle,
+    subject: u32,
+    kind: Kind,
+    /// Fields and tail of its frame.
+    frame: Vec<u8>,
+    /// Shards that have not answered.
+    missing: usize,
+    progress: Progress,
+    /// The first reason not to go on.
+    refused: Option<Fault>,
+}
+
+/// How far a request that is obeyed again has come.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Progress {
+    /// Questions that were answered.
+    done: u8,
+    /// Whether any of them changed anything.
+    changed: bool,
+}
+
+/// Who waits for a change to be applied everywhere.
+#[derive(Debug)]
+struct Waiting {
+    version: CatalogVersion,
+    shard: ShardIndex,
+    token: Handle,
+    changed: bool,
+}
+
+/// What the deciding shard knows of the others.
+#[derive(Debug, Default)]
+pub(super) struct Changes {
+    /// Up to where each other shard has applied changes, in the order of the peers.
+    applied: Vec<CatalogVersion>,
+    waiting: VecDeque<Waiting>,
+}
+
+impl Shard {
+    /// Decides a request to the catalogue and carries the change out everywhere;
+    /// whether there was one. `step` is its place among the questions of the request
+    /// that it comes from.
+    pub(super) fn change(&mut self, request: Request<'_>, step: u8) -> Result<bool, Rejection> {
+        if self.shards() == 1 {
+            return Ok(self.change_here(request)?.is_some());
+        }
+        if let Request::Open(destination, _) = request
+            && self.catalog.find(destination).is_some()
+        {
+            // It is there, as it is wanted or not.
+            self.catalog.decide(request)?;
+            return Ok(false);
+        }
+        self.ask(step, || Question {
+            kind: request::PROPOSE,
+            shards: vec![DECIDER],
+            body: encode(request),
+        })?;
+        Ok(self.progress.changed)
+    }
+
+    /// Decides a request and applies the change here.
+    pub(super) fn change_here(
+        &mut self,
+        request: Request<'_>,
+    ) -> Result<Option<Change>, Rejection> {
+        let change = self.decide(request)?;
+        if let Some(change) = &change {
+            let version = CatalogVersion(self.catalog.version().0 + 1);
+            self.apply(version, change);
+        }
+        Ok(change)
+    }
+
+    /// Asks a question on behalf of the request that is obeyed, unless it was answered
+    /// already.
+    pub(super) fn ask(
+        &mut self,
+        step: u8,
+        question: impl FnOnce() -> Question,
+    ) -> Result<(), Rejection> {
+        if self.progress.done > step {
+            return Ok(());
+        }
+        Err(Rejection::Later(question()))
+    }
+
+    /// Keeps a request until a question about it is answered.
+    pub(super) fn defer(
+        &mut self,
+        now: Now,
+        (link, subject): (Handle, u32),
+        control: &Control<'_>,
+        question: Question,
+    ) -> Result<(), Fault> {
+        let deferred = Deferred {
+            link,
+            subject,
+            kind: control.kind(),
+            frame: [control.fields(), control.tail()].concat(),
+            missing: question.shards.len(),
+            progress: self.progress,
+            refused: None,
+        };
+        let Ok(token) = self.deferred.insert(deferred) else {
+            let fault = Fault::new(
+                Refusal::ResourceAllocation,
+                "too many requests wait for another shard",
+            );
+            return self.refuse(now, link, crate::id::RequestId(subject), &fault);
+        };
+        for shard in question.shards {
+            if shard == self.config.shard {
+                self.answer_question(now, shard, token, question.kind, &question.body);
+            } else {
+                let head = about(question.kind, token);
+                self.request_of(shard, &head, &[&question.body]);
+            }
+        }
+        Ok(())
+    }
+
+    /// Another shard, or this one, asks something.
+    pub(super) fn answer_question(
+        &mut self,
+        now: Now,
+        shard: ShardIndex,
+        token: Handle,
+        kind: u8,
+        body: &[u8],
+    ) {
+        let done = match kind {
+            request::PROPOSE => return self.propose(now, shard, token, body),
+            _ => self.is_alone(DestinationNumber(u32_of(body))),
+        };
+        match done {
+            Ok(()) => self.reply(now, shard, token, Ok(false)),
+            Err(rejection) => self.reply(now, shard, token, Err(fault_of(rejection))),
+        }
+    }
+
+    /// Somebody would have the catalogue changed.
+    fn propose(&mut self, now: Now, shard: ShardIndex, token: Handle, body: &[u8]) {
+        let (destination, fields) = decode(body);
+        let decided = self.change_here(fields.request(&destination));
+        let changed = match decided {
+            Ok(Some(change)) => {
+                let mut bytes = self.catalog.version().0.to_le_bytes().to_vec();
+                change.encode(&mut bytes);
+                for peer in self.mesh.peers.iter_mut() {
+                    let head = about(request::APPLY, Handle(0));
+                    peer.requests.write(&mut self.arena, &head, &[&bytes]);
+                }
+                true
+            }
+            Ok(None) => false,
+            Err(rejection) => return self.reply(now, shard, token, Err(fault_of(rejection))),
+        };
+        // Nobody hears of a change, not even that there is none to make, before every
+        // shard has applied what it was decided by.
+        self.changes.waiting.push_back(Waiting {
+            version: self.catalog.version(),
+            shard,
+            token,
+            changed,
+        });
+        self.tell_applied(now);
+    }
+
+    /// The deciding shard has a change for everybody.
+    pub(super) fn apply_decided(&mut self, body: &[u8]) {
+        let (version, change) = body
+            .split_first_chunk::<{ size_of::<u64>() }>()
+            .expect("a change has its version in front of it");
+        let change = Change::decode(change).expect("a change is what was encoded");
+        self.apply(CatalogVersion(u64::from_le_bytes(*version)), &change);
+        self.outcome_for(DECIDER, &about(outcome::APPLIED, Handle(0)), &[version]);
+    }
+
+    /// Another shard has applied all changes up to a version.
+    pub(super) fn applied(&mut self, now: Now, peer: usize, body: &[u8]) {
+        let version = body.first_chunk::<{ size_of::<u64>() }>();
+        let version = u64::from_le_bytes(*version.expect("it says up to which version"));
+        self.changes
+            .applied
+            .resize(self.mesh.peers.len(), CatalogVersion(0));
+        self.changes.applied[peer] = CatalogVersion(version);
+        self.tell_applied(now);
+    }
+
+    /// Answers those whose changes are applied everywhere.
+    fn tell_applied(&mut self, now: Now) {
+        self.changes
+            .applied
+            .resize(self.mesh.peers.len(), CatalogVersion(0));
+        let everywhere = self.changes.applied.iter().copied().min();
+        while let Some(first) = self.changes.waiting.front()
+            && everywhere.is_none_or(|version| version >= first.version)
+            && let Some(waiting) = self.changes.waiting.pop_front()
+        {
+            let Waiting {
+                shard,
+                token,
+                changed,
+                ..
+            } = waiting;
+            self.reply(now, shard, token, Ok(changed));
+        }
+    }
+
+    fn reply(&mut self, now: Now, shard: ShardIndex, token: Handle, answer: Result<bool, Fault>) {
+        if shard == self.config.shard {
+            return self.answered(now, token, answer);
+        }
+        match answer {
+            Ok(changed) => {
+                let head = super::mesh::Head {
+                    flags: u8::from(changed),
+                    ..about(outcome::DONE, token)
+                };
+                self.outcome_for(shard, &head, &[]);
+            }
+            Err(fault) => {
+                let fields = refused(&fault);
+                let head = about(outcome::NOT_DONE, token);
+                self.outcome_for(shard, &head, &[fields.as_bytes(), fault.text.as_bytes()]);
+            }
+        }
+    }
+
+    /// A shard that was asked has answered: with the last answer the request is obeyed
+    /// again, or refused.
+    pub(super) fn answered(&mut self, now: Now, token: Handle, answer: Result<bool, Fault>) {
+        let Some(deferred) = self.deferred.get_mut(token) else {
+            return;
+        };
+        deferred.missing -= 1;
+        match answer {
+            Ok(changed) => deferred.progress.changed |= changed,
+            Err(fault) => {
+                deferred.refused.get_or_insert(fault);
+            }
+        }
+        if deferred.missing > 0 {
+            return;
+        }
+        let Some(deferred) = self.deferred.remove(token) else {
+            return;
+        };
+        let Deferred { link, subject, .. } = deferred;
+        let is_open = |link: &super::Link| matches!(link.state, LinkState::Open);
+        if !self.links.get(link).is_some_and(is_open) {
+            return;
+        }
+        let done = match deferred.refused {
+            Some(fault) => self.refuse(now, link, crate::id::RequestId(subject), &fault),
+            None => {
+                self.progress = Progress {
+                    done: deferred.progress.done + 1,
+                    ..deferred.progress
+                };
+                let control = Control::split(deferred.kind, &deferred.frame)
+                    .expect("the frame was split before");
+                let done = self.control(now, link, subject, &control);
+                self.progress = Progress::default();
+                done
+            }
+        };
+        if let Err(fault) = done {
+            self.fault(now, link, &fault);
+        }
+    }
+
+    /// Has a destination's home asked whether nobody uses it.
+    pub(super) fn ask_whether_alone(
+        &mut self,
+        number: DestinationNumber,
+        step: u8,
+    ) -> Result<(), Rejection> {
+        if self.shards() == 1 {
+            return self.is_alone(number);
+        }
+        let home = self.mesh.placement.home(number);
+        self.ask(step, || Question {
+            kind: request::ALONE,
+            shards: vec![home],
+            body: number.0.to_le_bytes().to_vec(),
+        })
+    }
+}
+
+fn u32_of(body: &[u8]) -> u32 {
+    u32::from_le_bytes(*body.first_chunk().expect("a number has four bytes"))
+}
+
+fn fault_of(rejection: Rejection) -> Fault {
+    match rejection {
+        Rejection::Request(fault) | Rejection::Link(fault) => fault,
+        Rejection::Later(_) => unreachable!("who is asked asks nobody"),
+    }
+}
+
+impl records::Proposal {
+    fn request<'a>(&self, destination: &'a Destination) -> Request<'a> {
+        let options = self.options.get();
+        let is = |bit: u16| options & bit != 0;
+        let wanted = Wanted {
+            partitions: is(1).then_some(self.partitions.get()),
+            retain: is(2).then_some(self.retain.get()),
+        };
+        let policies = PolicyChange {
+            producers_max: is(4).then_some(self.producers_max.get()),
+            consumers_max: is(8).then_some(self.consumers_max.get()),
+            subscriptions_max: is(16).then_some(self.subscriptions_max.get()),
+        };
+        match self.operation {
+            0 => Request::Open(destination, wanted),
+            1 => Request::Create(destination, wanted, policies),
+            2 => Request::Delete(destination),
+            _ => Request::SetPolicies(destination, policies),
+        }
+    }
+}
+
+fn encode(request: Request<'_>) -> Vec<u8> {
+    let none = (Wanted::default(), PolicyChange::default());
+    let (operation, destination, (wanted, policies)) = match request {
+        Request::Open(destination, wanted) => (0, destination, (wanted, none.1)),
+        Request::Create(destination, wanted, policies) => (1, destination, (wanted, policies)),
+        Request::Delete(destination) => (2, destination, none),
+        Request::SetPolicies(destination, policies) => (3, destination, (none.0, policies)),
+    };
+    let bits = [
+        wanted.partitions.is_some(),
+        wanted.retain.is_some(),
+        policies.producers_max.is_some(),
+        policies.consumers_max.is_some(),
+        policies.subscriptions_max.is_some(),
+    ];
+    let options = bits
+        .iter()
+        .rev()
+        .fold(0_u16, |options, bit| options << 1 | u16::from(*bit));
+    let fields = records::Proposal {
+        operation,
+        destination: destination.kind as u8,
+        options: options.into(),
+        partitions: wanted.partitions.unwrap_or(0).into(),
+        retain: wanted.retain.unwrap_or(0).into(),
+        producers_max: policies.producers_max.unwrap_or(0).into(),
+        consumers_max: policies.consumers_max.unwrap_or(0).into(),
+        subscriptions_max: policies.subscriptions_max.unwrap_or(0).into(),
+        reserved: 0.into(),
+    };
+    [fields.as_bytes(), destination.name.as_bytes()].concat()
+}
+
+fn decode(body: &[u8]) -> (Destination, records::Proposal) {
+    let (fields, name) =
+        records::Proposal::read_from_prefix(body).expect("a record has the fields of its kind");
+    let kind = DestinationKind::from_code(fields.destination).expect("a kind is a kind");
+    let name = core::str::from_utf8(name).expect("names are text");
+    let destination = Destination::new(kind, name).expect("the name was checked");
+    (destination, fields)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn what_is_asked_of_the_catalogue_is_the_same_on_the_other_side() {
+        let destination = Destination::parse("topic:/default/t").unwrap();
+        let wanted = [None, Some(0), Some(7)];
+        let mut requests = vec![Request::Delete(&destination)];
+        for one in wanted {
+            for other in wanted {
+                let wanted = Wanted {
+                    partitions: one,
+                    retain: other.map(u64::from),
+                };
+                let policies = PolicyChange {
+                    producers_max: one,
+                    consumers_max: other,
+                    subscriptions_max: one,
+                };
+                requests.push(Request::Open(&destination, wanted));
+                requests.push(Request::Create(&destination, wanted, policies));
+                requests.push(Request::SetPolicies(&destination, policies));
+            }
+        }
+        for request in requests {
+            let (named, fields) = decode(&encode(request));
+            assert_eq!(fields.request(&named), request);
+        }
+    }
+}
