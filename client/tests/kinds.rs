@@ -118,12 +118,17 @@ fn take(index: usize, consumer: &mut Consumer, seen: &mut Seen, most: usize) -> 
 
 #[test]
 fn each_key_stays_in_order_and_complete_though_one_of_three_consumers_dies() {
+    each_key_stays_in_order(&TestBroker::start(), 1);
+    each_key_stays_in_order(&TestBroker::start(), 4);
+}
+
+fn each_key_stays_in_order(broker: &TestBroker, partitions: u32) {
     const KEYS: u32 = 30;
     const ROUNDS: u32 = 40;
-    let broker = TestBroker::start();
     let client = broker.client();
     let dying = broker.client();
-    let producer = client.producer("topic:orders").create().unwrap();
+    let producer = client.producer("topic:orders").partitions(partitions);
+    let producer = producer.create().unwrap();
     let mut consumers = vec![key_shared(&client, 50), key_shared(&client, 50)];
     let mut victim = key_shared(&dying, 50);
     for round in 0..ROUNDS {

@@ -163,8 +163,13 @@ impl Shards {
     }
 
     fn producer(&mut self, client: &mut Client, name: &str, id: u64) -> Opened {
+        self.producer_of(client, (0, name), id)
+    }
+
+    fn producer_of(&mut self, client: &mut Client, (topic, name): (u8, &str), id: u64) -> Opened {
         let fields = OpenProducer {
             session: client.peer.session.into(),
+            destination: topic,
             destination_length: u16::try_from(name.len()).unwrap().into(),
             producer: id.into(),
             ..OpenProducer::default()
@@ -593,6 +598,17 @@ impl Shards {
     fn consumer(
         &mut self,
         client: &mut Client,
+        destination: (u8, &str),
+        subscription: &str,
+        messages: u64,
+    ) -> Result<(Handle, Vec<u8>), Refusal> {
+        self.consumer_as(client, 0, destination, subscription, messages)
+    }
+
+    fn consumer_as(
+        &mut self,
+        client: &mut Client,
+        sharing: u8,
         (topic, name): (u8, &str),
         subscription: &str,
         messages: u64,
@@ -600,6 +616,7 @@ impl Shards {
         let fields = OpenConsumer {
             session: client.peer.session.into(),
             destination: topic,
+            sharing,
             destination_length: u16::try_from(name.len()).unwrap().into(),
             subscription_length: u16::try_from(subscription.len()).unwrap().into(),
             messages: messages.into(),
@@ -687,8 +704,13 @@ impl Shards {
     }
 
     fn fill(&mut self, name: &str, partitions: u32, each: u32, size: usize) {
+        self.fill_with((0, name), partitions, each, size);
+    }
+
+    /// Sends so many messages to each partition, all of one producer.
+    fn fill_with(&mut self, destination: (u8, &str), partitions: u32, each: u32, size: usize) {
         let mut client = self.client(0);
-        let mut producer = self.producer(&mut client, name, 0);
+        let mut producer = self.producer_of(&mut client, destination, 0);
         for number in 0..each * partitions {
             let want = WantCredit {
                 bytes: (size as u64 + 200).into(),
@@ -1082,6 +1104,87 @@ fn a_destination_is_deleted_on_all_shards_and_only_unused_unless_that_is_forced(
         for shard in &shards.all {
             assert_eq!(shard.producers.len() + shard.consumers.len(), 0);
             assert!(shard.catalog.is_empty());
+        }
+    }
+}
+
+#[test]
+fn a_failover_subscription_has_one_active_consumer_in_each_partition_whatever_its_shard() {
+    const FAILOVER: u8 = 3;
+    let mut shards = Shards::new(3);
+    shards.create("topic:/default/t", 3);
+    let topic = (1, "/default/t");
+    let (mut one, mut two) = (shards.client(0), shards.client(1));
+    let (first, _) = shards
+        .consumer_as(&mut one, FAILOVER, topic, "f", 100)
+        .unwrap();
+    let (second, _) = shards
+        .consumer_as(&mut two, FAILOVER, topic, "f", 100)
+        .unwrap();
+    shards.fill_with(topic, 3, 10, 10);
+    let with_first = deliveries(&shards.read(&one), first);
+    let with_second = deliveries(&shards.read(&two), second);
+    assert!(with_first.iter().all(|got| got.partition % 2 == 0));
+    assert!(with_second.iter().all(|got| got.partition == 1));
+    assert_eq!((with_first.len(), with_second.len()), (20, 10));
+    let settled = &with_first[0];
+    shards.acknowledge(&mut one, first, settled);
+    shards.all[0].closed(now(), one.peer.link);
+    shards.settle();
+    let taken_over = deliveries(&shards.read(&two), second);
+    for partition in [0, 2] {
+        let mine = taken_over.iter().filter(|got| got.partition == partition);
+        let offsets: Vec<u64> = mine.map(|got| got.offset).collect();
+        let from = u64::from(partition == settled.partition);
+        assert_eq!(offsets, (from..10).collect::<Vec<_>>(), "in order");
+    }
+    assert!(taken_over.iter().all(|got| got.count == 2));
+}
+
+#[test]
+fn a_key_is_with_the_same_consumer_on_all_shards() {
+    // The producers stand for keys.
+    const KEY_SHARED: u8 = 4;
+    const PRODUCERS: u64 = 8;
+    const EACH: u64 = 3;
+    let mut shards = Shards::new(3);
+    shards.create("topic:/default/t", 3);
+    let topic = (1, "/default/t");
+    let (mut one, mut two) = (shards.client(0), shards.client(1));
+    let (first, _) = shards
+        .consumer_as(&mut one, KEY_SHARED, topic, "k", 1_000)
+        .unwrap();
+    let (second, _) = shards
+        .consumer_as(&mut two, KEY_SHARED, topic, "k", 1_000)
+        .unwrap();
+    for _ in 0..PRODUCERS {
+        shards.fill_with(topic, 3, 3, 10);
+    }
+    let with_first = deliveries(&shards.read(&one), first);
+    let with_second = deliveries(&shards.read(&two), second);
+    assert_eq!(with_first.len() + with_second.len(), 72);
+    let of = |got: &[Got]| -> std::collections::BTreeSet<u64> {
+        got.iter().map(|got| got.offset / EACH).collect()
+    };
+    assert!(
+        of(&with_first).is_disjoint(&of(&with_second)),
+        "in no partition"
+    );
+    assert!(!with_first.is_empty() && !with_second.is_empty());
+    shards.all[0].closed(now(), one.peer.link);
+    shards.settle();
+    let moved = deliveries(&shards.read(&two), second);
+    assert_eq!(
+        moved.len(),
+        with_first.len(),
+        "and everything finds its way"
+    );
+    for producer in of(&moved) {
+        for partition in 0..3 {
+            let mine = moved
+                .iter()
+                .filter(|got| (got.offset / EACH, got.partition) == (producer, partition));
+            assert!(mine.map(|got| got.offset).is_sorted(), "in order");
         }
     }
 }
