@@ -5,24 +5,16 @@
 //! call and the waking of a thread, so it happens only if the sleeper said that it
 //! is going to sleep.
 //!
-//! The race, as an interleaving. Both sides first write and then read, with a full
-//! fence between, so at least one of them sees the other:
-//!
-//! ```text
-//!  sleeper                              waker
-//!  sleeping = true                      queue.push(work)
-//!  fence                                fence
-//!  queue empty? ------ sees work: stays awake
-//!  sleeps in the ring                   sleeping? ------ sees true: raises the counter
-//! ```
-//!
-//! A raise between the last look and the sleep is not lost either: the counter stays
-//! raised, and the ring watches the counter.
+//! Who announces, looks and checks in which order, and why nothing is lost, is said at
+//! the word itself ([`WakeWord`]), of which there are models for every interleaving.
+//! Here is the bell that it decides about: a counter of the kernel's that the sleeper's
+//! ring watches. A raise between the last look and the sleep is not lost either, since
+//! the counter stays raised.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering, fence};
 
+use courser_core::ring::{Wake, WakeWord};
 use crossbeam::utils::CachePadded;
 
 use crate::sys::{self, Errno};
@@ -35,10 +27,8 @@ pub struct Doorbell {
 
 #[derive(Debug)]
 struct Bell {
-    /// Written by the sleeper (true before it sleeps, false after) and by the one
-    /// waker that takes it; read by every waker. The fences around it order it
-    /// against the queues it speaks for; alone it publishes nothing.
-    sleeping: CachePadded<AtomicBool>,
+    /// Written by the sleeper and by the waker that takes it; read by every waker.
+    word: CachePadded<WakeWord>,
     counter: OwnedFd,
 }
 
@@ -47,7 +37,7 @@ impl Doorbell {
     pub fn new() -> Result<Self, Errno> {
         Ok(Self {
             bell: Arc::new(Bell {
-                sleeping: CachePadded::new(AtomicBool::new(false)),
+                word: CachePadded::new(WakeWord::awake()),
                 counter: sys::event_counter()?,
             }),
         })
@@ -56,23 +46,20 @@ impl Doorbell {
     /// Called by a waker after it has put work where the sleeper looks. A system
     /// call only if the sleeper sleeps and nobody else has rung yet.
     pub fn ring(&self) {
-        fence(Ordering::SeqCst);
-        let bell = &*self.bell;
-        if bell.sleeping.load(Ordering::Relaxed) && bell.sleeping.swap(false, Ordering::Relaxed) {
-            sys::event_raise(bell.counter.as_fd());
+        if self.bell.word.check() == Wake::Needed {
+            sys::event_raise(self.bell.counter.as_fd());
         }
     }
 
     /// Called by the sleeper before its last look at its queues.
     pub fn announce_sleep(&self) {
-        self.bell.sleeping.store(true, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
+        self.bell.word.announce();
     }
 
     /// Called by the sleeper when it is awake again, or when its last look found
     /// something after all.
     pub fn announce_awake(&self) {
-        self.bell.sleeping.store(false, Ordering::Relaxed);
+        self.bell.word.withdraw();
     }
 
     /// What a ring watches to end its sleep.
@@ -87,7 +74,7 @@ mod tests {
 
     use super::*;
     use std::os::fd::AsRawFd;
-    use std::sync::atomic::AtomicU64;
+    use std::sync::atomic::{AtomicU64, Ordering};
     use std::time::Duration;
 
     fn is_raised(bell: &Doorbell, timeout: Option<Duration>) -> bool {

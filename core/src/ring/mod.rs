@@ -64,7 +64,7 @@ use std::fmt;
 pub use baton::{Baton, Holder};
 pub use reader::{Batch, Reader};
 pub use values::{ValueReader, ValueWriter, values};
-pub use wake::{Sleep, Wake};
+pub use wake::{Sleep, Wake, WakeWord};
 pub use writer::{Claim, ClaimError, Writer};
 
 use region::{Region, WORD};

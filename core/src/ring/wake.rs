@@ -25,6 +25,10 @@
 //! MSG_RING and thread parking do): p3 may fall between s3 and the sleep. A ring
 //! for nothing is possible (s1, p1, p3, s3) and harmless: a sleeper that wakes
 //! for nothing looks and sleeps again.
+//!
+//! A thread that reads many rings, and queues besides, has one word for all of them:
+//! s3 looks into each, and p1 may be a store to any, before p2. Several peers may then
+//! be at p3 at the same time; see [`WakeWord::check`].
 
 use crate::sync::{AtomicU32, Ordering, fence};
 
@@ -53,18 +57,21 @@ pub enum Sleep {
     Refused,
 }
 
-/// One end's announcement. Set by its owner; cleared by the owner, or by the
+/// A sleeper's announcement. Set by its owner; cleared by the owner, or by the
 /// peer that takes it upon itself to ring. It publishes nothing, so its own
 /// accesses are relaxed and the fences do the ordering.
-pub(super) struct WakeWord(AtomicU32);
+#[derive(Debug)]
+pub struct WakeWord(AtomicU32);
 
 impl WakeWord {
-    pub(super) fn awake() -> WakeWord {
+    /// Of an owner that is awake.
+    #[must_use]
+    pub fn awake() -> WakeWord {
         WakeWord(AtomicU32::new(AWAKE))
     }
 
     /// By the owner: s1 and s2. It must look again (s3) before it sleeps.
-    pub(super) fn announce(&self) {
+    pub fn announce(&self) {
         self.0.store(ASLEEP, Ordering::Relaxed);
         if !cfg!(planted = "ring_no_sleeper_fence") {
             fence(Ordering::SeqCst);
@@ -72,13 +79,17 @@ impl WakeWord {
     }
 
     /// By the owner: it is up.
-    pub(super) fn withdraw(&self) {
+    pub fn withdraw(&self) {
         self.0.store(AWAKE, Ordering::Relaxed);
     }
 
-    /// By the peer, after it stored what the owner waits for: p2 and p3.
+    /// By a peer, after it stored what the owner waits for: p2 and p3.
+    ///
+    /// Of several peers more than one may be told to ring, which is harmless. One that
+    /// is told nothing because another took the word relies on that one's ring: it must
+    /// not be put off.
     #[inline]
-    pub(super) fn check(&self) -> Wake {
+    pub fn check(&self) -> Wake {
         if !cfg!(planted = "ring_no_fence") {
             fence(Ordering::SeqCst);
         }
