@@ -346,8 +346,9 @@ impl Client {
             let Event::Stats { report, .. } = event else {
                 unreachable!("the machine pairs answers with requests");
             };
-            stats.add(report);
+            stats.add(link.shard(), report);
         }
+        stats.shards.sort_unstable_by_key(|(shard, _)| *shard);
         Ok(stats)
     }
 
@@ -481,17 +482,26 @@ impl std::fmt::Debug for Client {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
     counters: Vec<u64>,
+    /// Of each shard that has answered.
+    shards: Vec<(ShardIndex, Vec<u64>)>,
     destinations: Vec<DestinationStats>,
 }
 
 impl Stats {
     /// Adds what another shard reports: counters and what its partitions hold add up.
-    fn add(&mut self, report: StatsReport) {
+    fn add(&mut self, shard: ShardIndex, report: StatsReport) {
+        self.shards.push((shard, report.counters.clone()));
         if self.counters.len() < report.counters.len() {
             self.counters.resize(report.counters.len(), 0);
         }
-        let counters = self.counters.iter_mut().zip(report.counters);
-        counters.for_each(|(sum, more)| *sum = sum.saturating_add(more));
+        for (index, (sum, more)) in self.counters.iter_mut().zip(report.counters).enumerate() {
+            let is_maximum = Counter::ALL.get(index).is_some_and(|it| it.is_maximum());
+            *sum = if is_maximum {
+                (*sum).max(more)
+            } else {
+                sum.saturating_add(more)
+            };
+        }
         for row in report.destinations {
             let known = self.destinations.iter_mut();
             match known
@@ -512,7 +522,18 @@ impl Stats {
         }
     }
 
-    /// The counters with their names, as far as this version knows them.
+    /// Each shard that has answered, with its own counters as [`Stats::counters`] has
+    /// those of all.
+    pub fn shards(
+        &self,
+    ) -> impl Iterator<Item = (ShardIndex, impl Iterator<Item = (&'static str, u64)>)> {
+        self.shards.iter().map(|(shard, counters)| {
+            let names = Counter::ALL.iter().map(|counter| counter.name());
+            (*shard, names.zip(counters.iter().copied()))
+        })
+    }
+
+    /// The counters of all shards with their names, as far as this version knows them.
     pub fn counters(&self) -> impl Iterator<Item = (&'static str, u64)> {
         let names = Counter::ALL.iter().map(|counter| counter.name());
         names.zip(self.counters.iter().copied())

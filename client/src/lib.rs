@@ -95,6 +95,7 @@ pub use courser_core::error::Refusal;
 pub use courser_core::frame::property::{Properties, PropertyError};
 pub use courser_core::id::{
     Installation, LinkNumber, MessageId, Offset, PartitionIndex, Position, ProducerId, Sequence,
+    ShardIndex,
 };
 pub use courser_core::name::{Destination, DestinationKind};
 pub use courser_core::time::Wall;

@@ -110,6 +110,14 @@ counters! {
     LinksMoved = "links_moved",
 }
 
+impl Counter {
+    /// Whether it keeps the largest of what it saw, and not a sum.
+    #[must_use]
+    pub fn is_maximum(self) -> bool {
+        matches!(self, Self::BatchMessagesMax | Self::BatchBytesMax)
+    }
+}
+
 /// The counters of one shard.
 #[derive(Clone, Debug)]
 pub struct Counters([u64; Counter::ALL.len()]);

@@ -21,8 +21,10 @@ pub(crate) enum ServeError {
     )]
     Exposed(SocketAddr),
     /// More than one shard was asked for.
-    #[error("{0} shards are asked for and this version runs one\n  fix    --shards 1")]
-    SeveralShards(u16),
+    #[error(
+        "{0} shards are asked for and this version runs one\n  fix    --shards 1 · or one cpu, such as --cores 1"
+    )]
+    SeveralShards(usize),
     /// The broker refused to start.
     #[error(transparent)]
     Start(#[from] StartError),
@@ -54,14 +56,20 @@ fn config(options: &ServeOptions) -> Result<BrokerConfig, ServeError> {
     if !options.listen.ip().is_loopback() && !options.insecure {
         return Err(ServeError::Exposed(options.listen));
     }
-    match options.shards {
-        None | Some(1) => {}
-        Some(several) => return Err(ServeError::SeveralShards(several)),
+    let cores = options.cores.clone().unwrap_or(Cores::Auto);
+    let shards = match (options.shards, &cores) {
+        (Some(shards), _) => usize::from(shards),
+        (None, Cores::List(list)) => list.count(),
+        (None, Cores::Auto | Cores::Unpinned) => 1,
+    };
+    // Until every shard knows every destination.
+    if shards != 1 {
+        return Err(ServeError::SeveralShards(shards));
     }
     Ok(BrokerConfig {
         listen: options.listen,
         transport: options.transport,
-        cores: options.cores.clone().unwrap_or(Cores::Auto),
+        cores,
         idle: options.idle,
         spin_budget: options.spin_budget.0,
         memory: options.memory,

@@ -1,6 +1,6 @@
 //! `courser stats`: what the broker counts, in all and for each destination.
 
-use courser::{Client, DestinationStats};
+use courser::{Client, DestinationStats, ShardIndex};
 use courser_bench::table::{Align, Table};
 use courser_bench::units;
 use serde_json::{Map, Value, json};
@@ -17,7 +17,12 @@ pub(crate) fn stats(options: &StatsOptions) -> Result<(), CommandError> {
     let stats = client.stats().map_err(CommandError::Request)?;
     // The answer is here; how the goodbye goes changes nothing about that.
     let _told = client.close();
-    let counters: Vec<_> = stats.counters().collect();
+    let counters = Counters {
+        all: stats.counters().collect(),
+        shards: (stats.shards())
+            .map(|(shard, counters)| (shard, counters.collect()))
+            .collect(),
+    };
     if options.json {
         output::print_json(&as_json(&counters, stats.destinations()))
     } else {
@@ -25,10 +30,31 @@ pub(crate) fn stats(options: &StatsOptions) -> Result<(), CommandError> {
     }
 }
 
-fn as_text(counters: &[(&str, u64)], rows: &[DestinationStats]) -> String {
-    let mut table = Table::new(&[("counter", Align::Left), ("value", Align::Right)]);
-    for (name, value) in counters {
-        table.row(vec![(*name).to_owned(), units::count(*value)]);
+type Named = Vec<(&'static str, u64)>;
+
+/// What is counted: by all shards, and by each.
+struct Counters {
+    all: Named,
+    shards: Vec<(ShardIndex, Named)>,
+}
+
+fn as_text(counters: &Counters, rows: &[DestinationStats]) -> String {
+    // A column for each shard says something only where there are several.
+    let shards = match &counters.shards[..] {
+        [_] => &[],
+        several => several,
+    };
+    let titles: Vec<String> = (shards.iter())
+        .map(|(shard, _)| format!("shard {shard}"))
+        .collect();
+    let mut columns = vec![("counter", Align::Left), ("value", Align::Right)];
+    columns.extend(titles.iter().map(|title| (title.as_str(), Align::Right)));
+    let mut table = Table::new(&columns);
+    for (index, (name, value)) in counters.all.iter().enumerate() {
+        let mut row = vec![(*name).to_owned(), units::count(*value)];
+        let own = |named: &Named| named.get(index).map_or(0, |(_, value)| *value);
+        row.extend(shards.iter().map(|(_, named)| units::count(own(named))));
+        table.row(row);
     }
     let mut text = table.to_string();
     if !rows.is_empty() {
@@ -60,11 +86,18 @@ fn as_text(counters: &[(&str, u64)], rows: &[DestinationStats]) -> String {
     text
 }
 
-fn as_json(counters: &[(&str, u64)], rows: &[DestinationStats]) -> Value {
-    let counters: Map<_, _> = counters
-        .iter()
-        .map(|(name, value)| ((*name).to_owned(), Value::from(*value)))
-        .collect();
+fn as_json(counters: &Counters, rows: &[DestinationStats]) -> Value {
+    let named = |named: &Named| -> Map<String, Value> {
+        (named.iter())
+            .map(|(name, value)| ((*name).to_owned(), Value::from(*value)))
+            .collect()
+    };
+    let shard = |(shard, own): &(ShardIndex, Named)| {
+        json!({
+            "shard": shard.0,
+            "counters": named(own),
+        })
+    };
     let destination = |row: &DestinationStats| {
         json!({
             "destination": row.destination.to_string(),
@@ -78,7 +111,8 @@ fn as_json(counters: &[(&str, u64)], rows: &[DestinationStats]) -> Value {
         })
     };
     json!({
-        "counters": counters,
+        "counters": named(&counters.all),
+        "shards": Value::from_iter(counters.shards.iter().map(shard)),
         "destinations": Value::from_iter(rows.iter().map(destination)),
     })
 }
@@ -93,7 +127,10 @@ mod tests {
 
     #[test]
     fn a_destination_is_a_row_and_a_counter_a_name_with_a_value() {
-        let counters = [("messages_stored", 1_500)];
+        let counters = Counters {
+            all: vec![("messages_stored", 1_500)],
+            shards: vec![(ShardIndex(0), vec![("messages_stored", 1_500)])],
+        };
         let rows = [DestinationStats {
             destination: Destination::parse("orders").unwrap(),
             partitions: 2,
@@ -112,6 +149,25 @@ mod tests {
         let cells: Vec<_> = row.split_whitespace().collect();
         let expected = "queue:/default/orders 2 1,500 7 64 KiB 1 0 1";
         assert_eq!(cells.join(" "), expected);
-        assert!(as_text(&counters, &[]).contains("messages_stored  1,500"));
+        assert!(as_text(&counters, &[]).contains("messages_stored  1,500\n"));
+    }
+
+    #[test]
+    fn several_shards_have_a_column_each_beside_what_they_count_together() {
+        let counters = Counters {
+            all: vec![("messages_stored", 1_500)],
+            shards: vec![
+                (ShardIndex(0), vec![("messages_stored", 1_100)]),
+                (ShardIndex(1), vec![("messages_stored", 400)]),
+            ],
+        };
+        let text = as_text(&counters, &[]);
+        let cells = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+        let lines: Vec<String> = text.lines().map(cells).collect();
+        assert_eq!(lines[0], "counter value shard 0 shard 1");
+        assert_eq!(lines.last().unwrap(), "messages_stored 1,500 1,100 400");
+        let json = as_json(&counters, &[]);
+        assert_eq!(json["shards"][1]["shard"], 1);
+        assert_eq!(json["shards"][1]["counters"]["messages_stored"], 400);
     }
 }

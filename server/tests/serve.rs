@@ -73,6 +73,7 @@ fn what_does_not_exist_or_does_not_go_together_is_refused_in_one_line() {
         ),
         ("serve --shards 2", "this version runs one"),
         ("serve --shards 0", "this version runs one"),
+        ("serve --cores 0-1", "2 shards are asked for"),
         ("serve --shards 1 --cores 0", "cannot be used with"),
         ("serve --idle hard", "hard"),
         ("serve --spin-budget long", "a duration is a number"),
