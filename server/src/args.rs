@@ -1,5 +1,7 @@
 //! Every verb and every flag, defined once: help and errors derive from here.
 
+mod admin;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -7,7 +9,7 @@ use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, value_parser};
-use courser::Endpoints;
+use courser::{Admin, Client, ConnectError, Endpoints};
 use courser_bench::workload::Rate;
 use courser_core::client::Start;
 use courser_core::id::Offset;
@@ -15,6 +17,12 @@ use courser_core::name::Destination;
 use courser_transport::Transport;
 use courser_transport::affinity::Cores;
 use courser_transport::idle::IdleStrategy;
+
+pub(crate) use admin::{
+    Bounds, Confirmation, ConnectionVerb, CreateOptions, DestinationVerb, FenceOptions,
+    FilteredOptions, KillOptions, ListOptions, NamedOptions, ProducerVerb, RemoveOptions,
+    SetOptions, SubscriptionOptions, SubscriptionRemoveOptions, SubscriptionVerb,
+};
 
 use crate::error::Status;
 use crate::{output, quantity};
@@ -49,6 +57,21 @@ pub(crate) enum Verb {
     Receive(ReceiveOptions),
     /// Print what the broker counts, in all and for each destination
     Stats(StatsOptions),
+    /// See, create, change and delete topics
+    #[command(subcommand)]
+    Topic(DestinationVerb),
+    /// See, create, change and delete queues
+    #[command(subcommand)]
+    Queue(DestinationVerb),
+    /// See and delete subscriptions
+    #[command(subcommand)]
+    Sub(SubscriptionVerb),
+    /// See producers, and shut one out
+    #[command(subcommand)]
+    Producer(ProducerVerb),
+    /// See connections, and end one
+    #[command(subcommand)]
+    Conn(ConnectionVerb),
     /// Measure, always beside the floor of the same run
     Bench(BenchOptions),
     /// Print every bound and what happens when it is reached
@@ -84,9 +107,21 @@ pub(crate) struct ServeOptions {
     /// The memory bound, such as 256MiB
     #[arg(long, value_name = "SIZE", default_value = "1GiB", allow_negative_numbers = true, value_parser = quantity::size)]
     pub(crate) memory: u64,
+    /// Whether a destination that is opened and does not exist is created
+    #[arg(long, value_name = "ON|OFF", value_enum, default_value_t = Switch::On)]
+    pub(crate) auto_create: Switch,
     /// Accept connections from other machines, without asking who they are
     #[arg(long)]
     pub(crate) insecure: bool,
+}
+
+/// On or off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Switch {
+    /// It is so
+    On,
+    /// It is not so
+    Off,
 }
 
 /// `--spin-budget`: none is what fits the machine.
@@ -99,6 +134,17 @@ pub(crate) struct Connection {
     /// The broker's address
     #[arg(long = "connect", value_name = "HOST:PORT", default_value = "127.0.0.1:7420", value_parser = Endpoints::parse)]
     pub(crate) endpoints: Endpoints,
+}
+
+impl Connection {
+    /// Connects once, to ask and to go.
+    pub(crate) fn admin(&self) -> Result<Admin, ConnectError> {
+        let client = Client::options()
+            .name("courser")
+            .reconnect_for(Duration::ZERO)
+            .connect(self.endpoints.clone())?;
+        Ok(client.admin())
+    }
 }
 
 /// `courser send`.

@@ -71,6 +71,24 @@ pub(crate) enum CommandError {
     /// `courser bench` measured, and something was not as it has to be.
     #[error("a check of the measurement failed; its line above says which")]
     Check,
+    /// Something is to be done that cannot be taken back, and there is no terminal.
+    #[error("{what}? This has to be confirmed, and there is nobody to ask")]
+    NobodyToAsk {
+        /// What would be done.
+        what: String,
+    },
+    /// It was not confirmed.
+    #[error("not confirmed, nothing was changed")]
+    Declined,
+    /// `set` without anything to set.
+    #[error("nothing is to be set")]
+    NothingToSet,
+    /// It was there a moment ago.
+    #[error("{what} went while it was looked at")]
+    Vanished {
+        /// What.
+        what: String,
+    },
     /// Nobody takes what is written to standard output.
     #[error("cannot write to standard output: {0}")]
     Output(#[source] io::Error),
@@ -117,7 +135,9 @@ impl CommandError {
                     source: AcknowledgeError::Refused { .. },
                     ..
                 }
-                | ReceiveFailed::Receive(ReceiveError::NotResumed { .. }) => Status::Refused,
+                | ReceiveFailed::Receive(
+                    ReceiveError::NotResumed { .. } | ReceiveError::Ended { .. },
+                ) => Status::Refused,
                 ReceiveFailed::Acknowledge {
                     source: AcknowledgeError::Disconnected,
                     ..
@@ -142,6 +162,9 @@ impl CommandError {
                 }
                 _ => Status::Failed,
             },
+            Self::NobodyToAsk { .. } | Self::NothingToSet => Status::Usage,
+            Self::Declined => Status::Failed,
+            Self::Vanished { .. } => Status::Refused,
             Self::Check => Status::CheckFailed,
             Self::Output(_) => Status::Failed,
         }
@@ -171,6 +194,17 @@ impl CommandError {
 
     fn fix(&self) -> Option<&'static str> {
         match self {
+            Self::NobodyToAsk { .. } => Some("--yes"),
+            Self::NothingToSet => {
+                Some("--max-producers N · --max-consumers N · --max-subscriptions N")
+            }
+            Self::Request(RequestError::Refused { refusal, text, .. }) => match refusal {
+                Some(Refusal::PreconditionFailed) if text.contains("is in use") => Some("--force"),
+                Some(Refusal::PreconditionFailed) if text.ends_with("set it") => {
+                    Some("courser topic set · courser queue set")
+                }
+                _ => None,
+            },
             Self::Connect(ConnectError::Refused { .. }) => {
                 Some("courser serve · or --connect HOST:PORT")
             }

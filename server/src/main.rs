@@ -9,12 +9,18 @@
 //! | `source`, `records` | bodies to send; what became of messages, a line each |
 //! | `signals` | SIGINT and SIGTERM as a wish to stop |
 //! | `serve` `send` `receive` `stats` `limits` `bench` | a verb each |
+//! | `destination` `subscription` `producer` `connection` | what an administrator sees and does, a noun each |
+//! | `confirm` | asking before something is done that cannot be taken back |
 
 mod args;
 mod bench;
+mod confirm;
+mod connection;
+mod destination;
 mod error;
 mod limits;
 mod output;
+mod producer;
 mod quantity;
 mod receive;
 mod records;
@@ -23,10 +29,12 @@ mod serve;
 mod signals;
 mod source;
 mod stats;
+mod subscription;
 
 use std::process::ExitCode;
 
 use args::Verb;
+use courser::DestinationKind;
 
 /// The binary alone chooses it: a library that an application links has no say.
 #[global_allocator]
@@ -42,6 +50,11 @@ fn main() -> ExitCode {
         Verb::Send(options) => send::send(&options),
         Verb::Receive(options) => receive::receive(&options),
         Verb::Stats(options) => stats::stats(&options),
+        Verb::Topic(verb) => destination::destination(DestinationKind::Topic, &verb),
+        Verb::Queue(verb) => destination::destination(DestinationKind::Queue, &verb),
+        Verb::Sub(verb) => subscription::subscription(&verb),
+        Verb::Producer(verb) => producer::producer(&verb),
+        Verb::Conn(verb) => connection::connection(&verb),
         Verb::Bench(options) => bench::bench(&options),
         Verb::Limits(options) => limits::limits(&options),
     };

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use courser_transport::affinity::Cores;
 use courser_transport::{Broker, BrokerConfig, StartError};
 
-use crate::args::ServeOptions;
+use crate::args::{ServeOptions, Switch};
 use crate::error::CommandError;
 use crate::output;
 use crate::signals::Stop;
@@ -73,6 +73,7 @@ fn config(options: &ServeOptions) -> Result<BrokerConfig, ServeError> {
         idle: options.idle,
         spin_budget: options.spin_budget.0,
         memory: options.memory,
+        auto_create: options.auto_create == Switch::On,
         ..BrokerConfig::default()
     })
 }

@@ -6,6 +6,7 @@ use crate::error::Refusal;
 use crate::frame::control::{Changed, Create, Delete, End, SetPolicies};
 use crate::frame::decode;
 use crate::id::{DestinationNumber, Epoch, Handle, LinkNumber, ProducerId, RequestId};
+use crate::name::DestinationKind;
 use crate::shard::ending::Ending;
 use crate::shard::remembered::Place;
 use crate::shard::{LinkState, Rejection, Shard};
@@ -179,6 +180,12 @@ impl Shard {
         force: bool,
     ) -> Result<(), Rejection> {
         let destination = &self.catalog.entry(number).destination;
+        if destination.kind == DestinationKind::Queue {
+            return Err(Rejection::request(
+                Refusal::IllegalArgument,
+                format!("{destination} has one subscription, which goes with it"),
+            ));
+        }
         let Some(handle) = self.subscription_named(number, name) else {
             return Err(Rejection::request(
                 Refusal::NotFound,

@@ -1,0 +1,242 @@
+//! The flags of the verbs that look at a broker from outside and change it.
+
+use clap::{Args, Subcommand};
+use courser::{Destination, LinkNumber, ProducerId};
+
+use super::Connection;
+use crate::quantity;
+
+/// `courser topic` and `courser queue`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum DestinationVerb {
+    /// List all of them
+    Ls(ListOptions),
+    /// Show one, with its partitions
+    Show(NamedOptions),
+    /// Create one
+    Create(CreateOptions),
+    /// Delete one with its messages and subscriptions
+    Rm(RemoveOptions),
+    /// Change its bounds
+    Set(SetOptions),
+}
+
+/// A list of everything.
+#[derive(Debug, Args)]
+pub(crate) struct ListOptions {
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+}
+
+/// One destination.
+#[derive(Debug, Args)]
+pub(crate) struct NamedOptions {
+    /// Its name, such as orders or /default/orders
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+}
+
+/// Bounds of a destination.
+#[derive(Debug, Args)]
+pub(crate) struct Bounds {
+    /// The most producers attached at a time, 0 for any number
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub(crate) max_producers: Option<u32>,
+    /// The most consumers attached at a time, 0 for any number
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub(crate) max_consumers: Option<u32>,
+    /// The most subscriptions, 0 for any number
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub(crate) max_subscriptions: Option<u32>,
+}
+
+/// `courser topic create` and `courser queue create`.
+#[derive(Debug, Args)]
+pub(crate) struct CreateOptions {
+    /// Its name, such as orders or /default/orders
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+    /// Its partitions; one unless said otherwise
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub(crate) partitions: Option<u32>,
+    /// How much each partition keeps of what every subscription has acknowledged
+    #[arg(long, value_name = "SIZE", allow_negative_numbers = true, value_parser = quantity::size)]
+    pub(crate) retain: Option<u64>,
+    #[command(flatten)]
+    pub(crate) bounds: Bounds,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+}
+
+/// `courser topic set` and `courser queue set`.
+#[derive(Debug, Args)]
+pub(crate) struct SetOptions {
+    /// Its name, such as orders or /default/orders
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+    #[command(flatten)]
+    pub(crate) bounds: Bounds,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+}
+
+/// What has to be confirmed.
+#[derive(Debug, Args)]
+pub(crate) struct Confirmation {
+    /// Do not ask
+    #[arg(long, short)]
+    pub(crate) yes: bool,
+}
+
+/// `courser topic rm` and `courser queue rm`.
+#[derive(Debug, Args)]
+pub(crate) struct RemoveOptions {
+    /// Its name, such as orders or /default/orders
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+    /// Even if somebody uses it: their producers and consumers end
+    #[arg(long)]
+    pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) confirmation: Confirmation,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+}
+
+/// `courser sub`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum SubscriptionVerb {
+    /// List those of one destination or of all
+    Ls(FilteredOptions),
+    /// Show one: its consumers, and its place in each partition
+    Show(SubscriptionOptions),
+    /// Delete one of a topic, with its place
+    Rm(SubscriptionRemoveOptions),
+}
+
+/// A list of what belongs to one destination or to all.
+#[derive(Debug, Args)]
+pub(crate) struct FilteredOptions {
+    /// queue:NAME, topic:NAME, or NAME for a queue; all unless said
+    #[arg(value_name = "DEST", value_parser = Destination::parse)]
+    pub(crate) destination: Option<Destination>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+}
+
+/// One subscription.
+#[derive(Debug, Args)]
+pub(crate) struct SubscriptionOptions {
+    /// queue:NAME, topic:NAME, or NAME for a queue
+    #[arg(value_name = "DEST", value_parser = Destination::parse)]
+    pub(crate) destination: Destination,
+    /// Its name; none for a queue's own
+    #[arg(value_name = "SUBSCRIPTION", default_value = "")]
+    pub(crate) subscription: String,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+}
+
+/// `courser sub rm`.
+#[derive(Debug, Args)]
+pub(crate) struct SubscriptionRemoveOptions {
+    /// topic:NAME
+    #[arg(value_name = "DEST", value_parser = Destination::parse)]
+    pub(crate) destination: Destination,
+    /// Its name
+    #[arg(value_name = "SUBSCRIPTION")]
+    pub(crate) subscription: String,
+    /// Even if it has consumers: they end
+    #[arg(long)]
+    pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) confirmation: Confirmation,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+}
+
+/// `courser producer`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ProducerVerb {
+    /// List those of one destination or of all
+    Ls(FilteredOptions),
+    /// Shut one out for ever: what it still sends is refused
+    Fence(FenceOptions),
+}
+
+/// `courser producer fence`.
+#[derive(Debug, Args)]
+pub(crate) struct FenceOptions {
+    /// Its id, as `courser producer ls` says
+    #[arg(value_name = "ID", allow_negative_numbers = true, value_parser = producer)]
+    pub(crate) producer: ProducerId,
+    #[command(flatten)]
+    pub(crate) confirmation: Confirmation,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+}
+
+/// `courser conn`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConnectionVerb {
+    /// List all of them
+    Ls(ListOptions),
+    /// End one: its client is told, and may connect again
+    Kill(KillOptions),
+}
+
+/// `courser conn kill`.
+#[derive(Debug, Args)]
+pub(crate) struct KillOptions {
+    /// Its number, as `courser conn ls` says
+    #[arg(value_name = "NUMBER", allow_negative_numbers = true, value_parser = link)]
+    pub(crate) link: LinkNumber,
+    #[command(flatten)]
+    pub(crate) confirmation: Confirmation,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+}
+
+fn producer(text: &str) -> Result<ProducerId, String> {
+    text.parse()
+        .map(ProducerId)
+        .map_err(|_| String::from("an id is a number, as courser producer ls says"))
+}
+
+fn link(text: &str) -> Result<LinkNumber, String> {
+    text.parse()
+        .map(LinkNumber)
+        .map_err(|_| String::from("a number, as courser conn ls says"))
+}
