@@ -173,6 +173,48 @@ fn the_counters_are_those_of_all_shards() {
     broker.stop();
 }
 
+/// The same with a broker, which has to know each destination on every shard.
+#[test]
+fn producers_and_consumers_meet_wherever_their_clients_began() {
+    const QUEUES: usize = 20;
+    let broker = TestBroker::of_shards(2);
+    let clients = [broker.client(), broker.client(), broker.client()];
+    let name = |index: usize| format!("queue:q{index}");
+    let mut producers = Vec::new();
+    for index in 0..3 * QUEUES {
+        let client = &clients[index % clients.len()];
+        producers.push(client.producer(&name(index % QUEUES)).create().unwrap());
+    }
+    for (index, producer) in producers.iter().enumerate() {
+        let receipt = producer.send(format!("{index}").as_str()).unwrap();
+        let earlier = index / QUEUES;
+        assert_eq!(receipt.position.offset.0, earlier as u64);
+    }
+    for index in 0..QUEUES {
+        let client = &clients[(index + 1) % clients.len()];
+        let mut consumer = client.consumer(&name(index)).create().unwrap();
+        for round in 0..3 {
+            let message = consumer.receive(WAIT).unwrap().unwrap();
+            let expected = format!("{}", index + round * QUEUES);
+            assert_eq!(message.body(), expected.as_bytes());
+            consumer.acknowledge(message.position()).unwrap();
+        }
+        consumer.confirm().unwrap();
+    }
+    for client in &clients {
+        assert_eq!(client.connections(), 2);
+    }
+    assert_eq!(broker.accepted(), 6);
+    let stats = clients[0].stats().unwrap();
+    let of_queues = stats.destinations();
+    assert_eq!(of_queues.len(), QUEUES);
+    for row in of_queues {
+        assert_eq!((row.stored, row.unsettled), (3, 0), "{row:?}");
+    }
+    drop((producers, clients));
+    broker.stop();
+}
+
 /// Each connection is made again for itself, and what is open on it goes on.
 #[test]
 fn every_connection_of_a_client_is_made_again() {
