@@ -13,6 +13,7 @@
 //!   key-shared          who has the key ──────────┘
 //! ```
 
+use super::branch::Origin;
 use super::egress::Pin;
 use super::ending::Ending;
 use super::gather::{Gather, LARGEST};
@@ -20,8 +21,8 @@ use super::mesh::link_to;
 use super::returns::PartAddress;
 use super::source::Source;
 use super::tables::no_memory_for_consumers;
-use super::{Fault, LinkState, Rejection, Shard, tables};
-use crate::auth::{self, Operation, Target};
+use super::{Fault, Link, LinkState, Rejection, Shard, tables};
+use crate::auth::{self, Operation, Principal, Target};
 use crate::catalog::Wanted;
 use crate::counters::Counter;
 use crate::error::Refusal;
@@ -255,6 +256,14 @@ pub(super) struct OpenConsumer<'a> {
     pub(super) kind: Kind,
     pub(super) messages: u64,
     pub(super) bytes: u64,
+}
+
+/// How a run gets from here to whoever takes it.
+enum Way<'a> {
+    /// Out of this link.
+    Link(&'a mut Link),
+    /// To this front, which acts for somebody and has room for so many bytes.
+    Front(Origin, Principal, u64),
 }
 
 /// What a source joins a subscription with.
@@ -850,10 +859,7 @@ impl Shard {
                 }
                 continue;
             }
-            let target = Target::Destination(destination);
-            let mut origin = None;
-            let mut bytes_max = limits::EGRESS_SIZE.into();
-            let principal = if let Some(source) = consumer.source_mut() {
+            let way = if let Some(source) = consumer.source_mut() {
                 // What goes to a front has a place there, the last message too, which may
                 // reach beyond the credit.
                 let last = if log.has_large() {
@@ -866,9 +872,7 @@ impl Shard {
                     self.announcing.push(handle);
                     continue;
                 };
-                origin = Some(source.origin);
-                bytes_max = room;
-                source.principal
+                Way::Front(source.origin, source.principal, room)
             } else {
                 let Some(link) = self.links.get_mut(consumer.link) else {
                     continue;
@@ -888,8 +892,13 @@ impl Shard {
                     self.blocks.want_for_deliveries(consumer.link, listed);
                     continue;
                 }
-                link.principal
+                Way::Link(link)
             };
+            let (principal, bytes_max) = match &way {
+                Way::Link(link) => (link.principal, u64::from(limits::EGRESS_SIZE)),
+                Way::Front(_, principal, room) => (*principal, *room),
+            };
+            let target = Target::Destination(destination);
             if auth::authorize(principal, Operation::Receive, target).is_err() {
                 continue;
             }
@@ -927,16 +936,15 @@ impl Shard {
                 self.counters
                     .add(Counter::MessagesRedelivered, run.count.into());
             }
-            if let Some(source) = consumer.source_mut() {
-                source.room -= run.bytes as u64;
-            }
-            let link_handle = consumer.link;
-            if let Some(origin) = origin {
-                self.deliver_to_front(now, origin, &header, &run);
-                return true;
-            }
-            let Some(link) = self.links.get_mut(link_handle) else {
-                return true;
+            let link = match way {
+                Way::Link(link) => link,
+                Way::Front(origin, ..) => {
+                    if let Some(source) = consumer.source_mut() {
+                        source.room -= run.bytes as u64;
+                    }
+                    self.deliver_to_front(now, origin, &header, &run);
+                    return true;
+                }
             };
             if link.egress.bytes() == 0 {
                 link.progress = now.monotonic;
@@ -966,7 +974,8 @@ impl Shard {
                     (chunk, start, left) = (self.arena.next(chunk), 0, left - length);
                 }
             }
-            self.mark_dirty(link_handle);
+            let link = consumer.link;
+            self.mark_dirty(link);
             return true;
         }
         // Behind one who does not take it there may be others with a claim.
