@@ -84,7 +84,7 @@ pub(crate) struct ServeOptions {
     /// Where to accept connections; port 0 lets the system choose
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:7420", value_parser = socket_address)]
     pub(crate) listen: SocketAddr,
-    /// Which cpu the shard runs on: auto, none (not pinned) or a number
+    /// Which cpus shards run on, one on each: auto, none (one, not pinned) or such as 1-3
     #[arg(long, value_name = "LIST", allow_negative_numbers = true)]
     pub(crate) cores: Option<Cores>,
     /// How many shards, on cpus chosen for them
@@ -92,6 +92,7 @@ pub(crate) struct ServeOptions {
         long,
         value_name = "N",
         allow_negative_numbers = true,
+        value_parser = value_parser!(u16).range(1..),
         conflicts_with = "cores"
     )]
     pub(crate) shards: Option<u16>,

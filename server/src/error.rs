@@ -108,7 +108,7 @@ impl CommandError {
     pub(crate) fn status(&self) -> Status {
         match self {
             Self::Serve(error) => match error {
-                ServeError::Exposed(_) | ServeError::SeveralShards(_) => Status::Usage,
+                ServeError::Exposed(_) => Status::Usage,
                 ServeError::Start(error) => not_started(error),
                 ServeError::Signals(_) => Status::Failed,
             },

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::num::NonZeroU16;
 
 use courser_transport::affinity::Cores;
 use courser_transport::{Broker, BrokerConfig, StartError};
@@ -20,11 +21,6 @@ pub(crate) enum ServeError {
         port = .0.port()
     )]
     Exposed(SocketAddr),
-    /// More than one shard was asked for.
-    #[error(
-        "{0} shards are asked for and this version runs one\n  fix    --shards 1 · or one cpu, such as --cores 1"
-    )]
-    SeveralShards(usize),
     /// The broker refused to start.
     #[error(transparent)]
     Start(#[from] StartError),
@@ -56,20 +52,11 @@ fn config(options: &ServeOptions) -> Result<BrokerConfig, ServeError> {
     if !options.listen.ip().is_loopback() && !options.insecure {
         return Err(ServeError::Exposed(options.listen));
     }
-    let cores = options.cores.clone().unwrap_or(Cores::Auto);
-    let shards = match (options.shards, &cores) {
-        (Some(shards), _) => usize::from(shards),
-        (None, Cores::List(list)) => list.count(),
-        (None, Cores::Auto | Cores::Unpinned) => 1,
-    };
-    // Until every shard knows every destination.
-    if shards != 1 {
-        return Err(ServeError::SeveralShards(shards));
-    }
     Ok(BrokerConfig {
         listen: options.listen,
         transport: options.transport,
-        cores,
+        cores: options.cores.clone().unwrap_or(Cores::Auto),
+        shards: options.shards.and_then(NonZeroU16::new),
         idle: options.idle,
         spin_budget: options.spin_budget.0,
         memory: options.memory,

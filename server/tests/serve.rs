@@ -71,9 +71,12 @@ fn what_does_not_exist_or_does_not_go_together_is_refused_in_one_line() {
             "serve --cores 4000",
             "cpu 4000 is not in this process's cpuset",
         ),
-        ("serve --shards 2", "this version runs one"),
-        ("serve --shards 0", "this version runs one"),
-        ("serve --cores 0-1", "2 shards are asked for"),
+        ("serve --shards 65", "a broker has at most 64"),
+        ("serve --shards 0", "0 is not in 1..=65535"),
+        (
+            "serve --shards 2 --memory 128MiB",
+            "too little for 2 shards, which need 64 MiB each",
+        ),
         ("serve --shards 1 --cores 0", "cannot be used with"),
         ("serve --idle hard", "hard"),
         ("serve --spin-budget long", "a duration is a number"),
@@ -114,6 +117,42 @@ fn it_idles_as_it_is_told() {
         broker.signal(Signal::TERM);
         assert_eq!(broker.end().status, Some(0));
     }
+}
+
+#[test]
+fn shards_share_the_memory_and_whatever_was_sent_to_one_is_received_from_any() {
+    let line = "serve --listen 127.0.0.1:0 --shards 2 --memory 256MiB";
+    let mut broker = Running::start(&line.split(' ').collect::<Vec<_>>());
+    let mut report = Vec::new();
+    while !report
+        .last()
+        .is_some_and(|line: &String| line.starts_with("memory"))
+    {
+        report.push(broker.next_line().unwrap());
+    }
+    let address = (report.iter())
+        .find_map(|line| line.strip_prefix("listening "))
+        .unwrap();
+    let says = |start: &str| report.iter().any(|line| line.starts_with(start));
+    assert!(says("shard 0    ") && says("shard 1    "), "{report:?}");
+    assert!(says("memory     2 times 127 MiB: "), "{report:?}");
+    let told = |line: &str| {
+        let ended = courser(&format!("{line} --connect {}", address.trim()));
+        assert_eq!(ended.status, Some(0), "{line}: {ended:?}");
+        ended.stdout
+    };
+    // Each of these is a client of its own, and begins on the next shard.
+    for destination in ["orders", "bills"] {
+        told(&format!("send {destination} --count 9 --partitions 3"));
+        let received = told(&format!("receive {destination} --count 9 --timeout 20s"));
+        assert_eq!(received.lines().count(), 9);
+    }
+    let stats: serde_json::Value = serde_json::from_str(&told("stats --json")).unwrap();
+    assert_eq!(stats["counters"]["messages_stored"], 18);
+    let stored = |shard: usize| &stats["shards"][shard]["counters"]["messages_stored"];
+    assert!(stored(0).as_u64().unwrap() > 0 && stored(1).as_u64().unwrap() > 0);
+    broker.signal(Signal::TERM);
+    assert_eq!(broker.end().status, Some(0));
 }
 
 #[test]

@@ -64,7 +64,10 @@ fn two_thousand_worlds_keep_every_promise_and_each_fault_has_struck() {
         moves,
         ..
     } = report;
-    assert!(shards > SEEDS && shards < 4 * SEEDS, "brokers of {shards} shards");
+    assert!(
+        shards > SEEDS && shards < 4 * SEEDS,
+        "brokers of {shards} shards"
+    );
     assert!(faults.iter().all(|count| *count > 0), "{faults:?}");
     for count in [
         redelivered,
