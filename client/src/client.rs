@@ -18,6 +18,7 @@ use crate::address::{Endpoint, Endpoints, IntoEndpoints};
 use crate::admin::Admin;
 use crate::consumer::ConsumerBuilder;
 use crate::error::{ConnectError, RequestError};
+use crate::instance;
 use crate::link::{Link, Wanted};
 use crate::pool::{Owner, Pool};
 use crate::producer::ProducerBuilder;
@@ -28,6 +29,8 @@ use crate::session::Session;
 #[derive(Clone, Debug)]
 pub struct ConnectOptions {
     name: String,
+    /// What the client that is connected with these is called, unlike any other.
+    id: Arc<str>,
     timeout: Duration,
     spin: Duration,
     reconnect_for: Duration,
@@ -38,6 +41,7 @@ impl Default for ConnectOptions {
     fn default() -> Self {
         Self {
             name: String::new(),
+            id: Arc::from(""),
             timeout: Duration::from_secs(3),
             spin: Duration::from_micros(50),
             reconnect_for: Duration::from_secs(30),
@@ -47,6 +51,10 @@ impl Default for ConnectOptions {
 }
 
 impl ConnectOptions {
+    pub(crate) fn id(&self) -> &str {
+        &self.id
+    }
+
     /// The client's name, for who looks at the broker.
     #[must_use]
     pub fn name(mut self, name: &str) -> Self {
@@ -102,9 +110,13 @@ impl ConnectOptions {
     /// Why the last one did not.
     pub fn connect(&self, endpoints: impl IntoEndpoints) -> Result<Client, ConnectError> {
         let endpoints = endpoints.into_endpoints()?;
+        let client = Self {
+            id: instance::next(),
+            ..self.clone()
+        };
         let mut last = None;
         for (index, endpoint) in endpoints.iter().enumerate() {
-            match self.connect_to(endpoint, index, &endpoints) {
+            match client.connect_to(endpoint, index, &endpoints) {
                 Ok(client) => return Ok(client),
                 Err(error) => last = Some(error),
             }
@@ -193,7 +205,7 @@ impl ConnectOptions {
         let stream = TcpStream::connect_timeout(resolved, self.timeout).map_err(io_error)?;
         let left = self.timeout.saturating_sub(began.elapsed());
         let config = core_client::Config {
-            name: self.name.as_str().into(),
+            name: instance::introduced(&self.name, &self.id),
             shard,
             hello_timeout: self.timeout,
             reconnect_for: self.reconnect_for,
@@ -380,6 +392,13 @@ impl Client {
         let began = self.link().now();
         self.link().request(|machine| machine.ping(began))?;
         Ok(self.link().now().since(began))
+    }
+
+    /// What this client is called, unlike any other: `host@pid@index@base36`. The same
+    /// for its life, whatever its connections.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        self.pool.id()
     }
 
     /// Whose data the broker holds.

@@ -58,6 +58,7 @@ mod consumer;
 mod delivery;
 mod error;
 mod future;
+mod instance;
 mod lane;
 mod ledger;
 mod link;

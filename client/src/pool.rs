@@ -56,6 +56,11 @@ impl Pool {
         }
     }
 
+    /// What the client is called, unlike any other.
+    pub(crate) fn id(&self) -> &str {
+        self.options.id()
+    }
+
     /// The link for what concerns no destination.
     pub(crate) fn first(&self) -> &Arc<Link> {
         &self.first

@@ -316,3 +316,15 @@ fn connections_of_every_shard_are_listed_and_ended_wherever_they_are() {
     until(|| theirs().iter().all(|link| !links.contains(link)));
     drop(clients);
 }
+
+#[test]
+fn the_id_of_a_client_is_seen_where_it_is_connected() {
+    let broker = TestBroker::start();
+    let named = broker.client_with(Client::options().name("desk"));
+    let bare = broker.client();
+    assert_ne!(named.id(), bare.id());
+    assert_eq!(named.clone().id(), named.id(), "a clone is the same client");
+    let seen = bare.admin().connections().unwrap();
+    let names: Vec<&str> = seen.iter().map(|link| &*link.name).collect();
+    assert_eq!(names, [&*format!("desk {}", named.id()), bare.id()]);
+}
