@@ -503,8 +503,9 @@ impl Drop for Broker {
 fn place(config: &BrokerConfig, topology: &Topology) -> Result<Vec<Placement>, StartError> {
     let mut placements = config.cores.place(topology, config.shards)?;
     if config.cores == Cores::Auto && config.shards.is_none() {
-        // Until shards forward to each other, who did not ask for several gets one.
-        placements.truncate(1);
+        // Nobody asked for so many: as many as there is memory for.
+        let fitting = (1..=limits::SHARDS_MAX).rfind(|&n| memory_needed(n) <= config.memory);
+        placements.truncate(usize::from(fitting.unwrap_or(1)));
     }
     let shards = placements.len();
     if shards > usize::from(limits::SHARDS_MAX) {
@@ -702,6 +703,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
+    use crate::affinity::CpuList;
     use std::os::unix::process::ExitStatusExt;
     use std::process::Command;
 
@@ -761,6 +763,29 @@ mod tests {
         loop {
             thread::park();
         }
+    }
+
+    #[test]
+    fn who_asks_for_no_number_of_shards_gets_as_many_as_fit() {
+        let usable: CpuList = "0-7".parse().unwrap();
+        let topology = Topology {
+            permitted: usable.clone(),
+            usable,
+            source: "somewhere".into(),
+            isolated: CpuList::default(),
+            virtual_machine: false,
+        };
+        let placed = |memory| {
+            let config = BrokerConfig {
+                memory,
+                ..BrokerConfig::default()
+            };
+            place(&config, &topology).unwrap().len()
+        };
+        assert_eq!(placed(limits::MEMORY_MIN), 1);
+        assert_eq!(placed(memory_needed(2) - 1), 1);
+        assert_eq!(placed(memory_needed(3)), 3);
+        assert_eq!(placed(limits::MEMORY_DEFAULT), 7);
     }
 
     #[test]
