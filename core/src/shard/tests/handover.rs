@@ -106,7 +106,7 @@ fn what_was_answered_leaves_before_the_link_goes() {
 
 #[test]
 fn a_link_with_something_open_or_without_a_place_to_go_stays_as_it_was() {
-    let [mut first, _second] = pair();
+    let [mut first, mut second] = pair();
     let mut peer = Peer::new(&mut first);
     for nowhere in [0, 2, u16::MAX] {
         ask(&mut peer, nowhere);
@@ -115,7 +115,19 @@ fn a_link_with_something_open_or_without_a_place_to_go_stays_as_it_was() {
             Refusal::IllegalArgument
         );
     }
-    let mut producer = peer.producer(&mut first, "/test/here", 1);
+    let name = "/test/here";
+    let open = OpenProducer {
+        session: peer.session.into(),
+        destination_length: u16::try_from(name.len()).unwrap().into(),
+        ..OpenProducer::default()
+    };
+    peer.control(2, &open, &[name.as_bytes()]);
+    peer.exchange(&mut first);
+    // It is there once the other shard knows of it, too.
+    second.meet(now());
+    second.turn(now());
+    first.meet(now());
+    let mut producer = opened(&take(&mut first, peer.link));
     ask(&mut peer, 1);
     assert_eq!(
         refusal(&peer.exchange(&mut first)),
