@@ -89,6 +89,14 @@ impl<'a> ProducerBuilder<'a> {
         self.with(|request| request.retain = Some(bytes))
     }
 
+    /// Has the destination to itself, in all of its partitions: while it is attached
+    /// another producer is refused as `Exclusive` at once, and so is this one if another
+    /// is attached. Whoever was attached before it never sends again, not even what it
+    /// had on its way.
+    pub fn exclusive(self) -> Self {
+        self.with(|request| request.exclusive = true)
+    }
+
     /// Bounds what leaves together: messages, at least 1, and frame bytes, which
     /// include 112 bytes of header and the properties of each message. A message
     /// beyond the bytes travels alone. Nothing ever waits for a batch to fill.

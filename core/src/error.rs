@@ -84,7 +84,7 @@ refusals! {
     /// The principal may not do this.
     Forbidden = 18, "the principal may not do this";
     /// Somebody else holds the exclusive right.
-    Exclusive = 19, "an exclusive consumer is attached";
+    Exclusive = 19, "somebody is attached who does not share, or does where it may not";
     /// The sends of this producer to this partition are not in order.
     OutOfOrder = 20, "an earlier send of this producer is missing";
     /// A newer incarnation of the producer is attached.

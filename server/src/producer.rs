@@ -71,6 +71,7 @@ fn fence(options: &FenceOptions) -> Result<(), CommandError> {
 fn access(code: u8) -> &'static str {
     match code {
         0 => "shared",
+        1 => "exclusive",
         _ => "of a later kind",
     }
 }

@@ -276,7 +276,7 @@ fn what_the_broker_refuses_is_said_with_what_to_do() {
     let first = broker.start_verb("receive topic:t --subscription s --timeout 50s");
     broker.wait_until("topic:/default/t", |row| row["consumers"] == 1);
     let second = broker.courser("receive topic:t --subscription s");
-    refused(&second, 4, "an exclusive consumer is attached");
+    refused(&second, 4, "somebody is attached who does not share");
     first.signal(Signal::INT);
     assert_eq!(succeeded(first.end()), "", "a signal is an orderly end");
 }

@@ -71,6 +71,8 @@ pub struct ProducerRequest {
     pub partitions: u32,
     /// Bytes that the destination keeps of what is settled, if they matter.
     pub retain: Option<u64>,
+    /// Whether it is to be the only producer that is attached.
+    pub exclusive: bool,
     /// Bounds on what leaves together.
     pub batch: Option<BatchLimits>,
     /// The most messages on their way; the broker may allow less.
@@ -88,6 +90,7 @@ impl ProducerRequest {
             name: "".into(),
             partitions: 0,
             retain: None,
+            exclusive: false,
             batch: None,
             messages_in_flight_max: limits::IN_FLIGHT_MESSAGES_MAX,
             bytes_in_flight_max: limits::IN_FLIGHT_BYTES_MAX,

@@ -7,7 +7,8 @@
 
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::identity::Identity;
+use super::ending::Ending;
+use super::identity::{Access, Identity};
 use super::mesh::{BODY_MAX, link_to};
 use super::producer::Producer;
 use super::records::{self, detach, outcome};
@@ -47,11 +48,24 @@ impl Shard {
         self.locals.get(destination).ok_or(Refusal::NotFound)?;
         let id = ProducerId(attach.producer.get());
         let decided = Some(Epoch(attach.epoch.get())).filter(|epoch| epoch.0 > 0);
-        let identity = match (id.0, attach.again.get(), decided) {
+        let access = Access::from_code(attach.access).ok_or(Refusal::Unsupported)?;
+        if decided.is_none() {
+            let again = Some(id).filter(|id| id.0 > 0);
+            self.may_attach(destination, access, again)?;
+        }
+        let mut identity = match (id.0, attach.again, decided) {
             (0, ..) => self.new_identity(principal, destination, "")?,
             (_, 0, Some(epoch)) => self.given_identity(id, epoch, principal, destination)?,
             (_, _, decided) => self.taken_identity(id, decided, principal, destination)?,
         };
+        if decided.is_none() {
+            identity = self.take_access(identity, access);
+        } else {
+            identity.access = access;
+            if access == Access::Exclusive {
+                self.end_branches_of(destination);
+            }
+        }
         let origin = Origin { shard, front };
         let handle = self.put_on_link(link_to(shard), Handle(0), Some(origin), identity)?;
         self.grant(handle);
@@ -63,6 +77,20 @@ impl Shard {
             bytes: producer.credit.bytes().into(),
             messages: producer.credit.messages().into(),
         })
+    }
+
+    /// The home has given a destination to one producer alone. Whoever still has a branch
+    /// here has left there, and what it sent before that may be on its way here: it is
+    /// not stored any more.
+    fn end_branches_of(&mut self, destination: DestinationNumber) {
+        let why = Ending {
+            refusal: Refusal::Fenced,
+            text: "another producer has the destination alone",
+        };
+        self.end_producers(
+            |other| other.identity.destination == destination && other.known,
+            why,
+        );
     }
 
     /// Another shard asks for a branch for one of its fronts.

@@ -233,11 +233,15 @@ impl Shard {
         let home = fan.branches[0].shard;
         let principal = self.principal(link);
         let front = self.front(link, open.session, destination, open.name, fan)?;
+        if let Some(producer) = self.producers.get_mut(front) {
+            producer.identity.access = open.access;
+        }
         let attach = records::Attach {
             destination: destination.0.into(),
             principal: principal.number().into(),
             producer: open.again.map_or(0, |id| id.0).into(),
-            again: u32::from(open.again.is_some()).into(),
+            again: u8::from(open.again.is_some()),
+            access: open.access as u8,
             ..records::Attach::default()
         };
         self.ask_to_attach(now, home, front, &attach);
@@ -321,7 +325,9 @@ impl Shard {
             principal: producer.identity.principal.number().into(),
             producer: attached.producer,
             epoch: attached.epoch,
-            again: u32::from(again).into(),
+            again: u8::from(again),
+            access: producer.identity.access as u8,
+            ..records::Attach::default()
         };
         for shard in unasked {
             self.ask_to_attach(now, shard, front, &attach);

@@ -32,6 +32,27 @@ pub(super) enum Turn {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct NoSend;
 
+/// Whether a producer shares its destination with others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Access {
+    #[default]
+    Shared = 0,
+    /// It is the only one that is attached.
+    Exclusive = 1,
+}
+
+impl Access {
+    /// The mode that `code` stands for.
+    pub(super) fn from_code(code: u8) -> Option<Self> {
+        match code {
+            0 => Some(Self::Shared),
+            1 => Some(Self::Exclusive),
+            _ => None,
+        }
+    }
+}
+
 /// A producer.
 #[derive(Debug)]
 pub(super) struct Identity {
@@ -41,6 +62,10 @@ pub(super) struct Identity {
     pub(super) destination: DestinationNumber,
     /// Who opened it: nobody else attaches it.
     pub(super) principal: Principal,
+    /// Whether it shares its destination with other producers.
+    pub(super) access: Access,
+    /// Of which term of its destination it was when it was last attached.
+    pub(super) term: u32,
     /// What it calls itself.
     pub(super) name: Box<str>,
     lanes: Box<[Lane]>,
@@ -61,6 +86,8 @@ impl Identity {
             epoch: Epoch(1),
             destination,
             principal,
+            access: Access::Shared,
+            term: 0,
             name: name.into(),
             lanes: vec![Lane::default(); partitions].into(),
             positions: Positions::default(),
@@ -75,6 +102,8 @@ impl Identity {
             epoch: self.epoch,
             destination: self.destination,
             principal: self.principal,
+            access: self.access,
+            term: self.term,
             name: Box::default(),
             lanes: Box::default(),
             positions: Positions::default(),

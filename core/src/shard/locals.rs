@@ -18,7 +18,7 @@ use core::ops::{Index, IndexMut};
 use std::collections::BTreeMap;
 
 use super::egress::Pin;
-use crate::id::{DestinationNumber, Handle, PartitionIndex};
+use crate::id::{DestinationNumber, Handle, PartitionIndex, ProducerId};
 use crate::memory::Arena;
 use crate::partition::Partition;
 use crate::partition::log::{Address, Log};
@@ -39,6 +39,10 @@ pub(super) struct Local {
     /// In the order of their parts in each partition.
     pub(super) subscriptions: Vec<Handle>,
     pub(super) producers: u32,
+    /// Who of them has it alone.
+    pub(super) exclusive: Option<ProducerId>,
+    /// How often somebody had it alone: who was attached before that never is again.
+    pub(super) term: u32,
     /// Those whose messages here are delivered to a link or to a front.
     pub(super) consumers: u32,
     /// Consumers that stand here for sources anywhere.
@@ -63,6 +67,8 @@ impl Local {
             paused: vec![false; count],
             subscriptions: Vec::new(),
             producers: 0,
+            exclusive: None,
+            term: 0,
             consumers: 0,
             fronts: 0,
             stored: 0,

@@ -12,7 +12,7 @@ use zerocopy::IntoBytes;
 use super::branch::Origin;
 use super::credit::Grant;
 use super::fan::Fan;
-use super::identity::Identity;
+use super::identity::{Access, Identity};
 use super::remembered::Place;
 use super::{Fault, LinkState, Rejection, Shard};
 use crate::auth::Operation;
@@ -230,6 +230,7 @@ pub(super) struct OpenProducer<'a> {
     pub(super) destination: &'a Destination,
     pub(super) wanted: Wanted,
     pub(super) name: &'a str,
+    pub(super) access: Access,
     /// Who attaches again, if it is not a new producer.
     pub(super) again: Option<ProducerId>,
 }
@@ -250,11 +251,14 @@ impl Shard {
             return self.open_front(now, link, request, open, destination);
         }
         let principal = self.principal(link);
+        self.may_attach(destination, open.access, open.again)
+            .map_err(Rejection::Request)?;
         let identity = match open.again {
             None => self.new_identity(principal, destination, open.name),
             Some(id) => self.taken_identity(id, None, principal, destination),
         }
         .map_err(Rejection::Request)?;
+        let identity = self.take_access(identity, open.access);
         let handle = self
             .put_on_link(link, open.session, None, identity)
             .map_err(Rejection::Request)?;
@@ -265,6 +269,58 @@ impl Shard {
         let opened = producer.opened(handle, self.partitions_of(destination));
         self.answer(now, link, request.0, &opened, &[])?;
         Ok(())
+    }
+
+    /// Whether a producer may be attached beside those that are. Asked at the home.
+    pub(super) fn may_attach(
+        &self,
+        destination: DestinationNumber,
+        access: Access,
+        again: Option<ProducerId>,
+    ) -> Result<(), Fault> {
+        let local = &self.locals[destination];
+        let place = again.and_then(|id| self.remembered.place(id));
+        let (attached, known) = match place {
+            Some(Place::Attached(handle)) => {
+                (true, self.producers.get(handle).map(|it| &it.identity))
+            }
+            Some(Place::Detached(number)) => (false, self.remembered.detached(number)),
+            None => (false, None),
+        };
+        if known.is_some_and(|known| known.term < local.term) {
+            return Err(Fault::new(
+                Refusal::Fenced,
+                "another producer has had the destination alone since",
+            ));
+        }
+        let others = local.producers - u32::from(attached);
+        let refused = match access {
+            Access::Exclusive if others > 0 => Some("other producers are attached"),
+            Access::Shared if others > 0 && local.exclusive.is_some() => {
+                Some("an exclusive producer is attached")
+            }
+            _ => None,
+        };
+        refused.map_or(Ok(()), |text| Err(Fault::new(Refusal::Exclusive, text)))
+    }
+
+    /// A producer is about to be attached; if it has its destination alone from here
+    /// on, nobody who was attached before ever is again.
+    pub(super) fn take_access(&mut self, mut identity: Identity, access: Access) -> Identity {
+        let local = &mut self.locals[identity.destination];
+        identity.access = access;
+        if access == Access::Exclusive {
+            local.exclusive = Some(identity.id);
+            local.term += 1;
+        }
+        identity.term = local.term;
+        identity
+    }
+
+    /// A producer that was to be attached is not.
+    fn give_up_access(&mut self, identity: &Identity) {
+        let local = &mut self.locals[identity.destination];
+        local.exclusive.take_if(|holder| *holder == identity.id);
     }
 
     pub(super) fn partitions_of(&self, destination: DestinationNumber) -> u32 {
@@ -355,10 +411,12 @@ impl Shard {
         let handle = match self.producers.insert(producer) {
             Ok(handle) => handle,
             Err(Producer { identity, .. }) if is_new => {
+                self.give_up_access(&identity);
                 self.remembered.forget(&identity);
                 return Err(Refusal::ResourceAllocation.into());
             }
             Err(Producer { identity, .. }) => {
+                self.give_up_access(&identity);
                 self.remembered.detach(identity);
                 return Err(Refusal::ResourceAllocation.into());
             }
@@ -454,8 +512,10 @@ impl Shard {
         if self.counts(producer)
             && let Some(producer) = producer
         {
-            let destination = producer.identity.destination;
-            self.local_mut(destination).producers -= 1;
+            let (id, destination) = (producer.identity.id, producer.identity.destination);
+            let local = self.local_mut(destination);
+            local.producers -= 1;
+            local.exclusive.take_if(|holder| *holder == id);
         }
     }
 

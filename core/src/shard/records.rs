@@ -119,7 +119,9 @@ fields! {
         // 0 towards the home.
         epoch: U32,
         // 1: it was known before.
-        again: U32,
+        again: u8,
+        access: u8,
+        reserved: U16,
     }
 
     /// A branch is attached.

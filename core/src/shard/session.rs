@@ -1,6 +1,7 @@
 //! Sessions and the requests of the control plane.
 
 use super::consumer::{OpenConsumer, Start};
+use super::identity::Access;
 use super::producer::OpenProducer;
 use super::{Fault, Rejection, Shard};
 use crate::auth::{self, Operation, Target};
@@ -254,9 +255,7 @@ impl Shard {
         {
             return Err(Refusal::IllegalArgument.into());
         }
-        if fields.access != 0 {
-            return Err(Refusal::Unsupported.into());
-        }
+        let access = Access::from_code(fields.access).ok_or(Refusal::Unsupported)?;
         if self.is_out_of_handles(link) {
             return Err(Refusal::ResourceAllocation.into());
         }
@@ -267,6 +266,7 @@ impl Shard {
             destination: &destination,
             wanted: Wanted { partitions, retain },
             name: own,
+            access,
             again: Some(ProducerId(fields.producer.get())).filter(|id| id.0 != 0),
         };
         self.open_producer(now, link, request, &open)

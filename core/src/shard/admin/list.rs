@@ -311,7 +311,7 @@ impl Shard {
                 epoch: identity.epoch.0.into(),
                 handle: handle.0.into(),
                 destination: destination.kind as u8,
-                access: 0,
+                access: identity.access as u8,
                 destination_length: length(&destination.name).into(),
                 name_length: length(&identity.name).into(),
                 reserved: 0.into(),

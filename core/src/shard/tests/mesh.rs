@@ -178,6 +178,33 @@ impl Shards {
         opened(&self.exchange(client))
     }
 
+    /// Opens a producer that shares its destination or does not, or one that did again.
+    fn accessing(
+        &mut self,
+        client: &mut Client,
+        name: &str,
+        access: u8,
+        id: u64,
+    ) -> Result<Opened, Refusal> {
+        let fields = OpenProducer {
+            session: client.peer.session.into(),
+            destination_length: u16::try_from(name.len()).unwrap().into(),
+            access,
+            producer: id.into(),
+            ..OpenProducer::default()
+        };
+        client.peer.control(2, &fields, &[name.as_bytes()]);
+        let answers = self.exchange(client);
+        let refused = frames(&answers).iter().find_map(|(frame, _)| match frame {
+            Frame::Control {
+                control: Control::Refused(fields, _),
+                ..
+            } => Refusal::from_code(fields.refusal.get()),
+            _ => None,
+        });
+        refused.map_or_else(|| Ok(opened(&answers)), Err)
+    }
+
     fn counter(&self, counter: Counter) -> u64 {
         self.all.iter().map(|it| it.counters().read(counter)).sum()
     }
@@ -1187,4 +1214,134 @@ fn a_key_is_with_the_same_consumer_on_all_shards() {
             assert!(mine.map(|got| got.offset).is_sorted(), "in order");
         }
     }
+}
+
+const SHARED: u8 = 0;
+const EXCLUSIVE: u8 = 1;
+
+#[test]
+fn an_exclusive_producer_has_all_partitions_to_itself_or_none() {
+    for partitions in [1, 3] {
+        let mut shards = Shards::new(3);
+        let name = "/default/q";
+        shards.create(name, partitions);
+        let mut one = shards.client(0);
+        let mut two = shards.client(1);
+        for _ in 0..3 {
+            let mut alone = shards.accessing(&mut one, name, EXCLUSIVE, 0).unwrap();
+            for access in [SHARED, EXCLUSIVE] {
+                let refused = shards.accessing(&mut two, name, access, 0).err();
+                assert_eq!(refused, Some(Refusal::Exclusive));
+            }
+            one.peer.message_to(0, 1, &mut alone, b"x");
+            assert_eq!(
+                singles(&shards.exchange(&mut one))[0].3,
+                0,
+                "it is unaffected"
+            );
+            shards.close(&mut one, alone.handle);
+            let shared = shards.accessing(&mut two, name, SHARED, 0).unwrap();
+            let refused = shards.accessing(&mut one, name, EXCLUSIVE, 0).err();
+            assert_eq!(refused, Some(Refusal::Exclusive));
+            let other = shards.accessing(&mut one, name, SHARED, 0).unwrap();
+            shards.close(&mut one, other.handle);
+            shards.close(&mut two, shared.handle);
+        }
+        for shard in &shards.all {
+            assert_eq!(shard.producers.len(), 0, "whoever was refused left nothing");
+        }
+    }
+}
+
+#[test]
+fn who_was_attached_before_an_exclusive_producer_never_sends_again() {
+    for partitions in [1, 3] {
+        let mut shards = Shards::new(3);
+        let name = "/default/q";
+        shards.create(name, partitions);
+        let mut old = shards.client(0);
+        let stopped = shards.accessing(&mut old, name, EXCLUSIVE, 0).unwrap();
+        shards.all[0].closed(now(), old.peer.link);
+        shards.settle();
+        // Nobody came in between, so it goes on.
+        let mut old = shards.client(2);
+        let mut stopped = shards
+            .accessing(&mut old, name, EXCLUSIVE, stopped.producer)
+            .unwrap();
+        // Its last sends are on their way to the owners when it is given up.
+        for partition in 0..partitions {
+            old.peer.message_to(partition, 1, &mut stopped, b"old");
+        }
+        shards.write(&mut old);
+        shards.all[2].closed(now(), old.peer.link);
+        shards.all[2].turn(now());
+        let mut new = shards.client(1);
+        let mut taker = shards.accessing(&mut new, name, EXCLUSIVE, 0).unwrap();
+        for partition in 0..partitions {
+            new.peer.message_to(partition, 1, &mut taker, b"new");
+        }
+        let outcomes = singles(&shards.exchange(&mut new));
+        assert!(
+            outcomes.iter().all(|(.., refusal)| *refusal == 0),
+            "{outcomes:?}"
+        );
+        let stored = shards.counter(Counter::MessagesStored);
+        for access in [SHARED, EXCLUSIVE] {
+            let mut back = shards.client(0);
+            let refused = shards
+                .accessing(&mut back, name, access, stopped.producer)
+                .err();
+            assert_eq!(
+                refused,
+                Some(Refusal::Fenced),
+                "while the other is attached"
+            );
+        }
+        shards.close(&mut new, taker.handle);
+        let mut back = shards.client(0);
+        let refused = shards
+            .accessing(&mut back, name, SHARED, stopped.producer)
+            .err();
+        assert_eq!(refused, Some(Refusal::Fenced), "and when it has gone");
+        assert_eq!(shards.counter(Counter::MessagesStored), stored);
+    }
+}
+
+/// What the old one sent lies in a ring that its owner has not read when the new one is
+/// attached there: it must not be stored behind what the new one sends.
+#[test]
+fn what_was_on_its_way_when_an_exclusive_producer_came_is_not_stored_behind_it() {
+    let mut shards = Shards::new(3);
+    let name = "/default/q";
+    shards.create(name, 3);
+    let home = usize::from(shards.all[0].mesh.placement.home(DestinationNumber(0)).0);
+    // Neither the home nor the owner whose reading is late.
+    let late = (home + 2) % 3;
+    let at = (home + 1) % 3;
+    let partition = 2;
+    let owner =
+        (shards.all[0].mesh.placement).owner(DestinationNumber(0), PartitionIndex(partition));
+    assert_eq!(usize::from(owner.0), late);
+    let mut old = shards.client(at);
+    let mut stopped = shards.accessing(&mut old, name, EXCLUSIVE, 0).unwrap();
+    let stored = shards.counter(Counter::MessagesStored);
+    // The frame and its producer's end are both in the ring to the late one.
+    old.peer.message_to(partition, 1, &mut stopped, b"old");
+    shards.write(&mut old);
+    shards.all[at].closed(now(), old.peer.link);
+    for _ in 0..5 {
+        shards.turn(at);
+        shards.turn(home);
+    }
+    let mut new = shards.client(home);
+    let mut taker = shards.accessing(&mut new, name, EXCLUSIVE, 0).unwrap();
+    new.peer.message_to(partition, 1, &mut taker, b"new");
+    let outcomes = singles(&shards.exchange(&mut new));
+    assert_eq!(outcomes.len(), 1);
+    let behind = shards.counter(Counter::MessagesStored) - stored;
+    assert_eq!(
+        outcomes[0].2 + 1,
+        behind,
+        "nothing was stored behind the new one's message"
+    );
 }
