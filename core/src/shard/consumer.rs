@@ -600,18 +600,26 @@ impl Shard {
             |(_, consumer): &(Handle, &Consumer)| consumer.ended.is_none() && which(consumer);
         let ending = self.consumers.iter().filter(of_them);
         for handle in ending.map(|(handle, _)| handle).collect::<Vec<_>>() {
-            let Some(consumer) = self.consumers.get_mut(handle) else {
-                continue;
-            };
-            let before = consumer.clone();
-            consumer.ended = Some(why.refusal);
-            consumer.role = None;
-            self.opened.take(tables::consumer_size(Kind::Exclusive, 0));
-            self.detach_consumer(handle, &before, false);
-            // A source has a front that hears of it by itself.
-            if before.source().is_none() {
-                self.tell(before.link, handle, why);
-            }
+            self.end_consumer(handle, why);
+        }
+    }
+
+    /// The broker ends a consumer.
+    pub(super) fn end_consumer(&mut self, handle: Handle, why: Ending) {
+        let Some(consumer) = self.consumers.get_mut(handle) else {
+            return;
+        };
+        if consumer.ended.is_some() {
+            return;
+        }
+        let before = consumer.clone();
+        consumer.ended = Some(why.refusal);
+        consumer.role = None;
+        self.opened.take(tables::consumer_size(Kind::Exclusive, 0));
+        self.detach_consumer(handle, &before, false);
+        match before.source() {
+            None => self.tell(before.link, handle, why),
+            Some(source) => self.tell_front(source.origin, why),
         }
     }
 

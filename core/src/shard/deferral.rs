@@ -33,7 +33,7 @@ use crate::catalog::{Change, PolicyChange, Request, Wanted};
 use crate::error::Refusal;
 use crate::frame::Kind;
 use crate::frame::control::Control;
-use crate::id::{CatalogVersion, DestinationNumber, Handle, ShardIndex};
+use crate::id::{CatalogVersion, DestinationNumber, Handle, ProducerId, ShardIndex};
 use crate::name::{Destination, DestinationKind};
 use crate::time::Now;
 
@@ -184,12 +184,25 @@ impl Shard {
     ) {
         let done = match kind {
             request::PROPOSE => return self.propose(now, shard, token, body),
-            _ => self.is_alone(DestinationNumber(u32_of(body))),
+            request::ALONE => self
+                .is_alone(DestinationNumber(u32_of(body)))
+                .map(|()| false),
+            request::FENCE => {
+                let id = body.first_chunk().expect("an id has eight bytes");
+                Ok(self.fence(ProducerId(u64::from_le_bytes(*id))))
+            }
+            _ => {
+                let (number, force) = (DestinationNumber(u32_of(body)), body[4] != 0);
+                let name = core::str::from_utf8(&body[5..]).expect("names are text");
+                match self.delete_subscription(number, name, force) {
+                    Ok(()) => Ok(true),
+                    // Where it has no partition it may not have come to be.
+                    Err(_) if kind == request::DROP_TOO => Ok(false),
+                    Err(rejection) => Err(rejection),
+                }
+            }
         };
-        match done {
-            Ok(()) => self.reply(now, shard, token, Ok(false)),
-            Err(rejection) => self.reply(now, shard, token, Err(fault_of(rejection))),
-        }
+        self.reply(now, shard, token, done.map_err(fault_of));
     }
 
     /// Somebody would have the catalogue changed.
@@ -322,6 +335,49 @@ impl Shard {
         if let Err(fault) = done {
             self.fault(now, link, &fault);
         }
+    }
+
+    /// Has every shard asked to fence a producer; whether one of them knew it.
+    pub(super) fn ask_everybody_to_fence(
+        &mut self,
+        id: ProducerId,
+        step: u8,
+    ) -> Result<bool, Rejection> {
+        let shards = (0..self.shards()).map(ShardIndex).collect();
+        self.ask(step, || Question {
+            kind: request::FENCE,
+            shards,
+            body: id.0.to_le_bytes().to_vec(),
+        })?;
+        Ok(self.progress.changed)
+    }
+
+    /// Has a subscription deleted at its destination's home, which says whether it may
+    /// be, and then everywhere else.
+    pub(super) fn ask_to_delete_subscription(
+        &mut self,
+        number: DestinationNumber,
+        name: &str,
+        force: bool,
+        step: u8,
+    ) -> Result<(), Rejection> {
+        let home = self.mesh.placement.home(number);
+        let body = |force: bool| {
+            let number = number.0.to_le_bytes();
+            [&number[..], &[u8::from(force)], name.as_bytes()].concat()
+        };
+        self.ask(step, || Question {
+            kind: request::DROP,
+            shards: vec![home],
+            body: body(force),
+        })?;
+        let others = (0..self.shards()).map(ShardIndex).filter(|it| *it != home);
+        let others = others.collect();
+        self.ask(step + 1, || Question {
+            kind: request::DROP_TOO,
+            shards: others,
+            body: body(true),
+        })
     }
 
     /// Has a destination's home asked whether nobody uses it.

@@ -25,6 +25,7 @@ use std::collections::VecDeque;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::consumer::{Consumer, OpenConsumer};
+use super::ending::Ending;
 use super::fan::about;
 use super::records::{self, leave, request};
 use super::{Fault, LinkState, Rejection, Shard};
@@ -675,6 +676,21 @@ impl Shard {
         if let Err(fault) = self.answer(now, link, request.0, &closed, &[]) {
             self.fault(now, link, &fault);
         }
+    }
+
+    /// The broker has ended a source, and so the front ends with all of them.
+    pub(super) fn source_ended(&mut self, front: Handle, fault: &Fault) {
+        let Some(gather) = self.consumers.get(front).and_then(Consumer::gather) else {
+            return;
+        };
+        if !matches!(gather.stage, Stage::Open) {
+            return;
+        }
+        let why = Ending {
+            refusal: fault.refusal,
+            text: "the subscription was deleted, or its destination",
+        };
+        self.end_consumer(front, why);
     }
 
     /// A front ends without waiting for anything: so do its sources.

@@ -350,6 +350,7 @@ impl Shard {
             outcome::LEFT => self.left_source(now, shard, about),
             outcome::DONE => self.answered(now, about, Ok(head.flags != 0)),
             outcome::NOT_DONE => self.answered(now, about, Err(fault(body))),
+            outcome::ENDED => self.source_ended(about, &fault(body)),
             outcome::APPLIED => self.applied(now, peer, body),
             _ => unknown("outcome", head),
         }
@@ -381,7 +382,11 @@ impl Shard {
             request::LEAVE => {
                 self.end_source(shard, about, head.flags, fields(body));
             }
-            request::PROPOSE | request::ALONE => {
+            request::PROPOSE
+            | request::ALONE
+            | request::FENCE
+            | request::DROP
+            | request::DROP_TOO => {
                 self.answer_question(now, shard, about, head.kind, body);
             }
             request::APPLY => self.apply_decided(body),

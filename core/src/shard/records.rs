@@ -32,6 +32,9 @@
 //! | outcomes | `DONE` | our deferred request | nothing; flags say whether it changed anything |
 //! | | `NOT_DONE` | our deferred request | [`Refused`], text |
 //! | | `APPLIED` | nothing | version |
+//! | requests | `FENCE` | the asker's deferred request | a producer's id |
+//! | | `DROP`, `DROP_TOO` | the asker's deferred request | a destination's number, whether it is forced, a subscription's name |
+//! | outcomes | `ENDED` | our consumer | [`Refused`] |
 //!
 //! "Our" is the reader's. A frame's handle is that of the reader's producer.
 
@@ -53,6 +56,9 @@ pub(super) mod request {
     pub(in super::super) const PROPOSE: u8 = 11;
     pub(in super::super) const ALONE: u8 = 12;
     pub(in super::super) const APPLY: u8 = 13;
+    pub(in super::super) const FENCE: u8 = 14;
+    pub(in super::super) const DROP: u8 = 15;
+    pub(in super::super) const DROP_TOO: u8 = 16;
 }
 
 /// Kinds of outcomes.
@@ -70,6 +76,7 @@ pub(super) mod outcome {
     pub(in super::super) const DONE: u8 = 11;
     pub(in super::super) const NOT_DONE: u8 = 12;
     pub(in super::super) const APPLIED: u8 = 13;
+    pub(in super::super) const ENDED: u8 = 14;
 }
 
 /// Kinds of deliveries.

@@ -9,6 +9,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::branch::{Origin, refused};
 use super::consumer::{JoinConsumer, Start};
+use super::ending::Ending;
 use super::fan::about;
 use super::mesh::BODY_MAX;
 use super::records::{self, delivery, leave, outcome};
@@ -301,6 +302,16 @@ impl Shard {
             let front = Handle(leave.front.get());
             self.outcome_for(shard, &about(outcome::LEFT, front), &[]);
         }
+    }
+
+    /// Tells the front of a source that the broker has ended that.
+    pub(super) fn tell_front(&mut self, origin: Origin, why: Ending) {
+        let fault = Fault::new(why.refusal, why.text);
+        if origin.shard == self.config.shard {
+            return self.source_ended(origin.front, &fault);
+        }
+        let head = about(outcome::ENDED, origin.front);
+        self.outcome_for(origin.shard, &head, &[refused(&fault).as_bytes()]);
     }
 
     /// A source leaves its subscription; so much of what it delivered was handed to the

@@ -107,7 +107,11 @@ impl Shard {
                     format!("{destination} does not exist"),
                 ));
             };
-            self.delete_subscription(number, subscription, force)?;
+            if self.shards() == 1 {
+                self.delete_subscription(number, subscription, force)?;
+            } else {
+                self.ask_to_delete_subscription(number, subscription, force, 0)?;
+            }
         } else {
             if let Some(number) = found
                 && !force
@@ -133,7 +137,7 @@ impl Shard {
         let number = fields.number.get();
         match fields.what {
             0 => self.end_link(now, LinkNumber(number))?,
-            1 => self.fence(ProducerId(number))?,
+            1 => self.fence_everywhere(ProducerId(number))?,
             _ => return Err(Refusal::Unsupported.into()),
         }
         self.changed(now, link, request, true)
@@ -173,13 +177,16 @@ impl Shard {
         ))
     }
 
-    fn delete_subscription(
+    pub(in crate::shard) fn delete_subscription(
         &mut self,
         number: DestinationNumber,
         name: &str,
         force: bool,
     ) -> Result<(), Rejection> {
-        let destination = &self.catalog.entry(number).destination;
+        let Some(entry) = self.catalog.get(number) else {
+            return Err(Refusal::NotFound.into());
+        };
+        let destination = &entry.destination;
         if destination.kind == DestinationKind::Queue {
             return Err(Rejection::request(
                 Refusal::IllegalArgument,
@@ -232,11 +239,13 @@ impl Shard {
 
     /// Shuts a producer out for ever: its epoch rises, and whoever it was never learns
     /// the new one.
-    fn fence(&mut self, id: ProducerId) -> Result<(), Rejection> {
+    pub(in crate::shard) fn fence(&mut self, id: ProducerId) -> bool {
         let why = Ending {
             refusal: Refusal::Fenced,
             text: "an administrator fenced the producer",
         };
+        // A front is known by its client alone, which is told there.
+        self.end_producers(|it| it.identity.id == id && it.fan().is_some(), why);
         match self.remembered.place(id) {
             Some(Place::Attached(handle)) => {
                 if let Some(producer) = self.producers.get_mut(handle) {
@@ -244,18 +253,31 @@ impl Shard {
                     producer.identity.epoch = Epoch(epoch.0.saturating_add(1));
                 }
                 self.end_producer(handle, why);
-                Ok(())
+                true
             }
             Some(Place::Detached(number)) => {
                 if let Some(identity) = self.remembered.take(number) {
                     self.remembered.forget(&identity);
                 }
-                Ok(())
+                true
             }
-            None => Err(Rejection::request(
-                Refusal::NotFound,
-                format!("no producer {id} is known"),
-            )),
+            None => false,
         }
+    }
+
+    /// Shuts a producer out of all shards.
+    fn fence_everywhere(&mut self, id: ProducerId) -> Result<(), Rejection> {
+        let is_fenced = if self.shards() == 1 {
+            self.fence(id)
+        } else {
+            self.ask_everybody_to_fence(id, 0)?
+        };
+        if is_fenced {
+            return Ok(());
+        }
+        Err(Rejection::request(
+            Refusal::NotFound,
+            format!("no producer {id} is known"),
+        ))
     }
 }

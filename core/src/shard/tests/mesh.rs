@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::frame::control::{Create, Delete, WantCredit};
+use crate::frame::control::{Create, Delete, End, WantCredit};
 
 /// Several shards, and what each link got that nobody looked at yet.
 struct Shards {
@@ -1344,4 +1344,90 @@ fn what_was_on_its_way_when_an_exclusive_producer_came_is_not_stored_behind_it()
         behind,
         "nothing was stored behind the new one's message"
     );
+}
+
+/// The handles that the broker says it has ended.
+fn ended(bytes: &[u8]) -> Vec<u32> {
+    frames(bytes)
+        .iter()
+        .filter_map(|(frame, _)| match frame {
+            Frame::Control {
+                subject,
+                control: Control::Ended(..),
+            } => Some(*subject),
+            _ => None,
+        })
+        .collect()
+}
+
+#[test]
+fn a_fenced_producer_sends_to_no_partition_of_any_shard_and_is_told() {
+    let mut shards = Shards::new(3);
+    shards.create("/default/q", 3);
+    for at in 0..3 {
+        let mut user = shards.client(at);
+        let mut producer = shards.producer(&mut user, "/default/q", 0);
+        let mut client = shards.client((at + 1) % 3);
+        let fence = |producer: u64, client: &Client| End {
+            session: client.peer.session.into(),
+            what: 1,
+            number: producer.into(),
+            ..End::default()
+        };
+        let fields = fence(producer.producer, &client);
+        client.peer.control(6, &fields, &[]);
+        assert_eq!(changed(&shards.exchange(&mut client)), Ok(true));
+        assert_eq!(ended(&shards.read(&user)), [producer.handle.0]);
+        for partition in 0..3 {
+            user.peer.message_to(partition, 1, &mut producer, b"x");
+        }
+        let outcomes = singles(&shards.exchange(&mut user));
+        let fenced = Refusal::Fenced.code();
+        assert!(
+            outcomes.iter().all(|(.., refusal)| *refusal == fenced),
+            "{outcomes:?}"
+        );
+        assert_eq!(outcomes.len(), 3);
+        let again = shards.accessing(&mut user, "/default/q", SHARED, producer.producer);
+        assert_eq!(again.err(), Some(Refusal::Fenced));
+        let fields = fence(producer.producer + 1_000, &client);
+        client.peer.control(6, &fields, &[]);
+        assert_eq!(
+            changed(&shards.exchange(&mut client)),
+            Err(Refusal::NotFound)
+        );
+    }
+    assert_eq!(shards.counter(Counter::MessagesStored), 0);
+}
+
+#[test]
+fn a_subscription_is_deleted_on_all_shards_and_its_consumers_are_told() {
+    let mut shards = Shards::new(3);
+    shards.create("topic:/default/t", 4);
+    let topic = (1, "/default/t");
+    for at in 0..3 {
+        let mut user = shards.client(at);
+        let (consumer, _) = shards.consumer(&mut user, topic, "s", 10).unwrap();
+        let mut client = shards.client((at + 1) % 3);
+        let mut delete = |shards: &mut Shards, force: u8| {
+            let fields = Delete {
+                session: client.peer.session.into(),
+                destination: 1,
+                options: 2 | force,
+                destination_length: 10.into(),
+                subscription_length: 1.into(),
+                ..Delete::default()
+            };
+            client.peer.control(6, &fields, &[b"/default/t", b"s"]);
+            changed(&shards.exchange(&mut client))
+        };
+        assert_eq!(delete(&mut shards, 0), Err(Refusal::PreconditionFailed));
+        assert_eq!(delete(&mut shards, 1), Ok(true));
+        assert_eq!(ended(&shards.read(&user)), [consumer.0]);
+        assert_eq!(delete(&mut shards, 1), Err(Refusal::NotFound));
+        for shard in &shards.all {
+            assert_eq!(shard.subscriptions.len(), 0);
+        }
+        shards.close(&mut user, consumer);
+    }
 }
