@@ -282,7 +282,8 @@ impl Shard {
         if let Err(fault) = self.answer(now, link, request.0, &fields, &[&starts]) {
             return self.fault(now, link, &fault);
         }
-        self.lease_next(link);
+        // A source may have had something while others were still joining.
+        self.want_lease_if_ready(front);
     }
 
     /// A source may not join: the consumer is not opened, and those that did leave.
@@ -325,16 +326,21 @@ impl Shard {
 
     /// A front was granted more.
     pub(super) fn gathering_allowed(&mut self, front: Handle, handed: u64) {
-        let Some(consumer) = self.consumers.get_mut(front) else {
+        let gather = self.consumers.get_mut(front).and_then(Consumer::gather_mut);
+        if let Some(gather) = gather {
+            gather.handed(handed);
+        }
+        self.want_lease_if_ready(front);
+    }
+
+    /// A front may be lent something from here on, if it was not before.
+    fn want_lease_if_ready(&mut self, front: Handle) {
+        let Some(consumer) = self.consumers.get(front) else {
             return;
         };
-        let link = consumer.link;
-        let Some(gather) = consumer.gather_mut() else {
-            return;
-        };
-        gather.handed(handed);
-        if gather.sources.iter().any(|source| source.ready) {
-            self.want_lease(link, front);
+        let is_ready = |gather: &Gather| gather.sources.iter().any(|source| source.ready);
+        if consumer.gather().is_some_and(is_ready) {
+            self.want_lease(consumer.link, front);
         }
     }
 
@@ -362,6 +368,7 @@ impl Shard {
                 continue;
             }
             let Some(gather) = consumer.gather_mut().filter(|it| it.stage == Stage::Open) else {
+                // And so is one that is still being opened, once it is.
                 continue;
             };
             // Whoever is ready takes turns: the one that is lent to goes to the end.

@@ -953,6 +953,26 @@ fn what_a_closed_consumer_never_handed_out_comes_again_uncounted() {
     }
 }
 
+/// A source that had something while others were still joining said so, was not lent
+/// anything yet, and was then forgotten: its messages waited for another one's.
+#[test]
+fn what_is_ready_before_all_of_a_consumer_is_open_is_delivered_once_it_is() {
+    for (partition, at) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+        let mut shards = Shards::new(2);
+        shards.create("/default/q", 2);
+        let mut other = shards.client(0);
+        let mut producer = shards.producer(&mut other, "/default/q", 0);
+        (other.peer).message_to(partition, 1, &mut producer, b"waits");
+        assert_eq!(singles(&shards.exchange(&mut other)).len(), 1);
+        let mut client = shards.client(at);
+        let (handle, first) = shards
+            .consumer(&mut client, (0, "/default/q"), "", 10)
+            .unwrap();
+        let got = deliveries(&first, handle);
+        assert_eq!(got.len(), 1, "partition {partition} seen from shard {at}");
+    }
+}
+
 #[test]
 fn a_link_that_goes_while_its_consumer_is_being_opened_leaves_nothing_behind() {
     let mut shards = Shards::new(3);
