@@ -63,6 +63,13 @@ pub(super) struct Deferred {
     refused: Option<Fault>,
 }
 
+impl Deferred {
+    /// Whether the request came on `link`.
+    pub(super) fn is_of(&self, link: Handle) -> bool {
+        self.link == link
+    }
+}
+
 /// How far a request that is obeyed again has come.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Progress {

@@ -75,8 +75,10 @@ impl Shard {
         let Some(entry) = self.links.get_mut(link) else {
             return Ok(());
         };
-        if !entry.producers.is_empty() || !entry.consumers.is_empty() {
-            let text = "a link moves only while no producer and no consumer is open on it";
+        let waits = self.deferred.iter().any(|(_, it)| it.is_of(link));
+        if !entry.producers.is_empty() || !entry.consumers.is_empty() || waits {
+            let text = "a link moves only while no producer and no consumer is open on it, \
+                        and no request is unanswered";
             return Err(Rejection::request(Refusal::PreconditionFailed, text));
         }
         entry.state = LinkState::Moving { to, request };

@@ -950,7 +950,9 @@ impl Shard {
             return false;
         }
         let aside = self.links.get(link).map_or(0, |link| link.egress.aside());
-        aside == 0 && !self.reports.iter().any(|report| report.is_for(link))
+        aside == 0
+            && !self.reports.iter().any(|report| report.is_for(link))
+            && !self.deferred.iter().any(|(_, request)| request.is_of(link))
     }
 
     /// Everything that the link had open ends. `clean`: the client said so, and

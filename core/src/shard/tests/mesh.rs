@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::frame::control::{Create, Delete, End, WantCredit};
+use crate::frame::control::{Create, Delete, End, Move, WantCredit};
 
 /// Several shards, and what each link got that nobody looked at yet.
 struct Shards {
@@ -1450,4 +1450,32 @@ fn a_subscription_is_deleted_on_all_shards_and_its_consumers_are_told() {
         }
         shards.close(&mut user, consumer);
     }
+}
+
+/// A link that went to another shard while a request of it waited for a third would
+/// never have had its answer.
+#[test]
+fn a_link_does_not_move_while_a_request_of_it_waits_for_another_shard() {
+    let mut shards = Shards::new(3);
+    let mut client = shards.client(1);
+    let fields = Create {
+        session: client.peer.session.into(),
+        ..Create::default()
+    };
+    client.peer.control(6, &fields, &[b"/default/q"]);
+    let to = Move {
+        shard: 2.into(),
+        ..Move::default()
+    };
+    client.peer.control(7, &to, &[]);
+    let answers = shards.exchange(&mut client);
+    let answers: Vec<_> = frames(&answers)
+        .iter()
+        .map(|(frame, _)| match frame {
+            Frame::Control { subject, control } => (*subject, control.kind()),
+            Frame::Message(_) => panic!("a message"),
+        })
+        .collect();
+    let (refused, changed) = (crate::frame::Kind::Refused, crate::frame::Kind::Changed);
+    assert_eq!(answers, [(7, refused), (6, changed)]);
 }
