@@ -161,18 +161,22 @@ impl Broker {
         Self::try_start(transport, memory).unwrap_or_else(|ended| panic!("no broker: {ended:?}"))
     }
 
+    /// One of so many shards, on processors chosen for them.
+    pub fn of_shards(shards: u16) -> Self {
+        let (memory, shards) = (format!("{}MiB", 128 * shards), shards.to_string());
+        let placed = ["--shards", shards.as_str()];
+        Self::try_start_placed("auto", &memory, placed)
+            .unwrap_or_else(|ended| panic!("no broker: {ended:?}"))
+    }
+
     fn try_start(transport: &str, memory: &str) -> Result<Self, Ended> {
-        let mut running = Running::start(&[
-            "serve",
-            "--listen",
-            "127.0.0.1:0",
-            "--cores",
-            "none",
-            "--memory",
-            memory,
-            "--transport",
-            transport,
-        ]);
+        Self::try_start_placed(transport, memory, ["--cores", "none"])
+    }
+
+    fn try_start_placed(transport: &str, memory: &str, placed: [&str; 2]) -> Result<Self, Ended> {
+        let arguments = ["serve", "--listen", "127.0.0.1:0", "--memory", memory];
+        let arguments = [&arguments[..], &["--transport", transport], &placed];
+        let mut running = Running::start(&arguments.concat());
         while let Some(line) = running.next_line() {
             if let Some(address) = line.strip_prefix("listening ") {
                 let address = address.trim().to_owned();

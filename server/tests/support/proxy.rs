@@ -1,12 +1,12 @@
-//! A TCP proxy that does harm: it cuts connections at a byte of one's choice, and
-//! swallows answers for a while before it does.
+//! A TCP proxy that does harm: it cuts connections at a byte of one's choice or at once,
+//! and swallows answers for a while before it does.
 
 #![allow(clippy::unwrap_used, dead_code, unreachable_pub)]
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -31,9 +31,13 @@ pub enum Fate {
     Refused,
 }
 
+/// Both ends of every connection there is.
+type Live = Arc<Mutex<Vec<(usize, [TcpStream; 2])>>>;
+
 /// The proxy; it ends with its value.
 pub struct Proxy {
     pub address: String,
+    live: Live,
     connections: Arc<AtomicUsize>,
     ends: Arc<AtomicBool>,
     acceptor: Option<JoinHandle<()>>,
@@ -53,6 +57,8 @@ impl Proxy {
         let address = listener.local_addr().unwrap().to_string();
         let (connections, ends) = (Arc::<AtomicUsize>::default(), Arc::<AtomicBool>::default());
         let (counted, ending) = (Arc::clone(&connections), Arc::clone(&ends));
+        let live = Live::default();
+        let registered = Arc::clone(&live);
         let acceptor = thread::spawn(move || {
             let mut links = Vec::new();
             for client in listener.incoming() {
@@ -63,8 +69,10 @@ impl Proxy {
                 let fate = fates.get(number).copied().unwrap_or(Fate::Passes);
                 let broker = brokers[number.min(brokers.len() - 1)].clone();
                 let ending = Arc::clone(&ending);
+                let live = Arc::clone(&registered);
+                links.retain(|link: &JoinHandle<()>| !link.is_finished());
                 links.push(thread::spawn(move || {
-                    link(&client.unwrap(), &broker, fate, &ending);
+                    link(&client.unwrap(), &broker, fate, &ending, (&live, number));
                 }));
             }
             for link in links {
@@ -73,6 +81,7 @@ impl Proxy {
         });
         Self {
             address,
+            live,
             connections,
             ends,
             acceptor: Some(acceptor),
@@ -82,6 +91,30 @@ impl Proxy {
     /// How many connections there were.
     pub fn connections(&self) -> usize {
         self.connections.load(Ordering::SeqCst)
+    }
+
+    /// Cuts every connection there is; returns how many there were.
+    pub fn cut_all(&self) -> usize {
+        let live = self.live.lock().unwrap();
+        live.iter().for_each(|(_, ends)| cut(ends));
+        live.len()
+    }
+
+    /// Cuts one connection of those there are; returns how many it cut.
+    pub fn cut_one(&self, choice: usize) -> usize {
+        let live = self.live.lock().unwrap();
+        let Some((_, ends)) = live.get(choice % live.len().max(1)) else {
+            return 0;
+        };
+        cut(ends);
+        1
+    }
+}
+
+fn cut(ends: &[TcpStream; 2]) {
+    for end in ends {
+        // It may be closed already, which is what is wanted.
+        let _closed = end.shutdown(Shutdown::Both);
     }
 }
 
@@ -99,7 +132,13 @@ impl Drop for Proxy {
     }
 }
 
-fn link(client: &TcpStream, broker: &str, fate: Fate, ends: &AtomicBool) {
+fn link(
+    client: &TcpStream,
+    broker: &str,
+    fate: Fate,
+    ends: &AtomicBool,
+    (live, number): (&Live, usize),
+) {
     if matches!(fate, Fate::Refused) {
         return;
     }
@@ -112,6 +151,8 @@ fn link(client: &TcpStream, broker: &str, fate: Fate, ends: &AtomicBool) {
         let look_up = Some(Duration::from_millis(20));
         stream.set_read_timeout(look_up).unwrap();
     }
+    let pair = [client, &broker].map(|stream| stream.try_clone().unwrap());
+    live.lock().unwrap().push((number, pair));
     let over = AtomicBool::new(false);
     let is_over = || over.load(Ordering::SeqCst) || ends.load(Ordering::SeqCst);
     let mut turn = usize::MAX;
@@ -153,9 +194,10 @@ fn link(client: &TcpStream, broker: &str, fate: Fate, ends: &AtomicBool) {
         }
         over.store(true, Ordering::SeqCst);
     });
-    // Both may be closed already, which is what is wanted.
-    let _closed = client.shutdown(Shutdown::Both);
-    let _closed = broker.shutdown(Shutdown::Both);
+    let mut live = live.lock().unwrap();
+    let place = live.iter().position(|(other, _)| *other == number);
+    let (_, pair) = live.swap_remove(place.expect("it was put there above"));
+    cut(&pair);
 }
 
 /// Passes at most `bytes` on, and counts them in `passed`; returns how many there were.
