@@ -140,8 +140,8 @@ fn a_receiver_whose_broker_does_not_come_back_says_what_is_not_confirmed() {
     let (broker, directory) = (Broker::start("auto"), Directory::new());
     let sent = broker.courser(&format!("send q --count {COUNT} --size 64"));
     assert_eq!(sent.status, Some(0), "{sent:?}");
-    // Messages pass, and no whole acknowledgement; then nobody answers any more.
-    let mut fates = vec![Fate::CutBehindSent(168)];
+    // Messages pass, and no confirmation; then nobody answers any more.
+    let mut fates = vec![Fate::CutBehindAnswered(900)];
     fates.extend([Fate::Refused; 1000]);
     let proxy = Proxy::start(&broker.address, fates);
     let file = directory.file("dump");
