@@ -92,6 +92,9 @@ pub(super) struct Gather {
     /// What was delivered and not handed to the application: by which source, and how
     /// many messages in a row.
     order: VecDeque<(u16, u32)>,
+    /// Confirmations that were asked for, and of those that came what they say: they
+    /// leave in the order in which they were asked for, whatever source is slow.
+    confirms: VecDeque<(u32, Option<u16>)>,
     /// What it asked for, for those that are not asked yet.
     join: Vec<u8>,
 }
@@ -192,6 +195,7 @@ impl Shard {
             sources,
             starts: vec![0; partitions as usize],
             order: VecDeque::new(),
+            confirms: VecDeque::new(),
             join: join.clone(),
         };
         let front = self.gathering(link, open, destination, gather)?;
@@ -569,8 +573,14 @@ impl Shard {
         let source = (consumer.gather())
             .filter(|_| exists)
             .and_then(|it| it.source_of(partition));
+        let confirm = fields.confirm.get();
+        if let Some(gather) = self.consumers.get_mut(front).and_then(Consumer::gather_mut)
+            && confirm != 0
+        {
+            gather.confirms.push_back((confirm, None));
+        }
         let Some((shard, handle)) = source else {
-            return self.acknowledged(now, front, fields.confirm.get(), Refusal::InvalidAck.code());
+            return self.acknowledged(now, front, confirm, Refusal::InvalidAck.code());
         };
         if shard == self.config.shard {
             return self.acknowledge_here(now, handle, fields, runs);
@@ -612,18 +622,28 @@ impl Shard {
         confirm: u32,
         refusal: u16,
     ) -> Result<(), Fault> {
-        let Some(link) = self.consumers.get(front).map(|it| it.link) else {
+        let Some(consumer) = self.consumers.get_mut(front) else {
             return Ok(());
         };
-        if confirm == 0 {
+        let link = consumer.link;
+        let Some(gather) = consumer.gather_mut().filter(|_| confirm != 0) else {
             return Ok(());
+        };
+        let mut asked = gather.confirms.iter_mut();
+        if let Some(asked) = asked.find(|asked| **asked == (confirm, None)) {
+            asked.1 = Some(refusal);
         }
-        let confirmed = Acknowledged {
-            confirm: confirm.into(),
-            refusal: refusal.into(),
-            ..Acknowledged::default()
-        };
-        self.answer(now, link, front.0, &confirmed, &[])
+        let settled = gather.confirms.iter().take_while(|asked| asked.1.is_some());
+        let settled = settled.count();
+        for (confirm, refusal) in gather.confirms.drain(..settled).collect::<Vec<_>>() {
+            let confirmed = Acknowledged {
+                confirm: confirm.into(),
+                refusal: refusal.unwrap_or(0).into(),
+                ..Acknowledged::default()
+            };
+            self.answer(now, link, front.0, &confirmed, &[])?;
+        }
+        Ok(())
     }
 
     /// A client asks for a front's end: its sources leave, the home last, so that

@@ -790,6 +790,51 @@ fn a_consumer_gets_the_messages_of_all_shards_each_partition_in_order() {
     }
 }
 
+/// A client counts on the last confirmation to speak for those before it.
+#[test]
+fn confirmations_come_in_the_order_in_which_they_were_asked_for_whatever_shard_is_slow() {
+    let mut shards = Shards::new(3);
+    shards.create("/default/q", 3);
+    shards.fill("/default/q", 3, 1, 40);
+    let mut client = shards.client(1);
+    let (handle, first) = shards
+        .consumer(&mut client, (0, "/default/q"), "", 10)
+        .unwrap();
+    let mut got = deliveries(&first, handle);
+    assert_eq!(got.len(), 3);
+    // The slowest first.
+    got.sort_by_key(|it| it.partition != 2);
+    for (one, confirm) in got.iter().zip(1..) {
+        let run = AckRun {
+            first: one.offset.into(),
+            count: 1.into(),
+        };
+        let fields = Acknowledge {
+            partition: one.partition.into(),
+            runs: 1.into(),
+            options: 0.into(),
+            confirm: confirm.into(),
+        };
+        client.peer.control(handle.0, &fields, &[run.as_bytes()]);
+    }
+    shards.write(&mut client);
+    for turn in [1, 0, 1, 0, 1] {
+        shards.turn(turn);
+    }
+    shards.settle();
+    let answers = shards.read(&client);
+    let confirmed: Vec<u32> = (frames(&answers).iter())
+        .filter_map(|(frame, _)| match frame {
+            Frame::Control {
+                control: Control::Acknowledged(fields, _),
+                ..
+            } => Some(fields.confirm.get()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(confirmed, [1, 2, 3]);
+}
+
 #[test]
 fn a_credit_of_one_is_never_stranded_at_a_part_that_has_nothing() {
     let mut shards = Shards::new(3);
