@@ -8,7 +8,7 @@
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::ending::Ending;
-use super::identity::{Access, Identity};
+use super::identity::{Access, Attachment, Identity};
 use super::mesh::{BODY_MAX, link_to};
 use super::producer::Producer;
 use super::records::{self, detach, outcome};
@@ -19,7 +19,7 @@ use crate::frame::control::{CompletionRun, Credit};
 use crate::frame::decode::Message;
 use crate::frame::{MESSAGE_HEADER_SIZE, MessageHeader, padded};
 use crate::id::{DestinationNumber, Epoch, Handle, ProducerId, RequestId, ShardIndex};
-use crate::time::Now;
+use crate::time::{Monotonic, Now};
 
 use super::fan::about;
 
@@ -56,7 +56,11 @@ impl Shard {
         let mut identity = match (id.0, attach.again, decided) {
             (0, ..) => self.new_identity(principal, destination, "")?,
             (_, 0, Some(epoch)) => self.given_identity(id, epoch, principal, destination)?,
-            (_, _, decided) => self.taken_identity(id, decided, principal, destination)?,
+            (_, _, decided) => {
+                let asked = Attachment::Asked(Monotonic(attach.asked.get()));
+                let attachment = decided.map_or(asked, Attachment::Decided);
+                self.taken_identity(id, attachment, principal, destination)?
+            }
         };
         if decided.is_none() {
             identity = self.take_access(identity, access);
@@ -220,6 +224,9 @@ impl Shard {
 
     /// Tells the front up to where it may send.
     pub(super) fn grant_to_front(&mut self, now: Now, origin: Origin, credit: Credit) {
+        if cfg!(planted = "lose_grant") && origin.shard != self.config.shard {
+            return;
+        }
         let grant = &records::Grant {
             bytes: credit.bytes,
             messages: credit.messages,

@@ -149,7 +149,10 @@ impl Fan {
             .find(|branch| branch.shard == shard)
             .expect("only shards with a branch send outcomes");
         for index in 0..run.count.get() {
+            #[cfg(not(planted = "misplace_outcome"))]
             let place = branch.open.pop_front().expect("a send has one outcome");
+            #[cfg(planted = "misplace_outcome")]
+            let place = branch.open.pop_back().expect("a send has one outcome");
             let index = u64::from(index);
             let sequence = run.sequence.get() + index;
             let offset = match run.refusal.get() {
@@ -158,6 +161,11 @@ impl Fan {
             };
             let at = usize::try_from(place - first).expect("the window is short");
             let place = &mut self.window[at];
+            #[cfg(planted = "misplace_outcome")]
+            let sequence = match place {
+                Place::Open(open) => *open,
+                Place::Settled(_) => sequence,
+            };
             assert!(
                 matches!(place, Place::Open(open) if *open == sequence),
                 "outcomes of a branch come in the order of its sends"
@@ -242,6 +250,7 @@ impl Shard {
             producer: open.again.map_or(0, |id| id.0).into(),
             again: u8::from(open.again.is_some()),
             access: open.access as u8,
+            asked: now.monotonic.0.into(),
             ..records::Attach::default()
         };
         self.ask_to_attach(now, home, front, &attach);
@@ -561,7 +570,8 @@ impl Shard {
             return;
         }
         let flags = if clean { detach::CLOSED } else { 0 };
-        for (shard, handle) in fan.attached() {
+        let skipped = usize::from(cfg!(planted = "keep_branch"));
+        for (shard, handle) in fan.attached().into_iter().skip(skipped) {
             self.detach_branch(now, shard, handle, flags);
         }
     }

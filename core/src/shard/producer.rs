@@ -12,7 +12,7 @@ use zerocopy::IntoBytes;
 use super::branch::Origin;
 use super::credit::Grant;
 use super::fan::Fan;
-use super::identity::{Access, Identity};
+use super::identity::{Access, Attachment, Identity};
 use super::remembered::Place;
 use super::{Fault, LinkState, Rejection, Shard};
 use crate::auth::Operation;
@@ -255,7 +255,10 @@ impl Shard {
             .map_err(Rejection::Request)?;
         let identity = match open.again {
             None => self.new_identity(principal, destination, open.name),
-            Some(id) => self.taken_identity(id, None, principal, destination),
+            Some(id) => {
+                let asked = Attachment::Asked(now.monotonic);
+                self.taken_identity(id, asked, principal, destination)
+            }
         }
         .map_err(Rejection::Request)?;
         let identity = self.take_access(identity, open.access);
@@ -352,7 +355,7 @@ impl Shard {
     pub(super) fn taken_identity(
         &mut self,
         id: ProducerId,
-        decided: Option<Epoch>,
+        attachment: Attachment,
         principal: Principal,
         destination: DestinationNumber,
     ) -> Result<Identity, Fault> {
@@ -362,14 +365,11 @@ impl Shard {
             Place::Detached(number) => self.remembered.detached(number),
         };
         let known = known
-            .filter(|known| known.principal == principal && known.epoch.0 < u32::MAX)
-            // What an earlier front asks for may be read after what a later one does.
-            .filter(|known| decided.is_none_or(|decided| known.epoch < decided))
+            .filter(|known| known.principal == principal && known.may_attach(attachment))
             .ok_or(Refusal::Fenced)?;
         if known.destination != destination {
             return Err(Refusal::PreconditionFailed.into());
         }
-        let epoch = decided.unwrap_or(Epoch(known.epoch.0 + 1));
         if matches!(place, Place::Detached(_)) {
             self.has_room_for_producer(destination)?;
         }
@@ -389,7 +389,7 @@ impl Shard {
             Place::Detached(number) => self.remembered.take(number),
         };
         let mut identity = identity.ok_or(Refusal::Fenced)?;
-        identity.epoch = epoch;
+        identity.attach(attachment);
         self.counters.add(Counter::ProducersResumed, 1);
         Ok(identity)
     }

@@ -129,6 +129,8 @@ fields! {
         again: u8,
         access: u8,
         reserved: U16,
+        // When its client asked, in nanoseconds of the clock that all shards read.
+        asked: U64,
     }
 
     /// A branch is attached.

@@ -168,3 +168,26 @@ fn what_no_send_can_be_is_told_from_a_retry() {
     );
     assert_eq!(identity.turn(0, 2, 6), Ok(Turn::Due));
 }
+
+/// A shard that had not turned for long passed an older attachment on after a newer one
+/// had been decided, which was fenced by it.
+#[test]
+fn an_attachment_that_was_asked_for_earlier_comes_too_late() {
+    let mut identity = Identity::new(
+        ProducerId(1),
+        Principal::default(),
+        DestinationNumber(0),
+        PARTITIONS,
+        "",
+    );
+    let asked = |nanoseconds| Attachment::Asked(Monotonic(nanoseconds));
+    assert!(identity.may_attach(asked(5)));
+    identity.attach(asked(5));
+    assert_eq!(identity.epoch, Epoch(2));
+    assert!(!identity.may_attach(asked(4)));
+    assert!(identity.may_attach(asked(5)), "in one turn");
+    assert!(!identity.may_attach(Attachment::Decided(Epoch(2))));
+    identity.attach(Attachment::Decided(Epoch(7)));
+    assert!(!identity.may_attach(Attachment::Decided(Epoch(6))));
+    assert_eq!(identity.epoch, Epoch(7));
+}
