@@ -84,6 +84,9 @@ impl Outlet {
             claim.commit();
             return;
         }
+        if cfg!(planted = "drop_backlog") {
+            return;
+        }
         let mut all = [head.as_bytes(), &[], &[], &[]];
         all[1..=parts.len()].copy_from_slice(parts);
         self.backlog.push(arena, &all);
@@ -287,7 +290,7 @@ impl Shard {
     pub(super) fn send_off(&mut self) {
         for peer in &mut self.mesh.peers {
             let arena = &mut self.arena;
-            let sent = peer.outcomes.send_off(arena)
+            let sent = peer.outcomes.send_off(arena) & !cfg!(planted = "lose_wake")
                 | peer.requests.send_off(arena)
                 | peer.deliveries.send_off(arena);
             peer.wakes |= sent;
