@@ -486,10 +486,8 @@ impl Actor {
                 start: slot.plan.start,
                 messages_max: slot.plan.messages_max,
                 bytes_max: slot.plan.bytes_max,
-                sharing: match slot.plan.subscription {
-                    Some(name) if shape.is_shared(name) => Sharing::Several,
-                    _ => Sharing::Usual,
-                },
+                sharing: (slot.plan.subscription)
+                    .map_or(Sharing::Usual, |name| shape.sharing(name)),
                 ..ConsumerRequest::new(shape.destination.clone())
             };
             if let Ok(request) = machine.open_consumer(request) {
@@ -1078,7 +1076,7 @@ impl Actor {
         let exclusive = slot
             .plan
             .subscription
-            .is_some_and(|name| !shape.is_shared(name));
+            .is_some_and(|name| shape.is_exclusive(name));
         if Refusal::from_code(code) != Some(Refusal::Exclusive) || !exclusive {
             return Err(Violation::new(
                 Rule::Request,
@@ -1191,7 +1189,7 @@ impl Actor {
         match (slot, refusal) {
             (Some(slot), Some(Refusal::Exclusive))
                 if slot.plan.subscription.is_some_and(|name| {
-                    !scene.destinations[slot.plan.destination].is_shared(name)
+                    scene.destinations[slot.plan.destination].is_exclusive(name)
                 }) =>
             {
                 slot.state = State::Closed;

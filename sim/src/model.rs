@@ -16,15 +16,18 @@
 //! clients hand out, and which links the world has broken. Each rule is one
 //! sentence of [`Rule`] and a few lines here.
 
+mod claims;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use courser_core::client::{Cause, Failure, Start, Stored};
+use courser_core::client::{Cause, Failure, Sharing, Start, Stored};
 use courser_core::error::Refusal;
 use courser_core::frame::{MESSAGE_HEADER_SIZE, padded};
 use courser_core::id::{Epoch, Installation, Offset, ProducerId};
 
 use crate::plan::DestinationPlan;
 use crate::violation::{Rule, Violation};
+use claims::{Claims, Subject};
 
 /// A message as its producer knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,6 +110,8 @@ struct PartitionModel {
     messages: BTreeMap<u64, (usize, u64)>,
     /// Producer and offset to sequence.
     order: BTreeMap<(usize, u64), u64>,
+    /// The offsets of each key.
+    by_key: BTreeMap<Subject, BTreeSet<u64>>,
     /// Frame bytes of all messages that may be there.
     bytes_most: u64,
 }
@@ -139,8 +144,10 @@ struct SubscriptionModel {
     name: Option<&'static str>,
     /// The queue's own.
     queue: bool,
-    /// Has several consumers at once.
-    shared: bool,
+    /// How many consumers it has at once, and what of it is whose.
+    sharing: Sharing,
+    /// What is whose alone.
+    claims: Claims,
     /// Something was given back.
     returns: bool,
     /// For each partition what applications settled on connections that were lost,
@@ -164,6 +171,11 @@ impl SubscriptionModel {
     /// Whether it ends with its consumer.
     fn is_fleeting(&self) -> bool {
         self.name.is_none() && !self.queue
+    }
+
+    /// Whether it has several consumers at once.
+    fn is_shared(&self) -> bool {
+        self.queue || !matches!(self.sharing, Sharing::Usual | Sharing::One)
     }
 }
 
@@ -624,7 +636,9 @@ impl Model {
             Some(_) => return Ok(()),
             None => sent.offset = Some(offset),
         }
+        let subject = Subject::of(sent.content.key_hash, number);
         let log = self.log(installation, destination, partition);
+        log.by_key.entry(subject).or_default().insert(offset);
         if let Some((other, theirs)) = log.messages.insert(offset, (number, sequence)) {
             return broken(
                 Rule::OneMessage,
@@ -785,8 +799,7 @@ impl Model {
             subscription.started_at = self.calls;
         }
         // One whose link is gone at the broker may hear of its opening late.
-        if !subscription.shared
-            && !subscription.queue
+        if !subscription.is_shared()
             && !self.consumers[consumer].ended
             && let Some(other) = self
                 .consumers
@@ -920,6 +933,7 @@ impl Model {
         self.place(producer, handed.sequence, handed.partition, handed.offset)?;
         self.check_order(consumer, handed, &place)?;
         self.check_lately(consumer, handed, &place)?;
+        self.check_claim(consumer, producer, handed, &place)?;
         self.check_fate(consumer, handed, &place)
     }
 
@@ -993,8 +1007,10 @@ impl Model {
         let entry = &mut self.consumers[consumer];
         let last = entry.last[index];
         let rises = last.is_none_or(|last| last < handed.offset);
-        let competing = subscription.shared || subscription.queue;
-        let may_fall = (competing && subscription.departures > entry.gone_before)
+        let competing = subscription.is_shared();
+        // Where keys decide only those of one key are in order.
+        let may_fall = subscription.sharing == Sharing::KeyShared
+            || (competing && subscription.departures > entry.gone_before)
             || (subscription.returns && handed.count > 1);
         if !rises && !may_fall {
             return broken(Rule::ConsumerOrder, format!("{place}, after {last:?}"));
@@ -1042,7 +1058,7 @@ impl Model {
         let entry = &self.consumers[consumer];
         let subscription = &self.subscriptions[entry.subscription];
         let lately = &self.lineages[entry.lineage].lately[handed.partition as usize];
-        if subscription.shared || subscription.queue || !lately.contains(&handed.offset) {
+        if subscription.is_shared() || !lately.contains(&handed.offset) {
             return Ok(());
         }
         broken(
@@ -1140,6 +1156,7 @@ impl Model {
     /// the broker hears of it.
     pub(crate) fn gave_back(&mut self, consumer: usize, key: (u32, u64), until: Option<u64>) {
         self.tally.given_back += 1;
+        self.release(consumer, key);
         let entry = &mut self.consumers[consumer];
         entry.held.retain(|held| *held != key);
         if entry.ended {
@@ -1177,6 +1194,7 @@ impl Model {
 
     fn settle(&mut self, consumer: usize, key: (u32, u64)) {
         self.tally.acknowledged += 1;
+        self.release(consumer, key);
         let entry = &mut self.consumers[consumer];
         self.lineages[entry.lineage].settled[key.0 as usize].insert(key.1);
         if entry.ended {
@@ -1443,7 +1461,8 @@ impl Model {
             destination,
             name,
             queue: plan.is_queue(),
-            shared: name.is_some_and(|name| plan.is_shared(name)),
+            sharing: name.map_or(Sharing::Usual, |name| plan.sharing(name)),
+            claims: Claims::default(),
             returns: false,
             resettled: vec![BTreeSet::new(); partitions],
             fates: vec![BTreeMap::new(); partitions],

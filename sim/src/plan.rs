@@ -4,7 +4,7 @@
 //! Swarm testing: a run with a few faults and extremes finds more than one with
 //! a little of everything, because faults hide each other.
 
-use courser_core::client::{BatchLimits, Start};
+use courser_core::client::{BatchLimits, Sharing, Start};
 use courser_core::id::{Offset, ShardIndex};
 use courser_core::limits::{self, KIB, MIB};
 use courser_core::name::{Destination, DestinationKind};
@@ -148,17 +148,23 @@ pub(crate) struct DestinationPlan {
     pub(crate) destination: Destination,
     pub(crate) partitions: u32,
     pub(crate) retain: Option<u64>,
-    /// Which of a topic's lasting subscriptions have several consumers at once.
-    pub(crate) shared: [bool; SUBSCRIPTIONS.len()],
+    /// How many consumers a topic's lasting subscriptions have at once, and what of
+    /// them is whose.
+    pub(crate) sharing: [Sharing; SUBSCRIPTIONS.len()],
 }
 
 impl DestinationPlan {
-    /// Whether a lasting subscription has several consumers at once.
-    pub(crate) fn is_shared(&self, subscription: &str) -> bool {
-        let names = SUBSCRIPTIONS.iter().zip(self.shared);
+    /// How consumers share a lasting subscription.
+    pub(crate) fn sharing(&self, subscription: &str) -> Sharing {
+        let mut names = SUBSCRIPTIONS.iter().zip(self.sharing);
         names
-            .into_iter()
-            .any(|(name, shared)| shared && *name == subscription)
+            .find(|(name, _)| **name == subscription)
+            .map_or(Sharing::Usual, |(_, sharing)| sharing)
+    }
+
+    /// Whether a lasting subscription has one consumer at a time.
+    pub(crate) fn is_exclusive(&self, subscription: &str) -> bool {
+        matches!(self.sharing(subscription), Sharing::Usual | Sharing::One)
     }
 
     pub(crate) fn is_queue(&self) -> bool {
@@ -169,6 +175,15 @@ impl DestinationPlan {
 /// The most bytes that all partitions of a destination may retain, with the least
 /// memory: a sixth of a quarter of the arena.
 const RETAIN_MOST: u64 = 2 * MIB as u64;
+
+const SHARINGS: [Sharing; 6] = [
+    Sharing::Usual,
+    Sharing::One,
+    Sharing::Several,
+    Sharing::Failover,
+    Sharing::KeyShared,
+    Sharing::KeyShared,
+];
 
 /// The names that a topic's lasting subscriptions have.
 pub(crate) const SUBSCRIPTIONS: [&str; 2] = ["first", "second"];
@@ -322,7 +337,7 @@ impl Plan {
         let least = if weight == Weight::Brim { 4 } else { 1 };
         let mut room = Room::ALL;
         let destinations: Vec<_> = (0..random.count(least, 5))
-            .map(|index| destination(random, (index, shards), weight, &mut room))
+            .map(|index| destination(random, index, weight, &mut room))
             .collect();
         let actors = random.count(if weight == Weight::Brim { 4 } else { 1 }, 6);
         let mut plan = Self {
@@ -353,12 +368,11 @@ impl Plan {
         };
         let mut drains = vec![Vec::new(); usize::from(shards)];
         for index in 0..plan.destinations.len() {
-            if shards == 1 || plan.destinations[index].partitions == 1 {
-                drains[index % usize::from(shards)].push(index);
-            }
+            drains[random.index(usize::from(shards))].push(index);
         }
-        for (shard, drains) in (0..shards).zip(drains) {
-            let founds = shards == 1;
+        let founder = any_shard(random, shards);
+        for (shard, drains) in (0..shards).map(ShardIndex).zip(drains) {
+            let founds = shard == founder;
             plan.actors.push(ActorPlan::warden(shard, founds, drains));
         }
         plan
@@ -366,14 +380,14 @@ impl Plan {
 }
 
 impl ActorPlan {
-    fn warden(shard: u16, founds: bool, drains: Vec<usize>) -> Self {
+    fn warden(shard: ShardIndex, founds: bool, drains: Vec<usize>) -> Self {
         Self {
             pace: 5 * MILLISECOND,
             lazy: false,
             churn: None,
             reconnects: None,
             anonymous: false,
-            wish: Wish::Shard(ShardIndex(shard)),
+            wish: Wish::Shard(shard),
             moves: false,
             producers: Vec::new(),
             consumers: Vec::new(),
@@ -457,11 +471,11 @@ impl Room {
 
 fn destination(
     random: &mut Random,
-    (index, shards): (usize, u16),
+    index: usize,
     weight: Weight,
     room: &mut Room,
 ) -> DestinationPlan {
-    let kind = if weight != Weight::Brim && random.chance(1, 3) {
+    let kind = if weight != Weight::Brim && random.chance(1, 2) {
         DestinationKind::Topic
     } else {
         DestinationKind::Queue
@@ -470,11 +484,6 @@ fn destination(
         // One with so many that a chunk in each is most of what it may hold.
         Weight::Brim if index == 0 => random.pick(&[1, 7, 150]),
         _ => random.pick(&[1, 1, 1, 2, 3, 4, 7, 8]),
-    };
-    let kind = match kind {
-        // Nobody takes what is there.
-        DestinationKind::Queue if shards > 1 && partitions > 1 => DestinationKind::Topic,
-        kind => kind,
     };
     let retain = random.chance(1, 4).then(|| {
         // As much as the broker allows.
@@ -491,7 +500,7 @@ fn destination(
             .expect("the name follows the rule"),
         partitions,
         retain,
-        shared: [random.chance(1, 3), random.chance(1, 3)],
+        sharing: [(); SUBSCRIPTIONS.len()].map(|()| random.pick(&SHARINGS)),
     }
 }
 
@@ -527,22 +536,11 @@ fn actor(
         plan
     });
     let producers = producers.collect();
-    let mut wish = match random.below(3) {
+    let wish = match random.below(3) {
         0 => Wish::None,
         1 => Wish::Shard(any_shard(random, shards)),
         _ => Wish::Wanders(shards),
     };
-    let mut among: Vec<usize> = (0..destinations.len()).collect();
-    // A consumer takes from its own shard, and that has all there is.
-    if shards > 1 && consumers > 0 {
-        let home = any_shard(random, shards);
-        wish = Wish::Shard(home);
-        among.retain(|index| {
-            index % usize::from(shards) == usize::from(home.0)
-                && destinations[*index].partitions == 1
-        });
-    }
-    let consumers = if among.is_empty() { 0 } else { consumers };
     ActorPlan {
         pace,
         lazy: random.chance(1, 4),
@@ -550,13 +548,10 @@ fn actor(
         reconnects,
         anonymous: random.chance(1, 4),
         wish,
-        moves: (shards == 1 || consumers == 0) && random.chance(1, 4),
+        moves: random.chance(1, 4),
         producers,
         consumers: (0..consumers)
-            .map(|_| {
-                let destination = random.pick(&among);
-                consumer(random, destination, destinations, weight)
-            })
+            .map(|_| consumer(random, destinations, weight))
             .collect(),
         warden: None,
     }
@@ -618,12 +613,8 @@ fn producer(random: &mut Random, destinations: usize, weight: Weight) -> Produce
     }
 }
 
-fn consumer(
-    random: &mut Random,
-    destination: usize,
-    destinations: &[DestinationPlan],
-    weight: Weight,
-) -> ConsumerPlan {
+fn consumer(random: &mut Random, destinations: &[DestinationPlan], weight: Weight) -> ConsumerPlan {
+    let destination = random.index(destinations.len());
     let queue = destinations[destination].is_queue();
     let subscription = (!queue && random.chance(2, 3)).then(|| random.pick(&SUBSCRIPTIONS));
     let start = if queue {

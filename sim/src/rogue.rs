@@ -297,9 +297,6 @@ impl Rogue {
         if self.deed == Deed::WildAcks && self.misbehaved_at.is_some() && self.rounds > 0 {
             self.rounds -= 1;
             self.acknowledge_wildly();
-            if self.rounds == 0 {
-                self.say(0, &Goodbye::default(), &[]);
-            }
         }
         match self.misbehaved_at {
             Some(since) if now - since > PATIENCE && !self.excused => Err(Violation::new(
@@ -453,7 +450,12 @@ impl Rogue {
                     self.say(0, &Goodbye::default(), &[]);
                 }
             }
-            Control::Acknowledged(fields, _) => self.confirmations.push(fields.refusal.get()),
+            Control::Acknowledged(fields, _) => {
+                self.confirmations.push(fields.refusal.get());
+                if self.rounds == 0 && self.confirmations.len() == self.asked {
+                    self.say(0, &Goodbye::default(), &[]);
+                }
+            }
             _ => {}
         }
     }

@@ -77,6 +77,14 @@ pub enum Rule {
     /// Two consumers where one may be.
     #[error("a topic's subscription has one consumer at a time")]
     Exclusive,
+    /// Two that take turns at once.
+    #[error(
+        "a partition of a failover subscription, and a key where keys decide, is with one consumer at a time"
+    )]
+    Claim,
+    /// Out of order from one consumer to the next.
+    #[error("who takes a partition or a key over is given first what was left of it")]
+    PassedOver,
     /// Counted wrongly.
     #[error(
         "a delivery count counts what applications were given, and no more than consumers that have gone"

@@ -210,7 +210,7 @@ impl World {
         let mut random = Random::new(seed);
         let plan = Plan::draw(&mut random);
         let installation = Installation(u128::from(seed) << 32);
-        let workers = Worker::all(installation, &plan, &mut random);
+        let workers = Worker::all(installation, plan.shards, &mut random);
         let mut seats: Vec<Seat> = Vec::new();
         for (index, actor) in plan.actors.iter().enumerate() {
             let actor = Actor::new(index, actor.clone(), &plan.destinations, random.fork());

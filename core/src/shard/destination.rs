@@ -49,21 +49,6 @@ impl Shard {
         Ok(number)
     }
 
-    /// Creates a destination on this shard alone: for who runs all of them, and does
-    /// the same on each.
-    ///
-    /// # Errors
-    ///
-    /// As for a client that opens it.
-    #[doc(hidden)]
-    pub fn found(&mut self, destination: &Destination, wanted: Wanted) -> Result<bool, Refusal> {
-        match self.change_here(Request::Open(destination, wanted)) {
-            Ok(change) => Ok(change.is_some()),
-            Err(Rejection::Request(fault) | Rejection::Link(fault)) => Err(fault.refusal),
-            Err(Rejection::Later(_)) => unreachable!("nobody is asked"),
-        }
-    }
-
     /// What becomes of a request to the catalogue. Whatever could keep a shard from
     /// carrying the change out is asked here.
     pub(super) fn decide(&self, request: Request<'_>) -> Result<Option<Change>, Rejection> {

@@ -661,6 +661,13 @@ impl Shard {
         self.links.len()
     }
 
+    /// Producers and consumers that are open, those that stand here for links of other
+    /// shards among them.
+    #[must_use]
+    pub fn handles(&self) -> usize {
+        self.producers.len() + self.consumers.len()
+    }
+
     /// What the client on the link calls itself.
     #[must_use]
     pub fn link_name(&self, link: Handle) -> Option<&str> {

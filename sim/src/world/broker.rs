@@ -175,7 +175,7 @@ impl World {
         flush: bool,
     ) -> Result<(), Violation> {
         // Its consumers are gone at the broker, whatever their client believes.
-        self.model.link_gone(connection);
+        self.link_gone(connection);
         if flush {
             self.connections[connection].closing = true;
             self.send(connection)
@@ -213,12 +213,22 @@ impl World {
         entry.up.end();
         entry.down.end();
         trace.note(Fact::ServerClosed { connection });
-        self.model.link_gone(connection);
+        self.link_gone(connection);
         let due = self.connections[connection]
             .down
             .next_due()
             .unwrap_or(self.now);
         self.plan_read(due.max(self.now), connection, End::Client);
+    }
+
+    /// The shard of a connection knows that it is gone. Others hear of that in their own
+    /// time.
+    fn link_gone(&mut self, connection: usize) {
+        if self.workers.len() == 1 {
+            self.model.link_gone(connection);
+        } else {
+            self.model.link_breaks(connection);
+        }
     }
 
     /// Bytes for the broker.

@@ -119,8 +119,8 @@ impl World {
         }
     }
 
-    /// All that is not retained came back, except a chunk that each partition
-    /// writes on.
+    /// Nobody is left anywhere, and all that is not retained came back, except a chunk
+    /// that each partition writes on.
     fn check_memory(&self) -> Result<(), Violation> {
         let mut most = 1; // What rogues have stored.
         for plan in &self.plan.destinations {
@@ -137,6 +137,13 @@ impl World {
         }
         for (index, worker) in self.workers.iter().enumerate() {
             worker.shard.audit();
+            let handles = worker.shard.handles();
+            if handles > 0 {
+                return Err(Violation::new(
+                    Rule::Memory,
+                    format!("{handles} producers or consumers are left on shard {index}"),
+                ));
+            }
             let held = worker.chunks_held();
             if held > most {
                 return Err(Violation::new(
@@ -162,7 +169,11 @@ impl World {
             DRAINED_WITHIN / SECOND,
             (self.workers.iter().map(Worker::chunks_held)).collect::<Vec<_>>(),
             peers.join(" "),
-            self.last_figures
+            self.plan
+                .destinations
+                .iter()
+                .zip(&self.last_figures)
+                .collect::<Vec<_>>()
         )
     }
 

@@ -210,7 +210,7 @@ impl World {
         self.restarts += 1;
         self.past = self.done();
         let installation = Installation(self.installation.0 + u128::from(self.restarts));
-        self.workers = Worker::all(installation, &self.plan, &mut self.random);
+        self.workers = Worker::all(installation, self.plan.shards, &mut self.random);
         self.door = new_door(&self.plan, self.random.word());
         self.door_at = None;
         self.model.begins(installation);

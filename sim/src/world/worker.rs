@@ -15,18 +15,15 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use courser_core::catalog::Wanted;
 use courser_core::door::Door;
 use courser_core::id::{Handle, Installation, ShardIndex};
 use courser_core::limits;
 use courser_core::mesh;
-use courser_core::name::Destination;
 use courser_core::shard::{Attached, Output, Shard, ShardConfig};
 
 use super::{AUDIT_EVERY, End, Event, Server, World};
-use crate::plan::{DestinationPlan, MICROSECOND, Plan};
+use crate::plan::MICROSECOND;
 use crate::random::Random;
-use crate::rogue;
 use crate::trace::{Fact, Trace};
 use crate::violation::{Rule, Violation};
 
@@ -67,8 +64,7 @@ impl Worker {
     }
 
     /// All shards of a broker, with nothing in them.
-    pub(super) fn all(installation: Installation, plan: &Plan, random: &mut Random) -> Vec<Self> {
-        let shards = plan.shards;
+    pub(super) fn all(installation: Installation, shards: u16, random: &mut Random) -> Vec<Self> {
         let ends = mesh::mesh(shards).expect("the rings have a size that rings can have");
         let mut all = Vec::with_capacity(ends.len());
         for ends in ends {
@@ -81,9 +77,6 @@ impl Worker {
             };
             let mut shard = Shard::new(config).expect("the least memory is enough");
             shard.join(ends);
-            if shards > 1 {
-                found(&mut shard, &plan.destinations);
-            }
             all.push(Self::new(shard));
         }
         all
@@ -268,21 +261,6 @@ impl World {
             }
         }
     }
-}
-
-/// Creates all destinations, in one order on every shard.
-fn found(shard: &mut Shard, plans: &[DestinationPlan]) {
-    for plan in plans {
-        let wanted = Wanted {
-            partitions: Some(plan.partitions),
-            retain: plan.retain,
-        };
-        let founded = shard.found(&plan.destination, wanted);
-        founded.expect("the destinations have room");
-    }
-    let rogues = Destination::parse(rogue::DESTINATION).expect("the name follows the rule");
-    let founded = shard.found(&rogues, Wanted::default());
-    founded.expect("a queue has room");
 }
 
 fn check_new(before: Option<usize>, link: Handle) -> Result<(), Violation> {
