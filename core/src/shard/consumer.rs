@@ -833,7 +833,6 @@ impl Shard {
         if part.is_cramped() {
             return self.widen(destination, index, place);
         }
-        let room = part.room();
         let Some(subscription) = self.subscriptions.get_mut(*subscription) else {
             return false;
         };
@@ -849,6 +848,8 @@ impl Shard {
                 }
             }
         };
+        // Behind the claim: what was passed over for it took places.
+        let room = part.room();
         let members = membership.members();
         let several = members.len() > 1 && claimed.is_none();
         let asked = if claimed.is_some() { 1 } else { members.len() };

@@ -1524,3 +1524,58 @@ fn a_link_does_not_move_while_a_request_of_it_waits_for_another_shard() {
     let (refused, changed) = (crate::frame::Kind::Refused, crate::frame::Kind::Changed);
     assert_eq!(answers, [(7, refused), (6, changed)]);
 }
+
+/// What is passed over for its key takes places of its part, and the run behind it was
+/// handed out as if it had not.
+#[test]
+fn what_is_passed_over_for_its_key_is_paid_for_beside_what_is_handed_out() {
+    let mut shards = Shards::new(2);
+    shards.create("topic:/default/t", 1);
+    let mut handles = Vec::new();
+    let mut clients = Vec::new();
+    for messages in [1, 1_000] {
+        let mut client = shards.client(1);
+        let fields = OpenConsumer {
+            session: client.peer.session.into(),
+            destination: 1,
+            destination_length: 10.into(),
+            subscription_length: 1.into(),
+            sharing: 4,
+            messages: messages.into(),
+            bytes: (1 << 20).into(),
+            ..OpenConsumer::default()
+        };
+        client.peer.control(3, &fields, &[b"/default/t", b"s"]);
+        let answers = shards.exchange(&mut client);
+        handles.push(match frames(&answers)[0].0 {
+            Frame::Control {
+                control: Control::ConsumerOpened(fields, _),
+                ..
+            } => Handle(fields.handle.get()),
+            ref other => panic!("{other:?}"),
+        });
+        clients.push(client);
+    }
+    let mut other = shards.client(0);
+    let mut producers = Vec::new();
+    for _ in 0..20 {
+        let fields = OpenProducer {
+            session: other.peer.session.into(),
+            destination: 1,
+            destination_length: 10.into(),
+            ..OpenProducer::default()
+        };
+        other.peer.control(2, &fields, &[b"/default/t"]);
+        producers.push(opened(&shards.exchange(&mut other)));
+    }
+    // A message without a key goes where its producer's do. Settling audits.
+    for sequence in 1..=20 {
+        for producer in &mut producers {
+            other.peer.message_to(0, sequence, producer, b"x");
+        }
+        shards.exchange(&mut other);
+    }
+    let got = [0, 1].map(|at| deliveries(&shards.read(&clients[at]), handles[at]).len());
+    assert_eq!(got[0], 1, "its credit");
+    assert!(got[1] > 100 && got[1] < 400, "some of the keys: {got:?}");
+}
