@@ -287,7 +287,7 @@ impl Shard {
             return self.fault(now, link, &fault);
         }
         // A source may have had something while others were still joining.
-        self.want_lease_if_ready(front);
+        self.want_lease(link, front);
     }
 
     /// A source may not join: the consumer is not opened, and those that did leave.
