@@ -434,9 +434,17 @@ impl Shard {
         }
     }
 
-    /// Chunks for arrivals have come free: links that waited for them are served.
-    #[cold]
+    /// Links that wait for chunks for arrivals are served, as far as there are any: others
+    /// may have given some back, or the arena may have some again.
+    #[inline]
     pub(super) fn serve_leases(&mut self) {
+        if !self.wants_room.is_empty() {
+            self.serve_wanting();
+        }
+    }
+
+    #[cold]
+    fn serve_wanting(&mut self) {
         for _ in 0..self.wants_room.len() {
             if let Some(link) = self.wants_room.pop_front() {
                 self.lease_next(link);

@@ -571,6 +571,7 @@ impl Shard {
             self.remembered.sweep(|it| locals.get(it).is_some());
         }
         self.lend_blocks(now);
+        self.serve_leases();
         self.dispatch(now);
         self.settle_leases();
         self.send_completions(now);

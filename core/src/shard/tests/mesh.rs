@@ -1579,3 +1579,44 @@ fn what_is_passed_over_for_its_key_is_paid_for_beside_what_is_handed_out() {
     assert_eq!(got[0], 1, "its credit");
     assert!(got[1] > 100 && got[1] < 400, "some of the keys: {got:?}");
 }
+
+/// A lease that found no chunk because logs had taken them all was tried again only when
+/// another link gave some back, of which there might be none.
+#[test]
+fn a_lease_that_found_no_room_is_tried_again_when_the_arena_has_some() {
+    let mut shards = Shards::new(2);
+    shards.create("/default/q", 2);
+    shards.fill("/default/q", 2, 3, 100);
+    let mut client = shards.client(0);
+    // All chunks are taken when its sources have something.
+    let taken: Vec<_> = std::iter::from_fn(|| shards.all[0].arena.take()).collect();
+    let fields = OpenConsumer {
+        session: client.peer.session.into(),
+        destination_length: 10.into(),
+        messages: 10.into(),
+        bytes: (1 << 20).into(),
+        ..OpenConsumer::default()
+    };
+    client.peer.control(3, &fields, &[b"/default/q"]);
+    shards.write(&mut client);
+    for _ in 0..10 {
+        for at in 0..2 {
+            let shard = &mut shards.all[at];
+            shard.meet(now());
+            shard.turn(now());
+        }
+    }
+    for chunk in taken {
+        shards.all[0].arena.give(chunk);
+    }
+    shards.settle();
+    let answers = shards.read(&client);
+    let handle = frames(&answers).iter().find_map(|(frame, _)| match frame {
+        Frame::Control {
+            control: Control::ConsumerOpened(fields, _),
+            ..
+        } => Some(Handle(fields.handle.get())),
+        _ => None,
+    });
+    assert_eq!(deliveries(&answers, handle.unwrap()).len(), 6);
+}
