@@ -23,6 +23,7 @@ pub const fn control_size<F: Fields>(tail: usize) -> usize {
 ///
 /// If `out` is shorter than [`control_size`], or the frame longer than
 /// [`limits::CONTROL_SIZE_MAX`]: both are mistakes of the caller.
+#[inline]
 pub fn control<F: Fields>(subject: u32, fields: &F, tail: &[&[u8]], out: &mut [u8]) -> usize {
     let tail_size: usize = tail.iter().map(|part| part.len()).sum();
     let length = CONTROL_HEADER_SIZE + size_of::<F>() + tail_size;
@@ -37,8 +38,9 @@ pub fn control<F: Fields>(subject: u32, fields: &F, tail: &[&[u8]], out: &mut [u
     out[5] = VERSION;
     out[6..8].fill(0);
     out[12..16].copy_from_slice(&subject.to_le_bytes());
-    let mut at = CONTROL_HEADER_SIZE;
-    for part in core::iter::once(&fields.as_bytes()).chain(tail) {
+    let mut at = CONTROL_HEADER_SIZE + size_of::<F>();
+    out[CONTROL_HEADER_SIZE..at].copy_from_slice(fields.as_bytes());
+    for part in tail {
         out[at..at + part.len()].copy_from_slice(part);
         at += part.len();
     }

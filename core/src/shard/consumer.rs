@@ -688,6 +688,7 @@ impl Shard {
         Ok(())
     }
 
+    #[inline]
     pub(super) fn acknowledge(
         &mut self,
         now: Now,
@@ -769,6 +770,7 @@ impl Shard {
         self.confirm(now, link, handle, fields, refusal)
     }
 
+    #[inline]
     fn confirm(
         &mut self,
         now: Now,
@@ -780,6 +782,18 @@ impl Shard {
         if fields.confirm.get() == 0 {
             return Ok(());
         }
+        self.confirm_asked(now, link, handle, fields, refusal)
+    }
+
+    #[inline(never)]
+    fn confirm_asked(
+        &mut self,
+        now: Now,
+        link: Handle,
+        handle: Handle,
+        fields: &Acknowledge,
+        refusal: Option<Refusal>,
+    ) -> Result<(), Fault> {
         let source = self.consumers.get(handle).and_then(Consumer::source);
         if let Some(origin) = source.map(|source| source.origin) {
             let refusal = refusal.map_or(0, Refusal::code);

@@ -136,7 +136,8 @@ impl Egress {
     }
 
     /// Writes a control frame into the block that is open.
-    #[inline]
+    // Always: what is written is known where it is called.
+    #[inline(always)]
     pub(super) fn control<F: Fields>(
         &mut self,
         arena: &mut Arena,
@@ -207,6 +208,7 @@ impl Egress {
     }
 
     /// Copies bytes out of another chunk into the block that is open.
+    #[inline]
     pub(super) fn copy(
         &mut self,
         arena: &mut Arena,

@@ -27,8 +27,31 @@ pub(super) struct Session {
 const OPTION_RETAIN: u16 = 1;
 
 impl Shard {
-    /// A frame of the control plane.
+    /// A control frame: what comes with messages here, every request apart.
+    #[inline]
     pub(super) fn control(
+        &mut self,
+        now: Now,
+        link: Handle,
+        subject: u32,
+        control: &Control<'_>,
+    ) -> Result<(), Fault> {
+        let handle = Handle(subject);
+        match control {
+            Control::Acknowledge(fields, tail) => self.acknowledge(now, link, handle, fields, tail),
+            Control::Allow(fields, _) => self.allow(link, handle, fields),
+            Control::Batch(fields, _) => self.batch(link, handle, fields),
+            Control::WantCredit(fields, _) => {
+                self.want_credit(now, link, handle, fields.bytes.get())
+            }
+            Control::Return(fields, tail) => self.give_back(now, link, handle, fields, tail),
+            request => self.requested(now, link, subject, request),
+        }
+    }
+
+    /// A request: it is answered, or refused, or waits for other shards.
+    #[inline(never)]
+    fn requested(
         &mut self,
         now: Now,
         link: Handle,
@@ -50,7 +73,7 @@ impl Shard {
         subject: u32,
         control: &Control<'_>,
     ) -> Result<(), Rejection> {
-        let (request, handle) = (RequestId(subject), Handle(subject));
+        let request = RequestId(subject);
         match control {
             Control::OpenSession(..) => self.open_session(now, link, request),
             Control::CloseSession(fields, _) => {
@@ -73,15 +96,6 @@ impl Shard {
                 };
                 Ok(self.answer(now, link, subject, &pong, &[])?)
             }
-            Control::WantCredit(fields, _) => {
-                Ok(self.want_credit(now, link, handle, fields.bytes.get())?)
-            }
-            Control::Batch(fields, _) => Ok(self.batch(link, handle, fields)?),
-            Control::Allow(fields, _) => Ok(self.allow(link, handle, fields)?),
-            Control::Acknowledge(fields, tail) => {
-                Ok(self.acknowledge(now, link, handle, fields, tail)?)
-            }
-            Control::Return(fields, tail) => Ok(self.give_back(now, link, handle, fields, tail)?),
             Control::Move(fields, _) => self.move_link(link, request, fields),
             Control::Goodbye(..) => {
                 // Outcomes of this turn still belong to who is leaving.
