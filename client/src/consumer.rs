@@ -34,10 +34,6 @@ const ACK_AGE_MAX: Duration = Duration::from_millis(1);
 /// Runs of acknowledgements that are kept if the link takes none.
 const ACKS_MAX: usize = 4096;
 
-/// Pauses before what was settled on a lost connection is named again.
-const AGAIN_MIN: Duration = Duration::from_millis(1);
-const AGAIN_MAX: Duration = Duration::from_millis(100);
-
 /// Says what a consumer is to be like; made by [`Client::consumer`].
 #[derive(Debug)]
 #[must_use = "a builder does nothing until create is called"]
@@ -478,7 +474,6 @@ impl Consumer {
         let link = owner.link();
         let patience = link.take().machine.reconnect_for();
         let until = link.now().after(patience.saturating_add(link.timeout()));
-        let mut pause = AGAIN_MIN;
         loop {
             let mut state = link.take();
             let (is_attached, in_doubt) = (
@@ -506,16 +501,9 @@ impl Consumer {
                         return Err(AcknowledgeError::Disconnected);
                     }
                 }
-                // Some of it is not delivered again yet, or is with another consumer.
+                // Another consumer has some of it by now, and may be handed it.
                 Some(code) if in_doubt && code == Refusal::InvalidAck.code() => {
-                    if link.now() >= until {
-                        return Err(AcknowledgeError::Disconnected);
-                    }
-                    let next = link.now().after(pause);
-                    link.wait(next, Wanted::Attached(self.key), |state| {
-                        state.end.is_some().then_some(())
-                    });
-                    pause = (2 * pause).min(AGAIN_MAX);
+                    return Err(AcknowledgeError::Disconnected);
                 }
                 Some(code) => {
                     return Err(AcknowledgeError::Refused {

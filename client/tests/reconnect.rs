@@ -409,6 +409,47 @@ fn a_consumer_is_handed_nothing_again_that_it_settled_before_the_cut() {
     consumer.confirm().unwrap();
 }
 
+/// The confirmation waited until what was settled had come again, and that waited for
+/// room behind what only the application could have taken, which waited.
+#[test]
+fn what_was_settled_as_the_connection_broke_is_confirmed_though_the_window_is_full() {
+    for shards in [1, 2] {
+        let broker = TestBroker::of_shards(shards);
+        let proxy = Proxy::start(broker.address(), []);
+        let sender = broker.client();
+        let sender = sender.producer("queue:q").partitions(4).create().unwrap();
+        let client = client(proxy.address());
+        let mut consumer = client.consumer("queue:q").prefetch(1).create().unwrap();
+        for number in 0..12u64 {
+            sender.send(number.to_le_bytes()).unwrap();
+        }
+        let mut received = Vec::new();
+        for _ in 0..12 {
+            let message = consumer.receive(WAIT).unwrap().unwrap();
+            received.push((message.position(), message.body().to_vec()));
+        }
+        // What was handed out first comes again first, and is not settled.
+        let (rest, settled) = received.split_at(6);
+        proxy.cut();
+        for (position, _) in settled {
+            consumer.acknowledge(*position).unwrap();
+        }
+        consumer.confirm().unwrap();
+        let mut rest: Vec<_> = rest.iter().map(|(_, body)| body.clone()).collect();
+        let mut again = Vec::new();
+        for _ in 0..rest.len() {
+            let message = consumer.receive(WAIT).unwrap().unwrap();
+            consumer.acknowledge(message.position()).unwrap();
+            again.push(message.body().to_vec());
+        }
+        rest.sort();
+        again.sort();
+        assert_eq!(again, rest, "{shards} shards");
+        consumer.confirm().unwrap();
+        assert!(sender_sees_nothing_unsettled(&broker));
+    }
+}
+
 #[test]
 fn a_listener_goes_on_over_cuts_and_settles_everything() {
     let broker = TestBroker::start();

@@ -563,6 +563,19 @@ fn consumer_frames(check: &mut Check) {
         &all_before,
         run(45, 1).as_bytes(),
     );
+    let again = Acknowledge {
+        partition: 1.into(),
+        runs: 1.into(),
+        options: 2.into(),
+        confirm: 10.into(),
+    };
+    check.control(
+        "acknowledge-again",
+        CONSUMER,
+        Control::Acknowledge,
+        &again,
+        run(45, 1).as_bytes(),
+    );
     let back = Return {
         partition: 2.into(),
         runs: 1.into(),

@@ -1259,8 +1259,8 @@ impl Model {
             && let Some(asked) = entry.asked.first()
             && (asked.token, asked.in_doubt) == (token, true)
         {
-            let ConfirmationAsked { covered, .. } = entry.asked.remove(0);
-            entry.acked.splice(..0, covered);
+            // Others have some of it by now: nobody knows which.
+            entry.asked.remove(0);
             return Ok(());
         }
         if let Some(code) = refusal {

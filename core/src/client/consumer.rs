@@ -14,8 +14,9 @@
 //! settled before is settled again when it comes, and not handed out. What it gave
 //! back is owed to it until it settles it, whatever it settles through. Whether the
 //! broker heard of what was settled is in doubt: the next confirmation that is asked
-//! for names all of it again, which changes nothing where it is settled, and is
-//! refused while something of it still waits to be delivered again.
+//! for names all of it again, which settles also what waits to be delivered again, and
+//! is refused if another consumer has some of it by now. Nothing of that is in doubt
+//! where a subscription ends with its connection, since nobody else is given it.
 //!
 //! Invariants:
 //! - `handed <= received <= granted`, in messages; in bytes the last message
@@ -313,7 +314,8 @@ struct Settled {
     /// Whether what is delivered may have been settled on an earlier connection.
     filters: bool,
     /// Whether something was settled since the last confirmation that could not be
-    /// named again: through a message, or in more runs than are remembered.
+    /// named again: through a message that others might be given, or in more runs than
+    /// are remembered.
     is_nameless: bool,
 }
 
@@ -479,6 +481,11 @@ fn settled_of(starts: &[U64]) -> Vec<Settled> {
     };
     starts.iter().map(of).collect()
 }
+
+/// An acknowledgement reaches back to all that was delivered before.
+const THROUGH: u32 = 1;
+/// An acknowledgement names what was settled on an earlier connection too.
+const AGAIN: u32 = 2;
 
 /// As many runs as a partition gathers before they become a frame.
 const RUNS_MAX: usize = 256;
@@ -761,12 +768,12 @@ impl Consumer {
     /// Notes that a message and all before it in its partition are settled.
     pub(super) fn settle_through(&mut self, position: Position) -> Result<(), AckError> {
         let index = position.partition.0;
-        let attached = self.attached;
+        let (attached, fleeting) = (self.attached, self.request.is_fleeting());
         let settled = self.entry(index)?;
         let offset = position.offset.0;
         settled.kept_through = settled.kept_through.max(offset + 1);
         settled.pay_through(offset);
-        settled.is_nameless = true;
+        settled.is_nameless |= !fleeting;
         if !attached {
             return Ok(());
         }
@@ -923,7 +930,7 @@ impl Consumer {
                 let fields = Acknowledge {
                     partition: index.into(),
                     runs: count.into(),
-                    options: 1.into(),
+                    options: THROUGH.into(),
                     confirm: if settled.runs.is_empty() { token } else { 0 }.into(),
                 };
                 if !outbound.control(self.handle.0, &fields, &[settled.through.as_bytes()]) {
@@ -934,10 +941,11 @@ impl Consumer {
             }
             if !settled.runs.is_empty() {
                 let count = u32::try_from(settled.runs.len()).unwrap_or(u32::MAX);
+                let again = if self.doubt == Doubt::None { 0 } else { AGAIN };
                 let fields = Acknowledge {
                     partition: index.into(),
                     runs: count.into(),
-                    options: 0.into(),
+                    options: again.into(),
                     confirm: token.into(),
                 };
                 if !outbound.control(self.handle.0, &fields, &[settled.runs.as_bytes()]) {
@@ -1020,10 +1028,11 @@ impl Consumer {
 
     /// The broker knows the consumer again: credit counts from the beginning.
     pub(super) fn attached(&mut self, handle: Handle) {
+        let fleeting = self.request.is_fleeting();
         for settled in &mut self.settled {
             if core::mem::take(&mut settled.is_nameless) {
                 self.doubt = Doubt::Nameless;
-            } else if !settled.kept.is_empty() {
+            } else if !settled.kept.is_empty() && !fleeting {
                 self.doubt = self.doubt.max(Doubt::Named);
             }
         }
@@ -1038,8 +1047,10 @@ impl Consumer {
     /// As [`Consumer::attached`], where nothing of what was settled is known.
     pub(super) fn renewed(&mut self, handle: Handle, starts: &[U64], installation: Installation) {
         self.is_known = true;
+        let mut settled = self.settled.iter();
+        let any = settled.any(|it| !it.kept.is_empty() || it.kept_through > 0);
         self.attached(handle);
-        if self.doubt != Doubt::None {
+        if any || self.doubt != Doubt::None {
             self.doubt = Doubt::Nameless;
         }
         self.settled = settled_of(starts);
@@ -1097,6 +1108,10 @@ impl Consumer {
             return Ok(None);
         }
         let refusal = self.refused.take().or(refusal);
+        if refusal.is_some() && self.confirms_open == 0 && self.doubt == Doubt::Named {
+            // What others have by now is theirs: that is said once.
+            self.doubt = Doubt::None;
+        }
         if refusal.is_none() && self.confirms_open == 0 {
             self.doubt = Doubt::None;
             if self.told.is_none() {

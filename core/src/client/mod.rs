@@ -773,9 +773,9 @@ impl Client {
     /// waits to be confirmed.
     ///
     /// What was settled on a connection that was lost is in doubt until it is
-    /// confirmed on another one: all of it is named again. As long as some of it waits
-    /// to be delivered again that is refused as [`Refusal::InvalidAck`], and should be
-    /// asked for again.
+    /// confirmed on another one: all of it is named again. If another consumer has some
+    /// of it by now, that is refused as [`Refusal::InvalidAck`], once: the rest is
+    /// settled, and nobody waits for what is the other's.
     ///
     /// # Errors
     ///

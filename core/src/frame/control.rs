@@ -221,7 +221,8 @@ fields! {
         partition: U32,
         /// How many runs.
         runs: U32,
-        /// Bit 0: each run reaches back to all that was delivered before it.
+        /// Bit 0: each run reaches back to all that was delivered before it. Bit 1, not
+        /// with bit 0: what waits to be delivered again is settled too.
         options: U32,
         /// If not zero, echoed once the runs are settled.
         confirm: U32,

@@ -698,6 +698,7 @@ impl Shard {
         tail: &[u8],
     ) -> Result<(), Fault> {
         const THROUGH: u32 = 1;
+        const AGAIN: u32 = 2;
         let principal = self.principal(link);
         let consumer = self.consumer_on(link, handle)?;
         if let Some(refusal) = consumer.ended {
@@ -744,6 +745,8 @@ impl Shard {
             let outcome = if fields.options.get() & THROUGH != 0 {
                 let last = Offset(first.0.saturating_add(count.saturating_sub(1)));
                 part.acknowledge_through(&mut self.arena, log, handle, last)
+            } else if fields.options.get() & AGAIN != 0 {
+                part.acknowledge_again(&mut self.arena, log, handle, first, count)
             } else {
                 part.acknowledge(&mut self.arena, log, handle, first, count)
             };

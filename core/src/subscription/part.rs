@@ -334,11 +334,39 @@ impl Part {
         first: Offset,
         count: u64,
     ) -> AckOutcome {
+        self.settle_named::<false>(arena, log, consumer, first, count)
+    }
+
+    /// As [`Part::acknowledge`], of what `consumer` settled on an earlier link and
+    /// perhaps in vain: what came back from there and waits for somebody is settled
+    /// too. Nobody has it, so nobody is given it any more.
+    #[cold]
+    pub fn acknowledge_again(
+        &mut self,
+        arena: &mut Arena,
+        log: &mut Log,
+        consumer: Handle,
+        first: Offset,
+        count: u64,
+    ) -> AckOutcome {
+        self.settle_named::<true>(arena, log, consumer, first, count)
+    }
+
+    #[inline(always)]
+    fn settle_named<const AGAIN: bool>(
+        &mut self,
+        arena: &mut Arena,
+        log: &mut Log,
+        consumer: Handle,
+        first: Offset,
+        count: u64,
+    ) -> AckOutcome {
         let end = first.0.saturating_add(count);
         let mut outcome = AckOutcome {
             settled: 0,
             strange: end > self.fresh.offset.0 || count == 0,
         };
+        let mut waited = 0;
         let mut index = self.index_of(first);
         let mut run = SettledRun::default();
         let mut keys = self.assigned.keys();
@@ -355,6 +383,15 @@ impl Part {
                         keys.released(index);
                     }
                 }
+                // What was never handed out cannot have been settled.
+                State::Returned if AGAIN && entry.count > 0 => {
+                    entry.state = State::Settled;
+                    run.add(arena, log, entry.offset);
+                    waited += 1;
+                    if let Some(keys) = &mut keys {
+                        keys.waits_no_more(index, entry.offset);
+                    }
+                }
                 State::Delivered | State::Returned | State::Resting => outcome.strange = true,
                 State::Settled => {}
             }
@@ -362,6 +399,13 @@ impl Part {
         }
         run.end(arena, log);
         self.assigned.settled(consumer, outcome.settled);
+        if AGAIN && waited > 0 {
+            self.returned -= waited;
+            outcome.settled += u64::from(waited);
+            if let Some(keys) = self.assigned.keys() {
+                keys.not_ready(first, Offset(end));
+            }
+        }
         self.forget(outcome.settled);
         outcome
     }

@@ -12,7 +12,7 @@ use crate::id::{DestinationNumber, Handle, Offset, PartitionIndex};
 use crate::limits::{UNSETTLED_LEAST, UNSETTLED_MAX};
 use crate::memory::Arena;
 use crate::partition::log::{Address, Log, RunLimit};
-use crate::time::Wall;
+use crate::time::{Monotonic, Wall};
 
 const A: Handle = Handle::new(1, 1);
 const B: Handle = Handle::new(2, 1);
@@ -87,6 +87,14 @@ impl Setting {
             Offset(first),
             count,
         );
+        self.part.invariants();
+        self.log.invariants();
+        outcome
+    }
+
+    fn acknowledge_again(&mut self, consumer: Handle, first: u64, count: u64) -> AckOutcome {
+        let (arena, log) = (&mut self.arena, &mut self.log);
+        let outcome = (self.part).acknowledge_again(arena, log, consumer, Offset(first), count);
         self.part.invariants();
         self.log.invariants();
         outcome
@@ -267,6 +275,69 @@ fn an_acknowledgement_settles_what_its_consumer_holds_and_calls_the_rest_strange
     assert_eq!(setting.acknowledge(B, 3, 0), settled(0, true), "nothing");
     assert_eq!(setting.acknowledge(B, 3, u64::MAX), settled(2, true));
     assert_eq!(setting.part.unsettled(), 0);
+}
+
+/// A consumer that had settled messages on a link that was lost had to wait until they
+/// were delivered to it once more, though its window might be full of others.
+#[test]
+fn what_was_settled_on_an_earlier_link_is_settled_where_it_waits_and_nowhere_else() {
+    let mut setting = Setting::new(8);
+    let two = RunLimit {
+        messages: 2,
+        ..EVERYTHING
+    };
+    setting.deliver(A, 0, two);
+    setting.deliver(A, 2, two);
+    setting.deliver(B, 0, two);
+    // What A never saw of its four (the last one) was never handed out.
+    setting.part.consumer_gone(A, 3);
+    setting
+        .part
+        .give_back(B, Offset(5), 1, |_| Some(Monotonic(9)));
+    assert_eq!(setting.deliver(B, 2, ONE), Some((0, 1, 2)));
+    let settled = |settled, strange| AckOutcome { settled, strange };
+    assert_eq!(
+        setting.acknowledge(A, 1, 1),
+        settled(0, true),
+        "not unasked"
+    );
+    assert_eq!(
+        setting.acknowledge_again(A, 0, 1),
+        settled(0, true),
+        "B has it"
+    );
+    assert_eq!(setting.acknowledge_again(A, 1, 2), settled(2, false));
+    assert_eq!(
+        setting.acknowledge_again(A, 1, 2),
+        settled(0, false),
+        "repeated"
+    );
+    assert_eq!(
+        setting.acknowledge_again(A, 3, 1),
+        settled(0, true),
+        "unseen"
+    );
+    assert_eq!(
+        setting.acknowledge_again(A, 5, 1),
+        settled(0, true),
+        "it rests"
+    );
+    assert_eq!(
+        setting.acknowledge_again(A, 7, 1),
+        settled(0, true),
+        "the future"
+    );
+    assert_eq!(
+        setting.acknowledge_again(B, 0, 1),
+        settled(1, false),
+        "its own"
+    );
+    assert_eq!(
+        setting.deliver(B, 3, ONE),
+        Some((3, 1, 1)),
+        "the rest comes"
+    );
+    assert_eq!(setting.deliver(B, 4, ONE), Some((6, 1, 1)));
 }
 
 #[test]

@@ -52,6 +52,28 @@ impl Script {
         self.client.received(&frame);
     }
 
+    /// Another connection, on which the consumer is open again under this handle.
+    fn attach_again(&mut self, handle: u32, starts: &[u64]) {
+        let said = self.reconnect(&welcome());
+        let (request, _) = said[0].fields::<control::OpenConsumer>();
+        let fields = control::ConsumerOpened {
+            handle: handle.into(),
+            partitions: u32::try_from(starts.len()).unwrap().into(),
+        };
+        let starts: Vec<u8> = starts.iter().flat_map(|it| it.to_le_bytes()).collect();
+        self.say(request, &fields, &[&starts]);
+    }
+
+    /// The broker confirms an acknowledgement.
+    fn confirm(&mut self, handle: u32, token: u32, refusal: Option<Refusal>) {
+        let fields = control::Acknowledged {
+            confirm: token.into(),
+            refusal: refusal.map_or(0, Refusal::code).into(),
+            ..control::Acknowledged::default()
+        };
+        self.say(handle, &fields, &[]);
+    }
+
     fn events(&mut self) -> Vec<Event> {
         core::iter::from_fn(|| self.client.poll_event()).collect()
     }
@@ -543,6 +565,13 @@ fn acknowledged(said: &[Said]) -> Vec<(Vec<(u64, u64)>, u32)> {
     .collect()
 }
 
+/// The options of the acknowledgements.
+fn options(said: &[Said]) -> Vec<u32> {
+    let acks = said.iter().filter(|said| said.kind() == Kind::Acknowledge);
+    acks.map(|said| said.fields::<control::Acknowledge>().1.options.get())
+        .collect()
+}
+
 /// What was told and not confirmed was taken for settled when a confirmation was asked
 /// for, though the connection had been lost with it.
 #[test]
@@ -571,53 +600,97 @@ fn what_was_told_on_a_connection_that_was_lost_is_confirmed_on_the_next() {
     let starts = [0u64.to_le_bytes(), 3u64.to_le_bytes()].concat();
     script.say(request, &fields, &[&starts]);
     assert!(script.client.is_consumer_in_doubt(consumer));
-    // Refused as long as something of it waits to be delivered again.
-    for refusal in [Refusal::InvalidAck.code(), 0] {
-        let token = script.client.confirm(consumer).unwrap().unwrap();
-        assert_eq!(acknowledged(&script.said()), [(vec![(0, 3)], token)]);
-        // Nothing is named once more while its confirmation is on its way: whoever
-        // asks often would fill the connection with it.
-        assert_eq!(script.client.confirm(consumer), Ok(Some(token)));
-        assert_eq!(acknowledged(&script.said()), []);
-        let fields = control::Acknowledged {
-            confirm: token.into(),
-            refusal: refusal.into(),
-            ..control::Acknowledged::default()
-        };
-        script.say(301, &fields, &[]);
-        assert_eq!(script.client.is_consumer_in_doubt(consumer), refusal != 0);
-    }
+    let token = script.client.confirm(consumer).unwrap().unwrap();
+    let said = script.said();
+    assert_eq!(acknowledged(&said), [(vec![(0, 3)], token)]);
+    assert_eq!(
+        options(&said),
+        [2],
+        "also where it waits to be delivered again"
+    );
+    // Nothing is named once more while its confirmation is on its way: whoever
+    // asks often would fill the connection with it.
+    assert_eq!(script.client.confirm(consumer), Ok(Some(token)));
+    assert_eq!(acknowledged(&script.said()), []);
+    script.confirm(301, token, None);
+    assert!(!script.client.is_consumer_in_doubt(consumer));
     assert_eq!(script.client.confirm(consumer), Ok(None));
+}
+
+/// Receivers waited in confirm for what others had been handed by then, who waited in
+/// confirm for theirs, and none received anything.
+#[test]
+fn what_another_consumer_has_by_now_is_refused_once_and_not_waited_for() {
+    let mut script = patient();
+    let consumer = script.consumer(ConsumerRequest::new(queue("q")), 300, 1);
+    script.deliver(300, 0, 0, &[b"a", b"b"]);
+    let position = script.client.poll_message(consumer).unwrap().position();
+    script.client.acknowledge(consumer, position).unwrap();
+    script.lose();
+    script.attach_again(301, &[2]);
+    let token = script.client.confirm(consumer).unwrap().unwrap();
+    script.said();
+    script.confirm(301, token, Some(Refusal::InvalidAck));
+    assert!(!script.client.is_consumer_in_doubt(consumer));
+    assert_eq!(script.client.confirm(consumer), Ok(None));
+    // What it settles from there on is confirmed for itself.
+    script.deliver(301, 0, 2, &[b"c"]);
+    let position = script.client.poll_message(consumer).unwrap().position();
+    script.client.acknowledge(consumer, position).unwrap();
+    let token = script.client.confirm(consumer).unwrap().unwrap();
+    let said = script.said();
+    assert_eq!(acknowledged(&said), [(vec![(2, 1)], token)]);
+    assert_eq!(options(&said), [0]);
+    // Lost once more all of it is in doubt once more.
+    script.client.link = 41;
+    script.lose();
+    script.attach_again(302, &[3]);
+    assert!(script.client.is_consumer_in_doubt(consumer));
+}
+
+/// It waited in confirm for messages to come again that had no room behind others that
+/// only the application could have taken.
+#[test]
+fn nothing_is_in_doubt_where_the_subscription_ended_with_the_connection() {
+    let mut script = patient();
+    let topic = ConsumerRequest::new(Destination::parse("topic:t").unwrap());
+    let consumer = script.consumer(topic, 300, 1);
+    script.deliver(300, 0, 0, &[b"a", b"b", b"c", b"d"]);
+    let mut positions = Vec::new();
+    while let Some(message) = script.client.poll_message(consumer) {
+        positions.push(message.position());
+    }
+    let through = script.client.acknowledge_through(consumer, positions[0]);
+    through.unwrap();
+    script.client.acknowledge(consumer, positions[2]).unwrap();
+    script.lose();
+    script.attach_again(301, &[1]);
+    assert!(!script.client.is_consumer_in_doubt(consumer));
+    assert_eq!(script.client.confirm(consumer), Ok(None));
+    // And none of it comes again.
+    script.deliver(301, 0, 0, &[b"a", b"b", b"c", b"d"]);
+    let mut offsets = Vec::new();
+    while let Some(message) = script.client.poll_message(consumer) {
+        offsets.push(message.position().offset.0);
+    }
+    assert_eq!(offsets, [1, 3]);
 }
 
 /// What had come again and waited to be settled again gave way to what was named.
 #[test]
 fn what_is_named_again_joins_what_waits_to_be_settled_again() {
     let mut script = patient();
-    let topic = ConsumerRequest::new(Destination::parse("topic:t").unwrap());
-    let consumer = script.consumer(topic, 300, 2);
+    let consumer = script.consumer(ConsumerRequest::new(queue("q")), 300, 2);
     script.deliver(300, 0, 0, &[b"a", b"b", b"c", b"d"]);
     let mut positions = Vec::new();
     while let Some(message) = script.client.poll_message(consumer) {
         positions.push(message.position());
     }
-    script
-        .client
-        .acknowledge_through(consumer, positions[1])
-        .unwrap();
+    script.client.acknowledge(consumer, positions[0]).unwrap();
     script.client.acknowledge(consumer, positions[3]).unwrap();
     script.lose();
-    let said = script.reconnect(&welcome());
-    let (request, _) = said[0].fields::<control::OpenConsumer>();
-    let fields = control::ConsumerOpened {
-        handle: 301.into(),
-        partitions: 2.into(),
-    };
-    // The other partition lets the new subscription start before all of this.
-    script.say(request, &fields, &[&[0; 16]]);
+    script.attach_again(301, &[4, 0]);
     script.deliver_again(301, 0, b"a");
-    // That it was settled through a message is said once.
-    assert_eq!(script.client.confirm(consumer), Err(AckError::Disconnected));
     let token = script.client.confirm(consumer).unwrap().unwrap();
     let acknowledged = acknowledged(&script.said());
     assert_eq!(acknowledged, [(vec![(0, 1), (3, 1)], token)]);

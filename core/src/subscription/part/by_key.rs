@@ -188,6 +188,24 @@ impl Keys {
         self.touch(key);
     }
 
+    /// The entry at this index is settled though it waited: [`Keys::not_ready`] is to
+    /// follow.
+    pub(super) fn waits_no_more(&mut self, index: usize, offset: Offset) {
+        let key = self.of_entries[index];
+        self.waiting.remove(&(key, offset));
+        self.touch(key);
+    }
+
+    /// Of what lies between these offsets only what waits may be ready.
+    pub(super) fn not_ready(&mut self, first: Offset, end: Offset) {
+        let waiting: BTreeSet<Offset> = (self.waiting.iter())
+            .map(|(_, offset)| *offset)
+            .filter(|offset| (first..end).contains(offset))
+            .collect();
+        self.ready
+            .retain(|(_, offset)| !(first..end).contains(offset) || waiting.contains(offset));
+    }
+
     /// The entry at this index has rested.
     pub(super) fn touched(&mut self, index: usize) {
         self.touch(self.of_entries[index]);

@@ -237,6 +237,37 @@ impl World {
         assert!(!outcome.strange);
     }
 
+    /// Somebody says that it settled so many messages on an earlier link.
+    fn acknowledge_again(&mut self, handle: Handle, first: usize, count: usize) {
+        let first = first % self.messages.len().max(1);
+        let end = self.messages.len().min(first + count);
+        if first == end {
+            return;
+        }
+        let held = &mut self.consumers.get_mut(&handle).unwrap().held;
+        held.retain(|_, index| !(first..end).contains(index));
+        let mut settled = 0;
+        let mut strange = false;
+        for message in &mut self.messages[first..end] {
+            match message.place {
+                Place::Held(holder) if holder != handle => strange = true,
+                Place::Free if message.count == 0 => strange = true,
+                Place::Held(_) | Place::Free => {
+                    message.place = Place::Settled;
+                    settled += 1;
+                }
+                Place::Rests(_) => strange = true,
+                Place::Settled => {}
+            }
+        }
+        let (arena, offset) = (&mut self.arena, Offset(first as u64));
+        let log = &mut self.partition.log;
+        let part = &mut self.partition.parts[0].1;
+        let count = (end - first) as u64;
+        let outcome = part.acknowledge_again(arena, log, handle, offset, count);
+        assert_eq!(outcome, AckOutcome { settled, strange });
+    }
+
     fn give_back(&mut self, handle: Handle, which: usize, rest: Option<u64>) {
         let held = &mut self.consumers.get_mut(&handle).unwrap().held;
         let Some((delivery, index)) = held.iter().nth(which % held.len().max(1)) else {
@@ -333,6 +364,15 @@ impl World {
                     }
                 }
             }
+            Step::AcknowledgeAgain {
+                which,
+                first,
+                count,
+            } => {
+                if let Some(handle) = self.nth(which) {
+                    self.acknowledge_again(handle, first, count);
+                }
+            }
             Step::GiveBack { which, pick, rest } => {
                 if let Some(handle) = self.nth(which) {
                     self.give_back(handle, pick, rest);
@@ -402,6 +442,11 @@ enum Step {
         times: usize,
         through: bool,
     },
+    AcknowledgeAgain {
+        which: usize,
+        first: usize,
+        count: usize,
+    },
     GiveBack {
         which: usize,
         pick: usize,
@@ -425,6 +470,9 @@ fn step() -> impl Strategy<Value = Step> {
         6 => (which, credit).prop_map(|(which, credit)| Step::Allow { which, credit }),
         8 => (which, pick, 1..10usize, any::<bool>()).prop_map(
             |(which, pick, times, through)| Step::Acknowledge { which, pick, times, through }
+        ),
+        2 => (which, pick, 1..10usize).prop_map(
+            |(which, first, count)| Step::AcknowledgeAgain { which, first, count }
         ),
         3 => (which, pick, prop::option::of(1..50u64))
             .prop_map(|(which, pick, rest)| Step::GiveBack { which, pick, rest }),
