@@ -107,12 +107,8 @@ impl Drop for EndsWith<'_> {
     }
 }
 
-/// How long a receiver waits for a confirmation of what another one may hold by now:
-/// two that wait for each other's messages receive none until one gives up.
-const DOUBT: Duration = Duration::from_secs(10);
-
-fn client(address: &str, patience: Duration) -> Client {
-    let options = Client::options().timeout(patience).reconnect_for(patience);
+fn client(address: &str) -> Client {
+    let options = Client::options().timeout(DEADLINE).reconnect_for(DEADLINE);
     options.connect(address).unwrap()
 }
 
@@ -379,11 +375,11 @@ fn what_is_promised_about_each_message_holds_while_connections_are_cut_without_e
         .map(|_| Proxy::start(&broker.address, Vec::new()))
         .collect();
     let (receiving, sending) = proxies.split_at(3);
-    let connect = |proxies: &[Proxy], patience| -> Vec<Client> {
+    let connect = |proxies: &[Proxy]| -> Vec<Client> {
         let proxies = proxies.iter();
-        proxies.map(|it| client(&it.address, patience)).collect()
+        proxies.map(|it| client(&it.address)).collect()
     };
-    let (receiving, sending) = (connect(receiving, DOUBT), connect(sending, DEADLINE));
+    let (receiving, sending) = (connect(receiving), connect(sending));
     let mut takers = Vec::new();
     for (name, destination, order, windows) in SUBSCRIPTIONS {
         let subscription = churn.book().add_subscription(name, destination, order);

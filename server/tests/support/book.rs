@@ -130,8 +130,6 @@ struct Subscription {
     /// partition or key.
     newest: HashMap<(u32, u32), u64>,
     redelivered: u64,
-    /// To another receiver than the one that had it confirmed.
-    redelivered_late: u64,
 }
 
 /// Who receives, and since when nothing stale is in its buffer.
@@ -197,7 +195,6 @@ impl Book {
             seen: HashMap::new(),
             newest: HashMap::new(),
             redelivered: 0,
-            redelivered_late: 0,
         });
         self.subscriptions.len() - 1
     }
@@ -295,12 +292,7 @@ impl Book {
             subscription.redelivered += 1;
             let confirmed = seen.confirmed.filter(|(then, _)| *then < receiver.fresh);
             let flagged = delivery.count > 1 || seen.first >= receiver.fresh;
-            if let Some((_, by)) = confirmed
-                && by != receiver.number
-            {
-                // It may have lain in this one's buffer, so it is told and not judged.
-                subscription.redelivered_late += 1;
-            } else if let Some((then, by)) = confirmed {
+            if let Some((then, by)) = confirmed {
                 let (to, since) = (receiver.number, receiver.fresh);
                 self.breach(format!(
                     "{what}: {name:?} at {position} comes again at {now} to {to}, fresh since {since}, delivery {}, confirmed at {then} by {by}",
@@ -436,10 +428,7 @@ impl Book {
         );
         for it in &self.subscriptions {
             let (what, seen, again) = (it.name, it.seen.len(), it.redelivered);
-            let late = it.redelivered_late;
-            story += &format!(
-                "{what}: {seen} messages, {again} came again, {late} to others than confirmed them\n"
-            );
+            story += &format!("{what}: {seen} messages, {again} came again\n");
         }
         story
     }
