@@ -482,10 +482,14 @@ impl Consumer {
             );
             self.hand_over(&mut state)?;
             let asked = state.machine.confirm(self.key);
+            let late = match asked {
+                Ok(None) => state.late_confirmation(self.key),
+                _ => None,
+            };
             state.write();
             drop(state);
             let refused = match asked {
-                Ok(None) => return Ok(()),
+                Ok(None) => late,
                 Ok(Some(token)) => self.confirmed(token)?,
                 Err(AckError::Disconnected) if !is_attached => {
                     self.reattached(until)?;

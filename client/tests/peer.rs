@@ -11,11 +11,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::WAIT;
-use courser::{Cause, Client, ConnectError, LinkEnd, Producer, SendError, TrySendError};
+use courser::{
+    AcknowledgeError, Cause, Client, ConnectError, LinkEnd, Offset, PartitionIndex, Position,
+    Producer, SendError, TrySendError,
+};
 use courser_core::error::Refusal;
 use courser_core::frame::control::{
-    self, CompletionRun, Completions, Control, Farewell, Fields, Located, ProducerOpened,
-    SessionOpened, Welcome,
+    self, Acknowledged, CompletionRun, Completions, ConsumerOpened, Control, Farewell, Fields,
+    Located, ProducerOpened, SessionOpened, Welcome,
 };
 use courser_core::frame::decode::{Frame, Step, decode};
 use courser_core::frame::{VERSION, encode};
@@ -54,8 +57,9 @@ impl Peer {
         self.stream.write_all(&bytes).unwrap();
     }
 
-    /// Answers one frame as a broker would, but for messages: their sequence. 0
-    /// for anything else, none at the end of the stream.
+    /// Answers one frame as a broker would, but for messages: their sequence; and for
+    /// acknowledgements that are to be confirmed: under which number. 0 for anything
+    /// else, none at the end of the stream.
     fn step(&mut self) -> Option<u64> {
         let (size, answer) = loop {
             if let Step::Frame(frame, size) = decode(&self.bytes).unwrap() {
@@ -93,6 +97,14 @@ impl Peer {
                 };
                 self.say(request, &opened, &[]);
             }
+            Answer::Consumer(request) => {
+                let opened = ConsumerOpened {
+                    handle: CONSUMER.into(),
+                    partitions: 1.into(),
+                };
+                self.say(request, &opened, &[&[0; 8]]);
+            }
+            Answer::Confirmation(token) => return Some(token.into()),
             Answer::Message(sequence) => return Some(sequence),
             Answer::Nothing => {}
         }
@@ -137,6 +149,9 @@ impl Peer {
     }
 }
 
+/// The handle of the consumer that a peer opens.
+const CONSUMER: u32 = 6;
+
 fn zerocopy_bytes(run: &CompletionRun) -> Vec<u8> {
     let mut bytes = Vec::new();
     bytes.extend_from_slice(&run.sequence.get().to_le_bytes());
@@ -153,6 +168,8 @@ enum Answer {
     Session(u32),
     Located(u32),
     Producer(u32),
+    Consumer(u32),
+    Confirmation(u32),
     Message(u64),
     Nothing,
 }
@@ -166,6 +183,10 @@ impl Answer {
                 Control::OpenSession(..) => Self::Session(*subject),
                 Control::Lookup(..) => Self::Located(*subject),
                 Control::OpenProducer(..) => Self::Producer(*subject),
+                Control::OpenConsumer(..) => Self::Consumer(*subject),
+                Control::Acknowledge(fields, _) if fields.confirm.get() != 0 => {
+                    Self::Confirmation(fields.confirm.get())
+                }
                 _ => Self::Nothing,
             },
         }
@@ -328,6 +349,84 @@ fn sends_that_nobody_answers_fail_in_order_and_say_how_far_they_came() {
     producer.flush().unwrap();
     let failures: Vec<SendError> = told.try_iter().collect();
     assert_eq!(failures, [unknown, not_stored.clone(), not_stored]);
+}
+
+/// A confirmation that came too late was read by nobody, so a refusal was never heard
+/// of, and the next one was taken for the whole.
+#[test]
+fn a_refusal_that_comes_too_late_is_said_by_the_next_confirmation() {
+    // With something more to be confirmed, and with nothing.
+    for asks_more in [true, false] {
+        let (go_on, told) = mpsc::channel::<()>();
+        let address = Peer::play(move |peer| {
+            let confirmation = |confirm, refusal| Acknowledged {
+                confirm,
+                refusal,
+                ..Acknowledged::default()
+            };
+            let next = |peer: &mut Peer| loop {
+                match peer.step() {
+                    Some(0) => {}
+                    token => break u32::try_from(token.unwrap_or(0)).unwrap(),
+                }
+            };
+            let first = next(peer);
+            told.recv_timeout(WAIT).unwrap();
+            let refused = Refusal::InvalidAck.code();
+            let late = confirmation(first.into(), refused.into());
+            if asks_more {
+                let second = next(peer);
+                peer.say(CONSUMER, &late, &[]);
+                peer.say(CONSUMER, &confirmation(second.into(), 0.into()), &[]);
+            } else {
+                peer.say(CONSUMER, &late, &[]);
+                // Behind it, so that the client has read it when it has read this.
+                let delivery = control::Delivery {
+                    count: 1.into(),
+                    delivery_count: 1.into(),
+                    ..control::Delivery::default()
+                };
+                peer.say(CONSUMER, &delivery, &[]);
+                let envelope = encode::Envelope::default();
+                let mut frame = vec![0; encode::message_size(0, 0)];
+                encode::message(&envelope, &[], &[], &mut frame);
+                peer.stream.write_all(&frame).unwrap();
+            }
+            peer.until_the_end();
+        });
+        let client = Client::options()
+            .timeout(Duration::from_secs(1))
+            .reconnect_for(Duration::ZERO)
+            .connect(address)
+            .unwrap();
+        let mut consumer = client.consumer("q").create().unwrap();
+        let position = |offset| Position {
+            partition: PartitionIndex(0),
+            offset: Offset(offset),
+        };
+        consumer.acknowledge(position(0)).unwrap();
+        let error = consumer.confirm().unwrap_err();
+        assert!(
+            matches!(error, AcknowledgeError::TimedOut { .. }),
+            "{error}"
+        );
+        go_on.send(()).unwrap();
+        if asks_more {
+            consumer.acknowledge(position(1)).unwrap();
+        } else {
+            consumer.receive(WAIT).unwrap().unwrap();
+        }
+        let error = consumer.confirm().unwrap_err();
+        let code = Refusal::InvalidAck.code();
+        let refusal = AcknowledgeError::Refused {
+            refusal: Some(Refusal::InvalidAck),
+            code,
+        };
+        assert_eq!(error, refusal);
+        // It is said once.
+        assert_eq!(consumer.confirm(), Ok(()));
+        drop(consumer);
+    }
 }
 
 #[test]

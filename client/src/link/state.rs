@@ -14,6 +14,7 @@ use std::task::Waker;
 use std::thread::Thread;
 
 use courser_core::client::{self, ConsumerKey, Event, LinkEnd, Outgoing, ProducerKey};
+use courser_core::error::Refusal;
 use courser_core::id::{RequestId, Sequence};
 use courser_core::time::{Monotonic, Now};
 
@@ -62,6 +63,8 @@ pub(crate) struct State {
     answers: Vec<(RequestId, Event)>,
     /// Requests whose asker is gone.
     abandoned: Vec<RequestId>,
+    /// What confirmations say that nobody has read, in the order in which they came,
+    /// which is that in which each consumer asked for them.
     confirmations: Vec<(ConsumerKey, u32, Option<u16>)>,
     /// Consumers that could not be opened again or were ended by the broker, and why,
     /// until they are gone.
@@ -691,17 +694,44 @@ impl State {
         }
     }
 
-    /// The confirmation with this token.
+    /// The confirmation with this token, once it is here: what was refused. Those that
+    /// were asked for before it, and that nobody waited for until they came, count with
+    /// it; `NotOpen` among them was said of a connection that is gone, and what they
+    /// were to confirm is named again.
     pub(crate) fn confirmation(
         &mut self,
         consumer: ConsumerKey,
         token: u32,
     ) -> Option<Option<u16>> {
-        let index = self
-            .confirmations
-            .iter()
-            .position(|(other, confirm, _)| *other == consumer && *confirm == token)?;
-        Some(self.confirmations.swap_remove(index).2)
+        let is_its = |(other, confirm, _): &(ConsumerKey, u32, Option<u16>)| {
+            *other == consumer && *confirm == token
+        };
+        let last = self.confirmations.iter().position(is_its)?;
+        let (_, _, refusal) = self.confirmations.remove(last);
+        let earlier = self.late_refusal(consumer, last);
+        Some(earlier.or(refusal))
+    }
+
+    /// As [`State::confirmation`], where nothing more is to be confirmed.
+    pub(crate) fn late_confirmation(&mut self, consumer: ConsumerKey) -> Option<u16> {
+        self.late_refusal(consumer, self.confirmations.len())
+    }
+
+    /// Takes a consumer's confirmations among the first `count`; why one of them was
+    /// refused.
+    fn late_refusal(&mut self, consumer: ConsumerKey, count: usize) -> Option<u16> {
+        let mut refused = None;
+        let mut index = 0;
+        self.confirmations.retain(|(other, _, refusal)| {
+            index += 1;
+            let is_late = *other == consumer && index <= count;
+            if is_late {
+                let refusal = refusal.filter(|code| *code != Refusal::NotOpen.code());
+                refused = refused.or(refusal);
+            }
+            !is_late
+        });
+        refused
     }
 
     fn lose(&mut self, key: ConsumerKey, ended: bool, code: u16, text: Box<str>) {
