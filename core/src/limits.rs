@@ -91,6 +91,9 @@ pub const MEMORY_MIN: u64 = 64 * MIB as u64;
 pub const MEMORY_DEFAULT: u64 = 1024 * MIB as u64;
 /// How long a stranger may take over its hello.
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a welcome may wait until the link that the new one takes the place of has
+/// ended on another shard.
+pub const REPLACE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a frame may take from its first byte to its last.
 pub const FRAME_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a peer may take no byte while bytes wait for it.
@@ -348,6 +351,11 @@ pub const TABLE: &[Limit] = &[
         "the link is closed",
     ),
     seconds("hello", HELLO_TIMEOUT, "the connection is closed"),
+    seconds(
+        "link that is replaced on another shard",
+        REPLACE_TIMEOUT,
+        "the new one is closed, and its client tries again",
+    ),
     seconds(
         "frame, from first byte to last",
         FRAME_TIMEOUT,

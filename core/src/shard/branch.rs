@@ -247,8 +247,21 @@ impl Shard {
         }
     }
 
-    /// The front of a branch ends, or has gone.
-    pub(super) fn end_branch(&mut self, now: Now, handle: Handle, flags: u8) {
+    /// The front of a branch ends, or has gone. One that did not hear that it has the
+    /// branch names itself.
+    pub(super) fn end_branch(&mut self, now: Now, shard: ShardIndex, named: Handle, flags: u8) {
+        let mut handle = named;
+        if flags & detach::UNHEARD != 0 {
+            let origin = Origin {
+                shard,
+                front: named,
+            };
+            let of_it = |(_, it): &(Handle, &Producer)| it.origin() == Some(origin);
+            let Some((branch, _)) = self.producers.iter().find(of_it) else {
+                return;
+            };
+            handle = branch;
+        }
         if flags & detach::CLOSED == 0 {
             return self.remove_producer(now, handle, false);
         }

@@ -565,7 +565,7 @@ impl Shard {
     }
 
     /// The front ends without waiting for anything: so do its branches.
-    pub(super) fn drop_branches(&mut self, now: Now, fan: &Fan, clean: bool) {
+    pub(super) fn drop_branches(&mut self, now: Now, fan: &Fan, front: Handle, clean: bool) {
         if matches!(fan.stage, Stage::Closing { .. }) {
             return;
         }
@@ -574,11 +574,22 @@ impl Shard {
         for (shard, handle) in fan.attached().into_iter().skip(skipped) {
             self.detach_branch(now, shard, handle, flags);
         }
+        if !fan.is_opening() {
+            return;
+        }
+        // What is on its way to a front that is gone would come too late: until then the
+        // branch would be in the way of whoever comes next.
+        let own = self.config.shard;
+        for branch in fan.branches.iter().filter(|it| it.handle.is_none()) {
+            if branch.shard != own {
+                self.detach_branch(now, branch.shard, front, flags | detach::UNHEARD);
+            }
+        }
     }
 
     fn detach_branch(&mut self, now: Now, shard: ShardIndex, handle: Handle, flags: u8) {
         if shard == self.config.shard {
-            return self.end_branch(now, handle, flags);
+            return self.end_branch(now, shard, handle, flags);
         }
         let head = Head {
             flags,

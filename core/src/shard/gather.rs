@@ -731,8 +731,15 @@ impl Shard {
     /// A front ends without waiting for anything: so do its sources.
     pub(super) fn drop_sources(&mut self, gather: &Gather, front: Handle, clean: bool) {
         let flags = if clean { leave::CLEAN } else { 0 };
+        let opening = matches!(gather.stage, Stage::Opening { .. });
         for source in gather.sources.iter().rev() {
             let Some((shard, handle, handed)) = source.place() else {
+                // What is on its way to a front that is gone would come too late: until
+                // then the source would be in the way of whoever comes next.
+                if opening && source.shard != self.config.shard {
+                    let place = (source.shard, front, 0);
+                    self.ask_to_leave(front, place, flags | leave::UNHEARD);
+                }
                 continue;
             };
             if shard == self.config.shard {

@@ -46,6 +46,21 @@ impl Intake {
         }
     }
 
+    /// Keeps bytes whose time has not come, behind those that it keeps; `false` if there
+    /// are more than `most` then.
+    pub(super) fn hold(&mut self, bytes: &[u8], most: usize) -> bool {
+        let fits = self.carry.len() + bytes.len() <= most;
+        if fits {
+            self.carry.extend_from_slice(bytes);
+        }
+        fits
+    }
+
+    /// What was kept.
+    pub(super) fn release(&mut self) -> Vec<u8> {
+        core::mem::take(&mut self.carry)
+    }
+
     /// Chunks of the arena that it holds.
     pub(super) fn chunks(&self) -> usize {
         self.assembly
@@ -65,6 +80,11 @@ impl Shard {
     pub fn received(&mut self, now: Now, link: Handle, bytes: &[u8]) {
         self.counters
             .add(Counter::BytesReceived, bytes.len() as u64);
+        self.heard(now, link, bytes);
+    }
+
+    /// What a client says is obeyed, or ends its link.
+    pub(super) fn heard(&mut self, now: Now, link: Handle, bytes: &[u8]) {
         if let Err(fault) = self.take_in(now, link, bytes) {
             self.fault(now, link, &fault);
         }
@@ -76,7 +96,7 @@ impl Shard {
                 return Ok(());
             };
             if !matches!(entry.state, LinkState::Open) {
-                return not_heard(entry.state);
+                return self.not_heard(link, bytes);
             }
             if entry.intake.assembly.is_some() {
                 bytes = self.assemble(now, link, bytes)?;
@@ -313,22 +333,23 @@ impl Shard {
         Ok(header)
     }
 
+    /// What comes on a link that is not open.
+    #[cold]
+    fn not_heard(&mut self, link: Handle, bytes: &[u8]) -> Result<(), Fault> {
+        match self.links.get(link).map(|link| link.state) {
+            None | Some(LinkState::Open | LinkState::Ending) => Ok(()),
+            Some(LinkState::Arriving { .. }) => self.hold(link, bytes),
+            Some(LinkState::Moving { .. }) => {
+                let text = "nothing may come behind a move until it is answered";
+                Err(Fault::new(Refusal::Unexpected, text))
+            }
+        }
+    }
+
     fn frame(&mut self, now: Now, link: Handle, frame: &Frame<'_>) -> Result<(), Fault> {
         match frame {
             Frame::Message(message) => self.message(now, link, message),
             Frame::Control { subject, control } => self.control(now, link, *subject, control),
-        }
-    }
-}
-
-/// What comes on a link that is not open.
-#[cold]
-fn not_heard(state: LinkState) -> Result<(), Fault> {
-    match state {
-        LinkState::Open | LinkState::Ending => Ok(()),
-        LinkState::Moving { .. } => {
-            let text = "nothing may come behind a move until it is answered";
-            Err(Fault::new(Refusal::Unexpected, text))
         }
     }
 }

@@ -352,6 +352,7 @@ impl Shard {
             outcome::NOT_DONE => self.answered(now, about, Err(fault(body))),
             outcome::ENDED => self.source_ended(about, &fault(body)),
             outcome::APPLIED => self.applied(now, peer, body),
+            outcome::PASSED => self.passed(now, about),
             _ => unknown("outcome", head),
         }
     }
@@ -367,7 +368,7 @@ impl Shard {
                 let want: &records::Want = fields(body);
                 self.want_on_branch(now, about, want.bytes.get());
             }
-            request::DETACH => self.end_branch(now, about, head.flags),
+            request::DETACH => self.end_branch(now, shard, about, head.flags),
             request::JOIN => self.join_asked(shard, about, body),
             request::LEASE => self.lend_to_source(about, fields(body)),
             request::ACKNOWLEDGE => {
@@ -390,6 +391,8 @@ impl Shard {
                 self.answer_question(now, shard, about, head.kind, body);
             }
             request::APPLY => self.apply_decided(body),
+            request::REPLACE => self.replace_asked(now, shard, about, fields(body)),
+            request::PASS => self.pass(now, about, fields(body)),
             _ => unknown("request", head),
         }
     }

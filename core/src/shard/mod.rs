@@ -37,6 +37,7 @@ mod positions;
 mod producer;
 mod records;
 mod remembered;
+mod replace;
 mod returns;
 mod send;
 mod session;
@@ -198,6 +199,12 @@ pub enum Output {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum LinkState {
     Open,
+    /// Waits for its welcome until so many shards have heard of the end of the link that
+    /// it takes the place of.
+    Arriving {
+        missing: u16,
+        since: Monotonic,
+    },
     /// Nothing may be read; it is handed over once its egress is empty.
     Moving {
         to: ShardIndex,
@@ -474,21 +481,32 @@ impl Shard {
         self.next_link = LinkNumber(number.0 + 1);
         self.link_numbers.insert(number, link);
         self.counters.add(Counter::LinksOpened, 1);
+        let elsewhere = |number| Some((self.replaced_elsewhere(number)?, number));
+        match attached.replaces.and_then(elsewhere) {
+            Some(replaced) => self.await_end_of(now, link, replaced),
+            None => self.welcome(now, link, attached.request),
+        }
+        self.received(now, link, &attached.leftover);
+        Ok(link)
+    }
+
+    /// Tells a client that its link stands.
+    fn welcome(&mut self, now: Now, link: Handle, request: RequestId) {
+        let Some(entry) = self.links.get(link) else {
+            return;
+        };
         let welcome = Welcome {
             version: VERSION,
             shards: u8::try_from(self.shards()).unwrap_or(u8::MAX),
             shard: self.config.shard.0.into(),
             frame_size_max: limits::FRAME_SIZE_MAX.into(),
             installation: self.config.installation.0.into(),
-            link: number.0.into(),
+            link: entry.number.0.into(),
             ..Welcome::default()
         };
-        let subject = attached.request.0;
-        if let Err(fault) = self.answer(now, link, subject, &welcome, &[]) {
+        if let Err(fault) = self.answer(now, link, request.0, &welcome, &[]) {
             self.fault(now, link, &fault);
         }
-        self.received(now, link, &attached.leftover);
-        Ok(link)
     }
 
     /// The kernel took `bytes` of the link's pieces; fewer than were given is legal.
@@ -887,22 +905,6 @@ impl Shard {
         self.end(now, link, told);
     }
 
-    /// A client is here again before its last link was missed: that one ends first,
-    /// so that what it holds is free. A link of somebody else stays.
-    fn replace(&mut self, now: Now, number: LinkNumber, principal: Principal) {
-        let Some(link) = self.link_numbers.get(&number).copied() else {
-            return;
-        };
-        let same = self
-            .links
-            .get(link)
-            .is_some_and(|link| link.principal == principal);
-        if same {
-            self.counters.add(Counter::LinksReplaced, 1);
-            self.end(now, link, false);
-        }
-    }
-
     /// Ends a link; with `flush` after what waits for it has left.
     fn end(&mut self, now: Now, link: Handle, flush: bool) {
         let Some(entry) = self.links.get_mut(link) else {
@@ -1011,6 +1013,10 @@ impl Shard {
             }
             return false;
         }
+        if entry.is_overdue(now.monotonic) {
+            self.fault(now, link, &replace::overdue());
+            return true;
+        }
         if entry
             .frame_since
             .is_some_and(|since| waited(since) >= limits::FRAME_TIMEOUT)
@@ -1020,7 +1026,8 @@ impl Shard {
             self.fault(now, link, &fault);
             return true;
         }
-        entry.watched = entry.egress.bytes() > 0 || entry.frame_since.is_some();
+        entry.watched =
+            entry.egress.bytes() > 0 || entry.frame_since.is_some() || entry.is_arriving();
         entry.watched
     }
 

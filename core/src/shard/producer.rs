@@ -481,7 +481,7 @@ impl Shard {
         };
         self.reserved -= producer.credit.outstanding_bytes();
         if let Some(fan) = producer.fan() {
-            self.drop_branches(now, fan, clean);
+            self.drop_branches(now, fan, handle, clean);
         }
         if let Some(link) = self.links.get_mut(producer.link) {
             link.producers.retain(|other| *other != handle);

@@ -6,7 +6,7 @@
 //! | | `FRAMES` | nothing | message frames, whole, one behind the other |
 //! | | `PART` | nothing | a stretch of one message frame too long for a record |
 //! | | `WANT` | our producer | [`Want`] |
-//! | | `DETACH` | our producer | nothing; flags say how |
+//! | | `DETACH` | our producer, or the asker's | nothing; flags say how |
 //! | outcomes | `ATTACHED` | our producer | [`Attached`] |
 //! | | `REFUSED` | our producer | [`Refused`], text |
 //! | | `SETTLED` | our producer | completion runs |
@@ -17,7 +17,7 @@
 //! | | `LEASE` | our consumer | [`Lease`] |
 //! | | `ACKNOWLEDGE` | our consumer | as a client's |
 //! | | `RETURN` | our consumer | as a client's |
-//! | | `LEAVE` | our consumer | [`Leave`]; flags say how |
+//! | | `LEAVE` | our consumer, or the asker's | [`Leave`]; flags say how |
 //! | outcomes | `JOINED` | our consumer | [`Joined`], starts |
 //! | | `NOT_JOINED` | our consumer | [`Refused`], text |
 //! | | `ACKNOWLEDGED` | our consumer | [`Confirmed`] |
@@ -35,6 +35,9 @@
 //! | requests | `FENCE` | the asker's deferred request | a producer's id |
 //! | | `DROP`, `DROP_TOO` | the asker's deferred request | a destination's number, whether it is forced, a subscription's name |
 //! | outcomes | `ENDED` | our consumer | [`Refused`] |
+//! | requests | `REPLACE` | the asker's link | [`Replace`] |
+//! | | `PASS` | a link of the shard that it names | [`Pass`] |
+//! | outcomes | `PASSED` | our link | nothing |
 //!
 //! "Our" is the reader's. A frame's handle is that of the reader's producer.
 
@@ -59,6 +62,8 @@ pub(super) mod request {
     pub(in super::super) const FENCE: u8 = 14;
     pub(in super::super) const DROP: u8 = 15;
     pub(in super::super) const DROP_TOO: u8 = 16;
+    pub(in super::super) const REPLACE: u8 = 17;
+    pub(in super::super) const PASS: u8 = 18;
 }
 
 /// Kinds of outcomes.
@@ -77,6 +82,7 @@ pub(super) mod outcome {
     pub(in super::super) const NOT_DONE: u8 = 12;
     pub(in super::super) const APPLIED: u8 = 13;
     pub(in super::super) const ENDED: u8 = 14;
+    pub(in super::super) const PASSED: u8 = 15;
 }
 
 /// Kinds of deliveries.
@@ -91,6 +97,8 @@ pub(super) mod delivery {
 pub(super) mod detach {
     /// Its client said so: it is forgotten, and that is answered.
     pub(in super::super) const CLOSED: u8 = 1;
+    /// Its front had not heard that it is attached: what is named is the front.
+    pub(in super::super) const UNHEARD: u8 = 2;
 }
 
 /// How a consumer leaves.
@@ -99,6 +107,8 @@ pub(super) mod leave {
     pub(in super::super) const CLOSED: u8 = 1;
     /// Its client said so.
     pub(in super::super) const CLEAN: u8 = 2;
+    /// Its front had not heard that it has joined: what is named is the front.
+    pub(in super::super) const UNHEARD: u8 = 4;
 }
 
 macro_rules! fields {
@@ -188,6 +198,21 @@ fields! {
         // Of the asker, so that it is answered though there is nothing left to leave.
         front: U32,
         reserved: U32,
+    }
+
+    /// Has a link ended, if it is that principal's, since another one takes its place.
+    Replace {
+        number: U64,
+        principal: U32,
+        reserved: U32,
+    }
+
+    /// Everything that the sender had to say of a link's end stands before this: the
+    /// shard of the link that takes its place is to be told.
+    Pass {
+        shard: U16,
+        reserved: U16,
+        reserved_word: U32,
     }
 
     /// What an acknowledgement asked to have echoed, and why it is refused if it is.

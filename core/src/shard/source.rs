@@ -289,15 +289,30 @@ impl Shard {
         Ok(())
     }
 
-    /// The front of a source, on another shard, ends or has gone.
+    /// The front of a source, on another shard, ends or has gone. One that did not hear
+    /// that it has the source names itself.
     pub(super) fn end_source(
         &mut self,
         shard: ShardIndex,
-        handle: Handle,
+        named: Handle,
         flags: u8,
         leave: &records::Leave,
     ) {
-        self.take_source_out(handle, leave.handed.get(), flags != 0);
+        let mut handle = Some(named);
+        if flags & leave::UNHEARD != 0 {
+            let origin = Origin {
+                shard,
+                front: named,
+            };
+            let of_it = |source: &Source| source.origin == origin;
+            let mut consumers = self.consumers.iter();
+            let found = consumers.find(|(_, it)| it.source().is_some_and(of_it));
+            handle = found.map(|(source, _)| source);
+        }
+        if let Some(handle) = handle {
+            let clean = flags & (leave::CLOSED | leave::CLEAN) != 0;
+            self.take_source_out(handle, leave.handed.get(), clean);
+        }
         if flags & leave::CLOSED != 0 {
             let front = Handle(leave.front.get());
             self.outcome_for(shard, &about(outcome::LEFT, front), &[]);

@@ -1,3 +1,5 @@
+mod replace;
+
 use std::collections::BTreeMap;
 
 use super::*;
