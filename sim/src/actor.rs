@@ -913,7 +913,9 @@ impl Actor {
                     slot.state = State::Closed;
                     let is_open = self.machine.as_ref().is_some_and(Client::is_open);
                     match number {
-                        Some(number) if is_open => scene.model.consumer_closed(number),
+                        Some(number) if is_open => {
+                            scene.model.consumer_closed(number, scene.connection);
+                        }
                         // The broker that was asked to is not heard of any more.
                         Some(number) => scene.model.consumer_departs(number),
                         None => {}

@@ -883,8 +883,13 @@ impl Model {
         }
     }
 
-    /// A consumer was closed, which the broker confirmed.
-    pub(crate) fn consumer_closed(&mut self, consumer: usize) {
+    /// A consumer was closed, which the broker confirmed: on the connection that it was
+    /// opened on. On a later one that is what its machine makes of a connection that was
+    /// lost before the confirmation.
+    pub(crate) fn consumer_closed(&mut self, consumer: usize, connection: usize) {
+        if self.consumers[consumer].connection != connection {
+            return self.consumer_departs(consumer);
+        }
         self.consumer_gone(consumer);
         self.subscriptions[self.consumers[consumer].subscription].closed += 1;
     }
