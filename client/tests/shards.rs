@@ -12,13 +12,21 @@ use std::time::Duration;
 
 use common::town::Town;
 use common::{TestBroker, WAIT, until};
-use courser::{Client, Counter};
+use courser::{Client, Counter, Producer};
 
 fn client(town: &Town) -> Client {
     Client::options()
         .timeout(WAIT)
         .connect(town.address())
         .unwrap()
+}
+
+/// As many producers, each to a queue of its own.
+fn producers(client: &Client, count: u32) -> Vec<Producer> {
+    let names = (0..count).map(|index| format!("queue:q{index}"));
+    names
+        .map(|name| client.producer(&name).create().unwrap())
+        .collect()
 }
 
 #[test]
@@ -88,14 +96,7 @@ fn a_session_calls_one_listener_at_a_time_over_all_its_connections() {
     const SENDS: usize = 400;
     let town = Town::of_shards(3);
     let client = client(&town);
-    let producers: Vec<_> = (0..6)
-        .map(|index| {
-            client
-                .producer(&format!("queue:q{index}"))
-                .create()
-                .unwrap()
-        })
-        .collect();
+    let producers = producers(&client, 6);
     assert_eq!(client.connections(), 3);
     let is_calling = Arc::new(AtomicBool::new(false));
     let heard = Arc::new(Mutex::new(vec![Vec::new(); producers.len()]));
@@ -125,14 +126,7 @@ fn a_session_calls_one_listener_at_a_time_over_all_its_connections() {
 fn closing_waits_for_the_listeners_of_every_connection() {
     let town = Town::of_shards(2);
     let client = client(&town);
-    let producers: Vec<_> = (0..4)
-        .map(|index| {
-            client
-                .producer(&format!("queue:q{index}"))
-                .create()
-                .unwrap()
-        })
-        .collect();
+    let producers = producers(&client, 4);
     assert_eq!(client.connections(), 2);
     let called = Arc::new(AtomicUsize::new(0));
     let (go, wait) = mpsc::channel::<()>();

@@ -19,9 +19,9 @@ use courser_transport::affinity::Cores;
 use courser_transport::idle::IdleStrategy;
 
 pub(crate) use admin::{
-    Bounds, Confirmation, ConnectionVerb, CreateOptions, DestinationVerb, FenceOptions,
-    FilteredOptions, KillOptions, ListOptions, NamedOptions, ProducerVerb, RemoveOptions,
-    SetOptions, SubscriptionOptions, SubscriptionRemoveOptions, SubscriptionVerb,
+    Asking, Bounds, Confirmation, ConnectionVerb, CreateOptions, DestinationVerb, FenceOptions,
+    FilteredOptions, KillOptions, NamedOptions, ProducerVerb, RemoveOptions, SetOptions,
+    SubscriptionOptions, SubscriptionRemoveOptions, SubscriptionVerb,
 };
 
 use crate::error::Status;
@@ -56,7 +56,7 @@ pub(crate) enum Verb {
     /// Print messages and acknowledge each once it is printed
     Receive(ReceiveOptions),
     /// Print what the broker counts, in all and for each destination
-    Stats(StatsOptions),
+    Stats(Asking),
     /// See, create, change and delete topics
     #[command(subcommand)]
     Topic(DestinationVerb),
@@ -231,16 +231,6 @@ pub(crate) enum SubscriptionType {
     Failover,
     /// Each key has one, which gets its messages in order
     KeyShared,
-}
-
-/// `courser stats`.
-#[derive(Debug, Args)]
-pub(crate) struct StatsOptions {
-    /// Print JSON
-    #[arg(long)]
-    pub(crate) json: bool,
-    #[command(flatten)]
-    pub(crate) connection: Connection,
 }
 
 /// `courser bench`.

@@ -4,7 +4,7 @@ use courser_bench::table::{Align, Table};
 use courser_bench::units;
 use serde_json::{Value, json};
 
-use crate::args::{ConnectionVerb, KillOptions, ListOptions};
+use crate::args::{Asking, ConnectionVerb, KillOptions};
 use crate::confirm::confirm;
 use crate::error::CommandError;
 use crate::output;
@@ -17,10 +17,10 @@ pub(crate) fn connection(verb: &ConnectionVerb) -> Result<(), CommandError> {
     }
 }
 
-fn list(options: &ListOptions) -> Result<(), CommandError> {
-    let admin = options.connection.admin()?;
+fn list(asking: &Asking) -> Result<(), CommandError> {
+    let admin = asking.connection.admin()?;
     let rows = admin.connections()?;
-    if options.json {
+    if asking.json {
         let rows = rows.iter().map(|row| {
             json!({
                 "number": row.link.0,
@@ -55,11 +55,11 @@ fn list(options: &ListOptions) -> Result<(), CommandError> {
 }
 
 fn kill(options: &KillOptions) -> Result<(), CommandError> {
-    let admin = options.connection.admin()?;
+    let admin = options.asking.connection.admin()?;
     let link = options.link;
     confirm(&options.confirmation, &format!("end connection {link}"))?;
     admin.end_connection(link)?;
-    if options.json {
+    if options.asking.json {
         output::print_json(&json!({ "number": link.0, "ended": true }))
     } else {
         output::print(&format_args!("connection {link} ended\n"))

@@ -9,7 +9,7 @@ use courser_bench::units;
 use serde_json::{Value, json};
 
 use crate::args::{
-    Bounds, CreateOptions, DestinationVerb, ListOptions, NamedOptions, RemoveOptions, SetOptions,
+    Asking, Bounds, CreateOptions, DestinationVerb, NamedOptions, RemoveOptions, SetOptions,
 };
 use crate::confirm::confirm;
 use crate::error::CommandError;
@@ -29,15 +29,10 @@ pub(crate) fn destination(
     }
 }
 
-fn list(kind: DestinationKind, options: &ListOptions) -> Result<(), CommandError> {
-    let admin = options.connection.admin()?;
-    let mut rows = admin.destinations()?;
-    rows.retain(|row| row.destination.kind == kind);
-    if options.json {
-        return output::print_json(&rows.iter().map(as_json).collect());
-    }
-    let mut table = Table::new(&[
-        ("name", Align::Left),
+/// What a list of destinations says of each, behind what it is called.
+pub(crate) fn columns(first: &str) -> [(&str, Align); 8] {
+    [
+        (first, Align::Left),
         ("partitions", Align::Right),
         ("stored", Align::Right),
         ("unsettled", Align::Right),
@@ -45,7 +40,17 @@ fn list(kind: DestinationKind, options: &ListOptions) -> Result<(), CommandError
         ("producers", Align::Right),
         ("consumers", Align::Right),
         ("subscriptions", Align::Right),
-    ]);
+    ]
+}
+
+fn list(kind: DestinationKind, asking: &Asking) -> Result<(), CommandError> {
+    let admin = asking.connection.admin()?;
+    let mut rows = admin.destinations()?;
+    rows.retain(|row| row.destination.kind == kind);
+    if asking.json {
+        return output::print_json(&rows.iter().map(as_json).collect());
+    }
+    let mut table = Table::new(&columns("name"));
     for row in &rows {
         table.row(vec![
             row.destination.name.to_string(),
@@ -63,9 +68,9 @@ fn list(kind: DestinationKind, options: &ListOptions) -> Result<(), CommandError
 
 fn show(kind: DestinationKind, options: &NamedOptions) -> Result<(), CommandError> {
     let name = named(kind, &options.name)?;
-    let admin = options.connection.admin()?;
+    let admin = options.asking.connection.admin()?;
     let row = admin.destination(&name)?;
-    if options.json {
+    if options.asking.json {
         return output::print_json(&as_json(&row));
     }
     let mut table = Table::new(&[("", Align::Left), ("", Align::Left)]);
@@ -101,8 +106,8 @@ fn show(kind: DestinationKind, options: &NamedOptions) -> Result<(), CommandErro
 }
 
 fn create(kind: DestinationKind, options: &CreateOptions) -> Result<(), CommandError> {
-    let name = named(kind, &options.name)?;
-    let admin = options.connection.admin()?;
+    let name = named(kind, &options.named.name)?;
+    let admin = options.named.asking.connection.admin()?;
     let wanted = NewDestination {
         partitions: options.partitions,
         retain: options.retain,
@@ -110,28 +115,28 @@ fn create(kind: DestinationKind, options: &CreateOptions) -> Result<(), CommandE
     };
     let created = admin.create(&name, &wanted)?;
     let said = if created { "created" } else { "exists already" };
-    done(options.json, &name, "created", created, said)
+    done(options.named.asking.json, &name, "created", created, said)
 }
 
 fn set(kind: DestinationKind, options: &SetOptions) -> Result<(), CommandError> {
-    let name = named(kind, &options.name)?;
+    let name = named(kind, &options.named.name)?;
     let policies = policies(&options.bounds);
     if policies == PolicyChange::default() {
         return Err(CommandError::NothingToSet);
     }
-    let admin = options.connection.admin()?;
+    let admin = options.named.asking.connection.admin()?;
     let changed = admin.set(&name, policies)?;
     let said = if changed { "changed" } else { "is so already" };
-    done(options.json, &name, "changed", changed, said)
+    done(options.named.asking.json, &name, "changed", changed, said)
 }
 
 fn remove(kind: DestinationKind, options: &RemoveOptions) -> Result<(), CommandError> {
-    let name = named(kind, &options.name)?;
-    let admin = options.connection.admin()?;
+    let name = named(kind, &options.named.name)?;
+    let admin = options.named.asking.connection.admin()?;
     let what = what_goes(&admin, &name)?;
     confirm(&options.confirmation, &what)?;
     admin.delete(&name, options.force)?;
-    done(options.json, &name, "deleted", true, "deleted")
+    done(options.named.asking.json, &name, "deleted", true, "deleted")
 }
 
 /// What would be deleted, as a question without its mark.

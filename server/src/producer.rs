@@ -17,9 +17,9 @@ pub(crate) fn producer(verb: &ProducerVerb) -> Result<(), CommandError> {
 }
 
 fn list(options: &FilteredOptions) -> Result<(), CommandError> {
-    let admin = options.connection.admin()?;
+    let admin = options.asking.connection.admin()?;
     let rows = admin.producers(options.destination.as_ref())?;
-    if options.json {
+    if options.asking.json {
         let rows = rows.iter().map(|row| {
             json!({
                 "id": row.id.0,
@@ -54,14 +54,14 @@ fn list(options: &FilteredOptions) -> Result<(), CommandError> {
 }
 
 fn fence(options: &FenceOptions) -> Result<(), CommandError> {
-    let admin = options.connection.admin()?;
+    let admin = options.asking.connection.admin()?;
     let producer = options.producer;
     confirm(
         &options.confirmation,
         &format!("fence producer {producer}, which then never sends again"),
     )?;
     admin.fence(producer)?;
-    if options.json {
+    if options.asking.json {
         output::print_json(&json!({ "id": producer.0, "fenced": true }))
     } else {
         output::print(&format_args!("producer {producer} fenced\n"))

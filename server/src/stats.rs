@@ -5,12 +5,13 @@ use courser_bench::table::{Align, Table};
 use courser_bench::units;
 use serde_json::{Map, Value, json};
 
-use crate::args::StatsOptions;
+use crate::args::Asking;
+use crate::destination;
 use crate::error::CommandError;
 use crate::output;
 
 /// Asks the broker and prints its answer.
-pub(crate) fn stats(options: &StatsOptions) -> Result<(), CommandError> {
+pub(crate) fn stats(options: &Asking) -> Result<(), CommandError> {
     let client = Client::options()
         .reconnect_for(std::time::Duration::ZERO)
         .connect(options.connection.endpoints.clone())?;
@@ -58,16 +59,7 @@ fn as_text(counters: &Counters, rows: &[DestinationStats]) -> String {
     }
     let mut text = table.to_string();
     if !rows.is_empty() {
-        let mut destinations = Table::new(&[
-            ("destination", Align::Left),
-            ("partitions", Align::Right),
-            ("stored", Align::Right),
-            ("unsettled", Align::Right),
-            ("memory", Align::Right),
-            ("producers", Align::Right),
-            ("consumers", Align::Right),
-            ("subscriptions", Align::Right),
-        ]);
+        let mut destinations = Table::new(&destination::columns("destination"));
         for row in rows {
             destinations.row(vec![
                 row.destination.to_string(),

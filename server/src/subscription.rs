@@ -22,9 +22,9 @@ pub(crate) fn subscription(verb: &SubscriptionVerb) -> Result<(), CommandError> 
 }
 
 fn list(options: &FilteredOptions) -> Result<(), CommandError> {
-    let admin = options.connection.admin()?;
+    let admin = options.asking.connection.admin()?;
     let rows = admin.subscriptions(options.destination.as_ref())?;
-    if options.json {
+    if options.asking.json {
         return output::print_json(&rows.iter().map(as_json).collect());
     }
     let mut table = Table::new(&[
@@ -49,7 +49,7 @@ fn list(options: &FilteredOptions) -> Result<(), CommandError> {
 }
 
 fn show(options: &SubscriptionOptions) -> Result<(), CommandError> {
-    let admin = options.connection.admin()?;
+    let admin = options.asking.connection.admin()?;
     let (destination, name) = (&options.destination, options.subscription.as_str());
     let parts = admin.parts(destination, name)?;
     let all = admin.subscriptions(Some(destination))?;
@@ -60,7 +60,7 @@ fn show(options: &SubscriptionOptions) -> Result<(), CommandError> {
             what: format!("subscription {name:?} of {destination}"),
         })?;
     let consumers = admin.consumers(Some(destination), name)?;
-    if options.json {
+    if options.asking.json {
         let parts = parts.iter().map(|part| {
             json!({
                 "partition": part.partition.0,
@@ -131,14 +131,14 @@ fn show(options: &SubscriptionOptions) -> Result<(), CommandError> {
 }
 
 fn remove(options: &SubscriptionRemoveOptions) -> Result<(), CommandError> {
-    let admin = options.connection.admin()?;
+    let admin = options.asking.connection.admin()?;
     let (destination, name) = (&options.destination, options.subscription.as_str());
     confirm(
         &options.confirmation,
         &format!("delete subscription {name:?} of {destination} with its place"),
     )?;
     admin.delete_subscription(destination, name, options.force)?;
-    if options.json {
+    if options.asking.json {
         output::print_json(&json!({
             "destination": destination.to_string(),
             "subscription": name,

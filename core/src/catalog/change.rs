@@ -36,19 +36,7 @@ const DELETE: u8 = 2;
 const SET_POLICIES: u8 = 3;
 
 /// What every change begins with.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    FromBytes,
-    IntoBytes,
-    KnownLayout,
-    Immutable,
-    Unaligned,
-)]
+#[derive(Default, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 struct Fields {
     tag: u8,

@@ -10,7 +10,7 @@ use crate::quantity;
 #[derive(Debug, Subcommand)]
 pub(crate) enum DestinationVerb {
     /// List all of them
-    Ls(ListOptions),
+    Ls(Asking),
     /// Show one, with its partitions
     Show(NamedOptions),
     /// Create one
@@ -21,9 +21,9 @@ pub(crate) enum DestinationVerb {
     Set(SetOptions),
 }
 
-/// A list of everything.
+/// Whom to ask, and how to print the answer.
 #[derive(Debug, Args)]
-pub(crate) struct ListOptions {
+pub(crate) struct Asking {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
@@ -37,11 +37,8 @@ pub(crate) struct NamedOptions {
     /// Its name, such as orders or /default/orders
     #[arg(value_name = "NAME")]
     pub(crate) name: String,
-    /// Print JSON
-    #[arg(long)]
-    pub(crate) json: bool,
     #[command(flatten)]
-    pub(crate) connection: Connection,
+    pub(crate) asking: Asking,
 }
 
 /// Bounds of a destination.
@@ -61,9 +58,8 @@ pub(crate) struct Bounds {
 /// `courser topic create` and `courser queue create`.
 #[derive(Debug, Args)]
 pub(crate) struct CreateOptions {
-    /// Its name, such as orders or /default/orders
-    #[arg(value_name = "NAME")]
-    pub(crate) name: String,
+    #[command(flatten)]
+    pub(crate) named: NamedOptions,
     /// Its partitions; one unless said otherwise
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub(crate) partitions: Option<u32>,
@@ -72,26 +68,15 @@ pub(crate) struct CreateOptions {
     pub(crate) retain: Option<u64>,
     #[command(flatten)]
     pub(crate) bounds: Bounds,
-    /// Print JSON
-    #[arg(long)]
-    pub(crate) json: bool,
-    #[command(flatten)]
-    pub(crate) connection: Connection,
 }
 
 /// `courser topic set` and `courser queue set`.
 #[derive(Debug, Args)]
 pub(crate) struct SetOptions {
-    /// Its name, such as orders or /default/orders
-    #[arg(value_name = "NAME")]
-    pub(crate) name: String,
+    #[command(flatten)]
+    pub(crate) named: NamedOptions,
     #[command(flatten)]
     pub(crate) bounds: Bounds,
-    /// Print JSON
-    #[arg(long)]
-    pub(crate) json: bool,
-    #[command(flatten)]
-    pub(crate) connection: Connection,
 }
 
 /// What has to be confirmed.
@@ -105,19 +90,13 @@ pub(crate) struct Confirmation {
 /// `courser topic rm` and `courser queue rm`.
 #[derive(Debug, Args)]
 pub(crate) struct RemoveOptions {
-    /// Its name, such as orders or /default/orders
-    #[arg(value_name = "NAME")]
-    pub(crate) name: String,
+    #[command(flatten)]
+    pub(crate) named: NamedOptions,
     /// Even if somebody uses it: their producers and consumers end
     #[arg(long)]
     pub(crate) force: bool,
     #[command(flatten)]
     pub(crate) confirmation: Confirmation,
-    /// Print JSON
-    #[arg(long)]
-    pub(crate) json: bool,
-    #[command(flatten)]
-    pub(crate) connection: Connection,
 }
 
 /// `courser sub`.
@@ -137,11 +116,8 @@ pub(crate) struct FilteredOptions {
     /// queue:NAME, topic:NAME, or NAME for a queue; all unless said
     #[arg(value_name = "DEST", value_parser = Destination::parse)]
     pub(crate) destination: Option<Destination>,
-    /// Print JSON
-    #[arg(long)]
-    pub(crate) json: bool,
     #[command(flatten)]
-    pub(crate) connection: Connection,
+    pub(crate) asking: Asking,
 }
 
 /// One subscription.
@@ -153,11 +129,8 @@ pub(crate) struct SubscriptionOptions {
     /// Its name; none for a queue's own
     #[arg(value_name = "SUBSCRIPTION", default_value = "")]
     pub(crate) subscription: String,
-    /// Print JSON
-    #[arg(long)]
-    pub(crate) json: bool,
     #[command(flatten)]
-    pub(crate) connection: Connection,
+    pub(crate) asking: Asking,
 }
 
 /// `courser sub rm`.
@@ -174,11 +147,8 @@ pub(crate) struct SubscriptionRemoveOptions {
     pub(crate) force: bool,
     #[command(flatten)]
     pub(crate) confirmation: Confirmation,
-    /// Print JSON
-    #[arg(long)]
-    pub(crate) json: bool,
     #[command(flatten)]
-    pub(crate) connection: Connection,
+    pub(crate) asking: Asking,
 }
 
 /// `courser producer`.
@@ -198,18 +168,15 @@ pub(crate) struct FenceOptions {
     pub(crate) producer: ProducerId,
     #[command(flatten)]
     pub(crate) confirmation: Confirmation,
-    /// Print JSON
-    #[arg(long)]
-    pub(crate) json: bool,
     #[command(flatten)]
-    pub(crate) connection: Connection,
+    pub(crate) asking: Asking,
 }
 
 /// `courser conn`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum ConnectionVerb {
     /// List all of them
-    Ls(ListOptions),
+    Ls(Asking),
     /// End one: its client is told, and may connect again
     Kill(KillOptions),
 }
@@ -222,11 +189,8 @@ pub(crate) struct KillOptions {
     pub(crate) link: LinkNumber,
     #[command(flatten)]
     pub(crate) confirmation: Confirmation,
-    /// Print JSON
-    #[arg(long)]
-    pub(crate) json: bool,
     #[command(flatten)]
-    pub(crate) connection: Connection,
+    pub(crate) asking: Asking,
 }
 
 fn producer(text: &str) -> Result<ProducerId, String> {
