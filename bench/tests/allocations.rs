@@ -90,7 +90,7 @@ struct Embedded {
 impl Embedded {
     fn start(transport: Transport, cores: Cores) -> Self {
         let broker = Broker::start(BrokerConfig {
-            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            listen: Some(SocketAddr::from(([127, 0, 0, 1], 0))),
             transport,
             cores: cores.broker.to_string().parse().unwrap(),
             memory: 256 << 20,

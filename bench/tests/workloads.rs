@@ -96,7 +96,7 @@ fn quick_measures_everything_beside_its_floor_and_loses_nothing() {
 #[test]
 fn a_broker_that_somebody_else_started_is_measured_and_left_running() {
     let broker = Broker::start(BrokerConfig {
-        listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+        listen: Some(SocketAddr::from(([127, 0, 0, 1], 0))),
         memory: 256 << 20,
         ..BrokerConfig::default()
     })

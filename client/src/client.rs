@@ -13,13 +13,15 @@ use courser_core::counters::Counter;
 use courser_core::error::Refusal;
 use courser_core::id::{Installation, ShardIndex};
 use courser_core::name::Destination;
+#[cfg(feature = "embedded")]
+use courser_transport::in_process::Connector;
 
 use crate::address::{Endpoint, Endpoints, IntoEndpoints};
 use crate::admin::Admin;
 use crate::consumer::ConsumerBuilder;
 use crate::error::{ConnectError, RequestError};
 use crate::instance;
-use crate::link::{Link, Wanted};
+use crate::link::{Link, Wanted, Way, Wire};
 use crate::pool::{Owner, Pool};
 use crate::producer::ProducerBuilder;
 use crate::resolve::{Resolver, Whereabouts};
@@ -161,7 +163,15 @@ impl ConnectOptions {
             let state = link.take();
             let wire = &state.wire;
             let installation = state.machine.installation();
-            (wire.peer(), wire.whereabouts().afresh(), installation)
+            match wire.way() {
+                Way::Network(whereabouts) => (wire.peer(), whereabouts.afresh(), installation),
+                #[cfg(feature = "embedded")]
+                Way::Inside(connector) => {
+                    let connector = connector.clone();
+                    drop(state);
+                    return self.enter(connector, Some(shard));
+                }
+            }
         };
         let peer = peer.map_err(|source| ConnectError::Io {
             address: String::new(),
@@ -204,15 +214,68 @@ impl ConnectOptions {
         let began = Instant::now();
         let stream = TcpStream::connect_timeout(resolved, self.timeout).map_err(io_error)?;
         let left = self.timeout.saturating_sub(began.elapsed());
+        let wire = Wire::new(stream, whereabouts, self.timeout).map_err(io_error)?;
+        self.greet(wire, &address(), shard, self.reconnect_for, left)
+    }
+
+    /// A link to a shard of a broker in this process.
+    #[cfg(feature = "embedded")]
+    fn enter(
+        &self,
+        connector: Connector,
+        shard: Option<ShardIndex>,
+    ) -> Result<Arc<Link>, ConnectError> {
+        let stream = connector.connect(shard)?;
+        let wire = Wire::inside(stream, connector, self.timeout);
+        // Rings do not break: where one ends, the broker ended it, and for good.
+        let reconnect_for = Duration::ZERO;
+        let address = "the broker in this process";
+        self.greet(wire, address, shard, reconnect_for, self.timeout)
+    }
+
+    /// Connects to a broker in this process, without a socket.
+    ///
+    /// # Errors
+    ///
+    /// If it has no link to spare, or has stopped.
+    #[cfg(feature = "embedded")]
+    pub fn connect_embedded(
+        &self,
+        broker: &crate::embedded::Broker,
+    ) -> Result<Client, ConnectError> {
+        let options = Self {
+            id: instance::next(),
+            ..self.clone()
+        };
+        let link = options.enter(broker.connector().clone(), None)?;
+        Ok(Client {
+            pool: Arc::new(Pool::new(options, link)),
+            session: Arc::new(Session::new()),
+        })
+    }
+
+    /// Says hello over a wire, and waits for at most `patience` for the answer.
+    fn greet(
+        &self,
+        wire: Wire,
+        address: &str,
+        shard: Option<ShardIndex>,
+        reconnect_for: Duration,
+        patience: Duration,
+    ) -> Result<Arc<Link>, ConnectError> {
+        let address = || address.to_owned();
         let config = core_client::Config {
             name: instance::introduced(&self.name, &self.id),
             shard,
             hello_timeout: self.timeout,
-            reconnect_for: self.reconnect_for,
+            reconnect_for,
         };
-        let link =
-            Link::new(stream, whereabouts, config, self.spin, self.timeout).map_err(io_error)?;
-        let deadline = link.now().after(left);
+        let link = Link::new(wire, config, self.spin, self.timeout);
+        let link = link.map_err(|source| ConnectError::Io {
+            address: address(),
+            source,
+        })?;
+        let deadline = link.now().after(patience);
         let end = link.wait(deadline, Wanted::Anything, |state| {
             if state.machine.is_open() {
                 return Some(None);

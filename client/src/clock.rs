@@ -65,6 +65,11 @@ impl Clock {
         self.now_at(steady, wall_then + since)
     }
 
+    /// One reading of the steady clock alone.
+    pub(crate) fn monotonic(&self) -> Monotonic {
+        steady(self.zero)
+    }
+
     fn now_at(&self, steady: u64, wall: u64) -> Now {
         Now {
             monotonic: Monotonic(steady),

@@ -71,6 +71,10 @@ pub enum ConnectError {
         /// What it said.
         end: Arc<LinkEnd>,
     },
+    /// The broker in this process has no link to give.
+    #[cfg(feature = "embedded")]
+    #[error(transparent)]
+    NoLink(#[from] courser_transport::in_process::NoLink),
     /// What answered is no broker.
     #[error("{address} does not speak the protocol: {source}")]
     NotABroker {

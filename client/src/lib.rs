@@ -56,6 +56,8 @@ mod client;
 mod clock;
 mod consumer;
 mod delivery;
+#[cfg(feature = "embedded")]
+pub mod embedded;
 mod error;
 mod future;
 mod instance;

@@ -332,6 +332,31 @@ impl Door {
     }
 }
 
+/// What the hello of a link says that no door has to be kept for, because it comes from
+/// this process: the link, and the shard that it asks for. `None` while the hello is not
+/// complete.
+///
+/// # Errors
+///
+/// Why it is none, or not one that is obeyed.
+pub fn introduction(bytes: &[u8]) -> Result<Option<(Attached, Option<ShardIndex>)>, Refusal> {
+    let Some(greeting) = hello(bytes)? else {
+        return match bytes.len() <= limits::HELLO_SIZE_MAX as usize {
+            true => Ok(None),
+            false => Err(Refusal::FrameTooLarge),
+        };
+    };
+    let attached = Attached {
+        principal: Principal::ANONYMOUS,
+        name: greeting.name,
+        replaces: greeting.replaces,
+        leftover: bytes[greeting.size..].to_vec(),
+        patient: true,
+        ..Attached::default()
+    };
+    Ok(Some((attached, greeting.shard.map(ShardIndex))))
+}
+
 struct Greeting {
     size: usize,
     shard: Option<u16>,

@@ -39,6 +39,10 @@ pub const DEFERRED_MAX: u32 = 1024;
 pub const SUBSCRIPTIONS_MAX: u32 = 16_384;
 /// The most links (connections) of one broker.
 pub const LINKS_MAX: u32 = 10_000;
+/// In-process links of a broker that is embedded, unless it is told otherwise.
+pub const LINKS_IN_PROCESS: u16 = 64;
+/// A ring of an in-process link, in bytes; it has one each way.
+pub const IN_PROCESS_RING_SIZE: u32 = 128 * KIB;
 /// The most links that have not said hello yet, in all.
 pub const LINKS_STRANGE_MAX: u32 = 1024;
 /// The most links that have not said hello yet from one address.
@@ -264,6 +268,16 @@ pub const TABLE: &[Limit] = &[
         "connections per address",
         LINKS_PER_ADDRESS_MAX,
         "the connection is refused",
+    ),
+    count(
+        "in-process connections (default)",
+        LINKS_IN_PROCESS as u32,
+        "the connection is refused with a reason",
+    ),
+    bytes(
+        "ring of an in-process connection, each way",
+        IN_PROCESS_RING_SIZE,
+        "the writer waits until the other end has read",
     ),
     count(
         "connections before hello",

@@ -239,9 +239,10 @@ impl CommandError {
 
 fn not_started(error: &StartError) -> Status {
     match error {
-        StartError::Cores(_) | StartError::TooManyShards { .. } | StartError::Memory { .. } => {
-            Status::Usage
-        }
+        StartError::Cores(_)
+        | StartError::TooManyShards { .. }
+        | StartError::Memory { .. }
+        | StartError::WithoutThreads { .. } => Status::Usage,
         StartError::Listen { .. }
         | StartError::IoUring(_)
         | StartError::MemoryNotThere { .. }

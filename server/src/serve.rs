@@ -53,7 +53,7 @@ fn config(options: &ServeOptions) -> Result<BrokerConfig, ServeError> {
         return Err(ServeError::Exposed(options.listen));
     }
     Ok(BrokerConfig {
-        listen: options.listen,
+        listen: Some(options.listen),
         transport: options.transport,
         cores: options.cores.clone().unwrap_or(Cores::Auto),
         shards: options.shards.and_then(NonZeroU16::new),

@@ -9,10 +9,14 @@
 //!
 //! [`Broker::start`] returns when connections are accepted; [`Broker::stop`] when
 //! everybody was said goodbye to. The binary and the benchmark use the same one.
+//!
+//! Embedded it may have no socket, and hands out in-process links
+//! ([`Broker::connector`]); and no thread ([`Broker::without_threads`]), where whoever
+//! waits for it drives it, or calls [`Broker::turn`].
 
 use std::fmt;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::num::NonZeroU16;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::abort;
@@ -22,7 +26,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use courser_core::error::Refusal;
-use courser_core::id::Installation;
+use courser_core::id::{Installation, ShardIndex};
 use courser_core::limits;
 use courser_core::mesh::{self, Ends, mesh};
 use courser_core::shard::{MemoryPlan, Shard, ShardConfig};
@@ -30,15 +34,17 @@ use courser_core::shard::{MemoryPlan, Shard, ShardConfig};
 use crate::affinity::{AffinityError, Cores, Placement, Topology};
 use crate::door::{DoorControl, DoorStats, Porter, ShardEntrance};
 use crate::doorbell::Doorbell;
-use crate::handoff::handoff;
+use crate::engine::Engine;
+use crate::handoff::{Inbox, handoff};
 use crate::idle::{Idle, IdleStrategy, SpinRefused};
+use crate::in_process::{self, Connector};
 use crate::planted::{self, Fault};
 use crate::ring::epoll::EpollRing;
 use crate::ring::io_uring::IoUringRing;
 use crate::ring::{IoUringRefused, Ring, RingSize};
 use crate::stats::{Publisher, ShardStats};
 use crate::sys::{self, Errno};
-use crate::worker::{Company, Control, LetIn, Worker, Workers};
+use crate::worker::{Arrival, Company, Control, Worker, Workers};
 
 /// Which ring the shards use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -83,8 +89,11 @@ pub struct UnknownTransport(pub String);
 /// What a broker is started with.
 #[derive(Debug, Clone)]
 pub struct BrokerConfig {
-    /// Where to accept connections; port 0 lets the kernel choose.
-    pub listen: SocketAddr,
+    /// Where to accept connections, if anywhere; port 0 lets the kernel choose.
+    pub listen: Option<SocketAddr>,
+    /// How many in-process links there may be at the same time. Their rings, two of
+    /// [`limits::IN_PROCESS_RING_SIZE`] each, are within the memory bound.
+    pub links_in_process: u16,
     /// Which ring.
     pub transport: Transport,
     /// Which processors.
@@ -110,7 +119,8 @@ impl Default for BrokerConfig {
     /// Loopback, port 7420, everything chosen to fit the machine.
     fn default() -> Self {
         Self {
-            listen: SocketAddr::from(([127, 0, 0, 1], 7420)),
+            listen: Some(SocketAddr::from(([127, 0, 0, 1], 7420))),
+            links_in_process: 0,
             transport: Transport::default(),
             cores: Cores::default(),
             shards: None,
@@ -124,6 +134,27 @@ impl Default for BrokerConfig {
             },
             auto_create: true,
         }
+    }
+}
+
+impl BrokerConfig {
+    /// Of a broker that is part of an application: no socket, one shard, wherever the
+    /// kernel puts it, and a quarter of the default memory bound.
+    #[must_use]
+    pub fn embedded() -> Self {
+        Self {
+            listen: None,
+            links_in_process: limits::LINKS_IN_PROCESS,
+            cores: Cores::Unpinned,
+            shards: NonZeroU16::new(1),
+            memory: limits::MEMORY_DEFAULT / 4,
+            ..Self::default()
+        }
+    }
+
+    /// Bytes of the rings of all in-process links.
+    fn links_size(&self) -> u64 {
+        u64::from(self.links_in_process) * in_process::LINK_SIZE
     }
 }
 
@@ -157,12 +188,22 @@ pub enum StartError {
     #[error(transparent)]
     IoUring(#[from] IoUringRefused),
     /// The memory bound is too small.
-    #[error("{}", too_little(*bound, *shards))]
+    #[error("{}", too_little(*bound, *shards, *links_in_process))]
     Memory {
         /// What was asked for, in bytes.
         bound: u64,
         /// How many shards share it.
         shards: u16,
+        /// How many in-process links have their rings in it.
+        links_in_process: u16,
+    },
+    /// A broker without threads is asked for something that it cannot have.
+    #[error(
+        "a broker without threads has one shard and no io_uring, whose rings belong to a thread; {asked} is asked for\n  fix    ask for less, or start the broker with threads"
+    )]
+    WithoutThreads {
+        /// What that is.
+        asked: String,
     },
     /// There is not so much memory.
     #[error(
@@ -188,15 +229,19 @@ pub enum StartError {
 
 const MIB: u64 = 1024 * 1024;
 
-fn too_little(bound: u64, shards: u16) -> String {
+fn too_little(bound: u64, shards: u16, links: u16) -> String {
     let (bound, least) = (bound / MIB, limits::MEMORY_MIN / MIB);
-    if shards == 1 {
-        return format!("a memory bound of {bound} MiB is below the least of {least} MiB");
+    let rings = u64::from(links) * in_process::LINK_SIZE;
+    let needed = (memory_needed(shards) + rings).div_ceil(MIB);
+    match (shards, links) {
+        (1, 0) => format!("a memory bound of {bound} MiB is below the least of {least} MiB"),
+        (1, _) => format!(
+            "a memory bound of {bound} MiB is too little for a shard, which needs {least} MiB, and {links} in-process links\n  fix    a bound of at least {needed} MiB, or fewer links"
+        ),
+        _ => format!(
+            "a memory bound of {bound} MiB is too little for {shards} shards, which need {least} MiB each and rings between them\n  fix    a bound of at least {needed} MiB, or fewer shards"
+        ),
     }
-    let needed = memory_needed(shards).div_ceil(MIB);
-    format!(
-        "a memory bound of {bound} MiB is too little for {shards} shards, which need {least} MiB each and rings between them\n  fix    a bound of at least {needed} MiB, or fewer shards"
-    )
 }
 
 /// The least memory that so many shards need.
@@ -216,6 +261,7 @@ impl StartError {
             Self::Memory { .. } => "C1302",
             Self::Kernel { .. } => "C1303",
             Self::MemoryNotThere { .. } => "C1304",
+            Self::WithoutThreads { .. } => "C1305",
         }
     }
 
@@ -227,8 +273,8 @@ impl StartError {
 /// What a running broker runs with; its `Display` is the start's report.
 #[derive(Debug, Clone)]
 pub struct Setting {
-    /// Where connections are accepted.
-    pub address: SocketAddr,
+    /// Where connections are accepted, if anywhere.
+    pub address: Option<SocketAddr>,
     /// Each shard.
     pub shards: Vec<ShardSetting>,
     /// What a shard does without work.
@@ -274,7 +320,10 @@ impl Setting {
 
 impl fmt::Display for Setting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "listening  {}", self.address)?;
+        match self.address {
+            Some(address) => writeln!(f, "listening  {address}")?,
+            None => writeln!(f, "listening  nowhere, in-process links only")?,
+        }
         for (index, shard) in self.shards.iter().enumerate() {
             let isolated = match (shard.placement, shard.isolated) {
                 (Placement::Unpinned, _) => "",
@@ -319,6 +368,9 @@ pub struct Broker {
     door: Option<Door>,
     shards: Vec<ShardThread>,
     door_stats: Arc<DoorStats>,
+    connector: Connector,
+    /// The broker itself, if it has no thread.
+    engine: Option<Arc<Engine>>,
 }
 
 #[derive(Debug)]
@@ -338,84 +390,44 @@ struct ShardThread {
 impl Broker {
     /// Starts the threads and returns when connections are accepted.
     pub fn start(config: BrokerConfig) -> Result<Self, StartError> {
-        let (bound, total) = (config.memory, memory_total()?);
-        if bound > total {
-            return Err(StartError::MemoryNotThere { bound, total });
-        }
         let topology = Topology::read()?;
         let placements = place(&config, &topology)?;
-        let shards = u16::try_from(placements.len()).unwrap_or(u16::MAX);
-        let (idle, spin_refused) = match config
-            .idle
-            .fitting(placements.len(), topology.usable.count())
-        {
-            Err(refused) if !config.spin_regardless => (IdleStrategy::Adaptive, Some(refused)),
-            Err(_) | Ok(_) => (config.idle, None),
-        };
-        let spin_budget = config
-            .spin_budget
-            .unwrap_or_else(|| IdleStrategy::spin_budget(topology.virtual_machine));
-        let share = (bound.saturating_sub(mesh::size(shards))) / u64::from(shards);
-        let memory = MemoryPlan::new(share).map_err(|_| StartError::Memory { bound, shards })?;
-        // Bound before any thread exists, so that a taken port costs nothing; nobody is
-        // answered before the shards are there.
-        let listener = TcpListener::bind(config.listen).map_err(|source| StartError::Listen {
-            address: config.listen,
-            source,
-        })?;
-        let address = listener.local_addr().map_err(|source| StartError::Listen {
-            address: config.listen,
-            source,
-        })?;
-        let random = StartError::kernel("randomness");
-        let installation = Installation(u128::from_le_bytes(sys::random_bytes().map_err(&random)?));
-        let (departures, departed) = mpsc::channel();
+        let Outset {
+            mut setting,
+            listener,
+            installation,
+            departures,
+            departed,
+        } = Outset::new(&config, &topology, placements.len())?;
 
-        let mut broker = Self {
-            setting: Setting {
-                address,
-                shards: Vec::new(),
-                idle,
-                spin_budget,
-                memory,
-                spin_refused,
-            },
-            door: None,
-            shards: Vec::new(),
-            door_stats: Arc::default(),
-        };
+        let shards = u16::try_from(placements.len()).unwrap_or(u16::MAX);
         let mesh = mesh(shards).expect("the sizes of its rings are those of rings");
         let mut begun = Vec::new();
         for (ends, placement) in mesh.into_iter().zip(placements) {
             let (go, told) = mpsc::channel();
             let plan = ShardPlan {
-                shard: ShardConfig {
-                    installation,
-                    shard: ends.shard(),
-                    memory: memory.bound,
-                    hash_seed: u64::from_le_bytes(sys::random_bytes().map_err(&random)?),
-                    auto_create: config.auto_create,
-                },
+                shard: shard_config(&config, installation, ends.shard(), setting.memory)?,
                 ends,
                 told,
                 placement,
                 isolated: matches!(placement, Placement::Pinned(cpu) if topology.isolated.contains(cpu)),
                 transport: config.transport,
-                ring: config.ring,
-                idle,
-                spin_budget,
+                ring: config.listen.map(|_| config.ring),
+                idle: setting.idle,
+                spin_budget: setting.spin_budget,
                 control: Control::default(),
             };
             begun.push((go, begin_shard(plan)?));
         }
         // All of them make their memory at the same time. One that fails has the others
         // end as well, since nobody tells them to go on.
+        let mut threads = Shards(Vec::new());
         let mut entrances = Vec::new();
         let mut goes = Vec::new();
         for (go, begun) in begun {
-            let (thread, entrance, setting) = begun.ready()?;
-            broker.shards.push(thread);
-            broker.setting.shards.push(setting);
+            let (thread, entrance, shard) = begun.ready()?;
+            threads.0.push(thread);
+            setting.shards.push(shard);
             entrances.push(entrance);
             goes.push(go);
         }
@@ -423,8 +435,9 @@ impl Broker {
             .map(|entrance| entrance.sender.clone())
             .collect();
         let company = Company::of(entrances.len());
-        for go in goes {
+        for (own, go) in (0..).map(ShardIndex).zip(goes) {
             let workers = Workers {
+                own,
                 ways: ways.clone(),
                 company: company.clone(),
                 departures: departures.clone(),
@@ -432,25 +445,121 @@ impl Broker {
             go.send(workers)
                 .expect("a shard that is ready waits for it");
         }
-
-        let hash_seed = u64::from_le_bytes(sys::random_bytes().map_err(&random)?);
-        let porter = Porter::new(listener, entrances, departed, hash_seed)
-            .map_err(StartError::kernel("the door's epoll set"))?;
-        broker.door_stats = porter.stats();
-        let control = porter.control();
-        let thread = spawn(String::from("courser-door"), move || {
-            if let Err(errno) = porter.run() {
-                fail_stop(&format!("the door cannot go on: {errno}"));
-            }
-        })?;
-        broker.door = Some(Door { control, thread });
-        Ok(broker)
+        let (door, door_stats) = open_door(listener, entrances, departed)?;
+        Ok(Self {
+            setting,
+            door: Some(door),
+            shards: std::mem::take(&mut threads.0),
+            door_stats,
+            connector: Connector::new(ways, config.links_in_process, None),
+            engine: None,
+        })
     }
 
-    /// Where connections are accepted, with the port that the kernel chose.
+    /// A broker of one shard that runs on the threads of those who wait for it: a call of
+    /// a client that waits drives it as well as its link, and so does [`Broker::turn`].
+    /// If it is to listen, the door has a thread all the same.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Broker::start`], and if more shards or io_uring are asked for.
+    pub fn without_threads(config: BrokerConfig) -> Result<Self, StartError> {
+        let asked = match (config.shards, config.transport) {
+            (Some(shards), _) if shards.get() > 1 => Some(format!("{shards} shards")),
+            (_, Transport::IoUring) => Some(String::from("io_uring")),
+            _ => None,
+        };
+        if let Some(asked) = asked {
+            return Err(StartError::WithoutThreads { asked });
+        }
+        let topology = Topology::read()?;
+        let Outset {
+            mut setting,
+            listener,
+            installation,
+            departures,
+            departed,
+        } = Outset::new(&config, &topology, 1)?;
+        let ring = epoll_ring(config.listen.map(|_| config.ring))?;
+        let shard = shard_config(&config, installation, ShardIndex(0), setting.memory)?;
+        let shard = make_shard(shard, 1, config.links_in_process)?;
+        let (entrance, inbox) = entrance(&ring, &shard);
+        let (way, stats) = (entrance.sender.clone(), entrance.stats.clone());
+        setting.shards.push(ShardSetting {
+            placement: Placement::Unpinned,
+            isolated: false,
+            ring: ring.description(),
+            io_uring_refused: None,
+            thread: sys::thread_id(),
+        });
+        let workers = Workers {
+            own: ShardIndex(0),
+            ways: vec![way.clone()],
+            company: Company::of(1),
+            departures,
+        };
+        let (control, doorbell) = (Control::default(), ring.doorbell().clone());
+        let worker = Worker::new(
+            ring,
+            shard,
+            inbox,
+            workers,
+            control.clone(),
+            Idle::new(setting.idle, setting.spin_budget),
+            Publisher::new(stats.clone()),
+        );
+        let engine = Arc::new(Engine::new(worker));
+        let thread = ShardThread {
+            control,
+            doorbell,
+            stats,
+            thread: None,
+        };
+        let (door, door_stats) = match listener {
+            Some(_) => {
+                let (door, stats) = open_door(listener, vec![entrance], departed)?;
+                (Some(door), stats)
+            }
+            None => (None, Arc::default()),
+        };
+        Ok(Self {
+            setting,
+            door,
+            shards: vec![thread],
+            door_stats,
+            connector: {
+                let engine = Some(Arc::clone(&engine));
+                Connector::new(vec![way], config.links_in_process, engine)
+            },
+            engine: Some(engine),
+        })
+    }
+
+    /// Does on this thread whatever a broker without threads has to do now; whether there
+    /// was anything, and nobody else did it. A broker with threads needs no turns.
+    pub fn turn(&self) -> bool {
+        self.engine.as_ref().is_some_and(|engine| engine.turn())
+    }
+
+    /// How long until a broker without threads has to be turned though nothing happens;
+    /// `None` if only something that happens gives it anything to do.
+    #[must_use]
+    pub fn time_left(&self) -> Option<Duration> {
+        self.engine.as_ref()?.time_left()
+    }
+
+    /// Where in-process links are had.
+    #[must_use]
+    pub fn connector(&self) -> &Connector {
+        &self.connector
+    }
+
+    /// Where connections are accepted, with the port that the kernel chose; without a
+    /// port if they are accepted nowhere, as [`Setting::address`] says.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
-        self.setting.address
+        let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
+        self.setting.address.unwrap_or(nowhere)
     }
 
     /// What it runs with.
@@ -490,6 +599,9 @@ impl Broker {
                 join(thread);
             }
         }
+        if let Some(engine) = self.engine.take() {
+            engine.stop();
+        }
     }
 }
 
@@ -497,6 +609,124 @@ impl Drop for Broker {
     fn drop(&mut self) {
         self.end();
     }
+}
+
+/// Shards that run while others are begun. Dropped, they end with the broker that did not
+/// start.
+struct Shards(Vec<ShardThread>);
+
+impl Drop for Shards {
+    fn drop(&mut self) {
+        for shard in &self.0 {
+            shard.control.stop();
+            shard.doorbell.ring();
+        }
+        for shard in &mut self.0 {
+            if let Some(thread) = shard.thread.take() {
+                join(thread);
+            }
+        }
+    }
+}
+
+/// What a broker has before any part of it runs.
+struct Outset {
+    setting: Setting,
+    listener: Option<TcpListener>,
+    installation: Installation,
+    departures: mpsc::Sender<IpAddr>,
+    departed: mpsc::Receiver<IpAddr>,
+}
+
+impl Outset {
+    fn new(config: &BrokerConfig, topology: &Topology, shards: usize) -> Result<Self, StartError> {
+        let (bound, total) = (config.memory, memory_total()?);
+        if bound > total {
+            return Err(StartError::MemoryNotThere { bound, total });
+        }
+        let (idle, spin_refused) = match config.idle.fitting(shards, topology.usable.count()) {
+            Err(refused) if !config.spin_regardless => (IdleStrategy::Adaptive, Some(refused)),
+            Err(_) | Ok(_) => (config.idle, None),
+        };
+        let spin_budget = config
+            .spin_budget
+            .unwrap_or_else(|| IdleStrategy::spin_budget(topology.virtual_machine));
+        let shards = u16::try_from(shards).unwrap_or(u16::MAX);
+        let rings = mesh::size(shards) + config.links_size();
+        let share = bound.saturating_sub(rings) / u64::from(shards);
+        let memory = MemoryPlan::new(share).map_err(|_| StartError::Memory {
+            bound,
+            shards,
+            links_in_process: config.links_in_process,
+        })?;
+        // Bound before any thread exists, so that a taken port costs nothing; nobody is
+        // answered before the shards are there.
+        let listener = match config.listen {
+            Some(address) => Some(listen(address)?),
+            None => None,
+        };
+        let address = listener.as_ref().map(|(_, address)| *address);
+        let random = StartError::kernel("randomness");
+        let installation = Installation(u128::from_le_bytes(sys::random_bytes().map_err(&random)?));
+        let (departures, departed) = mpsc::channel();
+        Ok(Self {
+            setting: Setting {
+                address,
+                shards: Vec::new(),
+                idle,
+                spin_budget,
+                memory,
+                spin_refused,
+            },
+            listener: listener.map(|(listener, _)| listener),
+            installation,
+            departures,
+            departed,
+        })
+    }
+}
+
+/// A listener, and where it listens.
+fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
+    let refused = |source| StartError::Listen { address, source };
+    let listener = TcpListener::bind(address).map_err(refused)?;
+    let chosen = listener.local_addr().map_err(refused)?;
+    Ok((listener, chosen))
+}
+
+fn open_door(
+    listener: Option<TcpListener>,
+    entrances: Vec<ShardEntrance>,
+    departed: mpsc::Receiver<IpAddr>,
+) -> Result<(Door, Arc<DoorStats>), StartError> {
+    let random = StartError::kernel("randomness");
+    let hash_seed = u64::from_le_bytes(sys::random_bytes().map_err(random)?);
+    let porter = Porter::new(listener, entrances, departed, hash_seed)
+        .map_err(StartError::kernel("the door's epoll set"))?;
+    let stats = porter.stats();
+    let control = porter.control();
+    let thread = spawn(String::from("courser-door"), move || {
+        if let Err(errno) = porter.run() {
+            fail_stop(&format!("the door cannot go on: {errno}"));
+        }
+    })?;
+    Ok((Door { control, thread }, stats))
+}
+
+fn shard_config(
+    config: &BrokerConfig,
+    installation: Installation,
+    shard: ShardIndex,
+    memory: MemoryPlan,
+) -> Result<ShardConfig, StartError> {
+    let random = StartError::kernel("randomness");
+    Ok(ShardConfig {
+        installation,
+        shard,
+        memory: memory.bound,
+        hash_seed: u64::from_le_bytes(sys::random_bytes().map_err(random)?),
+        auto_create: config.auto_create,
+    })
 }
 
 /// Where each shard runs.
@@ -523,7 +753,8 @@ struct ShardPlan {
     placement: Placement,
     isolated: bool,
     transport: Transport,
-    ring: RingSize,
+    /// None where there are no sockets.
+    ring: Option<RingSize>,
     idle: IdleStrategy,
     spin_budget: Duration,
     control: Control,
@@ -585,14 +816,13 @@ type Report = mpsc::SyncSender<Result<Ready, StartError>>;
 /// The shard's thread, from its place to its end. Ring and shard are made here: a ring
 /// belongs to the thread that made it, and memory to the processor that touched it.
 fn run_shard(plan: ShardPlan, report: &Report) {
-    let size = plan.ring;
     let failed = |error| report.send(Err(error)).expect("the starter waits for it");
     if let Err(error) = plan.placement.take() {
         return failed(error.into());
     }
-    let refused = match plan.transport {
-        Transport::Epoll => None,
-        Transport::IoUring | Transport::Auto => match IoUringRing::new(size) {
+    let refused = match (plan.transport, plan.ring) {
+        (Transport::Epoll, _) | (_, None) => None,
+        (Transport::IoUring | Transport::Auto, Some(size)) => match IoUringRing::new(size) {
             Ok(ring) => return run_on(ring, None, plan, report),
             Err(refused)
                 if plan.transport == Transport::IoUring || planted::is(Fault::NoFallback) =>
@@ -602,10 +832,16 @@ fn run_shard(plan: ShardPlan, report: &Report) {
             Err(refused) => Some(refused),
         },
     };
-    match EpollRing::new(size.one_at_a_time()) {
+    match epoll_ring(plan.ring) {
         Ok(ring) => run_on(ring, refused, plan, report),
-        Err(errno) => failed(StartError::kernel("an epoll set")(errno)),
+        Err(error) => failed(error),
     }
+}
+
+/// A ring over epoll; without sockets, of which there is little but its bell.
+fn epoll_ring(size: Option<RingSize>) -> Result<EpollRing, StartError> {
+    let size = size.map_or(RingSize::WITHOUT_SOCKETS, RingSize::one_at_a_time);
+    EpollRing::new(size).map_err(StartError::kernel("an epoll set"))
 }
 
 fn memory_total() -> Result<u64, StartError> {
@@ -618,34 +854,18 @@ fn run_on<R: Ring<Socket = std::os::fd::OwnedFd>>(
     plan: ShardPlan,
     report: &Report,
 ) {
-    let bound = plan.shard.memory;
     let shards = plan.ends.shards();
-    let mut shard = match Shard::new(plan.shard) {
+    let mut shard = match make_shard(plan.shard, shards, 0) {
         Ok(shard) => shard,
-        Err(Refusal::IllegalArgument) => {
-            let error = StartError::Memory { bound, shards };
-            return report.send(Err(error)).expect("the starter waits for it");
-        }
-        Err(Refusal::OutOfMemory) => {
-            let bound = bound * u64::from(shards);
-            let error = memory_total().map(|total| StartError::MemoryNotThere { bound, total });
-            let error = error.unwrap_or_else(|error| error);
-            return report.send(Err(error)).expect("the starter waits for it");
-        }
-        Err(refusal) => unreachable!("a shard refuses a bound only: {refusal}"),
+        Err(error) => return report.send(Err(error)).expect("the starter waits for it"),
     };
     shard.join(plan.ends);
-    let stats = ShardStats::new(shard.chunks_free());
     let doorbell = ring.doorbell().clone();
-    let (sender, inbox) = handoff::<LetIn>(doorbell.clone());
+    let (entrance, inbox) = entrance(&ring, &shard);
+    let stats = entrance.stats.clone();
     let ready = Ready {
         doorbell,
-        entrance: ShardEntrance {
-            sender,
-            stats: stats.clone(),
-            slots: ring.slots(),
-            arena: shard.region(),
-        },
+        entrance,
         setting: ShardSetting {
             placement: plan.placement,
             isolated: plan.isolated,
@@ -670,6 +890,36 @@ fn run_on<R: Ring<Socket = std::os::fd::OwnedFd>>(
     if let Err(fault) = worker.run() {
         fail_stop(&fault.to_string());
     }
+}
+
+/// A shard, alone. `links` is how many in-process links share the bound.
+fn make_shard(config: ShardConfig, shards: u16, links: u16) -> Result<Shard, StartError> {
+    let bound = config.memory;
+    Shard::new(config).map_err(|refusal| match refusal {
+        Refusal::IllegalArgument => StartError::Memory {
+            bound,
+            shards,
+            links_in_process: links,
+        },
+        Refusal::OutOfMemory => {
+            let bound = bound * u64::from(shards);
+            let error = memory_total().map(|total| StartError::MemoryNotThere { bound, total });
+            error.unwrap_or_else(|error| error)
+        }
+        refusal => unreachable!("a shard refuses a bound only: {refusal}"),
+    })
+}
+
+/// What the door has to know of a shard, and where the shard takes what comes.
+fn entrance<R: Ring>(ring: &R, shard: &Shard) -> (ShardEntrance, Inbox<Arrival>) {
+    let (sender, inbox) = handoff(ring.doorbell().clone());
+    let entrance = ShardEntrance {
+        sender,
+        stats: ShardStats::new(shard.chunks_free()),
+        slots: ring.slots(),
+        arena: shard.region(),
+    };
+    (entrance, inbox)
 }
 
 /// Starts a thread whose panic ends the process: a broker with a part missing would
@@ -749,7 +999,7 @@ mod tests {
     #[ignore = "run by one_shard_of_several_that_panics_takes_the_process_down_that_embeds_it"]
     fn child_one_of_whose_shards_panics() {
         let broker = Broker::start(BrokerConfig {
-            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            listen: Some(SocketAddr::from(([127, 0, 0, 1], 0))),
             transport: Transport::Epoll,
             cores: Cores::Unpinned,
             shards: NonZeroU16::new(2),
@@ -802,7 +1052,7 @@ mod tests {
         assert_eq!(kernel.to_string(), "the kernel refused a thread: EAGAIN");
         let several = StartError::TooManyShards { shards: 65 };
         assert!(several.to_string().contains("at most 64"));
-        let memory = |bound, shards| StartError::Memory { bound, shards }.to_string();
+        let memory = |bound, shards| too_little(bound, shards, 0);
         assert_eq!(
             memory(MIB, 1),
             "a memory bound of 1 MiB is below the least of 64 MiB"
@@ -811,6 +1061,7 @@ mod tests {
         let memory = StartError::Memory {
             bound: MIB,
             shards: 1,
+            links_in_process: 0,
         };
         let not_there = StartError::MemoryNotThere {
             bound: 64 * MIB,

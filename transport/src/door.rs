@@ -29,7 +29,7 @@ use crate::planted::{self, Fault};
 use crate::ring;
 use crate::stats::ShardStats;
 use crate::sys::{self, Errno, Vigilance};
-use crate::worker::LetIn;
+use crate::worker::{Arrival, LetIn};
 
 /// How long accepting rests when descriptors or memory have run out. The connections
 /// wait in the kernel meanwhile.
@@ -92,7 +92,7 @@ impl DoorControl {
 /// A shard as the door sees it.
 #[derive(Debug)]
 pub(crate) struct ShardEntrance {
-    pub(crate) sender: Sender<LetIn>,
+    pub(crate) sender: Sender<Arrival>,
     pub(crate) stats: ShardStats,
     /// How many connections it has places for.
     pub(crate) slots: u32,
@@ -105,7 +105,7 @@ pub(crate) struct ShardEntrance {
 pub(crate) struct Porter {
     door: Door,
     set: OwnedFd,
-    /// `None` once the broker stops.
+    /// `None` where nobody is let in, and once the broker stops.
     listener: Option<TcpListener>,
     /// Accepting rests until then; the listener is not watched meanwhile.
     resting_until: Option<Monotonic>,
@@ -129,20 +129,22 @@ struct Stranger {
 }
 
 impl Porter {
-    /// Watches over `listener`, which it makes non-blocking.
+    /// Watches over `listener`, if there is one, which it makes non-blocking.
     pub(crate) fn new(
-        listener: TcpListener,
+        listener: Option<TcpListener>,
         shards: Vec<ShardEntrance>,
         departures: mpsc::Receiver<IpAddr>,
         hash_seed: u64,
     ) -> Result<Self, Errno> {
-        sys::set_nonblocking(listener.as_fd())?;
         let set = sys::epoll_create()?;
         let doorbell = Doorbell::new()?;
         let add = |descriptor, data| {
             sys::epoll_control(set.as_fd(), libc::EPOLL_CTL_ADD, descriptor, READABLE, data)
         };
-        add(listener.as_fd(), LISTENER)?;
+        if let Some(listener) = &listener {
+            sys::set_nonblocking(listener.as_fd())?;
+            add(listener.as_fd(), LISTENER)?;
+        }
         add(doorbell.counter(), BELL)?;
         // The bell is for stopping only, which happens once; so it is never silent.
         doorbell.announce_sleep();
@@ -166,7 +168,7 @@ impl Porter {
         Ok(Self {
             door: Door::new(limits, hash_seed),
             set,
-            listener: Some(listener),
+            listener,
             resting_until: None,
             strangers,
             shards,
@@ -356,7 +358,8 @@ impl Porter {
                         address: stranger.address,
                         attached,
                     };
-                    if let Err(back) = entrance.sender.post(let_in) {
+                    let posted = entrance.sender.post(Arrival::Connection(let_in));
+                    if let Err(Arrival::Connection(back)) = posted {
                         self.door.left(mapped(back.address));
                         let farewell = Door::farewell(Refusal::TooManyLinks);
                         self.say_farewell(&TcpStream::from(back.socket), &farewell);

@@ -62,6 +62,11 @@ impl Doorbell {
         self.bell.word.withdraw();
     }
 
+    /// Lowers what was raised. For a sleeper without a ring, which does so itself.
+    pub(crate) fn silence(&self) {
+        sys::event_clear(self.counter());
+    }
+
     /// What a ring watches to end its sleep.
     pub(crate) fn counter(&self) -> BorrowedFd<'_> {
         self.bell.counter.as_fd()

@@ -15,6 +15,8 @@
 //! | `connection` | the driver's own logic, once for every ring |
 //! | [`ring`] | the seam between driver and kernel |
 //! | `handoff`, [`doorbell`] | from the door to a shard, waking it only if it sleeps |
+//! | [`in_process`], `guests` | links without a socket: the application's end, the shard's |
+//! | `engine` | a broker without a thread |
 //! | [`affinity`], [`idle`], [`clock`] | where a shard runs, when it sleeps, what time it is |
 //! | [`stats`] | a shard's counters as others read them |
 //! | [`sys`] | the few system calls that no library offers |
@@ -29,8 +31,11 @@ pub mod clock;
 mod connection;
 pub mod door;
 pub mod doorbell;
+mod engine;
+mod guests;
 mod handoff;
 pub mod idle;
+pub mod in_process;
 #[cfg(test)]
 mod laws;
 mod planted;

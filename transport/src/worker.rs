@@ -2,9 +2,10 @@
 //!
 //! Cast: the [`Shard`] is the deterministic machine; [`Connections`] are its sockets; the
 //! inbox brings the connections that the door let in and those that other shards handed
-//! over; the [`Worker`] owns all three and gives each its share of every turn. What
-//! shards have for each other lies in rings between the machines; the worker only rings
-//! the doorbells, and sleeps only after a look at the rings.
+//! over; [`Guests`] are its links without a socket; the [`Worker`] owns all of them and
+//! gives each its share of every turn. What shards have for each other lies in rings
+//! between the machines; the worker only rings the doorbells, and sleeps only after a look
+//! at the rings.
 //!
 //! Invariants:
 //! - a link of the shard and an occupied slot belong together one to one, from the
@@ -19,17 +20,19 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use courser_core::counters::Counter;
-use courser_core::door::Door;
+use courser_core::door::{self, Door};
 use courser_core::error::Refusal;
 use courser_core::id::{Handle, ShardIndex};
 use courser_core::limits;
-use courser_core::shard::{Attached, Output, Shard};
+use courser_core::shard::{Attached, Output, Pieces, Shard};
 use courser_core::time::{Monotonic, Now};
 
 use crate::clock::Clock;
 use crate::connection::{Connections, Event};
+use crate::guests::{Guests, Phase, Place};
 use crate::handoff::{Inbox, Sender};
 use crate::idle::{Idle, Rest};
+use crate::in_process::Guest;
 use crate::ring::outgoing;
 use crate::ring::{Calls, Ring, RingFault, Slot, Wait};
 use crate::stats::{Figures, Publisher};
@@ -47,6 +50,14 @@ pub(crate) struct LetIn<S = OwnedFd> {
     /// Told to the door when the connection is over, so that it counts right.
     pub(crate) address: IpAddr,
     pub(crate) attached: Attached,
+}
+
+/// A link that comes to a shard.
+#[derive(Debug)]
+pub(crate) enum Arrival<S = OwnedFd> {
+    Connection(LetIn<S>),
+    /// Of this process: not introduced, or from another shard.
+    Guest(Guest, Option<Attached>),
 }
 
 /// What a worker shares with the threads that control it.
@@ -107,8 +118,10 @@ impl Company {
 /// What a worker knows of the others, and of the door.
 #[derive(Debug)]
 pub(crate) struct Workers<S = OwnedFd> {
+    /// Which one it is itself.
+    pub(crate) own: ShardIndex,
     /// The ways to each shard's worker, itself among them, by shard.
-    pub(crate) ways: Vec<Sender<LetIn<S>>>,
+    pub(crate) ways: Vec<Sender<Arrival<S>>>,
     pub(crate) company: Company,
     /// Where the door hears whose connections are over.
     pub(crate) departures: mpsc::Sender<IpAddr>,
@@ -117,8 +130,9 @@ pub(crate) struct Workers<S = OwnedFd> {
 impl<S> Workers<S> {
     /// Of a worker without others.
     #[cfg(test)]
-    pub(crate) fn alone(way: Sender<LetIn<S>>, departures: mpsc::Sender<IpAddr>) -> Self {
+    pub(crate) fn alone(way: Sender<Arrival<S>>, departures: mpsc::Sender<IpAddr>) -> Self {
         Self {
+            own: ShardIndex(0),
             ways: vec![way],
             company: Company::of(1),
             departures,
@@ -138,19 +152,49 @@ pub(crate) struct Worker<R: Ring> {
     connections: Connections<R>,
     shard: Shard,
     links: Links,
-    inbox: Inbox<LetIn<R::Socket>>,
+    guests: Guests,
+    inbox: Inbox<Arrival<R::Socket>>,
     workers: Workers<R::Socket>,
     control: Control,
     clock: Clock,
     idle: Idle,
     publisher: Publisher,
+    pace: Pace,
+}
+
+/// What one turn leaves to the next.
+#[derive(Debug, Default)]
+struct Pace {
+    now: Now,
+    idle_turns: u32,
+    /// Set once the broker stops: how long goodbyes may take.
+    stop_by: Option<Monotonic>,
+    /// Whether everybody here was said goodbye to.
+    is_done: bool,
+}
+
+/// Whether a turn may end in a sleep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Rests {
+    Sleeping,
+    Never,
+}
+
+/// What came of a turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Turned {
+    Worked,
+    Idle,
+    /// It was told to stop and has said goodbye to everybody, or the time for that is
+    /// over.
+    Over,
 }
 
 impl<R: Ring> Worker<R> {
     pub(crate) fn new(
         ring: R,
         shard: Shard,
-        inbox: Inbox<LetIn<R::Socket>>,
+        inbox: Inbox<Arrival<R::Socket>>,
         workers: Workers<R::Socket>,
         control: Control,
         idle: Idle,
@@ -161,136 +205,190 @@ impl<R: Ring> Worker<R> {
             connections: Connections::new(ring),
             shard,
             links: Links::new(slots),
+            guests: Guests::default(),
             inbox,
             workers,
             control,
             clock: Clock::new(),
             idle,
             publisher,
+            pace: Pace::default(),
         }
     }
 
     /// Runs until it is told to stop and has said goodbye to everybody, or until the
     /// time for that is over.
     pub(crate) fn run(mut self) -> Result<(), RingFault> {
-        let mut now = self.clock.now();
-        let mut idle_turns = 0;
-        let mut stop_by = None;
-        let mut is_done = false;
-        loop {
-            // 1. The clock: once a turn, for everything in it. A turn without work and
-            //    without a sleep behind it changes little, so most of those go without.
-            let mut event = self.connections.next();
-            if event.is_some()
-                || !self.inbox.is_empty()
-                || !self.shard.mesh_is_empty()
-                || idle_turns % IDLE_TURNS_PER_CLOCK == 0
-            {
-                now = self.clock.now();
-            }
-            let mut work = 0_u32;
+        while self.turn(Rests::Sleeping)? != Turned::Over {}
+        Ok(())
+    }
 
-            // 2. What the kernel completed: frees buffers and egress before anything
-            //    below needs them. A turn of the ring collects a bounded number.
-            while let Some(fact) = event {
-                self.take(now, fact);
-                work += 1;
-                event = self.connections.next();
-            }
-
-            // 3. What other shards sent: outcomes of what was forwarded can leave in this
-            //    turn. After the completions, whose memory it can use.
-            work += self.shard.meet(now);
-
-            // 4. Connections that the door let in: after the completions, whose slots
-            //    and memory they can use; before the shard acts, so that their welcome
-            //    leaves in this turn.
-            while let Some(let_in) = self.inbox.take() {
-                self.let_in(now, let_in);
-                work += 1;
-            }
-
-            // 5. Timers: after the facts, so that what came in time beats its limit.
-            self.shard.expire(now);
-            self.connections.expire(now.monotonic);
-            if stop_by.is_none() && self.control.is_stopping() {
-                self.shard.stop(now);
-                stop_by = Some(now.monotonic.after(limits::DRAIN_TIMEOUT));
-            }
-
-            // 6. The shard acts on all of it at once: completions, credit, deliveries.
-            self.shard.turn(now);
-            while let Some(output) = self.shard.output() {
-                self.note(now, output);
-                work += 1;
-            }
-
-            // 7. What it had for other shards is in their rings: wake those who sleep.
-            //    Before our own system call, so that they work beside it.
-            while let Some(shard) = self.shard.next_wake() {
-                self.workers.wake(shard);
-                work += 1;
-            }
-
-            // 8. Enqueue: one send per connection, out of everything it has waiting.
-            while let Some(slot) = self.connections.next_ready() {
-                self.send(slot);
-            }
-
-            // 9. The end: nobody left at any shard, or no more time for goodbyes. What is
-            //    dropped here is cancelled and drained by the ring.
-            if let Some(deadline) = stop_by {
-                if !is_done && self.connections.occupied() == 0 && self.shard.is_drained() {
-                    is_done = true;
-                    if self.workers.company.leave() {
-                        self.workers.ways.iter().for_each(Sender::ring);
-                    }
-                }
-                let is_over = self.workers.company.has_gone() && self.inbox.is_empty();
-                if is_over || now.monotonic >= deadline {
-                    self.publish(now);
-                    return Ok(());
-                }
-            }
-
-            // 10. Whether there is reason to wait. Only after the doorbell was armed is
-            //    a look at the queues worth anything; see the interleaving there.
-            let rest = self.idle.rest(work > 0, now.monotonic);
-            let publish_now = rest == Rest::Sleep || self.publisher.is_due(now.monotonic);
-            let mut wait = Wait::No;
-            if rest == Rest::Sleep && !self.shard.has_work() {
-                self.connections.ring().doorbell().announce_sleep();
-                let is_told = stop_by.is_none() && self.control.is_stopping();
-                let is_over = stop_by.is_some() && self.workers.company.has_gone();
-                if self.inbox.is_empty() && self.shard.mesh_is_empty() && !is_told && !is_over {
-                    wait = Wait::AtMost(Some(self.sleep_time(now, stop_by)));
-                }
-            }
-
-            // 11. Submit once: hands over what was enqueued, lets the kernel do its share
-            //    and, with nothing else to do, sleeps in the same call.
-            let counters = self.shard.counters_mut();
-            if wait != Wait::No {
-                counters.add(Counter::Sleeps, 1);
-            }
-            counters.add(Counter::Turns, 1);
-            if work > 0 {
-                counters.add(Counter::TurnsWithWork, 1);
-            }
-            if publish_now {
-                self.publish(now);
-            }
-            let calls = self.connections.turn(wait)?;
-            self.count(calls, work > 0);
-            if rest == Rest::Sleep {
-                self.connections.ring().doorbell().announce_awake();
-            }
-            idle_turns = if work > 0 || wait != Wait::No {
-                0
-            } else {
-                idle_turns.wrapping_add(1)
-            };
+    /// One turn.
+    #[inline]
+    pub(crate) fn turn(&mut self, rests: Rests) -> Result<Turned, RingFault> {
+        // 1. The clock: once a turn, for everything in it. A turn without work and
+        //    without a sleep behind it changes little, so most of those go without.
+        let mut event = self.connections.next();
+        if event.is_some()
+            || !self.inbox.is_empty()
+            || !self.shard.mesh_is_empty()
+            || self.guests.have_news()
+            || self.pace.idle_turns.is_multiple_of(IDLE_TURNS_PER_CLOCK)
+            || rests == Rests::Never
+        {
+            self.pace.now = self.clock.now();
         }
+        let now = self.pace.now;
+        let mut work = 0_u32;
+
+        // 2. What the kernel completed: frees buffers and egress before anything
+        //    below needs them. A turn of the ring collects a bounded number. Then what
+        //    came without the kernel.
+        while let Some(fact) = event {
+            self.take(now, fact);
+            work += 1;
+            event = self.connections.next();
+        }
+        if !self.guests.is_empty() {
+            work += self.hear(now);
+        }
+
+        // 3. What other shards sent: outcomes of what was forwarded can leave in this
+        //    turn. After the completions, whose memory it can use.
+        work += self.shard.meet(now);
+
+        // 4. Links that the door let in: after the completions, whose slots and memory
+        //    they can use; before the shard acts, so that their welcome leaves in this
+        //    turn.
+        while let Some(arrival) = self.inbox.take() {
+            self.arrived(now, arrival);
+            work += 1;
+        }
+
+        // 5. Timers: after the facts, so that what came in time beats its limit.
+        self.shard.expire(now);
+        self.connections.expire(now.monotonic);
+        while let Some(place) = self.guests.overdue(now.monotonic) {
+            self.part_from(now, place);
+        }
+        if self.pace.stop_by.is_none() && self.control.is_stopping() {
+            self.pace.stop_by = Some(now.monotonic.after(limits::DRAIN_TIMEOUT));
+            self.shard.stop(now);
+            while let Some(stranger) = self.guests.stranger() {
+                self.turn_away(stranger, Refusal::Stopping);
+            }
+        }
+
+        // 6. The shard acts on all of it at once: completions, credit, deliveries.
+        self.shard.turn(now);
+        while let Some(output) = self.shard.output() {
+            self.note(now, output);
+            work += 1;
+        }
+
+        // 7. What it had for other shards is in their rings: wake those who sleep.
+        //    Before our own system call, so that they work beside it.
+        while let Some(shard) = self.shard.next_wake() {
+            self.workers.wake(shard);
+            work += 1;
+        }
+
+        // 8. Enqueue: one send per connection, out of everything it has waiting. For
+        //    those without a socket that is all there is to it.
+        while let Some(slot) = self.connections.next_ready() {
+            self.send(slot);
+        }
+        if !self.guests.is_empty() {
+            work += self.tell(now);
+        }
+
+        // 9. The end: nobody left at any shard, or no more time for goodbyes. What is
+        //    dropped here is cancelled and drained by the ring.
+        let stop_by = self.pace.stop_by;
+        if let Some(deadline) = stop_by {
+            let is_left = self.connections.occupied() == 0 && self.guests.is_empty();
+            if !self.pace.is_done && is_left && self.shard.is_drained() {
+                self.pace.is_done = true;
+                if self.workers.company.leave() {
+                    self.workers.ways.iter().for_each(Sender::ring);
+                }
+            }
+            let is_over = self.workers.company.has_gone() && self.inbox.is_empty();
+            if is_over || now.monotonic >= deadline {
+                self.publish(now);
+                return Ok(Turned::Over);
+            }
+        }
+
+        // 10. Whether there is reason to wait. Only after the doorbell was armed is
+        //    a look at the queues worth anything; see the interleaving there.
+        let rest = match rests {
+            Rests::Sleeping => self.idle.rest(work > 0, now.monotonic),
+            Rests::Never => Rest::Spin,
+        };
+        let publish_now = rest == Rest::Sleep || self.publisher.is_due(now.monotonic);
+        let mut wait = Wait::No;
+        if rest == Rest::Sleep && !self.shard.has_work() {
+            self.connections.ring().doorbell().announce_sleep();
+            let is_told = stop_by.is_none() && self.control.is_stopping();
+            let is_over = stop_by.is_some() && self.workers.company.has_gone();
+            let is_quiet =
+                self.inbox.is_empty() && self.shard.mesh_is_empty() && self.guests.are_quiet();
+            if is_quiet && !is_told && !is_over {
+                wait = Wait::AtMost(Some(self.sleep_time(now, stop_by)));
+            }
+        }
+
+        // 11. Submit once: hands over what was enqueued, lets the kernel do its share
+        //    and, with nothing else to do, sleeps in the same call.
+        let counters = self.shard.counters_mut();
+        if wait != Wait::No {
+            counters.add(Counter::Sleeps, 1);
+        }
+        counters.add(Counter::Turns, 1);
+        if work > 0 {
+            counters.add(Counter::TurnsWithWork, 1);
+        }
+        if publish_now {
+            self.publish(now);
+        }
+        let calls = self.connections.turn(wait)?;
+        self.count(calls, work > 0);
+        if rest == Rest::Sleep {
+            self.connections.ring().doorbell().announce_awake();
+        }
+        self.pace.idle_turns = if work > 0 || wait != Wait::No {
+            0
+        } else {
+            self.pace.idle_turns.wrapping_add(1)
+        };
+        Ok(if work > 0 {
+            Turned::Worked
+        } else {
+            Turned::Idle
+        })
+    }
+
+    /// Whether a turn has something to do though nothing happens.
+    pub(crate) fn has_work(&self) -> bool {
+        self.shard.has_work()
+    }
+
+    /// What stops it.
+    pub(crate) fn control(&self) -> &Control {
+        &self.control
+    }
+
+    /// When a turn is due though nothing happens.
+    pub(crate) fn next_expiry(&self) -> Option<Monotonic> {
+        [
+            self.shard.next_expiry(),
+            self.connections.next_expiry(),
+            self.guests.next_expiry(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     /// One fact about a connection becomes one fact about its link.
@@ -341,13 +439,25 @@ impl<R: Ring> Worker<R> {
             address,
             attached,
         };
+        self.send_on(now, shard, Arrival::Connection(let_in));
+    }
+
+    /// Gives a link to another shard. Where there is no room for it, it stays: the welcome
+    /// says so.
+    fn send_on(&mut self, now: Now, shard: ShardIndex, arrival: Arrival<R::Socket>) {
         let there = self.workers.ways.get(usize::from(shard.0));
-        // Where there is no room for it, it stays: the welcome says so.
         if let Err(back) = match there {
-            Some(way) => way.post(let_in),
-            None => Err(let_in),
+            Some(way) => way.post(arrival),
+            None => Err(arrival),
         } {
-            self.let_in(now, back);
+            self.arrived(now, back);
+        }
+    }
+
+    fn arrived(&mut self, now: Now, arrival: Arrival<R::Socket>) {
+        match arrival {
+            Arrival::Connection(let_in) => self.let_in(now, let_in),
+            Arrival::Guest(guest, attached) => self.take_in(now, guest, attached),
         }
     }
 
@@ -374,26 +484,18 @@ impl<R: Ring> Worker<R> {
 
     /// A wish of the shard becomes one of the connection.
     fn note(&mut self, now: Now, output: Output) {
+        let (Output::Send(link) | Output::HandOver(link) | Output::Close { link, .. }) = output;
+        let Some(slot) = self.links.slot(link) else {
+            if let Some(place) = self.guests.place(link) {
+                self.note_guest(now, place, output);
+            }
+            return;
+        };
         match output {
-            Output::Send(link) => {
-                if let Some(slot) = self.links.slot(link) {
-                    self.connections.want(slot);
-                }
-            }
-            Output::HandOver(link) => {
-                if let Some(slot) = self.links.slot(link) {
-                    self.connections.part(slot);
-                }
-            }
-            Output::Close { link, flush } => {
-                if let Some(slot) = self.links.slot(link) {
-                    if flush {
-                        self.connections.leave(now.monotonic, slot);
-                    } else {
-                        self.connections.abandon(slot);
-                    }
-                }
-            }
+            Output::Send(_) => self.connections.want(slot),
+            Output::HandOver(_) => self.connections.part(slot),
+            Output::Close { flush: true, .. } => self.connections.leave(now.monotonic, slot),
+            Output::Close { flush: false, .. } => self.connections.abandon(slot),
         }
     }
 
@@ -432,15 +534,11 @@ impl<R: Ring> Worker<R> {
 
     /// Until the first timer, or the end of a stop.
     fn sleep_time(&self, now: Now, stop_by: Option<Monotonic>) -> Duration {
-        [
-            self.shard.next_expiry(),
-            self.connections.next_expiry(),
-            stop_by,
-        ]
-        .into_iter()
-        .flatten()
-        .map(|time| time.since(now.monotonic))
-        .fold(SLEEP_MAX, Duration::min)
+        [self.next_expiry(), stop_by]
+            .into_iter()
+            .flatten()
+            .map(|time| time.since(now.monotonic))
+            .fold(SLEEP_MAX, Duration::min)
     }
 
     fn publish(&mut self, now: Now) {
@@ -453,6 +551,161 @@ impl<R: Ring> Worker<R> {
                 tally: self.connections.tally(),
             },
         );
+    }
+}
+
+/// Links without a socket. Nothing of them is ever under way: what is copied has left.
+impl<R: Ring> Worker<R> {
+    /// Takes in one that was introduced elsewhere, or not yet.
+    fn take_in(&mut self, now: Now, guest: Guest, attached: Option<Attached>) {
+        guest.taken_in(self.workers.own);
+        let place = self.guests.insert(guest);
+        match attached {
+            Some(attached) => self.attach(now, place, attached),
+            None if self.pace.stop_by.is_some() => self.turn_away(place, Refusal::Stopping),
+            None => {}
+        }
+    }
+
+    fn attach(&mut self, now: Now, place: Place, attached: Attached) {
+        match self.shard.attached(now, attached) {
+            Ok(link) => self.guests.introduced(place, link),
+            Err(refusal) => self.turn_away(place, refusal),
+        }
+    }
+
+    /// What they have written, and which of them are gone.
+    fn hear(&mut self, now: Now) -> u32 {
+        let mut work = 0;
+        for place in 0..self.guests.end() {
+            let Some(entry) = self.guests.get_mut(place) else {
+                continue;
+            };
+            if !entry.guest.has_news() {
+                continue;
+            }
+            work += 1;
+            let shard = &mut self.shard;
+            let is_strange = match &mut entry.phase {
+                Phase::Inside(link) => {
+                    let link = *link;
+                    entry.guest.pull(|bytes| {
+                        shard.counters_mut().add(Counter::Receives, 1);
+                        shard.received(now, link, bytes);
+                    });
+                    false
+                }
+                Phase::Strange(said) => entry.guest.pull(|bytes| said.extend_from_slice(bytes)),
+            };
+            if entry.guest.is_closed() {
+                self.part_from(now, place);
+            } else if is_strange {
+                self.introduce(now, place);
+            }
+        }
+        work
+    }
+
+    /// Hears who a guest is, if it has said so.
+    #[cold]
+    fn introduce(&mut self, now: Now, place: Place) {
+        let Some(entry) = self.guests.get_mut(place) else {
+            return;
+        };
+        let Phase::Strange(said) = &entry.phase else {
+            return;
+        };
+        match door::introduction(said) {
+            Ok(None) => {}
+            Ok(Some((attached, wanted))) => match wanted {
+                Some(shard)
+                    if shard != self.workers.own
+                        && usize::from(shard.0) < self.workers.ways.len() =>
+                {
+                    if let Some(entry) = self.guests.remove(place) {
+                        let arrival = Arrival::Guest(entry.guest, Some(attached));
+                        self.send_on(now, shard, arrival);
+                    }
+                }
+                _ => self.attach(now, place, attached),
+            },
+            Err(refusal) => self.turn_away(place, refusal),
+        }
+    }
+
+    /// Says why not, and goodbye.
+    #[cold]
+    fn turn_away(&mut self, place: Place, refusal: Refusal) {
+        if let Some(mut entry) = self.guests.remove(place) {
+            // Nothing else was ever written to it.
+            entry.guest.push(&[&Door::farewell(refusal)]);
+        }
+    }
+
+    /// It is gone, or goes now.
+    fn part_from(&mut self, now: Now, place: Place) {
+        if let Some(entry) = self.guests.remove(place)
+            && let Some(link) = entry.link()
+        {
+            self.shard.closed(now, link);
+        }
+    }
+
+    fn note_guest(&mut self, now: Now, place: Place, output: Output) {
+        match output {
+            Output::Send(_) => self.guests.want(place),
+            Output::Close { flush: true, .. } => self.guests.leave(now.monotonic, place),
+            Output::Close { flush: false, .. } => self.part_from(now, place),
+            Output::HandOver(link) => {
+                if let Some((shard, attached)) = self.shard.hand_over(link)
+                    && let Some(entry) = self.guests.remove(place)
+                {
+                    let arrival = Arrival::Guest(entry.guest, Some(attached));
+                    self.send_on(now, shard, arrival);
+                }
+            }
+        }
+    }
+
+    /// Copies what there is for them as far as there is room, for each at most what fits a
+    /// ring in one turn.
+    fn tell(&mut self, now: Now) -> u32 {
+        let mut work = 0;
+        for place in 0..self.guests.end() {
+            let Some(entry) = self.guests.get_mut(place) else {
+                continue;
+            };
+            let (true, Some(link)) = (entry.wants, entry.link()) else {
+                continue;
+            };
+            let mut told = 0;
+            let is_all = loop {
+                let mut pieces = Pieces::new();
+                self.shard.pieces(link, &mut pieces);
+                if pieces.is_empty() {
+                    break true;
+                }
+                let count = entry.guest.push(pieces.slices());
+                if count == 0 {
+                    break false;
+                }
+                self.shard.sent(now, link, count);
+                told += count;
+                if told >= limits::IN_PROCESS_RING_SIZE as usize {
+                    break false;
+                }
+            };
+            entry.wants = !is_all;
+            if told > 0 {
+                work += 1;
+                self.shard.counters_mut().add(Counter::Sends, 1);
+                entry.guest.ring();
+            }
+            if is_all && entry.leaves_by.is_some() {
+                self.part_from(now, place);
+            }
+        }
+        work
     }
 }
 

@@ -367,7 +367,7 @@ fn a_spinning_shard_makes_one_system_call_a_turn() {
 fn a_taken_port_is_refused_with_its_address() {
     let broker = Broker::start(config(Transport::Epoll)).unwrap();
     let error = Broker::start(BrokerConfig {
-        listen: broker.address(),
+        listen: Some(broker.address()),
         ..config(Transport::Epoll)
     })
     .unwrap_err();
@@ -390,7 +390,7 @@ fn a_taken_port_is_refused_with_its_address() {
 fn too_little_memory_is_told_before_the_port_is_touched() {
     let broker = Broker::start(config(Transport::Epoll)).unwrap();
     let error = Broker::start(BrokerConfig {
-        listen: broker.address(),
+        listen: Some(broker.address()),
         memory: limits::MEMORY_MIN - 1,
         ..config(Transport::Epoll)
     })

@@ -91,7 +91,7 @@ fn a_broker_under_a_filter_falls_back_or_refuses_as_it_was_told() {
         // The broker's threads inherit the filter.
         forbid_io_uring(Errno(libc::EPERM)).unwrap();
         let config = |transport| BrokerConfig {
-            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            listen: Some(SocketAddr::from(([127, 0, 0, 1], 0))),
             transport,
             memory: 128 << 20,
             ..BrokerConfig::default()

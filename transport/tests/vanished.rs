@@ -154,7 +154,7 @@ fn child_broker() {
         .into_iter()
         .map(|transport| {
             Broker::start(BrokerConfig {
-                listen: SocketAddr::new(HERE.parse().unwrap(), 0),
+                listen: Some(SocketAddr::new(HERE.parse().unwrap(), 0)),
                 ..config(transport)
             })
             .unwrap()

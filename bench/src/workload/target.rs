@@ -49,7 +49,7 @@ impl Target {
         }
         let cores: ShardCores = cores.broker.to_string().parse()?;
         let broker = Broker::start(BrokerConfig {
-            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            listen: Some(SocketAddr::from(([127, 0, 0, 1], 0))),
             cores,
             spin_budget: match idle {
                 Idle::Busy => Some(SPIN_BUDGET),

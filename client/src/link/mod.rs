@@ -45,7 +45,6 @@ mod waiters;
 mod wire;
 
 use std::io;
-use std::net::TcpStream;
 use std::ops::{Deref, DerefMut};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -63,13 +62,13 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use crate::clock::{self, Clock};
 use crate::error::{Cause, RequestError, SendError};
 use crate::lane::{Item, Lane};
-use crate::resolve::Whereabouts;
 
 pub(crate) use state::State;
 pub(crate) use waiters::{Wanted, Woken};
 
 use waiters::{Seat, Sleeper};
-use wire::{Watched, Wire};
+use wire::Watched;
+pub(crate) use wire::{Way, Wire};
 
 /// How long threads of the library outlive their last work.
 pub(crate) const LINGER: Duration = Duration::from_secs(1);
@@ -145,15 +144,13 @@ impl Drop for Driving<'_> {
 }
 
 impl Link {
-    /// A link over a connected stream, which becomes non-blocking.
+    /// A link over a wire that is connected.
     pub(crate) fn new(
-        stream: TcpStream,
-        whereabouts: Whereabouts,
+        wire: Wire,
         config: client::Config,
         spin: Duration,
         timeout: Duration,
     ) -> io::Result<Arc<Self>> {
-        let wire = Wire::new(stream, whereabouts, timeout)?;
         let bell = || eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC);
         let bells = [bell()?, bell()?];
         let zero = Instant::now();
@@ -445,8 +442,14 @@ impl Link {
         }
         let watched = driving.wire.watched();
         let for_room = driving.machine.has_pieces() || driving.wire.is_dialing();
-        // The bell of a question always has room.
-        let for_room = for_room && !matches!(watched, Some(Watched::Question(_)));
+        if !driving.wire.announce_sleep(for_room) {
+            if !driving.waiters.has_sleeper() {
+                driving.wire.announce_awake();
+            }
+            return driving;
+        }
+        // A bell always has room.
+        let for_room = for_room && matches!(watched, Some(Watched::Socket(_)));
         driving.waiters.sleep(
             seat,
             Sleeper {
@@ -477,6 +480,9 @@ impl Link {
         }
         let mut driving = self.take();
         driving.waiters.wake(seat);
+        if !driving.waiters.has_sleeper() {
+            driving.wire.announce_awake();
+        }
         driving
     }
 

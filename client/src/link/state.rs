@@ -184,7 +184,9 @@ impl State {
             let item = self.ledger_of(*key)?.first_in_line()?;
             Some(item.deadline)
         });
-        let dialing = self.wire.next_deadline(&self.machine);
+        let dialing = self
+            .wire
+            .next_deadline(&self.machine, || self.clock.monotonic());
         firsts.fold(self.machine.next_deadline().min(dialing), Monotonic::min)
     }
 

@@ -1,5 +1,6 @@
 //! The connection's bytes: from the machine to the socket and back, without ever
-//! waiting; and the next connection, when the machine wants one.
+//! waiting; and the next connection, when the machine wants one. Or the same over the
+//! rings of a broker in this process (`Inside`), which is there or gone.
 //!
 //! ```text
 //!   Open --- the machine wants another ---> Gone --- its time has come ---> Dialing
@@ -19,6 +20,9 @@ use courser_core::time::Monotonic;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with, sockopt};
+
+#[cfg(feature = "embedded")]
+use courser_transport::in_process::{self, Connector, Stream};
 
 use crate::resolve::{Next, Question, Whereabouts};
 
@@ -42,6 +46,15 @@ impl Buffer {
         Self { bytes, from }
     }
 
+    /// Of a wire that reads in place.
+    #[cfg(feature = "embedded")]
+    fn unused() -> Self {
+        Self {
+            bytes: Vec::new(),
+            from: 0,
+        }
+    }
+
     fn bytes(&mut self) -> &mut [u8] {
         &mut self.bytes[self.from..][..RECEIVE_SIZE]
     }
@@ -62,13 +75,38 @@ enum Connection {
     Dialing(Arc<TcpStream>, Monotonic),
     /// A name becomes addresses, until then at most.
     Asking(Arc<Question>, Monotonic),
+    /// No connection, but rings.
+    #[cfg(feature = "embedded")]
+    Inside(Box<Stream>),
     Gone,
+}
+
+/// Where another connection can be had.
+pub(crate) enum Way {
+    /// Over the network.
+    Network(Whereabouts),
+    /// In this process.
+    #[cfg(feature = "embedded")]
+    Inside(Connector),
+}
+
+impl Way {
+    fn network(&mut self) -> Option<&mut Whereabouts> {
+        match self {
+            Self::Network(whereabouts) => Some(whereabouts),
+            // A broker in this process is there until it has stopped for good.
+            #[cfg(feature = "embedded")]
+            Self::Inside(_) => None,
+        }
+    }
 }
 
 /// What to sleep at.
 pub(super) enum Watched {
     Socket(Arc<TcpStream>),
     Question(Arc<Question>),
+    #[cfg(feature = "embedded")]
+    Bell(in_process::Bell),
 }
 
 impl AsFd for Watched {
@@ -76,6 +114,8 @@ impl AsFd for Watched {
         match self {
             Self::Socket(stream) => stream.as_fd(),
             Self::Question(question) => question.as_fd(),
+            #[cfg(feature = "embedded")]
+            Self::Bell(bell) => bell.as_fd(),
         }
     }
 }
@@ -83,7 +123,7 @@ impl AsFd for Watched {
 /// See the module.
 pub(crate) struct Wire {
     connection: Connection,
-    whereabouts: Whereabouts,
+    way: Way,
     /// How long one try may take.
     patience: Duration,
     buffer: Buffer,
@@ -91,7 +131,7 @@ pub(crate) struct Wire {
 
 impl Wire {
     /// Over a connected stream, which becomes non-blocking.
-    pub(super) fn new(
+    pub(crate) fn new(
         stream: TcpStream,
         whereabouts: Whereabouts,
         patience: Duration,
@@ -100,10 +140,21 @@ impl Wire {
         stream.set_nonblocking(true)?;
         Ok(Self {
             connection: Connection::Open(Arc::new(stream)),
-            whereabouts,
+            way: Way::Network(whereabouts),
             patience,
             buffer: Buffer::new(),
         })
+    }
+
+    /// Over rings of this process.
+    #[cfg(feature = "embedded")]
+    pub(crate) fn inside(stream: Stream, connector: Connector, patience: Duration) -> Self {
+        Self {
+            connection: Connection::Inside(Box::new(stream)),
+            way: Way::Inside(connector),
+            patience,
+            buffer: Buffer::unused(),
+        }
     }
 
     /// Goes a step towards the connection that the machine wants; true if it has it
@@ -124,9 +175,13 @@ impl Wire {
             }
             Connection::Asking(_, until) if now < *until => false,
             Connection::Asking(..) => {
-                self.whereabouts.pass();
+                if let Some(whereabouts) = self.way.network() {
+                    whereabouts.pass();
+                }
                 self.failed(machine, now)
             }
+            #[cfg(feature = "embedded")]
+            Connection::Inside(_) => self.failed(machine, now),
             Connection::Open(_) | Connection::Gone => {
                 self.connection = Connection::Gone;
                 if machine.wants_connection().is_none_or(|at| now < at) {
@@ -140,7 +195,10 @@ impl Wire {
     /// Begins the way to the next address.
     fn begin_next(&mut self, machine: &mut client::Client, now: Monotonic) -> bool {
         let until = now.after(self.patience);
-        let begun = match self.whereabouts.next() {
+        let Some(whereabouts) = self.way.network() else {
+            return self.failed(machine, now);
+        };
+        let begun = match whereabouts.next() {
             Next::Dial(address) => begin(&address),
             Next::Await(question) => {
                 self.connection = Connection::Asking(question, until);
@@ -177,11 +235,25 @@ impl Wire {
         true
     }
 
-    /// When [`Wire::dial`] has something to do though nothing happens.
-    pub(super) fn next_deadline(&self, machine: &client::Client) -> Monotonic {
+    /// When there is something to do here though nothing happens: for [`Wire::dial`], or
+    /// for a broker that has no thread of its own.
+    #[cfg_attr(
+        not(feature = "embedded"),
+        expect(unused_variables, reason = "sockets have no clock")
+    )]
+    pub(super) fn next_deadline(
+        &self,
+        machine: &client::Client,
+        now: impl FnOnce() -> Monotonic,
+    ) -> Monotonic {
         match (&self.connection, machine.wants_connection()) {
             (Connection::Dialing(_, until) | Connection::Asking(_, until), _) => *until,
             (_, Some(at)) => at,
+            #[cfg(feature = "embedded")]
+            (Connection::Inside(stream), None) => match stream.time_left() {
+                Some(left) => now().after(left),
+                None => Monotonic::NEVER,
+            },
             (_, None) => Monotonic::NEVER,
         }
     }
@@ -190,7 +262,7 @@ impl Wire {
     #[inline]
     pub(super) fn write(&mut self, machine: &mut client::Client) -> Writing {
         let Connection::Open(stream) = &self.connection else {
-            return Writing::Done;
+            return self.write_inside(machine);
         };
         while machine.has_pieces() {
             let pieces = machine.pieces();
@@ -222,7 +294,7 @@ impl Wire {
     #[inline]
     pub(super) fn read(&mut self, machine: &mut client::Client) -> bool {
         let Connection::Open(stream) = &self.connection else {
-            return false;
+            return self.read_inside(machine);
         };
         let mut any = false;
         for _ in 0..READS_MAX {
@@ -256,6 +328,89 @@ impl Wire {
         any
     }
 
+    #[cfg(not(feature = "embedded"))]
+    fn write_inside(&mut self, _: &mut client::Client) -> Writing {
+        Writing::Done
+    }
+
+    #[cfg(not(feature = "embedded"))]
+    fn read_inside(&mut self, _: &mut client::Client) -> bool {
+        false
+    }
+
+    /// Writes what is offered, as far as there is room.
+    #[cfg(feature = "embedded")]
+    fn write_inside(&mut self, machine: &mut client::Client) -> Writing {
+        let Connection::Inside(stream) = &mut self.connection else {
+            return Writing::Done;
+        };
+        let mut any = false;
+        let mut writing = Writing::Done;
+        while machine.has_pieces() {
+            let pieces = machine.pieces();
+            if pieces.is_empty() {
+                break;
+            }
+            match stream.write(pieces.slices()) {
+                0 => {
+                    writing = Writing::Blocked;
+                    break;
+                }
+                count => {
+                    machine.sent(count);
+                    any = true;
+                }
+            }
+        }
+        if any {
+            stream.flush();
+        }
+        writing
+    }
+
+    /// Reads what is there; true if anything was.
+    #[cfg(feature = "embedded")]
+    fn read_inside(&mut self, machine: &mut client::Client) -> bool {
+        let Connection::Inside(stream) = &mut self.connection else {
+            return false;
+        };
+        let is_over = |machine: &client::Client| {
+            machine.wants_close() || machine.wants_connection().is_some()
+        };
+        if is_over(machine) {
+            return false;
+        }
+        let any = stream.read(|bytes| {
+            if !is_over(machine) {
+                machine.received(bytes);
+            }
+        });
+        if !any && stream.is_closed() {
+            machine.closed();
+            return true;
+        }
+        any
+    }
+
+    /// Announces that somebody is about to sleep at what is watched, and looks once more;
+    /// false if there is reason to stay awake. Sockets need no announcement.
+    pub(super) fn announce_sleep(&mut self, _for_room: bool) -> bool {
+        match &mut self.connection {
+            #[cfg(feature = "embedded")]
+            Connection::Inside(stream) => stream.announce_sleep(_for_room),
+            _ => true,
+        }
+    }
+
+    /// Nobody sleeps any more.
+    pub(super) fn announce_awake(&self) {
+        match &self.connection {
+            #[cfg(feature = "embedded")]
+            Connection::Inside(stream) => stream.announce_awake(),
+            _ => {}
+        }
+    }
+
     /// Where the broker of this connection is.
     ///
     /// # Errors
@@ -270,12 +425,14 @@ impl Wire {
 
     /// A session is open on this connection.
     pub(super) fn arrived(&mut self) {
-        self.whereabouts.arrived();
+        if let Some(whereabouts) = self.way.network() {
+            whereabouts.arrived();
+        }
     }
 
-    /// Where brokers may be.
-    pub(crate) fn whereabouts(&self) -> &Whereabouts {
-        &self.whereabouts
+    /// Where another connection can be had.
+    pub(crate) fn way(&self) -> &Way {
+        &self.way
     }
 
     /// Ends the connection.
@@ -294,6 +451,8 @@ impl Wire {
                 Some(Watched::Socket(Arc::clone(stream)))
             }
             Connection::Asking(question, _) => Some(Watched::Question(Arc::clone(question))),
+            #[cfg(feature = "embedded")]
+            Connection::Inside(stream) => Some(Watched::Bell(stream.bell())),
             Connection::Gone => None,
         }
     }

@@ -25,7 +25,7 @@ pub struct TestBroker(Broker);
 impl TestBroker {
     pub fn start() -> Self {
         let config = BrokerConfig {
-            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            listen: Some(SocketAddr::from(([127, 0, 0, 1], 0))),
             memory: 64 << 20,
             ..BrokerConfig::default()
         };
@@ -35,7 +35,7 @@ impl TestBroker {
     /// Of so many shards, each wherever the kernel puts it.
     pub fn of_shards(shards: u16) -> Self {
         let config = BrokerConfig {
-            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            listen: Some(SocketAddr::from(([127, 0, 0, 1], 0))),
             cores: Cores::Unpinned,
             shards: NonZeroU16::new(shards),
             memory: u64::from(shards) * (66 << 20),
@@ -47,7 +47,7 @@ impl TestBroker {
     /// One that creates only what it is asked to create.
     pub fn start_closed() -> Self {
         let config = BrokerConfig {
-            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            listen: Some(SocketAddr::from(([127, 0, 0, 1], 0))),
             memory: 64 << 20,
             auto_create: false,
             ..BrokerConfig::default()

@@ -51,6 +51,7 @@ impl Shard {
             principal: entry.principal,
             name: entry.name,
             request,
+            patient: entry.patient,
             ..Attached::default()
         };
         Some((to, attached))

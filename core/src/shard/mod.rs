@@ -175,6 +175,9 @@ pub struct Attached {
     pub leftover: Vec<u8>,
     /// The request that the welcome answers; 0 for the hello.
     pub request: RequestId,
+    /// Whether its peer may rest as long as it likes, with a frame begun or bytes
+    /// unread: it is where nothing is lost on the way, and its bounds are the link's.
+    pub patient: bool,
 }
 
 /// What a shard would have done.
@@ -220,6 +223,8 @@ struct Link {
     state: LinkState,
     principal: Principal,
     name: String,
+    /// No time limits hold for it.
+    patient: bool,
     intake: Intake,
     egress: Egress,
     leases: Leases,
@@ -463,6 +468,7 @@ impl Shard {
             state: LinkState::Open,
             principal: attached.principal,
             name: attached.name,
+            patient: attached.patient,
             intake: Intake::default(),
             egress: Egress::new(),
             leases: Leases::default(),
@@ -1002,6 +1008,10 @@ impl Shard {
         let Some(entry) = self.links.get_mut(link) else {
             return false;
         };
+        if entry.patient {
+            entry.watched = false;
+            return false;
+        }
         let waited = |since: Monotonic| now.monotonic.since(since);
         if entry.egress.bytes() > 0 && waited(entry.progress) >= limits::STALL_TIMEOUT {
             let ending = entry.state == LinkState::Ending;

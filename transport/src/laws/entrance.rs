@@ -22,7 +22,7 @@ impl Entrance {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let (_, departed) = mpsc::channel();
-        let porter = Porter::new(listener, Vec::new(), departed, 7).unwrap();
+        let porter = Porter::new(Some(listener), Vec::new(), departed, 7).unwrap();
         let (refusals, stats, control) = (porter.refusals(), porter.stats(), porter.control());
         Self {
             address,

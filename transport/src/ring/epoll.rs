@@ -314,6 +314,10 @@ impl Ring for EpollRing {
     }
 
     fn turn(&mut self, wait: Wait) -> Result<Calls, RingFault> {
+        // Without sockets there is only the bell, which is for sleepers.
+        if self.sockets.is_empty() && wait == Wait::No {
+            return Ok(Calls::default());
+        }
         // What the last turn found and nobody asked for comes before new events.
         if !self.pending.is_empty() {
             return Ok(std::mem::take(&mut self.calls));

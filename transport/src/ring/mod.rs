@@ -208,6 +208,13 @@ pub struct RingSize {
 }
 
 impl RingSize {
+    /// Of a ring that has its bell and nothing else.
+    pub(crate) const WITHOUT_SOCKETS: Self = Self {
+        slots: 0,
+        buffers: 1,
+        buffer_size: 4096,
+    };
+
     /// The same for a ring that fills one buffer at a time, and gets it back before the
     /// next: few, and as large as a second-level cache likes them.
     #[must_use]

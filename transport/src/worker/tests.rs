@@ -24,7 +24,7 @@ use crate::sys::{self, Vigilance};
 
 /// A shard that runs on a thread of its own, over a ring of the test's choice.
 pub(crate) struct Running {
-    sender: Sender<LetIn>,
+    sender: Sender<Arrival>,
     departed: mpsc::Receiver<IpAddr>,
     control: Control,
     pub(crate) stats: ShardStats,
@@ -52,7 +52,7 @@ impl Running {
                 })
                 .unwrap();
                 let stats = ShardStats::new(shard.chunks_free());
-                let (sender, inbox) = handoff::<LetIn>(ring.doorbell().clone());
+                let (sender, inbox) = handoff::<Arrival>(ring.doorbell().clone());
                 let workers = Workers::alone(sender.clone(), departures);
                 report.send((sender, stats.clone())).unwrap();
                 let idle = Idle::new(IdleStrategy::Adaptive, Duration::from_micros(50));
@@ -87,7 +87,10 @@ impl Running {
             address: IpAddr::V4(Ipv4Addr::LOCALHOST),
             attached: Attached::default(),
         };
-        self.sender.post(let_in).map_err(drop).unwrap();
+        self.sender
+            .post(Arrival::Connection(let_in))
+            .map_err(drop)
+            .unwrap();
         client
     }
 

@@ -24,7 +24,7 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 /// A broker on a port of the kernel's choice.
 pub(crate) fn config(transport: Transport) -> BrokerConfig {
     BrokerConfig {
-        listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+        listen: Some(SocketAddr::from(([127, 0, 0, 1], 0))),
         transport,
         memory: 128 << 20,
         ..BrokerConfig::default()
