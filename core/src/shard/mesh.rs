@@ -26,7 +26,7 @@ use crate::catalog::placement::Placement;
 use crate::error::Refusal;
 use crate::frame::control::Delivery;
 use crate::id::{Handle, ShardIndex};
-use crate::memory::Arena;
+use crate::memory::{Arena, ChunkId};
 use crate::mesh::{Ends, Neighbour};
 use crate::ring::{ClaimError, FRAGMENT_SIZE_MAX, Reader, Writer};
 use crate::time::Now;
@@ -69,24 +69,51 @@ impl Outlet {
     /// Writes the record that `parts` make up behind a head.
     #[inline]
     pub(super) fn write(&mut self, arena: &mut Arena, head: &Head, parts: &[&[u8]]) {
-        let size = HEAD_SIZE + parts.iter().map(|part| part.len()).sum::<usize>();
-        self.fresh = true;
-        if self.backlog.is_empty()
-            && let Ok(mut claim) = self.writer.claim(size)
-        {
-            let (start, mut rest) = claim.split_at_mut(HEAD_SIZE);
-            start.copy_from_slice(head.as_bytes());
-            for part in parts {
-                let (place, behind) = rest.split_at_mut(part.len());
-                place.copy_from_slice(part);
-                rest = behind;
-            }
-            claim.commit();
-            return;
+        if !self.try_write(head, parts) {
+            let mut all = [head.as_bytes(), &[], &[], &[]];
+            all[1..=parts.len()].copy_from_slice(parts);
+            self.backlog.push(arena, &all);
         }
-        let mut all = [head.as_bytes(), &[], &[], &[]];
-        all[1..=parts.len()].copy_from_slice(parts);
-        self.backlog.push(arena, &all);
+    }
+
+    /// Writes a record that ends with bytes of the arena.
+    #[inline]
+    fn write_stored(
+        &mut self,
+        arena: &mut Arena,
+        head: &Head,
+        fields: &[u8],
+        (chunk, start): (ChunkId, usize),
+        length: usize,
+    ) {
+        let stored = &arena.bytes(chunk)[start..start + length];
+        if !self.try_write(head, &[fields, stored]) {
+            let stored = stored.to_vec();
+            self.backlog
+                .push(arena, &[head.as_bytes(), fields, &stored]);
+        }
+    }
+
+    /// Writes a record into the ring, if there is room and nothing comes before it.
+    #[inline]
+    fn try_write(&mut self, head: &Head, parts: &[&[u8]]) -> bool {
+        self.fresh = true;
+        if !self.backlog.is_empty() {
+            return false;
+        }
+        let size = HEAD_SIZE + parts.iter().map(|part| part.len()).sum::<usize>();
+        let Ok(mut claim) = self.writer.claim(size) else {
+            return false;
+        };
+        let (start, mut rest) = claim.split_at_mut(HEAD_SIZE);
+        start.copy_from_slice(head.as_bytes());
+        for part in parts {
+            let (place, behind) = rest.split_at_mut(part.len());
+            place.copy_from_slice(part);
+            rest = behind;
+        }
+        claim.commit();
+        true
     }
 
     /// Moves what lies in the backlog into the ring as far as it goes, and shows the
@@ -442,6 +469,21 @@ impl Shard {
         let peer = peer_at(self.config.shard, shard);
         let outlet = &mut self.mesh.peers[peer].deliveries;
         outlet.write(&mut self.arena, head, parts);
+    }
+
+    /// Delivers what is stored, behind `fields`, to another shard.
+    #[inline]
+    pub(super) fn deliver_stored_to(
+        &mut self,
+        shard: ShardIndex,
+        head: &Head,
+        fields: &[u8],
+        place: (ChunkId, usize),
+        length: usize,
+    ) {
+        let peer = peer_at(self.config.shard, shard);
+        let outlet = &mut self.mesh.peers[peer].deliveries;
+        outlet.write_stored(&mut self.arena, head, fields, place, length);
     }
 
     /// What came of a frame from another shard that was too long for a record.

@@ -18,7 +18,7 @@ use crate::auth::Principal;
 use crate::error::Refusal;
 use crate::frame::control::{Acknowledge, Delivery, Return};
 use crate::id::{DestinationNumber, Handle, MemberNumber, ShardIndex};
-use crate::memory::CHUNK;
+use crate::memory::{CHUNK, ChunkId};
 use crate::partition::log::Run;
 use crate::subscription::Kind;
 use crate::time::Now;
@@ -201,10 +201,8 @@ impl Shard {
         header: &Delivery,
         run: &Run,
     ) {
+        const FIRST_MAX: usize = BODY_MAX - size_of::<records::Run>();
         let size = run.bytes;
-        let (mut chunk, mut start, mut left) = (run.chunk, run.start, size);
-        let mut part = core::mem::take(&mut self.scratch);
-        let mut first = true;
         let fields = records::Run {
             partition: header.partition,
             count: header.count,
@@ -212,30 +210,48 @@ impl Shard {
             delivery_count: header.delivery_count,
             size: u32::try_from(size).unwrap_or(u32::MAX).into(),
         };
-        const FIRST_MAX: usize = BODY_MAX - size_of::<records::Run>();
+        let is_here = origin.shard == self.config.shard;
+        let (mut chunk, mut start, mut left) = (run.chunk, run.start, size);
         while left > 0 {
-            let length = left.min(FIRST_MAX).min(CHUNK - start);
-            part.clear();
-            part.extend_from_slice(&self.arena.bytes(chunk)[start..start + length]);
-            if origin.shard == self.config.shard {
-                if first {
-                    self.arrived(now, origin.shard, origin.front, header, size, &part);
-                } else {
-                    self.arrived_more(origin.front, &part);
-                }
-            } else if first {
-                let head = about(delivery::RUN, origin.front);
-                self.deliver_to(origin.shard, &head, &[fields.as_bytes(), &part]);
+            let (is_first, length) = (left == size, left.min(FIRST_MAX).min(CHUNK - start));
+            let place = (chunk, start);
+            if is_here {
+                self.deliver_here(now, origin, (header, size), place, length, is_first);
             } else {
-                let head = about(delivery::MORE, origin.front);
-                self.deliver_to(origin.shard, &head, &[&part]);
+                let (kind, fields) = if is_first {
+                    (delivery::RUN, fields.as_bytes())
+                } else {
+                    (delivery::MORE, &[][..])
+                };
+                let head = about(kind, origin.front);
+                self.deliver_stored_to(origin.shard, &head, fields, place, length);
             }
-            first = false;
             start += length;
             left -= length;
             if start == CHUNK {
                 (chunk, start) = (self.arena.next(chunk), 0);
             }
+        }
+    }
+
+    /// A part of a run, of `size` bytes in all, goes to a front of this shard: out of the
+    /// log's memory and into that of the front's link.
+    fn deliver_here(
+        &mut self,
+        now: Now,
+        origin: Origin,
+        (header, size): (&Delivery, usize),
+        (chunk, start): (ChunkId, usize),
+        length: usize,
+        is_first: bool,
+    ) {
+        let mut part = core::mem::take(&mut self.scratch);
+        part.clear();
+        part.extend_from_slice(&self.arena.bytes(chunk)[start..start + length]);
+        if is_first {
+            self.arrived(now, origin.shard, origin.front, header, size, &part);
+        } else {
+            self.arrived_more(origin.front, &part);
         }
         self.scratch = part;
     }
