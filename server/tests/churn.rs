@@ -3,9 +3,10 @@
 //! proxy that cuts its connections, single ones or all at once, 20 ms to 2 s apart.
 //! Whatever is cut: what was promised about each message holds.
 //!
-//! `CHURN_SECONDS` says for how long, `CHURN_SEED` repeats the choices of a run, as far
-//! as threads allow, and `CHURN_DRAIN` says how many seconds what is left may take to
-//! arrive; `scripts/churn` runs it for long and with the release binary.
+//! `CHURN_SECONDS` says for how long, 5 unless said otherwise, `CHURN_SEED` repeats the
+//! choices of a run, as far as threads allow, and `CHURN_DRAIN` says how many seconds
+//! what is left may take to arrive; `scripts/churn` runs it for long and with the
+//! release binary.
 
 #![allow(clippy::unwrap_used)]
 
@@ -351,9 +352,8 @@ fn setting(name: &str, otherwise: u64) -> u64 {
 }
 
 #[test]
-#[ignore = "takes what CHURN_SECONDS says and more; scripts/churn runs it"]
 fn what_is_promised_about_each_message_holds_while_connections_are_cut_without_end() {
-    let seconds = setting("CHURN_SECONDS", 8);
+    let seconds = setting("CHURN_SECONDS", 5);
     let of_process = u64::from(std::process::id()) ^ u64::from(nanoseconds());
     let seed = setting("CHURN_SEED", Choices(of_process).next());
     println!("CHURN_SECONDS={seconds} CHURN_SEED={seed}");
