@@ -13,7 +13,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use courser_core::client::{
-    AckError, ConsumerKey, ConsumerRequest, Event, Prefetch, Received as Borrowed, Sharing, Start,
+    AckError, ConsumerKey, ConsumerRequest, Event, PollState, Prefetch, Received as Borrowed,
+    Sharing, Start,
 };
 use courser_core::error::Refusal;
 use courser_core::id::{Offset, PartitionIndex, Position};
@@ -234,6 +235,64 @@ impl Consumer {
         }
     }
 
+    /// The next message if the broker has one for this consumer; asks it, in whatever
+    /// partition and on whatever shard, unless one was delivered ahead. `None` if there
+    /// was none when it was asked, or none that is not with others.
+    ///
+    /// Costs a round trip where [`Consumer::try_receive`] only looks at what has come.
+    ///
+    /// # Errors
+    ///
+    /// If the link has ended and everything delivered was handed out;
+    /// [`ReceiveError::TimedOut`] if the broker cannot be asked in time.
+    pub fn receive_no_wait(&mut self) -> Result<Option<Received>, ReceiveError> {
+        if let Some(received) = self.try_receive()? {
+            return Ok(Some(Received::copy_of(&received)));
+        }
+        let owner = Arc::clone(&self.owner);
+        let link = owner.link();
+        let until = link.now().after(link.timeout());
+        while link.now() < until {
+            let mut state = link.take();
+            self.exchange(&mut state);
+            let asked = state.machine.ask_for_messages(self.key);
+            state.write();
+            drop(state);
+            let key = self.key;
+            let wanted = asked.map_or(Wanted::Attached(key), |token| Wanted::Polled(key, token));
+            let found = link.wait(until, wanted, |state| {
+                self.exchange(state);
+                if !self.prefetch.is_empty() {
+                    return Some(Ok(true));
+                }
+                if let Some(error) = self.over(state) {
+                    return Some(Err(error));
+                }
+                match asked {
+                    Ok(token) => match state.machine.poll_state(key, token) {
+                        PollState::Asked => None,
+                        PollState::Answered => Some(Ok(false)),
+                        PollState::Lost => Some(Ok(true)),
+                    },
+                    Err(_) => state.machine.is_consumer_attached(key).then_some(Ok(true)),
+                }
+            });
+            match found {
+                None => break,
+                Some(Err(error)) => return Err(error),
+                Some(Ok(false)) => return Ok(None),
+                Some(Ok(true)) => {
+                    if let Some(received) = self.next() {
+                        return Ok(Some(Received::copy_of(&received)));
+                    }
+                }
+            }
+        }
+        Err(ReceiveError::TimedOut {
+            after: link.timeout(),
+        })
+    }
+
     /// The next message, for an asynchronous program of any runtime.
     ///
     /// Dropped before it was ready the future takes nothing along.
@@ -295,8 +354,9 @@ impl Consumer {
         Listening::begin(self, Box::new(listener), session)
     }
 
-    /// The next message if one is there, readable until the next call; otherwise
-    /// writes and reads once, without waiting.
+    /// The next message if one has come, readable until the next call; otherwise
+    /// writes and reads once, without waiting. What the broker has beside that it does
+    /// not ask: see [`Consumer::receive_no_wait`].
     ///
     /// No copy, no allocation; the link is locked only when what was delivered
     /// is used up, or a quarter of the window later.

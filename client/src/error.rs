@@ -299,6 +299,12 @@ pub enum ReceiveError {
         /// Details.
         text: Box<str>,
     },
+    /// The broker did not say in time whether there is anything.
+    #[error("the broker did not say within {} ms whether there is a message", after.as_millis())]
+    TimedOut {
+        /// How long was waited.
+        after: Duration,
+    },
     /// The system gave no thread to drive the link, or to run a listener on.
     #[error("no thread could be started")]
     NoThread,

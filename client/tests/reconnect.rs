@@ -531,3 +531,23 @@ fn a_broker_that_started_anew_knows_nothing_so_outstanding_sends_are_unknown_and
     assert_eq!((received.text(), received.id()), (Some("after"), after.id));
     assert_eq!(client.installation(), after.id.installation);
 }
+
+#[test]
+fn receiving_without_waiting_asks_again_on_the_next_connection() {
+    let broker = TestBroker::of_shards(2);
+    let proxy = Proxy::start(broker.address(), []);
+    let sender = broker.client();
+    let sender = sender.producer("queue:q").partitions(4).create().unwrap();
+    let client = client(proxy.address());
+    let mut consumer = client.consumer("queue:q").create().unwrap();
+    for number in 0..20u64 {
+        proxy.cut();
+        assert!(consumer.receive_no_wait().unwrap().is_none());
+        sender.send(number.to_le_bytes()).unwrap();
+        proxy.cut();
+        let received = consumer.receive_no_wait().unwrap().unwrap();
+        assert_eq!(received.body(), number.to_le_bytes());
+        consumer.acknowledge(received.position()).unwrap();
+        consumer.confirm().unwrap();
+    }
+}

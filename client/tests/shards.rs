@@ -248,3 +248,39 @@ fn the_last_handle_takes_all_connections_along() {
         open() == 2
     });
 }
+
+/// Asked without waiting, a consumer said that there was nothing though another shard
+/// had something that it had not said yet.
+#[test]
+fn receiving_without_waiting_finds_whatever_is_stored_on_any_shard() {
+    for (shards, partitions) in [(1, 1), (1, 4), (2, 1), (2, 4)] {
+        let broker = TestBroker::of_shards(shards);
+        let (sending, receiving) = (broker.client(), broker.client());
+        let producer = sending.producer("queue:q").partitions(partitions);
+        let producer = producer.create().unwrap();
+        for window in [1, 16] {
+            let builder = receiving.consumer("queue:q").prefetch(window);
+            let mut consumer = builder.create().unwrap();
+            assert!(consumer.receive_no_wait().unwrap().is_none());
+            for number in 0..60u32 {
+                // It is stored before it is asked for.
+                producer.send(number.to_le_bytes()).unwrap();
+                let received = consumer.receive_no_wait().unwrap();
+                let received = received.unwrap_or_else(|| panic!("{number} is there"));
+                assert_eq!(received.body(), number.to_le_bytes());
+                consumer.acknowledge(received.position()).unwrap();
+                assert!(consumer.receive_no_wait().unwrap().is_none());
+            }
+            for number in 0..20u32 {
+                producer.send(number.to_le_bytes()).unwrap();
+            }
+            let mut rest = 0;
+            while let Some(received) = consumer.receive_no_wait().unwrap() {
+                consumer.acknowledge(received.position()).unwrap();
+                rest += 1;
+            }
+            assert_eq!(rest, 20);
+            consumer.close().unwrap();
+        }
+    }
+}

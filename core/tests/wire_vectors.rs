@@ -14,9 +14,9 @@ use courser_core::frame::control::{
     AckRun, Acknowledge, Acknowledged, Allow, AskStats, Batch, Changed, Close, CloseSession,
     Closed, CompletionRun, Completions, ConsumerOpened, ConsumerRow, Control, Create, Credit,
     Delete, Delivery, DestinationRow, End, Ended, Farewell, Fields, Goodbye, Hello, LinkRow, List,
-    Listed, Located, Lookup, Move, OpenConsumer, OpenProducer, OpenSession, PartRow, Ping, Pong,
-    ProducerOpened, ProducerRow, Refused, Return, SessionClosed, SessionOpened, SetPolicies, Stats,
-    StatsRow, SubscriptionRow, WantCredit, Welcome,
+    Listed, Located, Lookup, Move, OpenConsumer, OpenProducer, OpenSession, PartRow, Ping, Poll,
+    Polled, Pong, ProducerOpened, ProducerRow, Refused, Return, SessionClosed, SessionOpened,
+    SetPolicies, Stats, StatsRow, SubscriptionRow, WantCredit, Welcome,
 };
 use courser_core::frame::decode::{Frame, Message, Step, decode};
 use courser_core::frame::encode::{self, Envelope};
@@ -425,6 +425,16 @@ fn producer_frames(check: &mut Check) {
         ..Move::default()
     };
     check.control("move", REQUEST, Control::Move, &moving, &[]);
+    let poll = Poll {
+        token: 5.into(),
+        ..Poll::default()
+    };
+    check.control("poll", CONSUMER, Control::Poll, &poll, &[]);
+    let polled = Polled {
+        token: 5.into(),
+        ..Polled::default()
+    };
+    check.control("polled", CONSUMER, Control::Polled, &polled, &[]);
 
     let first = CompletionRun {
         sequence: 1.into(),

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::Waker;
 use std::thread::Thread;
 
-use courser_core::client::{self, ConsumerKey, Event, LinkEnd, Outgoing, ProducerKey};
+use courser_core::client::{self, ConsumerKey, Event, LinkEnd, Outgoing, PollState, ProducerKey};
 use courser_core::error::Refusal;
 use courser_core::id::{RequestId, Sequence};
 use courser_core::time::{Monotonic, Now};
@@ -281,6 +281,10 @@ impl State {
             Wanted::Room(key) => self.ledger_of(key).is_none_or(Ledger::has_room_in_line),
             Wanted::Message(key) => {
                 self.machine.has_message(key) || self.lost_consumer(key).is_some()
+            }
+            Wanted::Polled(key, token) => {
+                self.has(Wanted::Message(key))
+                    || self.machine.poll_state(key, token) != PollState::Asked
             }
             Wanted::Answer(request) => self.answers.iter().any(|(other, _)| *other == request),
             Wanted::Confirmation(consumer, token) => self

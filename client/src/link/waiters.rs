@@ -35,6 +35,8 @@ pub(crate) enum Wanted {
     Message(ConsumerKey),
     /// The answer to a request.
     Answer(RequestId),
+    /// A message, or the answer that there is none.
+    Polled(ConsumerKey, u32),
     /// The confirmation of an acknowledgement.
     Confirmation(ConsumerKey, u32),
     /// A connection on which the broker knows the consumer.

@@ -32,7 +32,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::queue::ByteQueue;
 use super::{AckError, ProtocolFault};
-use crate::frame::control::{AckRun, Acknowledge, Allow, Delivery, Return};
+use crate::frame::control::{AckRun, Acknowledge, Allow, Delivery, Poll, Return};
 use crate::frame::property::{self, Properties};
 use crate::frame::{MessageHeader, Prefix, decode, flags, padded};
 use crate::id::{
@@ -70,6 +70,17 @@ pub enum Sharing {
     Failover = 3,
     /// Several, of which each has the messages of some keys.
     KeyShared = 4,
+}
+
+/// What became of the question whether there is anything for a consumer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PollState {
+    /// The broker has not answered yet.
+    Asked,
+    /// Whatever there was when it was asked is here.
+    Answered,
+    /// The connection was lost, or it was asked once more since.
+    Lost,
 }
 
 /// What an application asks a consumer for.
@@ -534,6 +545,9 @@ pub(super) struct Consumer {
     silent: Vec<u32>,
     /// Why one of those was refused.
     refused: Option<u16>,
+    /// Asked last whether there is anything, and answered last.
+    poll_asked: u32,
+    poll_answered: u32,
     /// Whether it stands in the list of consumers with something to say.
     pub(super) listed: bool,
 }
@@ -577,6 +591,8 @@ impl Consumer {
             doubt: Doubt::None,
             silent: Vec::new(),
             refused: None,
+            poll_asked: 0,
+            poll_answered: 0,
             listed: false,
         }
     }
@@ -993,6 +1009,38 @@ impl Consumer {
         }
     }
 
+    /// Asks whether there is anything: under which number; none if the backlog is full.
+    pub(super) fn poll(&mut self, outbound: &mut Outbound) -> Option<u32> {
+        let token = self.poll_asked.wrapping_add(1);
+        let fields = Poll {
+            token: token.into(),
+            ..Poll::default()
+        };
+        let queued = outbound.control(self.handle.0, &fields, &[]);
+        if queued {
+            self.poll_asked = token;
+        }
+        queued.then_some(token)
+    }
+
+    /// Whatever there was has come.
+    pub(super) fn polled(&mut self, token: u32) {
+        if token == self.poll_asked {
+            self.poll_answered = token;
+        }
+    }
+
+    /// What became of the question of this number.
+    pub(super) fn poll_state(&self, token: u32) -> PollState {
+        if token == self.poll_answered {
+            PollState::Answered
+        } else if self.attached && token == self.poll_asked {
+            PollState::Asked
+        } else {
+            PollState::Lost
+        }
+    }
+
     /// Whether the broker does not know yet what was handed out last.
     pub(super) fn owes_report(&self) -> bool {
         self.attached && self.handed_reported < self.handed_messages
@@ -1009,6 +1057,8 @@ impl Consumer {
         self.dirty.clear();
         self.told = None;
         self.refused = None;
+        // What was asked on this connection is not answered on another.
+        self.poll_asked = self.poll_asked.wrapping_add(1);
         for settled in &mut self.settled {
             settled.through.clear();
             settled.runs.clear();

@@ -150,6 +150,7 @@ impl Client {
                 Ok(())
             }
             (_, Control::Acknowledged(fields, _)) => self.acknowledged(subject, fields),
+            (_, Control::Polled(fields, _)) => self.polled(subject, fields.token.get()),
             (_, Control::Ended(fields, tail)) => self.ended(subject, fields, tail),
             (
                 _,
@@ -350,6 +351,20 @@ impl Client {
                 confirm,
                 refusal,
             });
+        }
+        Ok(())
+    }
+
+    /// Whatever there was for a consumer has come.
+    fn polled(&mut self, subject: u32, token: u32) -> Result<(), ProtocolFault> {
+        let Some(Owner::Consumer(key)) = self.handles.get(&subject).copied() else {
+            return Err(ProtocolFault::UnknownHandle {
+                handle: Handle(subject),
+                kind: Kind::Polled,
+            });
+        };
+        if let Some(consumer) = self.consumers.get_mut(key.0) {
+            consumer.polled(token);
         }
         Ok(())
     }

@@ -75,7 +75,7 @@ pub use admin::{
     AdminRequest, ConsumerInfo, DestinationInfo, LinkInfo, ListRequest, Listing, Page, PartInfo,
     ProducerInfo, Rows, SubscriptionInfo,
 };
-pub use consumer::{ConsumerRequest, Prefetch, Received, Sharing, Start};
+pub use consumer::{ConsumerRequest, PollState, Prefetch, Received, Sharing, Start};
 pub use error::{AckError, Cause, LinkEnd, ProtocolFault, RequestError, SendError};
 pub use event::{ConsumerKey, DestinationStats, Event, Location, ProducerKey, StatsReport};
 pub use producer::{
@@ -802,6 +802,37 @@ impl Client {
             return Err(AckError::WouldBlock);
         }
         Ok(token)
+    }
+
+    /// Asks the broker whether there is anything for the consumer now, in whatever
+    /// partition: [`Client::poll_state`] of the number that is returned says when
+    /// whatever there was has come. What was settled and handed out is told before.
+    ///
+    /// # Errors
+    ///
+    /// If it is not taken; [`AckError::Disconnected`] if there is no connection.
+    pub fn ask_for_messages(&mut self, key: ConsumerKey) -> Result<u32, AckError> {
+        let consumer = self.consumers.get_mut(key.0).ok_or(AckError::Closed)?;
+        if consumer.phase != consumer::Phase::Open {
+            return Err(AckError::Closed);
+        }
+        if !consumer.is_attached() {
+            return Err(AckError::Disconnected);
+        }
+        if !self.outbound.has_room() {
+            return Err(AckError::WouldBlock);
+        }
+        consumer.speak(&mut self.outbound, false);
+        consumer
+            .poll(&mut self.outbound)
+            .ok_or(AckError::WouldBlock)
+    }
+
+    /// What became of a question that [`Client::ask_for_messages`] asked.
+    #[must_use]
+    pub fn poll_state(&self, key: ConsumerKey, token: u32) -> PollState {
+        let consumer = self.consumers.get(key.0);
+        consumer.map_or(PollState::Lost, |consumer| consumer.poll_state(token))
     }
 
     /// Whether the broker of this connection knows the consumer.

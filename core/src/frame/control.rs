@@ -282,6 +282,15 @@ fields! {
         reserved_word: U32,
     }
 
+    /// A consumer asks whether there is anything for it now; the subject is its handle.
+    /// No tail.
+    Poll {
+        /// Echoed behind whatever there was.
+        token: U32,
+        /// Zero.
+        reserved: U32,
+    }
+
     /// Asks for a destination to be created; the subject is a request. Tail: its name.
     Create {
         /// The session.
@@ -534,6 +543,15 @@ fields! {
         text_length: U32,
     }
 
+    /// Whatever there was for a consumer when it asked is in front of this; the subject
+    /// is its handle. No tail.
+    Polled {
+        /// As asked.
+        token: U32,
+        /// Zero.
+        reserved: U32,
+    }
+
     /// What was asked for is so; the subject is the request. No tail.
     Changed {
         /// How many changes of the catalogue led to this.
@@ -628,6 +646,8 @@ impl Control<'_> {
             | Self::Ping(..)
             | Self::Goodbye(..)
             | Self::Move(..)
+            | Self::Poll(..)
+            | Self::Polled(..)
             | Self::Batch(..)
             | Self::End(..)
             | Self::Changed(..)

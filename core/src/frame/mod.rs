@@ -360,6 +360,8 @@ kinds! {
     Return = 0x0f,
     /// Asks for the link to be handed to another shard.
     Move = 0x10,
+    /// A consumer asks whether there is anything for it.
+    Poll = 0x11,
 
     /// Asks for a destination to be created.
     Create = 0x18,
@@ -402,6 +404,8 @@ kinds! {
     Refused = 0x4e,
     /// The last frame of a link that the broker ends.
     Farewell = 0x4f,
+    /// Whatever there was for a consumer is in front of this.
+    Polled = 0x50,
 
     /// Answers what asks for something to be otherwise.
     Changed = 0x58,

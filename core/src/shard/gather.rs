@@ -117,7 +117,25 @@ pub(super) struct Leases {
     waiting: VecDeque<Handle>,
 }
 
+impl Leases {
+    /// Whether the link's lease is for this front.
+    pub(super) fn is_lent_to(&self, front: Handle) -> bool {
+        self.lease.is_some_and(|lease| lease.front == front)
+    }
+}
+
 impl Gather {
+    /// Where its sources are, as far as they have joined.
+    pub(super) fn places(&self) -> Vec<(ShardIndex, Handle)> {
+        let joined = |source: &Source| Some((source.shard, source.handle?));
+        self.sources.iter().filter_map(joined).collect()
+    }
+
+    /// Whether a source has said that it has something, and was lent nothing since.
+    pub(super) fn is_ready(&self) -> bool {
+        self.sources.iter().any(|source| source.ready)
+    }
+
     fn source_at(&mut self, shard: ShardIndex) -> Option<&mut Source> {
         self.sources.iter_mut().find(|source| source.shard == shard)
     }
@@ -342,8 +360,7 @@ impl Shard {
         let Some(consumer) = self.consumers.get(front) else {
             return;
         };
-        let is_ready = |gather: &Gather| gather.sources.iter().any(|source| source.ready);
-        if consumer.gather().is_some_and(is_ready) {
+        if consumer.gather().is_some_and(Gather::is_ready) {
             self.want_lease(consumer.link, front);
         }
     }

@@ -420,6 +420,7 @@ impl Shard {
             request::APPLY => self.apply_decided(body),
             request::REPLACE => self.replace_asked(now, shard, about, fields(body)),
             request::PASS => self.pass(now, about, fields(body)),
+            request::POLL => self.poll_source(shard, about, fields(body)),
             _ => unknown("request", head),
         }
     }
@@ -443,6 +444,10 @@ impl Shard {
             }
             delivery::MORE => self.arrived_more(about, body),
             delivery::LEFT_OVER => self.lease_left(shard, about),
+            delivery::POLLED => {
+                let polled: &records::Polled = fields(body);
+                self.polled_source(about, polled.token.get());
+            }
             _ => unknown("delivery", head),
         }
     }

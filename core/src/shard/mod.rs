@@ -33,6 +33,7 @@ mod identity;
 mod intake;
 mod locals;
 mod mesh;
+mod poll;
 mod positions;
 mod producer;
 mod records;
@@ -360,6 +361,8 @@ pub struct Shard {
     lent: Vec<Handle>,
     /// Sources that have something and no credit.
     announcing: Vec<Handle>,
+    /// Consumers that ask whether there is anything for them, each once.
+    polls: Vec<poll::Poll>,
     /// Where a run is copied through on its way to another shard.
     scratch: Vec<u8>,
     /// Partitions whose log is to be thinned out.
@@ -435,6 +438,7 @@ impl Shard {
             wants_room: VecDeque::new(),
             lent: Vec::new(),
             announcing: Vec::new(),
+            polls: Vec::new(),
             scratch: Vec::new(),
             thinning: VecDeque::new(),
             dirty: Vec::new(),
@@ -598,6 +602,7 @@ impl Shard {
         self.serve_leases();
         self.dispatch(now);
         self.settle_leases();
+        self.answer_polls(now);
         self.send_completions(now);
         self.give_notice(now);
         self.serve_waiting(now);
@@ -660,6 +665,7 @@ impl Shard {
             || self.finishing.iter().any(|link| self.can_finish(*link))
             || !self.outputs.is_empty()
             || self.can_settle_leases()
+            || self.has_polls()
             || self.can_send_off()
     }
 

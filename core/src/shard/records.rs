@@ -38,6 +38,8 @@
 //! | requests | `REPLACE` | the asker's link | [`Replace`] |
 //! | | `PASS` | a link of the shard that it names | [`Pass`] |
 //! | outcomes | `PASSED` | our link | nothing |
+//! | requests | `POLL` | our consumer | [`Poll`] |
+//! | deliveries | `POLLED` | our consumer | [`Polled`] |
 //!
 //! "Our" is the reader's. A frame's handle is that of the reader's producer.
 
@@ -64,6 +66,7 @@ pub(super) mod request {
     pub(in super::super) const DROP_TOO: u8 = 16;
     pub(in super::super) const REPLACE: u8 = 17;
     pub(in super::super) const PASS: u8 = 18;
+    pub(in super::super) const POLL: u8 = 19;
 }
 
 /// Kinds of outcomes.
@@ -91,6 +94,7 @@ pub(super) mod delivery {
     pub(in super::super) const RUN: u8 = 2;
     pub(in super::super) const MORE: u8 = 3;
     pub(in super::super) const LEFT_OVER: u8 = 4;
+    pub(in super::super) const POLLED: u8 = 5;
 }
 
 /// How a producer is detached.
@@ -229,6 +233,18 @@ fields! {
         offset: U64,
         delivery_count: U32,
         size: U32,
+    }
+
+    /// Asks a source to say what it has, for a front.
+    Poll {
+        front: U32,
+        token: U32,
+    }
+
+    /// A source has looked: what it has it said before.
+    Polled {
+        token: U32,
+        reserved: U32,
     }
 
     /// Asks for a change of the catalogue. The destination's name follows.

@@ -45,6 +45,7 @@ impl Shard {
                 self.want_credit(now, link, handle, fields.bytes.get())
             }
             Control::Return(fields, tail) => self.give_back(now, link, handle, fields, tail),
+            Control::Poll(fields, _) => self.poll(link, handle, fields.token.get()),
             request => self.requested(now, link, subject, request),
         }
     }

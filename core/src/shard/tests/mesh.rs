@@ -1,3 +1,4 @@
+mod poll;
 mod replace;
 
 use std::collections::BTreeMap;
