@@ -1,7 +1,7 @@
 //! Runs a workload of the broker beside its floor and prints the report.
 //!
 //! `cargo run --release -p courser-bench --example workload [WORKLOAD [SECONDS [FILE.json]]]`
-//! where WORKLOAD is quick, floor, rtt, e2e, throughput, open or idle.
+//! where WORKLOAD is quick, floor, rtt, e2e, throughput, open, idle or scale.
 //!
 //! Exit status: 0 done, 3 it could not be measured, 5 a check failed.
 
@@ -38,6 +38,7 @@ fn measure() -> Result<Report, BenchError> {
         Some("throughput") => Workload::Throughput,
         Some("open") => Workload::Open,
         Some("idle") => Workload::Idle,
+        Some("scale") => Workload::Scale,
         Some(other) => return refuse("workload", format!("`{other}` is none")),
     };
     let mut options = Options::default();

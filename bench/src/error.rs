@@ -165,6 +165,18 @@ pub enum BenchError {
         problem: String,
     },
 
+    /// More connections than this process may have files open.
+    #[error(
+        "this takes {needed} open files and this process may have {allowed}; raise its limit \
+         (ulimit -n {needed}) or ask for fewer connections"
+    )]
+    Descriptors {
+        /// How many it takes, those that are open included.
+        needed: u64,
+        /// The limit that it runs under.
+        allowed: u64,
+    },
+
     /// A file could not be read or written.
     #[error("cannot {doing} {}", path.display())]
     File {

@@ -80,6 +80,25 @@ impl Faults {
         self.by_name().iter().map(|(_, count)| count).sum()
     }
 
+    /// Adds those of other books.
+    fn add(&mut self, other: &Self) {
+        // Taken apart, so that no kind is forgotten.
+        let Self {
+            completions_misplaced,
+            completions_failed,
+            completions_missing,
+            deliveries_misplaced,
+            deliveries_damaged,
+            deliveries_missing,
+        } = *other;
+        self.completions_misplaced += completions_misplaced;
+        self.completions_failed += completions_failed;
+        self.completions_missing += completions_missing;
+        self.deliveries_misplaced += deliveries_misplaced;
+        self.deliveries_damaged += deliveries_damaged;
+        self.deliveries_missing += deliveries_missing;
+    }
+
     /// Each kind in words with its count.
     #[must_use]
     pub fn by_name(&self) -> [(&'static str, u64); 6] {
@@ -150,6 +169,20 @@ impl Ledger {
         self.next_received = number.wrapping_add(1);
     }
 
+    /// As [`Self::received`], where messages come out in several sequences and the
+    /// caller knows whether this one is due in its own.
+    #[inline]
+    pub fn received_in_turn(&mut self, body: &[u8], length: usize, is_due: bool) {
+        if body.len() != length || length < NUMBER_BYTES {
+            self.faults.deliveries_damaged += 1;
+        } else if is_due {
+            self.received += 1;
+        } else {
+            self.faults.deliveries_misplaced += 1;
+        }
+        self.next_received += 1;
+    }
+
     /// Sends without an outcome so far.
     #[inline]
     #[must_use]
@@ -162,6 +195,21 @@ impl Ledger {
     #[must_use]
     pub fn backlog(&self) -> u64 {
         self.completed.saturating_sub(self.next_received)
+    }
+
+    /// Messages that came out so far, as far as they are told apart.
+    #[inline]
+    #[must_use]
+    pub fn taken(&self) -> u64 {
+        self.next_received
+    }
+
+    /// Adds closed books of another producer.
+    pub fn add(&mut self, other: &Self) {
+        self.sent += other.sent;
+        self.completed += other.completed;
+        self.received += other.received;
+        self.faults.add(&other.faults);
     }
 
     /// Closes the books: what is outstanding now is missing. Messages are not held
@@ -254,6 +302,19 @@ mod tests {
         ledger.close();
         assert_eq!(ledger.faults.completions_failed, 1);
         assert_eq!(ledger.faults.total(), 1);
+    }
+
+    #[test]
+    fn books_of_several_add_up_with_every_kind_of_fault() {
+        let mut of_all = ledger(&ALL, &ALL);
+        of_all.add(&ledger(&[0, 2, 1, 3, 4, 5], &ALL));
+        of_all.add(&ledger(&ALL, &[0, 2, 1, 3]));
+        assert_eq!((of_all.sent, of_all.received), (21, 7 + 7 + 1));
+        assert_eq!(of_all.faults.completions_misplaced, 3);
+        assert_eq!(of_all.faults.completions_missing, 1);
+        assert_eq!(of_all.faults.deliveries_misplaced, 3);
+        assert_eq!(of_all.faults.deliveries_missing, 3);
+        assert_eq!(of_all.faults.total(), 10);
     }
 
     #[test]

@@ -23,6 +23,7 @@
 //! | every slice's histogram, for others to add up | [`histogram_log`] |
 //! | loads that do not wait, and whether they were carried | [`load`] |
 //! | ratios of paired slices, and the noise below which they say nothing | [`compare`] |
+//! | whether a ratio is on the right side of its goal | [`goal`] |
 //! | counts that are the same on every run, and the gate on them | [`exact`] |
 //! | two builds of the whole, in alternating slices, and the gate on them | [`revisions`] |
 //! | what a gate says | [`gate`] |
@@ -41,6 +42,7 @@ pub mod error;
 pub mod exact;
 pub mod floor;
 pub mod gate;
+pub mod goal;
 pub mod histogram;
 pub mod histogram_log;
 pub mod ledger;
@@ -56,6 +58,7 @@ pub mod units;
 pub mod workload;
 
 mod cpu_time;
+mod descriptors;
 mod series;
 mod sys;
 mod watch;

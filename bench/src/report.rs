@@ -17,6 +17,7 @@ use crate::error::BenchError;
 use crate::floor::gaps::Gaps;
 use crate::floor::ring::RingFloor;
 use crate::floor::stream::Rate;
+use crate::goal::{self, Goal};
 use crate::histogram::Percentiles;
 use crate::histogram_log::HistogramLog;
 use crate::ledger::Ledger;
@@ -43,6 +44,9 @@ pub struct Report {
     /// Processor time of a message.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub messages: Vec<MessageUse>,
+    /// Metrics that were held against a goal.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub goals: Vec<Goal>,
     /// The file beside this one that holds the histogram of every slice, in the
     /// interval log format of HdrHistogram.
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -73,6 +77,7 @@ impl Report {
             loads: Vec::new(),
             idle: Vec::new(),
             messages: Vec::new(),
+            goals: Vec::new(),
             histogram_log: None,
             histograms: HistogramLog::default(),
             conditions: Conditions::default(),
@@ -591,6 +596,7 @@ impl fmt::Display for Report {
             load::table(&self.loads),
             cpu_use::idle_table(&self.idle),
             cpu_use::message_table(&self.messages),
+            goal::table(&self.goals),
         ] {
             if !table.is_empty() {
                 write!(formatter, "\n{table}")?;

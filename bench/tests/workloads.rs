@@ -6,9 +6,10 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use courser_bench::goal::{Goal, Outcome};
 use courser_bench::histogram::Histogram;
 use courser_bench::histogram_log::HistogramLog;
-use courser_bench::load::Outcome;
+use courser_bench::load;
 use courser_bench::report::{Measurement, Mode};
 use courser_bench::{BenchError, Options, Report, Workload, run};
 use courser_transport::{Broker, BrokerConfig};
@@ -166,7 +167,10 @@ fn an_open_loop_reports_every_load_and_loses_nothing() {
     assert_eq!(report.loads.len(), 4);
     for load in &report.loads {
         // Whether it was carried is the machine's affair; that it says so is not.
-        assert_eq!(load.outcome == Outcome::Carried, load.response.is_some());
+        assert_eq!(
+            load.outcome == load::Outcome::Carried,
+            load.response.is_some()
+        );
         assert_eq!(load.response.is_some(), load.service.is_some());
         assert!(load.achieved_msgs_per_s > 0.0, "{load:?}");
         assert_eq!(load.window, 512);
@@ -242,9 +246,93 @@ fn an_idle_broker_takes_little_time_and_a_message_some() {
     };
     assert_eq!(floor.workload, "floor epoll-blocking");
     for message in [floor, broker] {
-        let carried = message.outcome == Outcome::Carried;
+        let carried = message.outcome == load::Outcome::Carried;
         assert_eq!(message.cpu_ns_per_message.is_some(), carried, "{message:?}");
         assert!(message.cpu_ns_per_message.is_none_or(|each| each > 100.0));
     }
     assert_eq!(broker.workload, "produce to ack");
+}
+
+/// The goals that a run has shown something about, by name.
+fn goals<'a>(report: &'a Report, name: &str) -> Vec<&'a Goal> {
+    let goals = report.goals.iter().filter(|goal| goal.name == name);
+    goals.collect()
+}
+
+#[test]
+fn many_partitions_and_connections_are_held_against_their_goals_and_lose_nothing() {
+    let _alone = ONE_AT_A_TIME
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let options = Options {
+        connections: Some(50),
+        duration: Some(Duration::from_secs(3)),
+        ..Options::default()
+    };
+    let report = run(Workload::Scale, &options).unwrap();
+    assert_clean(&report, 9);
+    for (name, count) in [("G15", 2), ("G16", 1)] {
+        let goals = goals(&report, name);
+        assert_eq!(goals.len(), count, "{name}");
+        for goal in goals {
+            // Short slices on a busy machine have too few samples for a median.
+            let is_judged = goal.compared.is_some_and(|compared| compared.pairs >= 6);
+            assert!(
+                is_judged || goal.outcome == Outcome::Inconclusive,
+                "{goal:?}"
+            );
+            assert!(goal.outcome != Outcome::Skipped, "{goal:?}");
+        }
+    }
+    for kind in ["0 idle connections again", "50 idle", "1,000 partitions"] {
+        let result = result(&report, "produce to ack", Mode::Poll, kind);
+        assert!(result.latency.unwrap().samples > 0, "{kind}");
+        assert_eq!(result.slices.slices, Some(12), "{kind}");
+    }
+    let many = result(&report, "produce pipelined", Mode::Poll, "1,000 partitions");
+    assert!(many.rate.unwrap().msgs_per_s > 0.0);
+    assert!(report.to_string().contains("G15"), "{report}");
+}
+
+#[test]
+fn what_needs_a_second_broker_is_skipped_and_said_beside_one_that_runs_already() {
+    let broker = Broker::start(BrokerConfig {
+        listen: Some(SocketAddr::from(([127, 0, 0, 1], 0))),
+        memory: 512 << 20,
+        ..BrokerConfig::default()
+    })
+    .unwrap();
+    let report = measure(Workload::Scale, 3, Some(broker.address()));
+    assert_clean(&report, 6);
+    let [skipped] = goals(&report, "G16")[..] else {
+        panic!("{:?}", report.goals)
+    };
+    assert_eq!(skipped.outcome, Outcome::Skipped);
+    assert!(skipped.compared.is_none());
+    let text = report.to_string();
+    for part in ["SKIPPED", "idle connections are compared between two"] {
+        assert!(text.contains(part), "{part} is missing in:\n{text}");
+    }
+    assert_eq!(goals(&report, "G15").len(), 2);
+    broker.stop();
+}
+
+#[test]
+fn what_cannot_be_scaled_is_refused_before_anything_starts() {
+    let refusal = |options: Options| run(Workload::Scale, &options).unwrap_err().to_string();
+    let none = refusal(Options {
+        connections: Some(0),
+        ..Options::default()
+    });
+    assert!(none.starts_with("connections: 0; 1 to 4000"), "{none}");
+    let sizes = refusal(Options {
+        payloads: vec![64, 256],
+        ..Options::default()
+    });
+    assert!(sizes.starts_with("payload: one size"), "{sizes}");
+    let short = refusal(Options {
+        duration: Some(Duration::from_millis(500)),
+        ..Options::default()
+    });
+    assert!(short.starts_with("seconds: 0.5 s leave"), "{short}");
 }

@@ -248,7 +248,7 @@ pub(crate) struct BenchOptions {
     /// open, idle: loads as messages per second or as shares of saturation, such as 10%,50%,90% or 100k
     #[arg(long, value_name = "RATE,...", value_delimiter = ',')]
     pub(crate) rate: Vec<Rate>,
-    /// idle: connections that do nothing
+    /// idle, scale: connections that do nothing
     #[arg(long, value_name = "N")]
     pub(crate) connections: Option<u32>,
     /// open: the most messages on their way
@@ -298,6 +298,8 @@ pub(crate) enum Workload {
     Open,
     /// Processor time: with a thousand connections and no work, and of a message
     Idle,
+    /// What a thousand partitions, a thousand silent connections and 256 busy ones cost
+    Scale,
 }
 
 /// How a measured broker waits for work.
@@ -328,6 +330,7 @@ impl From<Workload> for courser_bench::Workload {
             Workload::Throughput => Self::Throughput,
             Workload::Open => Self::Open,
             Workload::Idle => Self::Idle,
+            Workload::Scale => Self::Scale,
         }
     }
 }

@@ -46,10 +46,15 @@ fn check_fit(options: &BenchOptions) -> Result<(), CommandError> {
     let workload = options.workload;
     let open = workload == Workload::Open;
     let idle = workload == Workload::Idle;
+    let scale = workload == Workload::Scale;
     for (option, given, fits) in [
         ("--rate", !options.rate.is_empty(), open || idle),
         ("--window", options.window.is_some(), open),
-        ("--connections", options.connections.is_some(), idle),
+        (
+            "--connections",
+            options.connections.is_some(),
+            idle || scale,
+        ),
     ] {
         if given && !fits {
             return Err(CommandError::Bench(BenchError::Option {

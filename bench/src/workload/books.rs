@@ -5,11 +5,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use courser::{
-    Client, Completion, CompletionListener, Consumer, Message, Producer, ProducerBuilder, Receipt,
-    SendError, Sequence, TrySendError,
+    Borrowed, Client, Completion, CompletionListener, Consumer, Message, Producer, ProducerBuilder,
+    Receipt, SendError, Sequence, TrySendError,
 };
 
 use super::patience::Patience;
+use super::turns::Turns;
 use crate::error::BenchError;
 use crate::ledger::{self, Ledger};
 
@@ -29,6 +30,8 @@ pub(super) struct Sender {
     producer: Producer,
     /// The number of the producer's first message, whose sequence is 1.
     first: u64,
+    /// Of its queue, which its messages go to in turn.
+    partitions: u32,
 }
 
 impl Sender {
@@ -39,6 +42,18 @@ impl Sender {
         ledger: &Ledger,
     ) -> Result<Self, BenchError> {
         Self::open_with(address, queue, ledger, |producer| producer)
+    }
+
+    /// As [`Self::open`], on a queue of so many partitions.
+    pub(super) fn open_over(
+        address: SocketAddr,
+        queue: &str,
+        partitions: u32,
+        ledger: &Ledger,
+    ) -> Result<Self, BenchError> {
+        Self::open_with(address, queue, ledger, |producer| {
+            producer.partitions(partitions)
+        })
     }
 
     /// As [`Self::open`], with so many messages on their way at most.
@@ -63,6 +78,7 @@ impl Sender {
             .map_err(|error| BenchError::client("open a producer", error))?;
         Ok(Self {
             client,
+            partitions: producer.partitions(),
             producer,
             first: ledger.next(),
         })
@@ -192,18 +208,17 @@ impl Sender {
         body_bytes: usize,
         ledger: &mut Ledger,
     ) -> Result<(), BenchError> {
-        let mut consumer = open_consumer(&self.client, queue)?;
-        let mut patience = Patience::default();
-        while ledger.backlog() > 0 {
-            if messages(&mut consumer, body_bytes, ledger)? {
-                patience = Patience::default();
-            } else {
-                patience.look()?;
-            }
+        if self.partitions == 1 {
+            return take_backlog(&self.client, queue, ledger, |message, ledger| {
+                ledger.received(message.body(), body_bytes);
+            });
         }
-        consumer
-            .close()
-            .map_err(|error| BenchError::client("close a consumer", error))
+        let mut turns = Turns::new(self.first, ledger.taken(), self.partitions);
+        take_backlog(&self.client, queue, ledger, |message, ledger| {
+            let body = message.body();
+            let is_due = turns.is_due(message.position().partition, ledger::number(body));
+            ledger.received_in_turn(body, body_bytes, is_due);
+        })
     }
 
     /// Closes the connection.
@@ -263,20 +278,42 @@ fn taken(result: Result<Sequence, TrySendError>, ledger: &mut Ledger) -> Result<
     }
 }
 
+/// Takes and acknowledges everything that the ledger knows to be stored and not to
+/// have come out, with a consumer that is there for no longer than that takes.
+/// `enter` is to enter each message.
+pub(super) fn take_backlog(
+    client: &Client,
+    queue: &str,
+    ledger: &mut Ledger,
+    mut enter: impl FnMut(&Borrowed<'_>, &mut Ledger),
+) -> Result<(), BenchError> {
+    let mut consumer = open_consumer(client, queue)?;
+    let mut patience = Patience::default();
+    while ledger.backlog() > 0 {
+        if messages(&mut consumer, ledger, &mut enter)? {
+            patience = Patience::default();
+        } else {
+            patience.look()?;
+        }
+    }
+    consumer
+        .close()
+        .map_err(|error| BenchError::client("close a consumer", error))
+}
+
 /// Enters the messages that are there and acknowledges them, after one look at
 /// the socket if there are none; false if there were none even so.
-#[inline]
-pub(super) fn messages(
+fn messages(
     consumer: &mut Consumer,
-    body_bytes: usize,
     ledger: &mut Ledger,
+    enter: &mut impl FnMut(&Borrowed<'_>, &mut Ledger),
 ) -> Result<bool, BenchError> {
     let mut any = false;
     while let Some(message) = consumer
         .try_receive()
         .map_err(|error| BenchError::client("receive", error))?
     {
-        ledger.received(message.body(), body_bytes);
+        enter(&message, ledger);
         let position = message.position();
         consumer
             .acknowledge(position)
@@ -304,6 +341,17 @@ pub(super) fn close(client: Client) -> Result<(), BenchError> {
     client
         .close()
         .map_err(|error| BenchError::client("close the connection", error))
+}
+
+/// Deletes a queue that is empty and that nobody uses any more, where it would keep
+/// more memory than those beside it.
+pub(super) fn delete(address: SocketAddr, queue: &str) -> Result<(), BenchError> {
+    let client = connect(address)?;
+    client
+        .admin()
+        .delete(queue, false)
+        .map_err(|error| BenchError::client("delete a queue", error))?;
+    close(client)
 }
 
 pub(super) fn open_consumer(client: &Client, queue: &str) -> Result<Consumer, BenchError> {

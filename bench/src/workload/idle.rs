@@ -26,6 +26,7 @@ use super::{Options, Rate};
 use crate::compare::PairedRatio;
 use crate::cpu_time;
 use crate::cpu_use::{IdleUse, MessageUse};
+use crate::descriptors;
 use crate::error::BenchError;
 use crate::floor::{EchoKind, PipelineFloor, frame_bytes};
 use crate::histogram::saturating_ns;
@@ -183,6 +184,7 @@ fn idle(
     shard: u32,
     target: &Target,
 ) -> Result<IdleUse, BenchError> {
+    descriptors::reserve(u64::from(connections) * descriptors::PER_CONNECTION)?;
     let address: SocketAddr = target.address();
     let clients = (0..connections)
         .map(|_| connect(address))

@@ -7,6 +7,7 @@
 //! | throughput | acknowledged messages, a window in flight | the stream |
 //! | open loop | produce to ack from intended times, at several rates | the echo under the same load |
 //! | idle | processor time without work, and of a message | the echo that sleeps in epoll |
+//! | scale | produce to ack, with many partitions and connections | the same with one or none; an echo for many |
 //! | quick | all three at two sizes, within a minute | theirs |
 //!
 //! ```text
@@ -41,8 +42,10 @@ pub mod open;
 mod patience;
 mod round_trip;
 mod run;
+mod scale;
 mod target;
 mod throughput;
+mod turns;
 
 pub use open::Rate;
 
@@ -63,6 +66,8 @@ pub enum Workload {
     Open,
     /// Processor time of an adaptive broker: without work, and of a message.
     Idle,
+    /// What many partitions and many connections cost.
+    Scale,
 }
 
 impl fmt::Display for Workload {
@@ -75,6 +80,7 @@ impl fmt::Display for Workload {
             Self::Throughput => "throughput",
             Self::Open => "open loop",
             Self::Idle => "idle",
+            Self::Scale => "scale",
         })
     }
 }

@@ -17,7 +17,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::books::Sender;
+use super::books::{self, Sender};
 use super::patience::Patience;
 use super::queue_name;
 use crate::error::BenchError;
@@ -49,6 +49,7 @@ pub(super) struct RoundTrip {
     wait: Wait,
     address: SocketAddr,
     queue: String,
+    partitions: u32,
     body: Vec<u8>,
     backlog_max: u64,
     ledger: Ledger,
@@ -63,10 +64,21 @@ impl RoundTrip {
             wait,
             address,
             queue: queue_name("rtt"),
+            partitions: 1,
             backlog_max: (BACKLOG_BYTES / frame_bytes(body.len())).max(BACKLOG_MESSAGES_MIN) as u64,
             body,
             ledger: Ledger::new(),
         }
+    }
+
+    /// The same over a queue of so many partitions, which are sent to in turn.
+    pub(super) fn over(self, partitions: u32) -> Self {
+        Self { partitions, ..self }
+    }
+
+    /// Goes on with the broker at `address`, from the next slice on.
+    pub(super) fn move_to(&mut self, address: SocketAddr) {
+        self.address = address;
     }
 
     /// Records round trips for `duration`, in which the clock also stands still; at
@@ -81,7 +93,7 @@ impl RoundTrip {
         histogram: &mut Histogram,
     ) -> Result<(), BenchError> {
         let ends = Instant::now() + duration;
-        let sender = Sender::open(self.address, &self.queue, &self.ledger)?;
+        let sender = Sender::open_over(self.address, &self.queue, self.partitions, &self.ledger)?;
         loop {
             for _ in 0..WARM_UP_ROUND_TRIPS.min(self.backlog_max / 2) {
                 self.round_trip(&sender)?;
@@ -100,6 +112,14 @@ impl RoundTrip {
                 return sender.close();
             }
         }
+    }
+
+    /// Deletes its queue, which is empty between slices.
+    ///
+    /// # Errors
+    /// If the broker cannot be reached, or does not.
+    pub(super) fn delete_queue(&self) -> Result<(), BenchError> {
+        books::delete(self.address, &self.queue)
     }
 
     /// How the client waits.

@@ -14,7 +14,9 @@ use std::time::{Duration, Instant};
 
 use super::lane::{Instrument, Lane, Scratch, WarmUp};
 use super::target::Target;
-use super::{Idle, Options, PAYLOAD_BYTES_MIN, Workload, idle, open, round_trip, throughput};
+use super::{
+    Idle, Options, PAYLOAD_BYTES_MIN, Workload, idle, open, round_trip, scale, throughput,
+};
 use crate::compare::{Noise, PairedRatio};
 use crate::error::BenchError;
 use crate::histogram::Percentiles;
@@ -74,6 +76,10 @@ pub(super) fn run(workload: Workload, options: &Options) -> Result<Report, Bench
         Workload::Idle => Target::reach(options.connect, cores, Idle::Adaptive)?,
         _ => Target::reach(options.connect, cores, options.idle)?,
     };
+    let second = match (&job, options.connect) {
+        (Job::Scale(_), None) => Some(Target::reach(None, cores, options.idle)?),
+        _ => None,
+    };
     let name = "bench client";
     thread::scope(|scope| {
         thread::Builder::new()
@@ -82,6 +88,7 @@ pub(super) fn run(workload: Workload, options: &Options) -> Result<Report, Bench
                 Job::Lanes(plan) => measure(plan, cores, &target),
                 Job::Open(plan) => open::run(plan, cores, &target),
                 Job::Idle(plan) => idle::run(plan, cores, &target),
+                Job::Scale(plan) => scale::run(plan, cores, &target, second),
             })
             .map_err(|source| BenchError::Thread {
                 name: name.to_owned(),
@@ -99,6 +106,7 @@ enum Job {
     Lanes(Plan),
     Open(open::Plan),
     Idle(idle::Plan),
+    Scale(scale::Plan),
 }
 
 impl Job {
@@ -106,6 +114,7 @@ impl Job {
         match workload {
             Workload::Open => open::Plan::of(options).map(Self::Open),
             Workload::Idle => idle::Plan::of(options).map(Self::Idle),
+            Workload::Scale => scale::Plan::of(options).map(Self::Scale),
             _ => Plan::of(workload, options).map(Self::Lanes),
         }
     }
@@ -133,7 +142,11 @@ impl Section {
             Workload::RoundTrip => 4,
             Workload::EndToEnd => 2,
             Workload::Throughput => 3,
-            Workload::Quick | Workload::Floor | Workload::Open | Workload::Idle => 0,
+            Workload::Quick
+            | Workload::Floor
+            | Workload::Open
+            | Workload::Idle
+            | Workload::Scale => 0,
         };
         per_payload * self.payloads.len()
     }
@@ -159,7 +172,7 @@ impl Plan {
             Workload::RoundTrip | Workload::EndToEnd => {
                 vec![section(workload, &[64, 256, 1024])]
             }
-            Workload::Floor | Workload::Open | Workload::Idle => Vec::new(),
+            Workload::Floor | Workload::Open | Workload::Idle | Workload::Scale => Vec::new(),
         };
         for &payload in sections.iter().flat_map(|section| &section.payloads) {
             if !(PAYLOAD_BYTES_MIN..=PAYLOAD_BYTES_MAX).contains(&payload) {
@@ -233,7 +246,7 @@ impl std::fmt::Display for Plan {
 }
 
 /// What becomes of the messages, for the report.
-fn retention() -> String {
+pub(super) fn retention() -> String {
     format!(
         "queues, every message stored until a consumer has acknowledged it: once it has come out where it \
          takes part, otherwise while the clock stands still, before {} (round trip) or every {} \
@@ -329,7 +342,11 @@ fn open(
             Workload::RoundTrip => Lane::round_trips(payload, address, cores)?,
             Workload::EndToEnd => Lane::end_to_end(payload, address, cores)?,
             Workload::Throughput => Lane::throughputs(payload, address, cores)?,
-            Workload::Quick | Workload::Floor | Workload::Open | Workload::Idle => Vec::new(),
+            Workload::Quick
+            | Workload::Floor
+            | Workload::Open
+            | Workload::Idle
+            | Workload::Scale => Vec::new(),
         });
         target.rest();
     }
@@ -517,7 +534,7 @@ fn keep_noise(lanes: &[&Lane], report: &mut Report) {
     }
 }
 
-fn note_what_did_not_settle(report: &mut Report) {
+pub(super) fn note_what_did_not_settle(report: &mut Report) {
     let unsettled: Vec<String> = report
         .results
         .iter()

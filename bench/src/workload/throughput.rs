@@ -15,7 +15,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::books::{Gathered, Sender, SharedLedger};
+use super::books::{self, Gathered, Sender, SharedLedger};
 use super::patience::Patience;
 use super::queue_name;
 use crate::error::BenchError;
@@ -47,6 +47,7 @@ pub(super) struct Throughput {
     learn: Learn,
     address: SocketAddr,
     queue: String,
+    partitions: u32,
     body: Vec<u8>,
     gathered: Gathered,
     ledger: Arc<SharedLedger>,
@@ -61,10 +62,21 @@ impl Throughput {
             learn,
             address,
             queue: queue_name("throughput"),
+            partitions: 1,
             gathered: Gathered::new(&body),
             body,
             ledger: Arc::default(),
         }
+    }
+
+    /// The same over a queue of so many partitions, which are sent to in turn.
+    pub(super) fn over(self, partitions: u32) -> Self {
+        Self { partitions, ..self }
+    }
+
+    /// Goes on with the broker at `address`, from the next slice on.
+    pub(super) fn move_to(&mut self, address: SocketAddr) {
+        self.address = address;
     }
 
     /// Sends bursts for `duration`, in which the clock also stands still; at least
@@ -77,7 +89,7 @@ impl Throughput {
         let frame = frame_bytes(self.body.len());
         let messages_max = (BURST_BYTES / frame).max(1) as u64;
         let ends = Instant::now() + duration;
-        let sender = Sender::open(self.address, &self.queue, &self.ledger())?;
+        let sender = Sender::open_over(self.address, &self.queue, self.partitions, &self.ledger())?;
         let mut rate = Rate::default();
         loop {
             self.burst(&sender, WARM_UP_MESSAGES.min(messages_max), ends)?;
@@ -95,6 +107,14 @@ impl Throughput {
                 return Ok(rate);
             }
         }
+    }
+
+    /// Deletes its queue, which is empty between slices.
+    ///
+    /// # Errors
+    /// If the broker cannot be reached, or does not.
+    pub(super) fn delete_queue(&self) -> Result<(), BenchError> {
+        books::delete(self.address, &self.queue)
     }
 
     /// How the client learns of completions.
