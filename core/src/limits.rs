@@ -106,7 +106,8 @@ pub const STALL_TIMEOUT: Duration = Duration::from_secs(10);
 pub const VANISHED_TIMEOUT: Duration = Duration::from_secs(10);
 /// A send's default deadline.
 pub const SEND_TIMEOUT: Duration = Duration::from_secs(3);
-/// The most time an orderly stop may take.
+/// The most time an orderly stop may take, of the broker or of a link: then what other
+/// shards still owe is not waited for.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 const _: () = assert!(

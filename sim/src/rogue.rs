@@ -61,9 +61,11 @@ enum Deed {
     Refusable,
     /// Acknowledges what was delivered to others, or to nobody. Ends in order.
     WildAcks,
+    /// Closes its direction behind the last of what it says, and reads on. Ends in order.
+    LastWords,
 }
 
-const DEEDS: [Deed; 18] = [
+const DEEDS: [Deed; 19] = [
     Deed::Noise,
     Deed::SlowHello,
     Deed::Future,
@@ -82,6 +84,7 @@ const DEEDS: [Deed; 18] = [
     Deed::Greedy,
     Deed::Refusable,
     Deed::WildAcks,
+    Deed::LastWords,
 ];
 
 impl Deed {
@@ -105,6 +108,7 @@ impl Deed {
             Self::Greedy => "greedy",
             Self::Refusable => "refusable",
             Self::WildAcks => "wild acknowledgements",
+            Self::LastWords => "last words",
         }
     }
 
@@ -116,7 +120,8 @@ impl Deed {
             | Self::NeverReads
             | Self::Staller
             | Self::Refusable
-            | Self::WildAcks => None,
+            | Self::WildAcks
+            | Self::LastWords => None,
             Self::SlowHello => Some(Refusal::HelloTimeout),
             Self::Future => Some(Refusal::VersionUnsupported),
             Self::FlippedBit => Some(Refusal::ChecksumMismatch),
@@ -145,6 +150,8 @@ pub(crate) const DESTINATION: &str = "/rogue/q";
 const LARGE: u64 = 300_000;
 /// Sends of a rogue that sends what is refused.
 const REFUSABLE: usize = 6;
+/// Sends of one that closes its direction behind them.
+const LAST_WORDS: usize = 5;
 /// Every link that is misused ends within this time.
 const PATIENCE: u64 = 60 * SECOND;
 
@@ -269,6 +276,11 @@ impl Rogue {
         !self.out.is_empty()
     }
 
+    /// Whether it has said all that it ever will, and still reads.
+    pub(crate) fn has_finished(&self) -> bool {
+        self.deed == Deed::LastWords && self.misbehaved_at.is_some() && self.out.is_empty()
+    }
+
     /// Says a bit more of what takes long.
     pub(crate) fn act(&mut self, now: u64) -> Result<(), Violation> {
         if self.deed == Deed::SlowHello && self.stage == Stage::Hello {
@@ -379,7 +391,10 @@ impl Rogue {
                     return wrong(format!("outcomes {:?} instead of {due:?}", self.outcomes));
                 }
             }
-            Deed::WildAcks => {
+            Deed::LastWords if self.outcomes != [0; LAST_WORDS] => {
+                return wrong(format!("outcomes {:?}", self.outcomes));
+            }
+            Deed::WildAcks | Deed::LastWords => {
                 let due = Refusal::InvalidAck.code();
                 let complete = self.confirmations.len() == self.asked;
                 if !complete || self.confirmations.iter().any(|code| *code != due) {
@@ -452,7 +467,8 @@ impl Rogue {
             }
             Control::Acknowledged(fields, _) => {
                 self.confirmations.push(fields.refusal.get());
-                if self.rounds == 0 && self.confirmations.len() == self.asked {
+                let is_wild = self.deed == Deed::WildAcks;
+                if is_wild && self.rounds == 0 && self.confirmations.len() == self.asked {
                     self.say(0, &Goodbye::default(), &[]);
                 }
             }
@@ -563,6 +579,14 @@ impl Rogue {
             }
             // It acts again and again, while others are given messages.
             Deed::WildAcks => self.acknowledge_wildly(),
+            Deed::LastWords => {
+                for number in 0..LAST_WORDS {
+                    self.message(Flaw::None);
+                    if number % 2 == 0 {
+                        self.acknowledge_wildly();
+                    }
+                }
+            }
             Deed::Noise | Deed::SlowHello | Deed::Future => {}
         }
         debug_assert!(id > 0, "ids of producers begin with 1");

@@ -111,6 +111,8 @@ struct Connection {
     server: Server,
     /// Whether the client's end is open.
     client: bool,
+    /// Whether the client has closed its direction and reads on.
+    half_closed: bool,
     up: Pipe,
     down: Pipe,
     /// What the kernel was given and has not answered.

@@ -600,6 +600,11 @@ impl Shard {
 }
 
 impl Fan {
+    /// Whether its client is still to be answered.
+    pub(super) fn owes(&self) -> bool {
+        self.stage != Stage::Open || !self.is_settled()
+    }
+
     /// Whether its client still waits for it to be opened.
     pub(super) fn is_opening(&self) -> bool {
         matches!(self.stage, Stage::Opening { .. })

@@ -74,9 +74,10 @@ enum Stage {
         missing: usize,
     },
     Open,
-    /// Waits for so many sources to go; the home goes last.
+    /// Waits for so many sources to go; answered under this request, if its client asked
+    /// for it.
     Closing {
-        request: RequestId,
+        request: Option<RequestId>,
         missing: usize,
     },
 }
@@ -143,6 +144,16 @@ impl Gather {
     fn source_of(&self, partition: u32) -> Option<(ShardIndex, Handle)> {
         let source = &self.sources[partition as usize % self.sources.len()];
         Some((source.shard, source.handle?))
+    }
+
+    /// Whether its client is still to be answered.
+    pub(super) fn owes(&self) -> bool {
+        !matches!(self.stage, Stage::Open) || self.owes_confirmations()
+    }
+
+    /// Whether that is all that keeps it: it can be told to go.
+    pub(super) fn owes_confirmations(&self) -> bool {
+        matches!(self.stage, Stage::Open) && !self.confirms.is_empty()
     }
 
     /// The application was given so many messages more.
@@ -687,12 +698,33 @@ impl Shard {
             leaving.extend(gather.sources[0].place());
         }
         gather.stage = Stage::Closing {
-            request,
+            request: Some(request),
             missing: leaving.len(),
         };
         self.forget_leases(link, front);
         for place in leaving {
-            self.leave_source(now, front, place, leave::CLOSED);
+            self.leave_source(now, front, place, leave::ANSWERED | leave::CLEAN);
+        }
+    }
+
+    /// The client of a front sends no more: nothing can be acknowledged, so what its
+    /// sources hold returns. The front stays until they have confirmed what was.
+    pub(super) fn withdraw_sources(&mut self, now: Now, front: Handle) {
+        let Some(consumer) = self.consumers.get_mut(front) else {
+            return;
+        };
+        let link = consumer.link;
+        let Some(gather) = consumer.gather_mut() else {
+            return;
+        };
+        let leaving: Vec<_> = gather.sources.iter().filter_map(Source::place).collect();
+        gather.stage = Stage::Closing {
+            request: None,
+            missing: leaving.len(),
+        };
+        self.forget_leases(link, front);
+        for place in leaving {
+            self.leave_source(now, front, place, leave::ANSWERED);
         }
     }
 
@@ -718,9 +750,10 @@ impl Shard {
         let request = *request;
         if let Some(home) = gather.sources[0].place() {
             *missing = 1;
-            return self.leave_source(now, front, home, leave::CLOSED);
+            return self.leave_source(now, front, home, leave::ANSWERED | leave::CLEAN);
         }
-        self.remove_consumer(front, true);
+        self.remove_consumer(front, request.is_some());
+        let Some(request) = request else { return };
         let closed = Closed {
             handle: front.0.into(),
             ..Closed::default()
@@ -778,8 +811,8 @@ impl Shard {
         if shard != self.config.shard {
             return self.ask_to_leave(front, place, flags);
         }
-        self.take_source_out(handle, handed, flags != 0);
-        if flags & leave::CLOSED != 0 {
+        self.take_source_out(handle, handed, flags & leave::CLEAN != 0);
+        if flags & leave::ANSWERED != 0 {
             self.left_source(now, shard, front);
         }
     }

@@ -84,6 +84,7 @@ impl Shard {
     }
 
     /// What a client says is obeyed, or ends its link.
+    #[inline]
     pub(super) fn heard(&mut self, now: Now, link: Handle, bytes: &[u8]) {
         if let Err(fault) = self.take_in(now, link, bytes) {
             self.fault(now, link, &fault);

@@ -27,6 +27,7 @@ mod destination;
 mod egress;
 mod ending;
 mod fan;
+mod finish;
 mod gather;
 mod handover;
 mod identity;
@@ -242,6 +243,8 @@ struct Link {
     deliveries_wait: bool,
     /// Stands in the list of links with a time limit.
     watched: bool,
+    /// When its peer said that it sends no more.
+    finished: Option<Monotonic>,
     /// When the frame that is being received began.
     frame_since: Option<Monotonic>,
     /// When the peer last took a byte, or was last given the first.
@@ -484,6 +487,7 @@ impl Shard {
             answers_wait: false,
             deliveries_wait: false,
             watched: false,
+            finished: None,
             frame_since: None,
             progress: now.monotonic,
         };
@@ -563,16 +567,6 @@ impl Shard {
             self.link_numbers.remove(&entry.number);
             self.counters.add(Counter::LinksClosed, 1);
         }
-    }
-
-    /// The peer sends no more, and may still listen: a goodbye without the word. What
-    /// it sent has its outcomes and answers, which leave before the link ends. Nothing
-    /// can be acknowledged any more, so what its consumers hold returns.
-    pub fn finished(&mut self, now: Now, link: Handle) {
-        // Outcomes of this turn still belong to who sent.
-        self.send_completions(now);
-        self.leave(now, link, false);
-        self.finishing.push(link);
     }
 
     /// Time has passed: ends links whose peers take too long, and returns messages
@@ -940,43 +934,6 @@ impl Shard {
         self.outputs.push_back(Output::Close { link, flush });
     }
 
-    /// Ends links whose peers send no more and have no answer left to come, and lets
-    /// those go that move.
-    #[inline]
-    fn finish(&mut self, now: Now) {
-        if !self.finishing.is_empty() {
-            self.finish_all(now);
-        }
-    }
-
-    #[cold]
-    fn finish_all(&mut self, now: Now) {
-        let mut finishing = core::mem::take(&mut self.finishing);
-        finishing.retain(|&link| {
-            let goes = self.can_finish(link);
-            let moves = self.links.get(link).is_some_and(|link| link.is_moving());
-            match (goes, moves) {
-                (true, true) => self.outputs.push_back(Output::HandOver(link)),
-                (true, false) => self.end(now, link, true),
-                (false, _) => {}
-            }
-            !goes
-        });
-        self.finishing = finishing;
-    }
-
-    /// Whether every answer to a link is written; of one that moves, has left.
-    fn can_finish(&self, link: Handle) -> bool {
-        let waits = |link: &Link| link.is_moving() && link.egress.bytes() > 0;
-        if self.links.get(link).is_some_and(waits) {
-            return false;
-        }
-        let aside = self.links.get(link).map_or(0, |link| link.egress.aside());
-        aside == 0
-            && !self.reports.iter().any(|report| report.is_for(link))
-            && !self.deferred.iter().any(|(_, request)| request.is_of(link))
-    }
-
     /// Everything that the link had open ends. `clean`: the client said so, and
     /// reported what its application was handed.
     fn leave(&mut self, now: Now, link: Handle, clean: bool) {
@@ -1033,6 +990,10 @@ impl Shard {
             self.fault(now, link, &replace::overdue());
             return true;
         }
+        if entry.is_given_up(now.monotonic) {
+            self.end(now, link, true);
+            return true;
+        }
         if entry
             .frame_since
             .is_some_and(|since| waited(since) >= limits::FRAME_TIMEOUT)
@@ -1042,8 +1003,10 @@ impl Shard {
             self.fault(now, link, &fault);
             return true;
         }
-        entry.watched =
-            entry.egress.bytes() > 0 || entry.frame_since.is_some() || entry.is_arriving();
+        entry.watched = entry.egress.bytes() > 0
+            || entry.frame_since.is_some()
+            || entry.finished.is_some()
+            || entry.is_arriving();
         entry.watched
     }
 

@@ -159,6 +159,11 @@ impl Producer {
         }
     }
 
+    /// Whether its client is still to be answered.
+    pub(super) fn owes(&self) -> bool {
+        !self.runs.is_empty() || self.closing.is_some() || self.fan().is_some_and(Fan::owes)
+    }
+
     /// Whether its end was asked for.
     pub(super) fn is_closing(&self) -> bool {
         self.closing.is_some()

@@ -107,8 +107,8 @@ pub(super) mod detach {
 
 /// How a consumer leaves.
 pub(super) mod leave {
-    /// Its client said so, and that is answered.
-    pub(in super::super) const CLOSED: u8 = 1;
+    /// Its front waits for the word that it has left.
+    pub(in super::super) const ANSWERED: u8 = 1;
     /// Its client said so.
     pub(in super::super) const CLEAN: u8 = 2;
     /// Its front had not heard that it has joined: what is named is the front.

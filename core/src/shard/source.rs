@@ -326,10 +326,9 @@ impl Shard {
             handle = found.map(|(source, _)| source);
         }
         if let Some(handle) = handle {
-            let clean = flags & (leave::CLOSED | leave::CLEAN) != 0;
-            self.take_source_out(handle, leave.handed.get(), clean);
+            self.take_source_out(handle, leave.handed.get(), flags & leave::CLEAN != 0);
         }
-        if flags & leave::CLOSED != 0 {
+        if flags & leave::ANSWERED != 0 {
             let front = Handle(leave.front.get());
             self.outcome_for(shard, &about(outcome::LEFT, front), &[]);
         }

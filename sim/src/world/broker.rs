@@ -279,7 +279,15 @@ impl World {
         if let Some(due) = entry.up.next_due() {
             self.plan_read(due.max(now), connection, End::Server);
         } else if entry.up.is_at_end() {
-            self.server_gone(trace, connection);
+            match entry.server {
+                // Its client reads on.
+                Server::Link(shard, link) if entry.half_closed && entry.client => {
+                    let now = self.reading();
+                    self.workers[shard].shard.finished(now, link);
+                    self.plan_turn(shard);
+                }
+                _ => self.server_gone(trace, connection),
+            }
         }
         Ok(())
     }

@@ -157,6 +157,15 @@ impl World {
         }
         self.buffer = bytes;
         self.plan_deadline(seat);
+        let has_finished =
+            matches!(&self.seats[seat].peer, Peer::Rogue(rogue) if rogue.has_finished());
+        let entry = &mut self.connections[connection];
+        if has_finished && entry.client && !entry.half_closed {
+            entry.half_closed = true;
+            entry.up.end();
+            let due = entry.up.next_due().unwrap_or(self.now);
+            self.plan_read(due.max(self.now), connection, End::Server);
+        }
         let wants_close = match &self.seats[seat].peer {
             Peer::Actor(actor) => actor.wants_close(),
             Peer::Rogue(_) => false,
@@ -234,6 +243,7 @@ impl World {
             address,
             server: Server::Stranger(stranger),
             client: true,
+            half_closed: false,
             up: Pipe::new(capacity),
             down: Pipe::new(capacity),
             sending: None,

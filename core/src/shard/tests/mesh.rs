@@ -1,3 +1,4 @@
+mod finish;
 mod poll;
 mod replace;
 
