@@ -87,6 +87,11 @@ pub const RETURN_DELAY_MAX: Duration = Duration::from_hours(366 * 24);
 pub const EGRESS_SIZE: u32 = 256 * KIB;
 /// The most answers of all links that wait while the arena has no chunk for them.
 pub const ANSWERS_ASIDE_MAX: u32 = MIB;
+/// The most that may wait for slow shards of what one link acknowledged or gave back, and
+/// of confirmations behind such, in bytes: some 20,000 acknowledgements one by one.
+pub const BEHIND_PER_LINK_MAX: u32 = MIB;
+/// And of all links of a shard.
+pub const BEHIND_MAX: u32 = 16 * MIB;
 /// A run of the log of at least this size is sent from where it lies.
 pub const EGRESS_COPY_MAX: u32 = 4 * KIB;
 /// The smallest memory bound that is accepted, in bytes.
@@ -128,6 +133,11 @@ const _: () = assert!(
     "whatever may be without outcome can be answered when it is tried again"
 );
 const _: () = assert!(EGRESS_COPY_MAX <= EGRESS_SIZE);
+const _: () = assert!(BEHIND_PER_LINK_MAX <= BEHIND_MAX && BEHIND_MAX as u64 <= MEMORY_MIN / 4);
+const _: () = assert!(
+    BEHIND_PER_LINK_MAX >= 48 * UNSETTLED_MAX,
+    "all that a part has delivered can be acknowledged one by one"
+);
 const _: () = assert!(PREFETCH_MESSAGES <= UNSETTLED_MAX);
 const _: () = assert!(UNSETTLED_LEAST >= 4 && UNSETTLED_LEAST < UNSETTLED_MAX);
 const _: () = assert!(
@@ -364,6 +374,16 @@ pub const TABLE: &[Limit] = &[
         "answers that wait for memory",
         ANSWERS_ASIDE_MAX,
         "the link is closed",
+    ),
+    bytes(
+        "acknowledgements that wait for slow shards, of one link",
+        BEHIND_PER_LINK_MAX,
+        "the link is closed",
+    ),
+    bytes(
+        "acknowledgements that wait for slow shards, of all",
+        BEHIND_MAX,
+        "the link that sends one more is closed",
     ),
     seconds("hello", HELLO_TIMEOUT, "the connection is closed"),
     seconds(

@@ -570,7 +570,7 @@ impl Shard {
         if let Some(gather) = consumer.gather() {
             local.fronts -= 1;
             self.forget_leases(consumer.link, handle);
-            return self.drop_sources(gather, handle, clean);
+            return self.drop_sources(gather, (consumer.link, handle), clean);
         }
         let handed = if clean {
             consumer.handed

@@ -24,6 +24,7 @@ use std::collections::VecDeque;
 
 use zerocopy::{FromBytes, IntoBytes};
 
+use super::behind::CONFIRMATION_SIZE;
 use super::consumer::{Consumer, OpenConsumer};
 use super::ending::Ending;
 use super::fan::about;
@@ -609,11 +610,12 @@ impl Shard {
         let source = (consumer.gather())
             .filter(|_| exists)
             .and_then(|it| it.source_of(partition));
-        let confirm = fields.confirm.get();
+        let (link, confirm) = (consumer.link, fields.confirm.get());
         if let Some(gather) = self.consumers.get_mut(front).and_then(Consumer::gather_mut)
             && confirm != 0
         {
             gather.confirms.push_back((confirm, None));
+            self.falls_behind(link, CONFIRMATION_SIZE)?;
         }
         let Some((shard, handle)) = source else {
             return self.acknowledged(now, front, confirm, Refusal::InvalidAck.code());
@@ -622,8 +624,7 @@ impl Shard {
             return self.acknowledge_here(now, handle, fields, runs);
         }
         let head = about(request::ACKNOWLEDGE, handle);
-        self.request_of(shard, &head, &[fields.as_bytes(), runs]);
-        Ok(())
+        self.request_for(link, shard, &head, &[fields.as_bytes(), runs])
     }
 
     /// Passes what is given back on to the source of its partition.
@@ -633,21 +634,24 @@ impl Shard {
         front: Handle,
         fields: &Return,
         runs: &[u8],
-    ) {
-        let source = self
-            .consumers
-            .get(front)
-            .filter(|it| fields.partition.get() < self.partitions_of(it.destination()))
-            .and_then(Consumer::gather)
-            .and_then(|it| it.source_of(fields.partition.get()));
+    ) -> Result<(), Fault> {
+        let Some(consumer) = self.consumers.get(front) else {
+            return Ok(());
+        };
+        let (link, partition) = (consumer.link, fields.partition.get());
+        let exists = partition < self.partitions_of(consumer.destination());
+        let source = (consumer.gather())
+            .filter(|_| exists)
+            .and_then(|it| it.source_of(partition));
         let Some((shard, handle)) = source else {
-            return;
+            return Ok(());
         };
         if shard == self.config.shard {
-            return self.give_back_here(now, handle, fields, runs);
+            self.give_back_here(now, handle, fields, runs);
+            return Ok(());
         }
         let head = about(request::RETURN, handle);
-        self.request_of(shard, &head, &[fields.as_bytes(), runs]);
+        self.request_for(link, shard, &head, &[fields.as_bytes(), runs])
     }
 
     /// An acknowledgement of a front is settled.
@@ -671,7 +675,9 @@ impl Shard {
         }
         let settled = gather.confirms.iter().take_while(|asked| asked.1.is_some());
         let settled = settled.count();
-        for (confirm, refusal) in gather.confirms.drain(..settled).collect::<Vec<_>>() {
+        let confirms = gather.confirms.drain(..settled).collect::<Vec<_>>();
+        self.catches_up(link, confirms.len() * CONFIRMATION_SIZE);
+        for (confirm, refusal) in confirms {
             let confirmed = Acknowledged {
                 confirm: confirm.into(),
                 refusal: refusal.unwrap_or(0).into(),
@@ -684,14 +690,17 @@ impl Shard {
 
     /// A client asks for a front's end: its sources leave, the home last, so that
     /// nobody takes its place while it is still anywhere.
-    pub(super) fn close_gathering(&mut self, now: Now, front: Handle, request: RequestId) {
-        let Some(consumer) = self.consumers.get_mut(front) else {
-            return;
-        };
+    pub(super) fn close_gathering(
+        &mut self,
+        now: Now,
+        front: Handle,
+        request: RequestId,
+    ) -> Result<(), Refusal> {
+        let consumer = self.consumers.get_mut(front).ok_or(Refusal::NotOpen)?;
         let link = consumer.link;
-        let Some(gather) = consumer.gather_mut() else {
-            return;
-        };
+        let gather = (consumer.gather_mut())
+            .filter(|it| it.stage == Stage::Open)
+            .ok_or(Refusal::NotOpen)?;
         let away = gather.sources.iter().skip(1).filter_map(Source::place);
         let mut leaving: Vec<_> = away.collect();
         if leaving.is_empty() {
@@ -705,6 +714,7 @@ impl Shard {
         for place in leaving {
             self.leave_source(now, front, place, leave::ANSWERED | leave::CLEAN);
         }
+        Ok(())
     }
 
     /// The client of a front sends no more: nothing can be acknowledged, so what its
@@ -778,8 +788,14 @@ impl Shard {
         self.end_consumer(front, why);
     }
 
-    /// A front ends without waiting for anything: so do its sources.
-    pub(super) fn drop_sources(&mut self, gather: &Gather, front: Handle, clean: bool) {
+    /// A front on `link` ends without waiting for anything: so do its sources.
+    pub(super) fn drop_sources(
+        &mut self,
+        gather: &Gather,
+        (link, front): (Handle, Handle),
+        clean: bool,
+    ) {
+        self.catches_up(link, gather.confirms.len() * CONFIRMATION_SIZE);
         let flags = if clean { leave::CLEAN } else { 0 };
         let opening = matches!(gather.stage, Stage::Opening { .. });
         for source in gather.sources.iter().rev() {

@@ -18,7 +18,7 @@ use core::fmt;
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::backlog::Backlog;
+use super::backlog::{self, Backlog, NOBODY};
 use super::intake::Intake;
 use super::records::{self, delivery, outcome, request};
 use super::{Fault, Shard};
@@ -69,11 +69,25 @@ impl Outlet {
     /// Writes the record that `parts` make up behind a head.
     #[inline]
     pub(super) fn write(&mut self, arena: &mut Arena, head: &Head, parts: &[&[u8]]) {
-        if !self.try_write(head, parts) {
-            let mut all = [head.as_bytes(), &[], &[], &[]];
-            all[1..=parts.len()].copy_from_slice(parts);
-            self.backlog.push(arena, &all);
+        self.write_for(NOBODY, arena, head, parts);
+    }
+
+    /// As [`Outlet::write`]; what finds no room in the ring is counted for a link.
+    /// Returns how many bytes of memory that is.
+    #[inline]
+    fn write_for(
+        &mut self,
+        link: Handle,
+        arena: &mut Arena,
+        head: &Head,
+        parts: &[&[u8]],
+    ) -> usize {
+        if self.try_write(head, parts) {
+            return 0;
         }
+        let mut all = [head.as_bytes(), &[], &[], &[]];
+        all[1..=parts.len()].copy_from_slice(parts);
+        self.backlog.push(arena, link, &all)
     }
 
     /// Writes a record that ends with bytes of the arena.
@@ -89,8 +103,8 @@ impl Outlet {
         let stored = &arena.bytes(chunk)[start..start + length];
         if !self.try_write(head, &[fields, stored]) {
             let stored = stored.to_vec();
-            self.backlog
-                .push(arena, &[head.as_bytes(), fields, &stored]);
+            let parts = [head.as_bytes(), fields, &stored];
+            self.backlog.push(arena, NOBODY, &parts);
         }
     }
 
@@ -117,16 +131,20 @@ impl Outlet {
     }
 
     /// Moves what lies in the backlog into the ring as far as it goes, and shows the
-    /// reader all of it; whether there was anything.
+    /// reader all of it; whether there was anything. What was counted for links and has
+    /// gone is added to `gone`.
     #[inline]
-    fn send_off(&mut self, arena: &mut Arena) -> bool {
+    fn send_off(&mut self, arena: &mut Arena, gone: &mut Vec<(Handle, usize)>) -> bool {
         if !self.backlog.is_empty() {
             let writer = &mut self.writer;
             let mut moved = false;
             self.backlog
-                .drain(arena, |record| match writer.push(record) {
+                .drain(arena, |link, record| match writer.push(record) {
                     Ok(()) => {
                         moved = true;
+                        if link != NOBODY {
+                            gone.push((link, backlog::size_of_record(record.len())));
+                        }
                         true
                     }
                     Err(ClaimError::Full { .. }) => false,
@@ -312,12 +330,16 @@ impl Shard {
     /// Shows the others what this turn had for them.
     #[inline]
     pub(super) fn send_off(&mut self) {
+        let mut gone = Vec::new();
         for peer in &mut self.mesh.peers {
             let arena = &mut self.arena;
-            let sent = peer.outcomes.send_off(arena) & !cfg!(planted = "lose_wake")
-                | peer.requests.send_off(arena)
-                | peer.deliveries.send_off(arena);
+            let sent = peer.outcomes.send_off(arena, &mut gone) & !cfg!(planted = "lose_wake")
+                | peer.requests.send_off(arena, &mut gone)
+                | peer.deliveries.send_off(arena, &mut gone);
             peer.wakes |= sent;
+        }
+        for (link, bytes) in gone {
+            self.catches_up(link, bytes);
         }
     }
 
@@ -458,6 +480,27 @@ impl Shard {
         let peer = peer_at(self.config.shard, shard);
         let outlet = &mut self.mesh.peers[peer].requests;
         outlet.write(&mut self.arena, head, parts);
+    }
+
+    /// Asks something of another shard that the client on `link` may ask for without end.
+    ///
+    /// # Errors
+    ///
+    /// If too much of it waits for other shards.
+    pub(super) fn request_for(
+        &mut self,
+        link: Handle,
+        shard: ShardIndex,
+        head: &Head,
+        parts: &[&[u8]],
+    ) -> Result<(), Fault> {
+        let peer = peer_at(self.config.shard, shard);
+        let outlet = &mut self.mesh.peers[peer].requests;
+        let waits = outlet.write_for(link, &mut self.arena, head, parts);
+        if waits == 0 {
+            return Ok(());
+        }
+        self.falls_behind(link, waits)
     }
 
     /// Answers another shard.

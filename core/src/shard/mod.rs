@@ -17,6 +17,7 @@
 
 mod admin;
 mod backlog;
+mod behind;
 mod blocks;
 mod branch;
 mod burst;
@@ -243,6 +244,8 @@ struct Link {
     deliveries_wait: bool,
     /// Stands in the list of links with a time limit.
     watched: bool,
+    /// Bytes of what it asked that wait for other shards.
+    behind: usize,
     /// When its peer said that it sends no more.
     finished: Option<Monotonic>,
     /// When the frame that is being received began.
@@ -358,6 +361,8 @@ pub struct Shard {
     returns: Returns,
     /// Chunks that are there for what other shards deliver to links of this one.
     arriving: usize,
+    /// Bytes of what links asked that wait for other shards.
+    behind: usize,
     /// Links that wait for some.
     wants_room: VecDeque<Handle>,
     /// Sources that were lent credit this turn.
@@ -438,6 +443,7 @@ impl Shard {
             ready: VecDeque::new(),
             returns: Returns::default(),
             arriving: 0,
+            behind: 0,
             wants_room: VecDeque::new(),
             lent: Vec::new(),
             announcing: Vec::new(),
@@ -487,6 +493,7 @@ impl Shard {
             answers_wait: false,
             deliveries_wait: false,
             watched: false,
+            behind: 0,
             finished: None,
             frame_since: None,
             progress: now.monotonic,
@@ -781,6 +788,8 @@ impl Shard {
             "blocks are counted"
         );
         assert!(aside <= limits::ANSWERS_ASIDE_MAX as usize);
+        let behind: usize = self.links.iter().map(|(_, link)| link.behind).sum();
+        assert!(behind <= self.behind, "what waits for shards is counted");
         for (_, consumer) in self.consumers.iter() {
             consumer.invariants();
         }

@@ -91,8 +91,7 @@ impl Shard {
     ) -> Result<(), Fault> {
         let consumer = self.consumer_on(link, handle)?;
         if consumer.gather().is_some() {
-            self.give_back_at_source(now, handle, fields, tail);
-            return Ok(());
+            return self.give_back_at_source(now, handle, fields, tail);
         }
         let address = PartAddress {
             destination: consumer.destination(),

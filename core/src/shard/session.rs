@@ -372,11 +372,11 @@ impl Shard {
         request: RequestId,
         handle: Handle,
     ) -> Result<(), Rejection> {
-        if self
-            .producers
-            .get(handle)
-            .is_some_and(|producer| producer.link == link)
-        {
+        let producer = self.producers.get(handle);
+        if let Some(producer) = producer.filter(|producer| producer.link == link) {
+            if producer.is_closing() {
+                return Err(Refusal::NotOpen.into());
+            }
             self.close_producer(handle, request);
             return Ok(());
         }
@@ -390,8 +390,7 @@ impl Shard {
                 .get(handle)
                 .is_some_and(|it| it.gather().is_some())
             {
-                self.close_gathering(now, handle, request);
-                return Ok(());
+                return Ok(self.close_gathering(now, handle, request)?);
             }
             self.remove_consumer(handle, true);
             let closed = control::Closed {

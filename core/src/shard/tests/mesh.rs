@@ -1,3 +1,4 @@
+mod behind;
 mod finish;
 mod poll;
 mod replace;
