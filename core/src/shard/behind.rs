@@ -1,6 +1,7 @@
 //! What clients have asked of shards that are slow: counted for each link and for all.
 //!
-//! A client may acknowledge and give back without end, and none of that needs credit.
+//! A client may acknowledge, give back and poll without end, and none of that needs
+//! credit.
 //! What a slow shard has not read waits, and so do confirmations of others behind one
 //! that is still to come. Both are bounded: a link that has more of it waiting than it
 //! may ends, as one that leaves its answers unread does. What it said before is still
@@ -38,7 +39,7 @@ impl Shard {
         Err(Fault::new(
             Refusal::Stalled,
             format!(
-                "{} bytes of acknowledgements and confirmations of this link wait for other \
+                "{} bytes of what this link asked wait for other \
                  shards, and {} of all links",
                 entry.behind, self.behind
             ),

@@ -67,7 +67,7 @@ impl Shard {
                 self.poll_source(shard, source, &ask);
             } else {
                 let head = about(request::POLL, source);
-                self.request_of(shard, &head, &[ask.as_bytes()]);
+                self.request_for(link, shard, &head, &[ask.as_bytes()])?;
             }
         }
         Ok(())

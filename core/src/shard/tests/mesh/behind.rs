@@ -1,5 +1,5 @@
 use super::*;
-use crate::frame::control::Return;
+use crate::frame::control::{Poll, Return};
 use crate::name::Destination;
 
 /// What waits at a shard for others, in bytes of its arena.
@@ -23,6 +23,14 @@ impl Client {
         (self.peer).control(handle.0, &fields, &[run.as_bytes()]);
     }
 
+    fn polls(&mut self, handle: Handle, token: u32) {
+        let poll = Poll {
+            token: token.into(),
+            ..Poll::default()
+        };
+        self.peer.control(handle.0, &poll, &[]);
+    }
+
     fn gives_back(&mut self, handle: Handle, (partition, offset): (u32, u64)) {
         let fields = Return {
             partition: partition.into(),
@@ -37,11 +45,11 @@ impl Client {
     }
 }
 
-/// Acknowledgements cost a client nothing, and what a slow shard had not read of them
+/// Acknowledgements and polls cost a client nothing, and what a slow shard had not read of them
 /// grew without end.
 #[test]
 fn who_acknowledges_for_ever_to_a_shard_that_does_not_answer_is_ended_and_nobody_else_is() {
-    for returns in [false, true] {
+    for what in 0..3 {
         let mut shards = Shards::new(2);
         shards.create("/default/q", 1);
         shards.fill("/default/q", 1, 40, 10);
@@ -55,10 +63,10 @@ fn who_acknowledges_for_ever_to_a_shard_that_does_not_answer_is_ended_and_nobody
         let mut settled = got.iter();
         for round in 0.. {
             for offset in 0..100 {
-                if returns {
-                    bad.gives_back(handle, (0, offset));
-                } else {
-                    bad.says_it_is_done(handle, (0, 1 << 40 | offset), 0);
+                match what {
+                    0 => bad.says_it_is_done(handle, (0, 1 << 40 | offset), 0),
+                    1 => bad.gives_back(handle, (0, offset)),
+                    _ => bad.polls(handle, 1),
                 }
             }
             shards.write(&mut bad);
