@@ -59,6 +59,7 @@ mod delivery;
 #[cfg(feature = "embedded")]
 pub mod embedded;
 mod error;
+pub mod facade;
 mod future;
 mod instance;
 mod lane;
