@@ -358,7 +358,7 @@ impl Shard {
         if join.member.is_none() {
             self.has_room_for_consumer(destination)?;
         }
-        let partitions = self.locals[destination].partitions.len();
+        let partitions = self.locals[destination].own.count;
         let size = tables::consumer_size(join.kind, partitions);
         if !self.opened.has(size) {
             return Err(no_memory_for_consumers());
@@ -393,7 +393,7 @@ impl Shard {
         destination: DestinationNumber,
         gather: Gather,
     ) -> Result<Handle, Rejection> {
-        let partitions = self.locals[destination].partitions.len();
+        let partitions = self.locals[destination].own.count;
         let size = tables::consumer_size(open.kind, partitions);
         if !self.opened.has(size) {
             return Err(Rejection::Request(no_memory_for_consumers()));
@@ -443,9 +443,10 @@ impl Shard {
         start: Start,
         kind: Kind,
     ) -> Result<Handle, Fault> {
-        let partitions = self.locals[destination].partitions.len();
+        let partitions = self.locals[destination].own.count;
         let size = tables::subscription_size(kind, partitions);
-        if !self.parts.has(size) {
+        // That of a queue comes with it, wherever that was decided.
+        if !self.parts.has(size) && !self.is_queue(destination) {
             return Err(tables::no_memory_for_subscriptions());
         }
         let subscription = Subscription {
@@ -459,10 +460,11 @@ impl Shard {
             .subscriptions
             .insert(subscription)
             .map_err(|_| Refusal::ResourceAllocation)?;
-        self.parts.take(size);
+        self.parts.take_anyway(size);
         let local = &mut self.locals[destination];
         local.subscriptions.push(handle);
-        for partition in &mut local.partitions {
+        for index in local.own.indexes() {
+            let partition = &mut local.partitions[index];
             let from = match start {
                 Start::Earliest => Offset(0),
                 Start::Latest => partition.log.next(),
@@ -564,7 +566,7 @@ impl Shard {
     /// A consumer leaves its subscription.
     fn detach_consumer(&mut self, handle: Handle, consumer: &Consumer, clean: bool) {
         let local = &mut self.locals[consumer.destination];
-        let partitions = local.partitions.len();
+        let partitions = local.own.count;
         self.opened
             .give(tables::consumer_size(consumer.kind, partitions));
         if let Some(gather) = consumer.gather() {
@@ -580,8 +582,8 @@ impl Shard {
         let local = &mut self.locals[consumer.destination];
         local.consumers -= 1;
         if let Some(place) = local.place_of(consumer.subscription) {
-            for partition in &mut local.partitions {
-                let (_, part) = &mut partition.parts[place];
+            for index in local.own.indexes() {
+                let (_, part) = &mut local.partitions[index].parts[place];
                 let back = part.consumer_gone(handle, handed);
                 self.counters.add(Counter::MessagesReturned, back.into());
             }
@@ -643,8 +645,10 @@ impl Shard {
             local.subscriptions.swap_remove(place);
             partition::trim(&mut local.subscriptions);
             let kind = subscription.membership.kind();
-            let mut size = tables::subscription_size(kind, local.partitions.len());
-            for (partition, index) in local.partitions.iter_mut().zip(0..) {
+            let mut size = tables::subscription_size(kind, local.own.count);
+            for index in local.own.indexes() {
+                let partition = &mut local.partitions[index];
+                let index = u32::try_from(index).expect("there are few partitions");
                 let address = PartAddress {
                     destination: subscription.destination,
                     partition: PartitionIndex(index),
@@ -1019,9 +1023,9 @@ impl Shard {
     }
 
     fn queue_destination(&mut self, destination: DestinationNumber) {
-        let partitions = self.locals[destination].partitions.len();
-        for partition in 0..u32::try_from(partitions).unwrap_or(u32::MAX) {
-            self.queue(destination, PartitionIndex(partition));
+        for index in self.locals[destination].own.indexes() {
+            let index = u32::try_from(index).expect("there are few partitions");
+            self.queue(destination, PartitionIndex(index));
         }
     }
 

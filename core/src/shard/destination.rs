@@ -10,18 +10,30 @@
 use super::consumer::{Consumer, Start};
 use super::credit::RESERVE_FACTOR;
 use super::ending::Ending;
-use super::locals::Local;
+use super::locals::{Local, Own};
 use super::producer::Producer;
 use super::{Fault, Rejection, Shard, tables};
 use crate::auth::{self, Operation, Target};
 use crate::catalog::{CatalogError, Change, Entry, Policy, Request, Shape, Wanted};
 use crate::error::Refusal;
-use crate::id::{CatalogVersion, DestinationNumber, Handle, PartitionIndex};
+use crate::id::{CatalogVersion, DestinationNumber, Handle, PartitionIndex, ShardIndex};
 use crate::limits;
 use crate::name::{Destination, DestinationKind};
 use crate::partition::Partition;
 use crate::partition::log::Address;
 use crate::subscription::Kind;
+
+/// What all destinations together take of a shard: every shard knows it of each, so that
+/// whichever decides can.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Burden {
+    /// Chunks that partitions keep however little is in them.
+    kept: usize,
+    /// Bytes of chunks that they may come to hold of what is settled.
+    retained: u64,
+    /// Bytes of the queues' own subscriptions.
+    pub(super) queues: usize,
+}
 
 impl From<CatalogError> for Rejection {
     fn from(error: CatalogError) -> Self {
@@ -55,13 +67,18 @@ impl Shard {
         let change = self.catalog.decide(request)?;
         if let Some(Change::Create(entry)) = &change {
             let is_queue = entry.destination.kind == DestinationKind::Queue;
-            self.has_room_for(entry.shape, is_queue)?;
+            self.has_room_for(entry.number, entry.shape, is_queue)?;
         }
         Ok(change)
     }
 
     /// Carries out a change that was decided.
     pub(super) fn apply(&mut self, version: CatalogVersion, change: &Change) {
+        if let Change::Delete(number) = change {
+            let entry = self.catalog.entry(*number);
+            let is_queue = entry.destination.kind == DestinationKind::Queue;
+            self.burden(*number, entry.shape, is_queue, false);
+        }
         self.catalog.apply(version, change);
         match change {
             Change::Create(entry) => self.create_local(entry),
@@ -123,13 +140,20 @@ impl Shard {
         ))
     }
 
-    /// Whether a destination that is new may be as it is wanted: what all its
-    /// partitions may come to hold without anybody who could settle it must leave
-    /// room for what is not settled, there and elsewhere.
-    fn has_room_for(&self, shape: Shape, is_queue: bool) -> Result<(), Rejection> {
-        let (count, retain) = (shape.partitions, shape.retain);
-        let partitions = u64::from(count);
-        let most = self.plan.destination / (2 * RESERVE_FACTOR * partitions);
+    /// Whether a destination that is new may be as it is wanted: what its partitions may
+    /// come to hold without anybody who could settle it must leave room for what is not
+    /// settled, there and elsewhere, on each shard that has some of them.
+    fn has_room_for(
+        &self,
+        number: DestinationNumber,
+        shape: Shape,
+        is_queue: bool,
+    ) -> Result<(), Rejection> {
+        let retain = shape.retain;
+        let own = |shard| self.mesh.placement.share(number, shape.partitions, shard);
+        // The home has at least as many as any other.
+        let most_own = own(self.mesh.placement.home(number)).max(1);
+        let most = self.plan.destination / (2 * RESERVE_FACTOR * u64::from(most_own));
         if retain > most {
             return Err(Rejection::request(
                 Refusal::IllegalArgument,
@@ -140,36 +164,60 @@ impl Shard {
             ));
         }
         // A queue comes with its subscription.
-        if is_queue
-            && !self
-                .parts
-                .has(tables::subscription_size(Kind::Shared, count as usize))
-        {
+        let size = |own| tables::subscription_size(Kind::Shared, own as usize);
+        if is_queue && !self.parts.has(size(own(self.config.shard))) {
             return Err(Rejection::Request(tables::no_memory_for_subscriptions()));
         }
-        let kept = self.kept as u64 + partitions * kept_chunks(retain) as u64;
-        let room = u64::from(self.arena.chunks()) / 4;
-        if kept > room {
-            return Err(Rejection::request(
-                Refusal::ResourceAllocation,
-                format!(
-                    "all partitions would keep {kept} chunks of memory, and can keep {room}: \
-                     start the broker with more memory, or ask for fewer partitions"
-                ),
-            ));
-        }
-        let retained = self.retained + retained_most(shape);
-        let room = self.plan.arena / RETAINED_SHARE;
-        if retained > room {
-            return Err(Rejection::request(
-                Refusal::ResourceAllocation,
-                format!(
-                    "all destinations would retain {retained} bytes of memory, and can retain \
-                     {room}: start the broker with more memory, or retain less"
-                ),
-            ));
+        for (burden, shard) in self.burdens.iter().zip((0..).map(ShardIndex)) {
+            let own = own(shard);
+            if is_queue && burden.queues + size(own) > self.parts.bound() {
+                return Err(Rejection::Request(tables::no_memory_for_subscriptions()));
+            }
+            let kept = burden.kept + own as usize * kept_chunks(retain);
+            let room = self.arena.chunks() as usize / 4;
+            if own > 0 && kept > room {
+                return Err(Rejection::request(
+                    Refusal::ResourceAllocation,
+                    format!(
+                        "all partitions would keep {kept} chunks of memory, and can keep {room}: \
+                         start the broker with more memory, or ask for fewer partitions"
+                    ),
+                ));
+            }
+            let retained = burden.retained + retained_most(own, retain);
+            let room = self.plan.arena / RETAINED_SHARE;
+            if retained > room {
+                return Err(Rejection::request(
+                    Refusal::ResourceAllocation,
+                    format!(
+                        "all destinations would retain {retained} bytes of memory, and can \
+                         retain {room}: start the broker with more memory, or retain less"
+                    ),
+                ));
+            }
         }
         Ok(())
+    }
+
+    /// What a destination takes of each shard comes to what others do, or goes.
+    fn burden(&mut self, number: DestinationNumber, shape: Shape, is_queue: bool, comes: bool) {
+        let placement = self.mesh.placement;
+        for (burden, shard) in self.burdens.iter_mut().zip((0..).map(ShardIndex)) {
+            let own = placement.share(number, shape.partitions, shard);
+            let kept = own as usize * kept_chunks(shape.retain);
+            let retained = retained_most(own, shape.retain);
+            let queue = tables::subscription_size(Kind::Shared, own as usize);
+            let queues = if is_queue { queue } else { 0 };
+            if comes {
+                burden.kept += kept;
+                burden.retained += retained;
+                burden.queues += queues;
+            } else {
+                burden.kept -= kept;
+                burden.retained -= retained;
+                burden.queues -= queues;
+            }
+        }
     }
 
     /// The local half of a destination that is new in the catalogue.
@@ -184,14 +232,20 @@ impl Shard {
                 Partition::new(address, shape.retain)
             })
             .collect();
-        self.partitions += shape.partitions as usize;
-        let kept = shape.partitions as usize * kept_chunks(shape.retain);
-        self.kept += kept;
-        let retained = retained_most(shape);
-        self.retained += retained;
-        self.locals
-            .put(Local::new(number, partitions, kept, retained));
-        if entry.destination.kind == DestinationKind::Queue {
+        let placement = self.mesh.placement;
+        let shards = usize::from(placement.shards());
+        let home = usize::from(placement.home(number).0);
+        let own = Own {
+            first: (usize::from(self.config.shard.0) + shards - home) % shards,
+            step: shards,
+            count: placement.share(number, shape.partitions, self.config.shard) as usize,
+        };
+        self.partitions += own.count;
+        let kept = own.count * kept_chunks(shape.retain);
+        self.locals.put(Local::new(number, partitions, own, kept));
+        let is_queue = entry.destination.kind == DestinationKind::Queue;
+        self.burden(number, shape, is_queue, true);
+        if is_queue {
             self.subscribe(number, None, Start::Earliest, Kind::Shared)
                 .expect("deciding saw to it that there is room for a queue's subscription");
         }
@@ -215,9 +269,7 @@ impl Shard {
             self.end_subscription(*subscription);
         }
         let local = self.locals.take(&mut self.arena, number);
-        self.partitions -= local.partitions.len();
-        self.kept -= local.kept;
-        self.retained -= local.retained;
+        self.partitions -= local.own.count;
         self.remembered.destination_ended();
     }
 }
@@ -235,7 +287,7 @@ fn kept_chunks(retain: u64) -> usize {
     if retain > 0 { 3 } else { 1 }
 }
 
-/// Bytes of chunks that a destination may come to hold of what is settled.
-fn retained_most(shape: Shape) -> u64 {
-    u64::from(shape.partitions) * shape.retain * RESERVE_FACTOR
+/// Bytes of chunks that so many partitions may come to hold of what is settled.
+fn retained_most(partitions: u32, retain: u64) -> u64 {
+    u64::from(partitions) * retain * RESERVE_FACTOR
 }

@@ -23,15 +23,32 @@ use crate::memory::Arena;
 use crate::partition::Partition;
 use crate::partition::log::{Address, Log};
 
+/// Which partitions of a destination are this shard's: the first, and each so many
+/// behind it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Own {
+    pub(super) first: usize,
+    pub(super) step: usize,
+    pub(super) count: usize,
+}
+
+impl Own {
+    /// The indexes of those.
+    pub(super) fn indexes(self) -> impl Iterator<Item = usize> {
+        (self.first..).step_by(self.step).take(self.count)
+    }
+}
+
 /// A destination's local half.
 #[derive(Debug)]
 pub(super) struct Local {
     pub(super) number: DestinationNumber,
+    /// By their indexes; those of other shards are empty and stay so.
     pub(super) partitions: Vec<Partition>,
-    /// Chunks that they keep however little is in them.
+    /// Which of them are this shard's.
+    pub(super) own: Own,
+    /// Chunks that those keep however little is in them.
     pub(super) kept: usize,
-    /// Bytes of chunks that they may come to hold of what is settled.
-    pub(super) retained: u64,
     /// Each partition, whether it stands in the list of ready ones.
     pub(super) queued: Vec<bool>,
     /// Each partition, whether it stands in the list of those that wait for memory.
@@ -54,15 +71,15 @@ impl Local {
     pub(super) fn new(
         number: DestinationNumber,
         partitions: Vec<Partition>,
+        own: Own,
         kept: usize,
-        retained: u64,
     ) -> Self {
         let count = partitions.len();
         Self {
             number,
             partitions,
+            own,
             kept,
-            retained,
             queued: vec![false; count],
             paused: vec![false; count],
             subscriptions: Vec::new(),
@@ -76,7 +93,12 @@ impl Local {
     }
 
     fn vacant() -> Self {
-        Self::new(DestinationNumber::NONE, Vec::new(), 0, 0)
+        let own = Own {
+            first: 0,
+            step: 1,
+            count: 0,
+        };
+        Self::new(DestinationNumber::NONE, Vec::new(), own, 0)
     }
 
     /// Where the parts of `subscription` stand in each partition.

@@ -19,6 +19,7 @@ use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::backlog::{self, Backlog, NOBODY};
+use super::destination::Burden;
 use super::intake::Intake;
 use super::records::{self, delivery, outcome, request};
 use super::{Fault, Shard};
@@ -279,6 +280,7 @@ impl Shard {
     pub fn join(&mut self, ends: Ends) {
         assert_eq!(ends.shard(), self.config.shard, "a shard has its own ends");
         self.mesh.placement = Placement::new(ends.shards());
+        self.burdens = vec![Burden::default(); usize::from(ends.shards())];
         self.mesh.peers = ends.neighbours.into_iter().map(Peer::from).collect();
     }
 

@@ -70,6 +70,7 @@ use crate::time::{Monotonic, Now};
 use blocks::Blocks;
 use consumer::{Consumer, Subscription};
 use deferral::{Changes, Deferred, Progress, Question};
+use destination::Burden;
 use egress::{Egress, NoRoom};
 use ending::Notice;
 use gather::Leases;
@@ -326,12 +327,10 @@ pub struct Shard {
     locals: Locals,
     /// Chunks of the arena for what waits to leave.
     blocks: Blocks,
-    /// Partitions of all destinations: each may hold a chunk.
+    /// Partitions of this shard, of all destinations: each may hold a chunk.
     partitions: usize,
-    /// Chunks that they keep however little is in them.
-    kept: usize,
-    /// Bytes of chunks that all destinations may come to hold of what is settled.
-    retained: u64,
+    /// What all destinations take of each shard, in the order of the shards.
+    burdens: Vec<Burden>,
     links: Slab<Link>,
     /// Each link by its number.
     link_numbers: HashMap<LinkNumber, Handle, SeedableRandomState>,
@@ -418,8 +417,7 @@ impl Shard {
             locals: Locals::default(),
             blocks: Blocks::new(plan.egress_chunks()),
             partitions: 0,
-            kept: 0,
-            retained: 0,
+            burdens: vec![Burden::default()],
             links: Slab::new(limits::LINKS_MAX),
             link_numbers: HashMap::with_hasher(hasher(config.hash_seed)),
             next_link: LinkNumber(config.shard.first_number()),

@@ -31,12 +31,17 @@ impl Share {
 
     #[inline]
     pub(super) fn has(&self, bytes: usize) -> bool {
-        self.bound - self.used >= bytes
+        self.bound.saturating_sub(self.used) >= bytes
     }
 
     /// Takes what [`Share::has`] said is there.
     pub(super) fn take(&mut self, bytes: usize) {
         assert!(self.has(bytes), "a share is asked before it is taken from");
+        self.used += bytes;
+    }
+
+    /// Takes what has its bound elsewhere, too.
+    pub(super) fn take_anyway(&mut self, bytes: usize) {
         self.used += bytes;
     }
 
@@ -49,6 +54,10 @@ impl Share {
     #[inline]
     pub(super) fn is_tight(&self) -> bool {
         self.used > self.bound / 2
+    }
+
+    pub(super) fn bound(&self) -> usize {
+        self.bound
     }
 
     pub(super) fn used(&self) -> usize {
@@ -145,7 +154,7 @@ impl Shard {
 
     /// Panics if what is taken is not what there is.
     pub(super) fn audit_tables(&self) {
-        let partitions = |destination: DestinationNumber| self.locals[destination].partitions.len();
+        let partitions = |destination: DestinationNumber| self.locals[destination].own.count;
         let opened: usize = self
             .consumers
             .iter()
@@ -162,9 +171,10 @@ impl Shard {
                 let membership = subscription.expect("those that are listed are there");
                 membership.membership().invariants();
                 let kind = membership.membership().kind();
-                parts += subscription_size(kind, local.partitions.len());
+                parts += subscription_size(kind, local.own.count);
             }
-            for partition in &local.partitions {
+            for index in local.own.indexes() {
+                let partition = &local.partitions[index];
                 let order = partition.parts.iter().map(|(handle, _)| handle);
                 assert!(
                     order.eq(&local.subscriptions),
@@ -175,9 +185,11 @@ impl Shard {
             }
         }
         assert_eq!(self.parts.used(), parts, "every subscription is paid for");
+        let queues = self.burdens[usize::from(self.config.shard.0)].queues;
+        assert!(queues <= self.parts.bound, "queues are within the share");
         assert!(
-            self.parts.used() <= self.parts.bound,
-            "and within its share"
+            self.parts.used() <= self.parts.bound + queues,
+            "and so is all beside them"
         );
     }
 

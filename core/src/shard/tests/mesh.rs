@@ -1,4 +1,5 @@
 mod behind;
+mod bounds;
 mod finish;
 mod poll;
 mod replace;
