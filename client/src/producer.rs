@@ -48,6 +48,8 @@ pub struct ProducerBuilder<'a> {
     client: &'a Client,
     request: Result<ProducerRequest, RequestError>,
     timeout: Duration,
+    /// How long it may wait to have its destination alone.
+    wait: Duration,
 }
 
 impl<'a> ProducerBuilder<'a> {
@@ -56,6 +58,7 @@ impl<'a> ProducerBuilder<'a> {
             client,
             request,
             timeout: limits::SEND_TIMEOUT,
+            wait: Duration::ZERO,
         }
     }
 
@@ -95,6 +98,18 @@ impl<'a> ProducerBuilder<'a> {
     /// had on its way.
     pub fn exclusive(self) -> Self {
         self.with(|request| request.exclusive = true)
+    }
+
+    /// As [`ProducerBuilder::exclusive`], but waits until nobody else is attached, at
+    /// most so long: those that wait are let in one after the other, in the order in
+    /// which they asked. Whoever had the destination before cannot send any more by
+    /// then. Who has waited so long is refused as `Exclusive`.
+    pub fn exclusive_wait(mut self, timeout: Duration) -> Self {
+        self.wait = timeout;
+        self.with(|request| {
+            request.exclusive = true;
+            request.waits = true;
+        })
     }
 
     /// Bounds what leaves together: messages, at least 1, and frame bytes, which
@@ -137,7 +152,11 @@ impl<'a> ProducerBuilder<'a> {
         let destination = request.destination.clone();
         let (owner, event) = self.client.open(
             &destination,
-            |link| link.request(|machine| machine.open_producer(request.clone())),
+            |link| {
+                link.request_with_patience(self.wait, |machine| {
+                    machine.open_producer(request.clone())
+                })
+            },
             |link, event| {
                 if let Event::ProducerOpened { producer, .. } = event {
                     // If it cannot be closed, it ends with the link.

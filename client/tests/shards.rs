@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use common::town::Town;
 use common::{TestBroker, WAIT, until};
-use courser::{Client, Counter, Producer};
+use courser::{Client, Counter, Producer, Refusal, RequestError};
 
 fn client(town: &Town) -> Client {
     Client::options()
@@ -282,5 +282,50 @@ fn receiving_without_waiting_finds_whatever_is_stored_on_any_shard() {
             assert_eq!(rest, 20);
             consumer.close().unwrap();
         }
+    }
+}
+
+#[test]
+fn producers_that_wait_have_a_destination_alone_one_after_the_other() {
+    for (shards, partitions) in [(1, 1), (2, 1), (2, 4)] {
+        let broker = TestBroker::of_shards(shards);
+        let clients = [broker.client(), broker.client(), broker.client()];
+        let builder = |client: usize| clients[client].producer("queue:q");
+        let first = builder(0).partitions(partitions).exclusive();
+        let first = first.create().unwrap();
+        first.send("first").unwrap();
+        // Whoever does not want to wait, or not for so long, is refused.
+        for refused in [
+            builder(1).exclusive().create(),
+            builder(1)
+                .exclusive_wait(Duration::from_millis(20))
+                .create(),
+        ] {
+            let error = refused.unwrap_err();
+            let is_exclusive = matches!(&error, RequestError::Refused { refusal, .. }
+                if *refusal == Some(Refusal::Exclusive));
+            assert!(is_exclusive, "{error}");
+        }
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| {
+                let second = builder(1).exclusive_wait(WAIT).create().unwrap();
+                second.send("second").unwrap();
+                second
+            });
+            // It waits, as the others it would have to wait for are still there.
+            first.send("first again").unwrap();
+            assert!(!waiting.is_finished());
+            first.close().unwrap();
+            let second = waiting.join().unwrap();
+            let refused = builder(2).create().unwrap_err();
+            assert!(matches!(refused, RequestError::Refused { .. }), "{refused}");
+            drop(second);
+        });
+        // Also one whose client just goes.
+        let third = builder(2).exclusive_wait(WAIT).create().unwrap();
+        third.send("third").unwrap();
+        drop(third);
+        drop(clients);
+        broker.stop();
     }
 }

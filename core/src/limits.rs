@@ -35,6 +35,8 @@ pub const DESTINATIONS_MAX: u32 = 4096;
 pub const SHARDS_MAX: u16 = 64;
 /// The most requests of one shard's clients that wait for other shards.
 pub const DEFERRED_MAX: u32 = 1024;
+/// The most producers of one shard's destinations that wait to have them alone.
+pub const TAKERS_MAX: u32 = 1024;
 /// The most subscriptions of one broker.
 pub const SUBSCRIPTIONS_MAX: u32 = 16_384;
 /// The most links (connections) of one broker.
@@ -268,6 +270,11 @@ pub const TABLE: &[Limit] = &[
     count(
         "requests that wait for other shards, per shard",
         DEFERRED_MAX,
+        "the request is refused",
+    ),
+    count(
+        "producers that wait to have a destination alone, per shard",
+        TAKERS_MAX,
         "the request is refused",
     ),
     count(

@@ -11,12 +11,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use courser_core::error::Refusal;
 use courser_core::frame::control::{
-    AckRun, Acknowledge, Acknowledged, Allow, AskStats, Batch, Changed, Close, CloseSession,
-    Closed, CompletionRun, Completions, ConsumerOpened, ConsumerRow, Control, Create, Credit,
-    Delete, Delivery, DestinationRow, End, Ended, Farewell, Fields, Goodbye, Hello, LinkRow, List,
-    Listed, Located, Lookup, Move, OpenConsumer, OpenProducer, OpenSession, PartRow, Ping, Poll,
-    Polled, Pong, ProducerOpened, ProducerRow, Refused, Return, SessionClosed, SessionOpened,
-    SetPolicies, Stats, StatsRow, SubscriptionRow, WantCredit, Welcome,
+    AckRun, Acknowledge, Acknowledged, Allow, AskStats, Batch, Cancel, Changed, Close,
+    CloseSession, Closed, CompletionRun, Completions, ConsumerOpened, ConsumerRow, Control, Create,
+    Credit, Delete, Delivery, DestinationRow, End, Ended, Farewell, Fields, Goodbye, Hello,
+    LinkRow, List, Listed, Located, Lookup, Move, OpenConsumer, OpenProducer, OpenSession, PartRow,
+    Ping, Poll, Polled, Pong, ProducerOpened, ProducerRow, Refused, Return, SessionClosed,
+    SessionOpened, SetPolicies, Stats, StatsRow, SubscriptionRow, WantCredit, Welcome,
 };
 use courser_core::frame::decode::{Frame, Message, Step, decode};
 use courser_core::frame::encode::{self, Envelope};
@@ -430,6 +430,7 @@ fn producer_frames(check: &mut Check) {
         ..Poll::default()
     };
     check.control("poll", CONSUMER, Control::Poll, &poll, &[]);
+    check.control("cancel", REQUEST, Control::Cancel, &Cancel::default(), &[]);
     let polled = Polled {
         token: 5.into(),
         ..Polled::default()

@@ -530,6 +530,16 @@ impl Link {
         &self,
         make: impl FnOnce(&mut client::Client) -> Result<RequestId, client::RequestError>,
     ) -> Result<Event, RequestError> {
+        self.request_with_patience(Duration::ZERO, make)
+    }
+
+    /// As [`Link::request`], for what the broker may have wait; after `patience` it is
+    /// cancelled, which is answered as well.
+    pub(crate) fn request_with_patience(
+        &self,
+        patience: Duration,
+        make: impl FnOnce(&mut client::Client) -> Result<RequestId, client::RequestError>,
+    ) -> Result<Event, RequestError> {
         let request = {
             let mut state = self.take();
             match make(&mut state.machine) {
@@ -544,14 +554,24 @@ impl Link {
                 }
             }
         };
-        let deadline = self.now().after(self.timeout);
-        let answer = self.wait(deadline, Wanted::Answer(request), |state| {
-            let answer = state.answer(request).map(Ok);
-            answer.or_else(|| {
-                let end = state.end.as_ref()?;
-                Some(Err(RequestError::LinkEnded(Arc::clone(end))))
+        let answer_within = |time: Duration| {
+            let deadline = self.now().after(time);
+            self.wait(deadline, Wanted::Answer(request), |state| {
+                let answer = state.answer(request).map(Ok);
+                answer.or_else(|| {
+                    let end = state.end.as_ref()?;
+                    Some(Err(RequestError::LinkEnded(Arc::clone(end))))
+                })
             })
-        });
+        };
+        let mut answer = None;
+        if !patience.is_zero() {
+            answer = answer_within(patience);
+            if answer.is_none() {
+                self.take().cancel(request);
+            }
+        }
+        let answer = answer.or_else(|| answer_within(self.timeout));
         match answer {
             Some(Ok(Event::Refused {
                 refusal,
@@ -568,7 +588,7 @@ impl Link {
             None => {
                 self.take().abandon(request);
                 Err(RequestError::TimedOut {
-                    after: self.timeout,
+                    after: patience.saturating_add(self.timeout),
                 })
             }
         }

@@ -696,8 +696,17 @@ impl State {
                 self.abandoned.push(request);
                 self.answered(request, event);
             }
-            None => self.abandoned.push(request),
+            None => {
+                self.abandoned.push(request);
+                self.cancel(request);
+            }
         }
+    }
+
+    /// What waits at the broker waits no longer.
+    pub(crate) fn cancel(&mut self, request: RequestId) {
+        self.machine.cancel(request);
+        self.write();
     }
 
     /// The confirmation with this token, once it is here: what was refused. Those that

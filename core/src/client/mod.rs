@@ -804,6 +804,16 @@ impl Client {
         Ok(token)
     }
 
+    /// Nobody waits any longer for the answer to this request: a producer that waits to
+    /// have its destination alone gives up, which the answer says.
+    pub fn cancel(&mut self, request: RequestId) {
+        if self.requests.waits_no_longer(request) && self.phase == Phase::Open {
+            let cancel = crate::frame::control::Cancel::default();
+            // Without room the broker may still open it, and it is closed then.
+            let _queued = self.outbound.control(request.0, &cancel, &[]);
+        }
+    }
+
     /// Asks the broker whether there is anything for the consumer now, in whatever
     /// partition: [`Client::poll_state`] of the number that is returned says when
     /// whatever there was has come. What was settled and handed out is told before.

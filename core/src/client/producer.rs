@@ -73,6 +73,8 @@ pub struct ProducerRequest {
     pub retain: Option<u64>,
     /// Whether it is to be the only producer that is attached.
     pub exclusive: bool,
+    /// Whether it waits until it can be, if it is to be the only one.
+    pub waits: bool,
     /// Bounds on what leaves together.
     pub batch: Option<BatchLimits>,
     /// The most messages on their way; the broker may allow less.
@@ -91,6 +93,7 @@ impl ProducerRequest {
             partitions: 0,
             retain: None,
             exclusive: false,
+            waits: false,
             batch: None,
             messages_in_flight_max: limits::IN_FLIGHT_MESSAGES_MAX,
             bytes_in_flight_max: limits::IN_FLIGHT_BYTES_MAX,

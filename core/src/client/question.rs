@@ -61,7 +61,7 @@ pub(super) fn open_producer(
     let fields = control::OpenProducer {
         session: session.into(),
         destination: wanted.destination.kind as u8,
-        access: u8::from(wanted.exclusive),
+        access: u8::from(wanted.exclusive) << u8::from(wanted.waits),
         destination_length: length(&wanted.destination.name).into(),
         partitions: partitions.into(),
         name_length: length(&wanted.name).into(),

@@ -112,6 +112,20 @@ impl Requests {
             .map(|(request, pending)| (*request, pending))
     }
 
+    /// The producer that a request asks for is not to wait until it has its destination
+    /// alone; whether the broker was asked for it already.
+    pub(super) fn waits_no_longer(&mut self, request: RequestId) -> bool {
+        let mut pending = self.pending.iter_mut();
+        match pending.find(|(other, _)| *other == request) {
+            Some((_, Pending::LookupForProducer(wanted))) => {
+                wanted.waits = false;
+                false
+            }
+            Some((_, Pending::OpenProducer(wanted))) => core::mem::take(&mut wanted.waits),
+            _ => false,
+        }
+    }
+
     /// Takes those for which `is_over` says so.
     pub(super) fn take_if(
         &mut self,

@@ -141,7 +141,7 @@ fields! {
         session: U32,
         /// 0 queue, 1 topic.
         destination: u8,
-        /// 0 shared; others reserved.
+        /// 0 shared, 1 exclusive, 2 exclusive as soon as nobody else is attached.
         access: u8,
         /// Bytes of the destination's name.
         destination_length: U16,
@@ -289,6 +289,13 @@ fields! {
         token: U32,
         /// Zero.
         reserved: U32,
+    }
+
+    /// The client waits no longer for a producer that is to have its destination alone;
+    /// the subject is the request that asked for it. No tail.
+    Cancel {
+        /// Zero.
+        reserved: U64,
     }
 
     /// Asks for a destination to be created; the subject is a request. Tail: its name.
@@ -647,6 +654,7 @@ impl Control<'_> {
             | Self::Goodbye(..)
             | Self::Move(..)
             | Self::Poll(..)
+            | Self::Cancel(..)
             | Self::Polled(..)
             | Self::Batch(..)
             | Self::End(..)

@@ -362,6 +362,8 @@ kinds! {
     Move = 0x10,
     /// A consumer asks whether there is anything for it.
     Poll = 0x11,
+    /// The client waits no longer for a producer that it asked for.
+    Cancel = 0x12,
 
     /// Asks for a destination to be created.
     Create = 0x18,

@@ -97,26 +97,6 @@ impl Shard {
         );
     }
 
-    /// Another shard asks for a branch for one of its fronts.
-    pub(super) fn attach_asked(
-        &mut self,
-        shard: ShardIndex,
-        front: Handle,
-        attach: &records::Attach,
-    ) {
-        match self.attach_branch(shard, front, attach) {
-            Ok(attached) => {
-                let head = about(outcome::ATTACHED, front);
-                self.outcome_for(shard, &head, &[attached.as_bytes()]);
-            }
-            Err(fault) => {
-                let head = about(outcome::REFUSED, front);
-                let refused = refused(&fault);
-                self.outcome_for(shard, &head, &[refused.as_bytes(), fault.text.as_bytes()]);
-            }
-        }
-    }
-
     /// A producer that the home has named, and that is new.
     fn given_identity(
         &mut self,
@@ -256,6 +236,7 @@ impl Shard {
                 shard,
                 front: named,
             };
+            self.forget_taker(origin);
             let of_it = |(_, it): &(Handle, &Producer)| it.origin() == Some(origin);
             let Some((branch, _)) = self.producers.iter().find(of_it) else {
                 return;

@@ -85,6 +85,7 @@ impl Shard {
             Change::Delete(number) => self.delete_local(*number),
             Change::SetPolicies(..) => {}
         }
+        self.look_at_takers();
     }
 
     /// Whether another producer may be attached.

@@ -27,6 +27,7 @@ use std::collections::VecDeque;
 use zerocopy::little_endian::U32;
 use zerocopy::{FromBytes, IntoBytes};
 
+use super::branch::Origin;
 use super::credit::Grant;
 use super::mesh::{BODY_MAX, Head, link_to};
 use super::producer::{OpenProducer, Producer, Role};
@@ -242,7 +243,7 @@ impl Shard {
         let principal = self.principal(link);
         let front = self.front(link, open.session, destination, open.name, fan)?;
         if let Some(producer) = self.producers.get_mut(front) {
-            producer.identity.access = open.access;
+            producer.identity.access = open.access.once_attached();
         }
         let attach = records::Attach {
             destination: destination.0.into(),
@@ -268,10 +269,7 @@ impl Shard {
             let head = about(request::ATTACH, front);
             return self.request_of(shard, &head, &[attach.as_bytes()]);
         }
-        match self.attach_branch(shard, front, attach) {
-            Ok(attached) => self.attached_branch(now, shard, front, &attached),
-            Err(fault) => self.refused_branch(now, front, &fault),
-        }
+        self.attach_or_wait(now, shard, front, attach);
     }
 
     /// A branch is attached. After the home's the others are asked, then the client is
@@ -581,7 +579,9 @@ impl Shard {
         // branch would be in the way of whoever comes next.
         let own = self.config.shard;
         for branch in fan.branches.iter().filter(|it| it.handle.is_none()) {
-            if branch.shard != own {
+            if branch.shard == own {
+                self.forget_taker(Origin { shard: own, front });
+            } else {
                 self.detach_branch(now, branch.shard, front, flags | detach::UNHEARD);
             }
         }
@@ -608,6 +608,11 @@ impl Fan {
     /// Whether its client still waits for it to be opened.
     pub(super) fn is_opening(&self) -> bool {
         matches!(self.stage, Stage::Opening { .. })
+    }
+
+    /// Whether its client waits under this request.
+    pub(super) fn is_opening_for(&self, wanted: RequestId) -> bool {
+        matches!(self.stage, Stage::Opening { request, .. } if request == wanted)
     }
 
     fn attached(&self) -> Vec<(ShardIndex, Handle)> {

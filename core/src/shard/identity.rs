@@ -41,6 +41,8 @@ pub(super) enum Access {
     Shared = 0,
     /// It is the only one that is attached.
     Exclusive = 1,
+    /// As that, and it waits until it may be.
+    Taking = 2,
 }
 
 impl Access {
@@ -49,7 +51,16 @@ impl Access {
         match code {
             0 => Some(Self::Shared),
             1 => Some(Self::Exclusive),
+            2 => Some(Self::Taking),
             _ => None,
+        }
+    }
+
+    /// What it is when it waits no longer.
+    pub(super) fn once_attached(self) -> Self {
+        match self {
+            Self::Shared => Self::Shared,
+            Self::Exclusive | Self::Taking => Self::Exclusive,
         }
     }
 }

@@ -412,7 +412,7 @@ impl Shard {
         let shard = self.mesh.peers[peer].shard;
         let about = Handle(head.subject.get());
         match head.kind {
-            request::ATTACH => self.attach_asked(shard, about, fields(body)),
+            request::ATTACH => self.attach_or_wait(now, shard, about, fields(body)),
             request::FRAMES => self.frames(now, shard, body),
             request::PART => self.part(now, shard, body),
             request::WANT => {

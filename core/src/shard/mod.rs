@@ -46,6 +46,7 @@ mod send;
 mod session;
 mod source;
 mod tables;
+mod taker;
 
 use std::collections::VecDeque;
 
@@ -370,6 +371,11 @@ pub struct Shard {
     announcing: Vec<Handle>,
     /// Consumers that ask whether there is anything for them, each once.
     polls: Vec<poll::Poll>,
+    /// Producers that wait to have a destination alone, in the order in which they
+    /// asked.
+    takers: VecDeque<taker::Taker>,
+    /// Somebody may have gone whom one of them waits for.
+    takers_due: bool,
     /// Where a run is copied through on its way to another shard.
     scratch: Vec<u8>,
     /// Partitions whose log is to be thinned out.
@@ -446,6 +452,8 @@ impl Shard {
             lent: Vec::new(),
             announcing: Vec::new(),
             polls: Vec::new(),
+            takers: VecDeque::new(),
+            takers_due: false,
             scratch: Vec::new(),
             thinning: VecDeque::new(),
             dirty: Vec::new(),
@@ -605,6 +613,7 @@ impl Shard {
         self.send_completions(now);
         self.give_notice(now);
         self.serve_waiting(now);
+        self.serve_takers(now);
         self.thin_out();
         self.report(now);
         self.finish(now);
@@ -665,6 +674,7 @@ impl Shard {
             || !self.outputs.is_empty()
             || self.can_settle_leases()
             || self.has_polls()
+            || self.takers_due
             || self.can_send_off()
     }
 
@@ -952,6 +962,7 @@ impl Shard {
             core::mem::take(&mut entry.producers),
             core::mem::take(&mut entry.consumers),
         );
+        self.forget_takers_on(link);
         for producer in producers {
             self.remove_producer(now, producer, clean);
         }

@@ -14,6 +14,7 @@ use super::credit::Grant;
 use super::fan::Fan;
 use super::identity::{Access, Attachment, Identity};
 use super::remembered::Place;
+use super::taker::AttachHere;
 use super::{Fault, LinkState, Rejection, Shard};
 use crate::auth::Operation;
 use crate::auth::Principal;
@@ -255,20 +256,36 @@ impl Shard {
         if !self.owns_all_of(destination) {
             return self.open_front(now, link, request, open, destination);
         }
+        let attach = AttachHere {
+            destination,
+            session: open.session,
+            name: open.name,
+            access: open.access,
+            again: open.again,
+        };
+        self.attach_here(now, (link, request), &attach)
+    }
+
+    /// Attaches a producer, which may be, to a link whose shard has all partitions.
+    pub(super) fn attach_on_link(
+        &mut self,
+        now: Now,
+        (link, request): (Handle, RequestId),
+        attach: &AttachHere<'_>,
+    ) -> Result<(), Rejection> {
+        let destination = attach.destination;
         let principal = self.principal(link);
-        self.may_attach(destination, open.access, open.again)
-            .map_err(Rejection::Request)?;
-        let identity = match open.again {
-            None => self.new_identity(principal, destination, open.name),
+        let identity = match attach.again {
+            None => self.new_identity(principal, destination, attach.name),
             Some(id) => {
                 let asked = Attachment::Asked(now.monotonic);
                 self.taken_identity(id, asked, principal, destination)
             }
         }
         .map_err(Rejection::Request)?;
-        let identity = self.take_access(identity, open.access);
+        let identity = self.take_access(identity, attach.access);
         let handle = self
-            .put_on_link(link, open.session, None, identity)
+            .put_on_link(link, attach.session, None, identity)
             .map_err(Rejection::Request)?;
         self.grant(handle);
         let Some(producer) = self.producers.get(handle) else {
@@ -303,7 +320,9 @@ impl Shard {
         }
         let others = local.producers - u32::from(attached);
         let refused = match access {
-            Access::Exclusive if others > 0 => Some("other producers are attached"),
+            Access::Exclusive | Access::Taking if others > 0 => {
+                Some("other producers are attached")
+            }
             Access::Shared if others > 0 && local.exclusive.is_some() => {
                 Some("an exclusive producer is attached")
             }
@@ -316,8 +335,8 @@ impl Shard {
     /// on, nobody who was attached before ever is again.
     pub(super) fn take_access(&mut self, mut identity: Identity, access: Access) -> Identity {
         let local = &mut self.locals[identity.destination];
-        identity.access = access;
-        if access == Access::Exclusive {
+        identity.access = access.once_attached();
+        if identity.access == Access::Exclusive {
             local.exclusive = Some(identity.id);
             local.term += 1;
         }
@@ -521,6 +540,7 @@ impl Shard {
             let local = self.local_mut(destination);
             local.producers -= 1;
             local.exclusive.take_if(|holder| *holder == id);
+            self.look_at_takers();
         }
     }
 

@@ -97,6 +97,10 @@ impl Shard {
                 };
                 Ok(self.answer(now, link, subject, &pong, &[])?)
             }
+            Control::Cancel(..) => {
+                self.cancel(now, link, request);
+                Ok(())
+            }
             Control::Move(fields, _) => self.move_link(link, request, fields),
             Control::Goodbye(..) => {
                 // Outcomes of this turn still belong to who is leaving.

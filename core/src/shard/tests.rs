@@ -25,6 +25,7 @@ struct Peer {
     session: u32,
 }
 
+#[derive(Debug, PartialEq)]
 struct Opened {
     handle: Handle,
     producer: u64,

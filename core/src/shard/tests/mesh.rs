@@ -3,6 +3,7 @@ mod bounds;
 mod finish;
 mod poll;
 mod replace;
+mod taker;
 
 use std::collections::BTreeMap;
 
