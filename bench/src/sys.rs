@@ -1,11 +1,15 @@
-//! The few calls into libc that std does not offer: epoll, and which CPU this
+//! The few calls into the kernel that std does not offer: epoll, and which CPU this
 //! thread runs on.
 //!
 //! Each wrapper is safe, does one call, and returns what the kernel said. No
 //! policy lives here.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::event::Timespec;
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use rustix::io::Errno;
 
 /// An epoll instance.
 #[derive(Debug)]
@@ -13,65 +17,68 @@ pub(crate) struct Epoll {
     descriptor: OwnedFd,
 }
 
+/// Room for what an epoll instance has to say at once.
+pub(crate) struct Ready {
+    events: Vec<epoll::Event>,
+}
+
+impl Ready {
+    /// Room for so many descriptors.
+    pub(crate) fn new(descriptors: usize) -> Self {
+        let nothing = epoll::Event {
+            flags: EventFlags::empty(),
+            data: EventData::new_u64(0),
+        };
+        Self {
+            events: vec![nothing; descriptors.max(1)],
+        }
+    }
+}
+
 impl Epoll {
     pub(crate) fn create() -> io::Result<Self> {
-        // SAFETY: the call takes no pointer.
-        let descriptor = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
-        if descriptor < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: the kernel has just returned this descriptor and nobody else
-        // knows it.
-        let descriptor = unsafe { OwnedFd::from_raw_fd(descriptor) };
-        Ok(Self { descriptor })
+        Ok(Self {
+            descriptor: epoll::create(CreateFlags::CLOEXEC)?,
+        })
     }
 
     /// Watches a descriptor for readability, level-triggered.
-    pub(crate) fn watch_readable(&self, watched: BorrowedFd<'_>) -> io::Result<()> {
-        let mut event = libc::epoll_event {
-            events: libc::EPOLLIN.cast_unsigned(),
-            u64: 0,
+    pub(crate) fn watch_readable(&self, watched: impl AsFd, key: usize) -> io::Result<()> {
+        let data = EventData::new_u64(key as u64);
+        Ok(epoll::add(&self.descriptor, watched, data, EventFlags::IN)?)
+    }
+
+    /// The keys of the watched descriptors that are ready, without waiting.
+    pub(crate) fn ready<'a>(
+        &self,
+        ready: &'a mut Ready,
+    ) -> io::Result<impl Iterator<Item = usize> + use<'a>> {
+        const AT_ONCE: Timespec = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
         };
-        // SAFETY: both descriptors are open for the length of the call, and
-        // `event` is a live, initialised epoll_event that the kernel only reads.
-        let result = unsafe {
-            libc::epoll_ctl(
-                self.descriptor.as_raw_fd(),
-                libc::EPOLL_CTL_ADD,
-                watched.as_raw_fd(),
-                &raw mut event,
-            )
-        };
-        if result < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(())
+        let count = self.wait(&mut ready.events, Some(&AT_ONCE))?;
+        let events = ready.events.iter().take(count);
+        Ok(events.map(|event| usize::try_from({ event.data }.u64()).unwrap_or(usize::MAX)))
     }
 
     /// Asks whether the watched descriptor is ready, without waiting.
-    pub(crate) fn is_ready(&self) -> io::Result<bool> {
-        self.wait_ms(0)
+    pub(crate) fn is_ready(&self, ready: &mut Ready) -> io::Result<bool> {
+        Ok(self.ready(ready)?.next().is_some())
     }
 
     /// Sleeps until the watched descriptor is ready; false if the sleep was
     /// interrupted.
-    pub(crate) fn sleep_until_ready(&self) -> io::Result<bool> {
-        self.wait_ms(-1)
+    pub(crate) fn sleep_until_ready(&self, ready: &mut Ready) -> io::Result<bool> {
+        Ok(self.wait(&mut ready.events, None)? > 0)
     }
 
-    fn wait_ms(&self, timeout_ms: i32) -> io::Result<bool> {
-        let mut event = libc::epoll_event { events: 0, u64: 0 };
-        // SAFETY: `event` is writable room for the one event that is asked for.
-        let result =
-            unsafe { libc::epoll_wait(self.descriptor.as_raw_fd(), &raw mut event, 1, timeout_ms) };
-        if result < 0 {
-            let error = io::Error::last_os_error();
-            if error.kind() == io::ErrorKind::Interrupted {
-                return Ok(false);
-            }
-            return Err(error);
+    fn wait(&self, events: &mut [epoll::Event], limit: Option<&Timespec>) -> io::Result<usize> {
+        match epoll::wait(&self.descriptor, events, limit) {
+            Ok(count) => Ok(count),
+            Err(Errno::INTR) => Ok(0),
+            Err(error) => Err(error.into()),
         }
-        Ok(result > 0)
     }
 }
 

@@ -121,6 +121,16 @@ fn what_cannot_be_measured_is_refused() {
             2,
             "one load in messages per second",
         ),
+        (
+            String::from("bench scale --connections 0"),
+            2,
+            "can be compared with none",
+        ),
+        (
+            String::from("bench scale --rate 10%"),
+            2,
+            "this workload has none",
+        ),
         (String::from("bench lap"), 2, "invalid value 'lap'"),
     ];
     if has_two_cpus() {

@@ -3,13 +3,15 @@
 //! the price of waking a thread.
 
 use super::echo::Echo;
+use super::frame::FrameScanner;
 use super::server::{Served, Site};
 use crate::error::BenchError;
 
 pub(super) fn serve(site: &Site) -> Result<Served, BenchError> {
     let mut echo = Echo::new();
+    let mut scanner = FrameScanner::default();
     if let Some(connection) = site.accept()? {
-        while echo.answer(site, &connection)? {}
+        while echo.answer(site, &connection, &mut scanner)? {}
     }
     Ok(echo.served)
 }

@@ -10,12 +10,11 @@ use super::socket::{Found, PIECE_BYTES, read_piece, write_whole};
 use crate::error::BenchError;
 use crate::page_buffer::PageBuffer;
 
-/// An echo's buffers and its place in the stream. All memory is taken here,
-/// none per frame.
+/// An echo's buffers; its place in a stream is the connection's. All memory is taken
+/// here, none per frame.
 pub(super) struct Echo {
     piece: PageBuffer,
     replies: Replies,
-    scanner: FrameScanner,
     pub(super) served: Served,
 }
 
@@ -24,7 +23,6 @@ impl Echo {
         Self {
             piece: PageBuffer::new(PIECE_BYTES),
             replies: Replies::new(),
-            scanner: FrameScanner::default(),
             served: Served::default(),
         }
     }
@@ -35,13 +33,14 @@ impl Echo {
         &mut self,
         site: &Site,
         connection: &TcpStream,
+        scanner: &mut FrameScanner,
     ) -> Result<bool, BenchError> {
         let bytes = match read_piece(site, connection, &mut self.piece)? {
             Found::Bytes(bytes) => bytes,
             Found::Nothing => return Ok(true),
             Found::End => return Ok(false),
         };
-        let mut owed = self.scanner.scan(&self.piece[..bytes])?;
+        let mut owed = scanner.scan(&self.piece[..bytes])?;
         self.served.frames += owed as u64;
         while owed > 0 {
             let at_once = owed.min(Replies::AT_ONCE_MAX);

@@ -4,6 +4,7 @@
 //! | floor | what it does | what it bounds |
 //! |---|---|---|
 //! | [`round_trip`] | a frame there, a 64-byte reply back, one in flight | produce to ack |
+//! | [`EchoServer::start_many`] | the same on many connections, by one event loop | messages per second of many |
 //! | [`relay`] | a frame through one thread to a second socket | produce to consumer |
 //! | [`pipeline`] | the same with many on their way, under a load that does not wait | response times |
 //! | [`stream`] | frames in one direction as fast as they go | throughput |

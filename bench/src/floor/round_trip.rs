@@ -101,6 +101,18 @@ impl EchoServer {
         Ok(Self { kind, server })
     }
 
+    /// Starts an echo of the kind [`EchoKind::EpollBusy`] for so many connections; it
+    /// spins once all of them are made.
+    ///
+    /// # Errors
+    /// If it cannot be pinned or set up.
+    pub fn start_many(cpu: usize, connections: usize) -> Result<Self, BenchError> {
+        let kind = EchoKind::EpollBusy;
+        let name = format!("echo {kind} many");
+        let server = Server::start(&name, cpu, move |site| epoll::serve_many(site, connections))?;
+        Ok(Self { kind, server })
+    }
+
     /// Where it listens.
     #[must_use]
     pub fn address(&self) -> SocketAddr {

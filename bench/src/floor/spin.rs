@@ -3,13 +3,15 @@
 //! connection this is the least that a server on a socket can do.
 
 use super::echo::Echo;
+use super::frame::FrameScanner;
 use super::server::{Served, Site};
 use crate::error::BenchError;
 
 pub(super) fn serve(site: &Site) -> Result<Served, BenchError> {
     let mut echo = Echo::new();
+    let mut scanner = FrameScanner::default();
     if let Some(connection) = site.accept_nonblocking()? {
-        while site.keep_going() && echo.answer(site, &connection)? {}
+        while site.keep_going() && echo.answer(site, &connection, &mut scanner)? {}
     }
     Ok(echo.served)
 }

@@ -208,16 +208,19 @@ impl Sender {
         body_bytes: usize,
         ledger: &mut Ledger,
     ) -> Result<(), BenchError> {
+        let left = ledger.backlog();
         if self.partitions == 1 {
-            return take_backlog(&self.client, queue, ledger, |message, ledger| {
+            return take_backlog(&self.client, queue, left, |message| {
                 ledger.received(message.body(), body_bytes);
+                ledger.backlog()
             });
         }
         let mut turns = Turns::new(self.first, ledger.taken(), self.partitions);
-        take_backlog(&self.client, queue, ledger, |message, ledger| {
+        take_backlog(&self.client, queue, left, |message| {
             let body = message.body();
             let is_due = turns.is_due(message.position().partition, ledger::number(body));
             ledger.received_in_turn(body, body_bytes, is_due);
+            ledger.backlog()
         })
     }
 
@@ -278,52 +281,35 @@ fn taken(result: Result<Sequence, TrySendError>, ledger: &mut Ledger) -> Result<
     }
 }
 
-/// Takes and acknowledges everything that the ledger knows to be stored and not to
-/// have come out, with a consumer that is there for no longer than that takes.
-/// `enter` is to enter each message.
+/// Takes and acknowledges messages while some are `left`, with a consumer that is there
+/// for no longer than that takes. `enter` is to enter each and to say how many are left
+/// after it.
 pub(super) fn take_backlog(
     client: &Client,
     queue: &str,
-    ledger: &mut Ledger,
-    mut enter: impl FnMut(&Borrowed<'_>, &mut Ledger),
+    mut left: u64,
+    mut enter: impl FnMut(&Borrowed<'_>) -> u64,
 ) -> Result<(), BenchError> {
     let mut consumer = open_consumer(client, queue)?;
     let mut patience = Patience::default();
-    while ledger.backlog() > 0 {
-        if messages(&mut consumer, ledger, &mut enter)? {
-            patience = Patience::default();
-        } else {
+    while left > 0 {
+        let message = consumer
+            .try_receive()
+            .map_err(|error| BenchError::client("receive", error))?;
+        let Some(message) = message else {
             patience.look()?;
-        }
-    }
-    consumer
-        .close()
-        .map_err(|error| BenchError::client("close a consumer", error))
-}
-
-/// Enters the messages that are there and acknowledges them, after one look at
-/// the socket if there are none; false if there were none even so.
-fn messages(
-    consumer: &mut Consumer,
-    ledger: &mut Ledger,
-    enter: &mut impl FnMut(&Borrowed<'_>, &mut Ledger),
-) -> Result<bool, BenchError> {
-    let mut any = false;
-    while let Some(message) = consumer
-        .try_receive()
-        .map_err(|error| BenchError::client("receive", error))?
-    {
-        enter(&message, ledger);
+            continue;
+        };
+        patience = Patience::default();
+        left = enter(&message);
         let position = message.position();
         consumer
             .acknowledge(position)
             .map_err(|error| BenchError::client("acknowledge", error))?;
-        any = true;
-        if ledger.backlog() == 0 {
-            break;
-        }
     }
-    Ok(any)
+    consumer
+        .close()
+        .map_err(|error| BenchError::client("close a consumer", error))
 }
 
 /// A connection with the library's defaults, but for one: a measurement is over when

@@ -74,11 +74,6 @@ impl Throughput {
         Self { partitions, ..self }
     }
 
-    /// Goes on with the broker at `address`, from the next slice on.
-    pub(super) fn move_to(&mut self, address: SocketAddr) {
-        self.address = address;
-    }
-
     /// Sends bursts for `duration`, in which the clock also stands still; at least
     /// one.
     ///

@@ -6,6 +6,7 @@ use super::super::lane::{WarmUp, agree};
 use super::super::round_trip::RoundTrip;
 use super::super::target::Target;
 use super::super::throughput::Throughput;
+use super::crowd::Crowd;
 use crate::error::BenchError;
 use crate::floor::stream::Rate;
 use crate::histogram::Histogram;
@@ -18,8 +19,8 @@ use crate::units;
 pub(super) struct Lane<'a> {
     /// Its size, in words.
     pub(super) kind: String,
-    /// The broker that it is measured with.
-    target: &'a Target,
+    /// The broker that it is measured with; a floor has none.
+    target: Option<&'a Target>,
     instrument: Instrument,
     settled: bool,
 }
@@ -32,6 +33,10 @@ enum Instrument {
     },
     Throughput {
         workload: Throughput,
+        series: RateSeries,
+    },
+    Crowd {
+        crowd: Box<Crowd>,
         series: RateSeries,
     },
 }
@@ -47,7 +52,7 @@ impl<'a> Lane<'a> {
     pub(super) fn round_trips(kind: String, target: &'a Target, workload: RoundTrip) -> Self {
         Self::new(
             kind,
-            target,
+            Some(target),
             Instrument::RoundTrip {
                 workload,
                 series: LatencySeries::default(),
@@ -58,7 +63,7 @@ impl<'a> Lane<'a> {
     pub(super) fn throughput(kind: String, target: &'a Target, workload: Throughput) -> Self {
         Self::new(
             kind,
-            target,
+            Some(target),
             Instrument::Throughput {
                 workload,
                 series: RateSeries::default(),
@@ -66,7 +71,18 @@ impl<'a> Lane<'a> {
         )
     }
 
-    fn new(kind: String, target: &'a Target, instrument: Instrument) -> Self {
+    pub(super) fn crowd(suffix: &str, target: Option<&'a Target>, crowd: Crowd) -> Self {
+        Self::new(
+            format!("{} connections{suffix}", crowd.len()),
+            target,
+            Instrument::Crowd {
+                crowd: Box::new(crowd),
+                series: RateSeries::default(),
+            },
+        )
+    }
+
+    fn new(kind: String, target: Option<&'a Target>, instrument: Instrument) -> Self {
         Self {
             kind,
             target,
@@ -75,13 +91,14 @@ impl<'a> Lane<'a> {
         }
     }
 
-    /// Goes on with another broker, from the next slice on.
+    /// Goes on with another broker, from the next slice on: a lane that connects anew
+    /// for each.
     pub(super) fn move_to(&mut self, target: &'a Target) {
-        self.target = target;
         match &mut self.instrument {
             Instrument::RoundTrip { workload, .. } => workload.move_to(target.address()),
-            Instrument::Throughput { workload, .. } => workload.move_to(target.address()),
+            Instrument::Throughput { .. } | Instrument::Crowd { .. } => return,
         }
+        self.target = Some(target);
     }
 
     /// Deletes the queue of a lane that is done.
@@ -89,6 +106,7 @@ impl<'a> Lane<'a> {
         match &self.instrument {
             Instrument::RoundTrip { workload, .. } => workload.delete_queue(),
             Instrument::Throughput { workload, .. } => workload.delete_queue(),
+            Instrument::Crowd { .. } => Ok(()),
         }
     }
 
@@ -118,7 +136,9 @@ impl<'a> Lane<'a> {
         self.measure(duration, scratch)?;
         match &mut self.instrument {
             Instrument::RoundTrip { series, .. } => series.add(&scratch.histogram, began),
-            Instrument::Throughput { series, .. } => series.add(&scratch.rate),
+            Instrument::Throughput { series, .. } | Instrument::Crowd { series, .. } => {
+                series.add(&scratch.rate);
+            }
         }
         Ok(())
     }
@@ -140,8 +160,14 @@ impl<'a> Lane<'a> {
                 scratch.rate = workload.slice(duration)?;
                 Some(scratch.rate.msgs_per_s())
             }
+            Instrument::Crowd { crowd, .. } => {
+                scratch.rate = crowd.slice(duration)?;
+                Some(scratch.rate.msgs_per_s())
+            }
         };
-        self.target.rest();
+        if let Some(target) = self.target {
+            target.rest();
+        }
         Ok(figure)
     }
 
@@ -149,14 +175,15 @@ impl<'a> Lane<'a> {
     pub(super) fn figures(&self) -> &[Option<f64>] {
         match &self.instrument {
             Instrument::RoundTrip { series, .. } => &series.p50s_ns,
-            Instrument::Throughput { series, .. } => &series.rates,
+            Instrument::Throughput { series, .. } | Instrument::Crowd { series, .. } => {
+                &series.rates
+            }
         }
     }
 
     /// Its closed books, if a broker took part.
     pub(super) fn books(&self, payload: u32) -> Option<Books> {
-        let mut ledger = self.ledger()?;
-        ledger.close();
+        let ledger = self.closed_ledger()?;
         Some(Books {
             workload: format!("{}, {}", self.workload(), self.kind),
             payload_bytes: payload,
@@ -175,7 +202,7 @@ impl<'a> Lane<'a> {
                     .settled(self.settled);
                 report.push_latency(measurement, series);
             }
-            Instrument::Throughput { series, .. } => {
+            Instrument::Throughput { series, .. } | Instrument::Crowd { series, .. } => {
                 let measurement = series
                     .measurement(self.workload(), payload, Mode::Poll)
                     .of_kind(&self.kind)
@@ -185,17 +212,22 @@ impl<'a> Lane<'a> {
         }
     }
 
-    fn ledger(&self) -> Option<Ledger> {
-        match &self.instrument {
-            Instrument::RoundTrip { workload, .. } => Some(workload.ledger()),
-            Instrument::Throughput { workload, .. } => Some(workload.ledger()),
-        }
+    fn closed_ledger(&self) -> Option<Ledger> {
+        let mut ledger = match &self.instrument {
+            Instrument::RoundTrip { workload, .. } => workload.ledger(),
+            Instrument::Throughput { workload, .. } => workload.ledger(),
+            Instrument::Crowd { crowd, .. } => return crowd.closed_ledger(),
+        };
+        ledger.close();
+        Some(ledger)
     }
 
     fn workload(&self) -> &'static str {
         match &self.instrument {
             Instrument::RoundTrip { .. } => "produce to ack",
             Instrument::Throughput { .. } => "produce pipelined",
+            Instrument::Crowd { crowd, .. } if crowd.is_floor() => "floor epoll-busy",
+            Instrument::Crowd { .. } => "produce to ack",
         }
     }
 }

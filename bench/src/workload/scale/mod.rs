@@ -16,7 +16,9 @@
 //! their memory and threads came to lie) weighs on both sides alike. The one that is
 //! not measured sleeps.
 
+mod active;
 mod connections;
+mod crowd;
 mod lane;
 mod partitions;
 
@@ -42,6 +44,7 @@ use crate::watch::Watch;
 /// What the goals speak of.
 const CONNECTIONS: u32 = 1_000;
 const PARTITIONS: u32 = 1_000;
+const ACTIVE: u32 = 256;
 
 /// More would be strangers to a broker with its default bounds: it lets in 4,096
 /// from one address.
@@ -55,7 +58,7 @@ const DURATION: Duration = Duration::from_secs(60);
 const ROUNDS: u32 = 6;
 
 /// Of all sections.
-const LANES: u32 = connections::LANES + partitions::LANES;
+const LANES: u32 = connections::LANES + active::LANES + partitions::LANES;
 
 /// A shorter slice is mostly waking up.
 const SLICE_MIN: Duration = Duration::from_millis(5);
@@ -136,7 +139,7 @@ impl std::fmt::Display for Plan {
         let nanoseconds = |duration: Duration| units::nanoseconds(duration.as_secs_f64() * 1e9);
         write!(
             formatter,
-            "0 and {} idle connections, 1 and {} partitions, at {}; {LANES} lanes, {ROUNDS} \
+            "0 and {} idle connections, {ACTIVE} active ones, 1 and {} partitions, at {}; {LANES} lanes, {ROUNDS} \
              rounds there and back in slices of {}, warm-up at most {} a lane",
             units::count(self.connections.into()),
             units::count(PARTITIONS.into()),
@@ -159,13 +162,18 @@ pub(super) fn run(
     second: Option<Target>,
 ) -> Result<Report, BenchError> {
     // Before anything is measured: it is a pity to find out half way.
-    if second.is_some() {
-        descriptors::reserve(u64::from(plan.connections) * descriptors::PER_CONNECTION)?;
-    }
+    let idle = second.as_ref().map_or(0, |_| {
+        u64::from(plan.connections) * descriptors::PER_CONNECTION
+    });
+    descriptors::reserve(idle.max(active::DESCRIPTORS))?;
     pin::pin_current_thread(cores.client)?;
     let mut header = RunHeader::now(cores);
     header.plan = plan.to_string();
-    header.broker = Some(target.describe());
+    let alike = match &second {
+        Some(_) => "; a second one like it for idle connections",
+        None => "",
+    };
+    header.broker = Some(target.describe() + alike);
     header.retention = Some(retention());
     target.rest();
     let steps = 2 + LANES * (1 + 2 * ROUNDS) + connections::LANES;
@@ -175,6 +183,7 @@ pub(super) fn run(
     progress.done();
     let mut course = Course {
         plan,
+        cores,
         target,
         progress: &progress,
         report: Report::begun(header),
@@ -194,6 +203,8 @@ pub(super) fn run(
     target.rest();
     report.conditions = watch.end(&mut report.notes)?;
     progress.done();
+    // As they are listed, not as they were measured.
+    report.goals.sort_by(|one, other| one.name.cmp(&other.name));
     note_what_did_not_settle(&mut report);
     report.note_results_beyond_the_floor();
     Ok(report)
@@ -202,6 +213,7 @@ pub(super) fn run(
 /// What the sections have in common, and where they put what they show.
 struct Course<'a> {
     plan: &'a Plan,
+    cores: Cores,
     target: &'a Target,
     progress: &'a Progress,
     report: Report,
@@ -214,6 +226,7 @@ impl Course<'_> {
             None => self.report.goals.push(connections::skipped(self.plan)),
         }
         drop(second);
+        self.active()?;
         self.partitions()
     }
 
