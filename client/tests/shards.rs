@@ -329,3 +329,27 @@ fn producers_that_wait_have_a_destination_alone_one_after_the_other() {
         broker.stop();
     }
 }
+
+#[test]
+fn a_window_of_one_is_enough_for_eight_partitions_of_two_shards() {
+    let broker = TestBroker::of_shards(2);
+    let (sending, receiving) = (broker.client(), broker.client());
+    let producer = sending.producer("queue:q").partitions(8).create().unwrap();
+    let consumer = receiving.consumer("queue:q").prefetch(1);
+    let mut consumer = consumer.create().unwrap();
+    for number in 0..200u32 {
+        producer.send(number.to_le_bytes()).unwrap();
+    }
+    let mut numbers = Vec::new();
+    while numbers.len() < 200 {
+        let received = consumer.receive(WAIT).unwrap();
+        let received = received.expect("no part keeps the credit to itself");
+        let body = received.body().try_into().unwrap();
+        numbers.push(u32::from_le_bytes(body));
+        consumer.acknowledge(received.position()).unwrap();
+    }
+    consumer.confirm().unwrap();
+    numbers.sort_unstable();
+    assert!(numbers.into_iter().eq(0..200));
+    assert!(consumer.receive_no_wait().unwrap().is_none());
+}
