@@ -141,7 +141,6 @@ impl Identity {
     /// earlier one.
     pub(super) fn may_attach(&self, attachment: Attachment) -> bool {
         match attachment {
-            _ if cfg!(planted = "older_fences") => true,
             Attachment::Asked(asked) => self.epoch.0 < u32::MAX && self.asked <= asked,
             Attachment::Decided(epoch) => self.epoch < epoch,
         }
