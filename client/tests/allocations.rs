@@ -8,7 +8,7 @@ use std::cell::Cell;
 use std::time::Instant;
 
 use common::{TestBroker, WAIT};
-use courser::{Consumer, Producer, TrySendError};
+use courser::{Client, Consumer, Producer, TrySendError};
 
 /// Counts what the thread that asks allocates; the broker's threads do not count.
 struct Counting;
@@ -78,7 +78,20 @@ fn round(producer: &Producer, consumer: &mut Consumer, count: u64, burst: u64) {
 #[test]
 fn a_message_costs_no_allocation_one_at_a_time_or_in_bursts() {
     let broker = TestBroker::start();
-    let client = broker.client();
+    costs_no_allocation(&broker.client());
+}
+
+#[cfg(feature = "embedded")]
+#[test]
+fn nor_does_one_over_an_in_process_link_and_without_threads_not_in_the_broker_either() {
+    use courser::embedded::{Broker, BrokerConfig};
+    let broker = Broker::start(BrokerConfig::embedded()).unwrap();
+    costs_no_allocation(&broker.connect().unwrap());
+    let broker = Broker::without_threads(BrokerConfig::embedded()).unwrap();
+    costs_no_allocation(&broker.connect().unwrap());
+}
+
+fn costs_no_allocation(client: &Client) {
     let producer = client.producer("q").send_timeout(WAIT).create().unwrap();
     let mut consumer = client.consumer("q").create().unwrap();
     for burst in [300, 1] {
