@@ -717,3 +717,40 @@ fn a_peer_that_takes_no_byte_of_what_waits_is_let_go_in_time() {
     shard.closed(now(), peer.link);
     shard.audit();
 }
+
+/// A thread of this process that has other things to do is not a dead peer.
+#[test]
+fn a_patient_link_rests_with_bytes_unread_and_half_a_frame_written() {
+    let mut shard = shard();
+    let attached = Attached {
+        patient: true,
+        ..Attached::default()
+    };
+    let link = shard.attached(now(), attached).unwrap();
+    shard.turn(now());
+    assert_eq!(shard.output(), Some(Output::Send(link)), "its welcome");
+    let mut question = vec![0; limits::CONTROL_SIZE_MAX as usize];
+    let size = encode::control(1, &OpenSession::default(), &[], &mut question);
+    let (begun, rest) = question[..size].split_at(size / 2);
+    shard.received(now(), link, begun);
+    let late = Now {
+        monotonic: (now().monotonic).after(limits::STALL_TIMEOUT + limits::FRAME_TIMEOUT),
+        ..now()
+    };
+    shard.expire(late);
+    shard.turn(late);
+    assert_eq!(shard.output(), None, "nobody ends it");
+    assert_eq!(shard.next_expiry(), None, "nobody looks again");
+    shard.received(late, link, rest);
+    let answers = take(&mut shard, link);
+    let is_opened = |frame: &Frame<'_>| {
+        let Frame::Control { control, .. } = frame else {
+            return false;
+        };
+        matches!(control, Control::SessionOpened(..))
+    };
+    let mut answers = frames(&answers).into_iter();
+    assert!(answers.any(|(frame, _)| is_opened(&frame)));
+    shard.closed(late, link);
+    shard.audit();
+}
