@@ -29,6 +29,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::branch::Origin;
 use super::credit::Grant;
+use super::identity::Access;
 use super::mesh::{BODY_MAX, Head, link_to};
 use super::producer::{OpenProducer, Producer, Role};
 use super::records::{self, detach, request};
@@ -96,6 +97,8 @@ enum Stage {
         request: RequestId,
         missing: usize,
         again: bool,
+        /// It may wait in line before any of them is there.
+        waits: bool,
     },
     Open,
     /// Waits for so many branches to go.
@@ -234,6 +237,7 @@ impl Shard {
                 request,
                 missing: 1,
                 again: open.again.is_some(),
+                waits: open.access == Access::Taking,
             },
             branches: owners.map(Branch::at).collect(),
             window: VecDeque::new(),
@@ -299,6 +303,7 @@ impl Shard {
             request,
             missing,
             again,
+            ..
         } = &mut fan.stage
         else {
             return;
@@ -326,6 +331,7 @@ impl Shard {
             request,
             missing: unasked.len(),
             again,
+            waits: false,
         };
         let attach = records::Attach {
             destination: producer.identity.destination.0.into(),
@@ -613,6 +619,11 @@ impl Fan {
     /// Whether its client waits under this request.
     pub(super) fn is_opening_for(&self, wanted: RequestId) -> bool {
         matches!(self.stage, Stage::Opening { request, .. } if request == wanted)
+    }
+
+    /// Whether its client may have to wait until others are gone.
+    pub(super) fn may_wait(&self) -> bool {
+        matches!(self.stage, Stage::Opening { waits: true, .. })
     }
 
     fn attached(&self) -> Vec<(ShardIndex, Handle)> {

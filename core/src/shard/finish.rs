@@ -44,6 +44,7 @@ impl Shard {
         };
         entry.finished.get_or_insert(now.monotonic);
         entry.frame_since = None;
+        self.send_takers_home(now, link);
         self.wind_down(now, link);
         self.watch(link);
         if !self.finishing.contains(&link) {

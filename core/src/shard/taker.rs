@@ -17,7 +17,7 @@
 use zerocopy::IntoBytes;
 
 use super::branch::{Origin, refused};
-use super::fan::about;
+use super::fan::{Fan, about};
 use super::identity::Access;
 use super::records::{self, outcome};
 use super::{Fault, Rejection, Shard};
@@ -268,7 +268,7 @@ impl Shard {
     /// the request is refused. If it was answered, or is no such request, nothing
     /// changes.
     pub(super) fn cancel(&mut self, now: Now, link: Handle, request: RequestId) {
-        let fault = Fault::new(Refusal::Exclusive, "it waits no longer");
+        let fault = waits_no_longer();
         let asked = |taker: &Taker| {
             matches!(&taker.asker, Asker::Link { link: its, request: asked, .. }
                 if (*its, *asked) == (link, request))
@@ -289,6 +289,34 @@ impl Shard {
         }
     }
 
+    /// The peer on a link sends no more, so a turn would be of no use to it and take the
+    /// destination from others for nothing: who waits there is refused.
+    pub(super) fn send_takers_home(&mut self, now: Now, link: Handle) {
+        let is_there =
+            |taker: &Taker| matches!(&taker.asker, Asker::Link { link: its, .. } if *its == link);
+        while let Some(index) = self.takers.iter().position(is_there)
+            && let Some(taker) = self.takers.remove(index)
+        {
+            self.turn_away(now, taker, waits_no_longer());
+        }
+        let Some(entry) = self.links.get(link) else {
+            return;
+        };
+        let may_wait = |front: &Handle| {
+            let producer = self.producers.get(*front);
+            producer.is_some_and(|it| it.fan().is_some_and(Fan::may_wait))
+        };
+        for front in entry
+            .producers
+            .iter()
+            .copied()
+            .filter(may_wait)
+            .collect::<Vec<_>>()
+        {
+            self.refused_branch(now, front, &waits_no_longer());
+        }
+    }
+
     /// The link goes, and who waits on it.
     pub(super) fn forget_takers_on(&mut self, link: Handle) {
         self.takers
@@ -300,4 +328,8 @@ impl Shard {
         self.takers
             .retain(|taker| !matches!(taker.asker, Asker::Front { origin, .. } if origin == front));
     }
+}
+
+fn waits_no_longer() -> Fault {
+    Fault::new(Refusal::Exclusive, "it waits no longer")
 }

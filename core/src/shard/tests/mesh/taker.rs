@@ -133,6 +133,32 @@ fn a_taker_whose_link_goes_or_that_is_cancelled_is_passed_over() {
 }
 
 #[test]
+fn a_taker_whose_peer_sends_no_more_is_refused_and_takes_nothing_from_anybody() {
+    for mut shards in settings() {
+        let count = shards.all.len();
+        let mut holder = shards.client(0);
+        let mut producer = shards.accessing(&mut holder, NAME, 0, 0).unwrap();
+        let mut taker = shards.client(count - 1);
+        assert_eq!(shards.takes(&mut taker, 0), None);
+        shards.all[taker.at].finished(now(), taker.peer.link);
+        let refused = shards.hears(&taker).map(Result::err);
+        assert_eq!(refused, Some(Some(Refusal::Exclusive)));
+        holder.peer.message_to(0, 1, &mut producer, b"mine");
+        let outcomes = singles(&shards.exchange(&mut holder));
+        assert_eq!(
+            (outcomes.len(), outcomes[0].3),
+            (1, 0),
+            "it may send as before"
+        );
+        // Nobody stands in line for a turn that the next one would have.
+        let mut next = shards.client(count / 2);
+        assert_eq!(shards.takes(&mut next, 0), None);
+        shards.link_breaks(&holder);
+        assert!(matches!(shards.hears(&next), Some(Ok(_))));
+    }
+}
+
+#[test]
 fn a_taker_of_a_destination_that_is_deleted_is_refused() {
     for mut shards in settings() {
         let count = shards.all.len();
