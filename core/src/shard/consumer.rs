@@ -620,7 +620,10 @@ impl Shard {
         self.opened.take(tables::consumer_size(Kind::Exclusive, 0));
         self.detach_consumer(handle, &before, false);
         match before.source() {
-            None => self.tell(before.link, handle, why),
+            None => {
+                let confirms = before.gather().map(Gather::unconfirmed).cloned();
+                self.tell_behind(confirms.unwrap_or_default(), before.link, handle, why);
+            }
             Some(source) => self.tell_front(source.origin, why),
         }
     }

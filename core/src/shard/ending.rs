@@ -6,11 +6,13 @@
 //! or ignored. Clients are told in the next turn, behind the outcomes of what they sent
 //! before.
 
+use std::collections::VecDeque;
+
 use super::fan::Fan;
 use super::producer::Producer;
 use super::{Fault, Shard};
 use crate::error::Refusal;
-use crate::frame::control::Ended;
+use crate::frame::control::{Acknowledged, Ended};
 use crate::id::Handle;
 use crate::time::Now;
 
@@ -22,17 +24,36 @@ pub(super) struct Ending {
 }
 
 /// A client that is to be told.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Notice {
     link: Handle,
     handle: Handle,
     why: Ending,
+    /// What is to be confirmed first, as far as it is known with its refusal.
+    confirms: VecDeque<(u32, Option<u16>)>,
 }
 
 impl Shard {
     /// Has a client told that its handle has ended.
     pub(super) fn tell(&mut self, link: Handle, handle: Handle, why: Ending) {
-        self.notices.push(Notice { link, handle, why });
+        self.tell_behind(VecDeque::new(), link, handle, why);
+    }
+
+    /// As [`Shard::tell`], behind confirmations that will not come any more: an end is
+    /// what became of those.
+    pub(super) fn tell_behind(
+        &mut self,
+        confirms: VecDeque<(u32, Option<u16>)>,
+        link: Handle,
+        handle: Handle,
+        why: Ending,
+    ) {
+        self.notices.push(Notice {
+            link,
+            handle,
+            why,
+            confirms,
+        });
     }
 
     /// Tells those that are to be told.
@@ -53,18 +74,32 @@ impl Shard {
                 self.refused_branch(now, notice.handle, &fault);
                 continue;
             }
-            let text = notice.why.text;
-            let fields = Ended {
-                refusal: notice.why.refusal.code().into(),
-                text_length: u32::try_from(text.len()).expect("the text is short").into(),
-                ..Ended::default()
-            };
-            let tail = [text.as_bytes()];
-            let told = self.answer(now, notice.link, notice.handle.0, &fields, &tail);
-            if let Err(fault) = told {
+            if let Err(fault) = self.give(now, &notice) {
                 self.fault(now, notice.link, &fault);
             }
         }
+    }
+
+    fn give(&mut self, now: Now, notice: &Notice) -> Result<(), Fault> {
+        let Notice {
+            link, handle, why, ..
+        } = *notice;
+        for &(confirm, refusal) in &notice.confirms {
+            let confirmed = Acknowledged {
+                confirm: confirm.into(),
+                refusal: refusal.unwrap_or(why.refusal.code()).into(),
+                ..Acknowledged::default()
+            };
+            self.answer(now, link, handle.0, &confirmed, &[])?;
+        }
+        let fields = Ended {
+            refusal: why.refusal.code().into(),
+            text_length: u32::try_from(why.text.len())
+                .expect("the text is short")
+                .into(),
+            ..Ended::default()
+        };
+        self.answer(now, link, handle.0, &fields, &[why.text.as_bytes()])
     }
 
     /// The broker ends producers: none of them can be attached again, and what their

@@ -157,6 +157,11 @@ impl Gather {
         matches!(self.stage, Stage::Open) && !self.confirms.is_empty()
     }
 
+    /// What it was asked to confirm and has not, each with its refusal once it is known.
+    pub(super) fn unconfirmed(&self) -> &VecDeque<(u32, Option<u16>)> {
+        &self.confirms
+    }
+
     /// The application was given so many messages more.
     fn handed(&mut self, mut messages: u64) {
         while messages > 0

@@ -797,6 +797,43 @@ fn a_consumer_gets_the_messages_of_all_shards_each_partition_in_order() {
     }
 }
 
+/// Confirmations with their refusals, in the order in which they came.
+fn confirmed(bytes: &[u8]) -> Vec<(u32, u16)> {
+    frames(bytes)
+        .iter()
+        .filter_map(|(frame, _)| match frame {
+            Frame::Control {
+                control: Control::Acknowledged(fields, _),
+                ..
+            } => Some((fields.confirm.get(), fields.refusal.get())),
+            _ => None,
+        })
+        .collect()
+}
+
+impl Client {
+    /// Acknowledges what it got from three partitions, that of the last one first, and
+    /// asks for confirmations from 1 on.
+    fn settles(&mut self, got: &[Got], handle: Handle) {
+        let mut got = got.to_vec();
+        assert_eq!(got.len(), 3);
+        got.sort_by_key(|it| it.partition != 2);
+        for (one, confirm) in got.iter().zip(1..) {
+            let run = AckRun {
+                first: one.offset.into(),
+                count: 1.into(),
+            };
+            let fields = Acknowledge {
+                partition: one.partition.into(),
+                runs: 1.into(),
+                options: 0.into(),
+                confirm: confirm.into(),
+            };
+            (self.peer).control(handle.0, &fields, &[run.as_bytes()]);
+        }
+    }
+}
+
 /// A client counts on the last confirmation to speak for those before it.
 #[test]
 fn confirmations_come_in_the_order_in_which_they_were_asked_for_whatever_shard_is_slow() {
@@ -807,39 +844,51 @@ fn confirmations_come_in_the_order_in_which_they_were_asked_for_whatever_shard_i
     let (handle, first) = shards
         .consumer(&mut client, (0, "/default/q"), "", 10)
         .unwrap();
-    let mut got = deliveries(&first, handle);
-    assert_eq!(got.len(), 3);
-    // The slowest first.
-    got.sort_by_key(|it| it.partition != 2);
-    for (one, confirm) in got.iter().zip(1..) {
-        let run = AckRun {
-            first: one.offset.into(),
-            count: 1.into(),
-        };
-        let fields = Acknowledge {
-            partition: one.partition.into(),
-            runs: 1.into(),
-            options: 0.into(),
-            confirm: confirm.into(),
-        };
-        client.peer.control(handle.0, &fields, &[run.as_bytes()]);
-    }
+    client.settles(&deliveries(&first, handle), handle);
     shards.write(&mut client);
     for turn in [1, 0, 1, 0, 1] {
         shards.turn(turn);
     }
     shards.settle();
     let answers = shards.read(&client);
-    let confirmed: Vec<u32> = (frames(&answers).iter())
-        .filter_map(|(frame, _)| match frame {
-            Frame::Control {
-                control: Control::Acknowledged(fields, _),
-                ..
-            } => Some(fields.confirm.get()),
-            _ => None,
-        })
-        .collect();
-    assert_eq!(confirmed, [1, 2, 3]);
+    assert_eq!(confirmed(&answers), [(1, 0), (2, 0), (3, 0)]);
+}
+
+/// They were lost, and whoever waited for them waited until its time-out.
+#[test]
+fn what_a_shard_owed_a_consumer_that_the_broker_ends_is_confirmed_with_the_reason() {
+    let mut shards = Shards::new(3);
+    shards.create("/default/q", 3);
+    shards.fill("/default/q", 3, 1, 40);
+    let mut client = shards.client(1);
+    let (handle, first) = shards
+        .consumer(&mut client, (0, "/default/q"), "", 10)
+        .unwrap();
+    client.settles(&deliveries(&first, handle), handle);
+    shards.write(&mut client);
+    for turn in [1, 0, 1, 0, 1] {
+        shards.turn(turn);
+    }
+    let name = "/default/q";
+    let fields = Delete {
+        options: 1,
+        session: client.peer.session.into(),
+        destination_length: u16::try_from(name.len()).unwrap().into(),
+        ..Delete::default()
+    };
+    client.peer.control(6, &fields, &[name.as_bytes()]);
+    shards.write(&mut client);
+    // The last shard sleeps through all of it.
+    for turn in [1, 0, 1, 0, 1] {
+        shards.turn(turn);
+    }
+    let gone = Refusal::NotFound.code();
+    assert_eq!(
+        confirmed(&shards.read(&client)),
+        [(1, gone), (2, 0), (3, 0)]
+    );
+    shards.settle();
+    assert_eq!(confirmed(&shards.read(&client)), [], "each of them once");
 }
 
 #[test]

@@ -1,19 +1,5 @@
 use super::*;
 
-/// Confirmations, in the order in which they came.
-fn confirmed(bytes: &[u8]) -> Vec<(u32, u16)> {
-    frames(bytes)
-        .iter()
-        .filter_map(|(frame, _)| match frame {
-            Frame::Control {
-                control: Control::Acknowledged(fields, _),
-                ..
-            } => Some((fields.confirm.get(), fields.refusal.get())),
-            _ => None,
-        })
-        .collect()
-}
-
 fn count(bytes: &[u8], which: impl Fn(&Control<'_>) -> bool) -> usize {
     let is_it =
         |frame: &Frame<'_>| matches!(frame, Frame::Control { control, .. } if which(control));
