@@ -813,10 +813,15 @@ impl Begun {
 
 type Report = mpsc::SyncSender<Result<Ready, StartError>>;
 
+/// Tells the starter, unless that has given up for what another shard told it.
+fn tell(report: &Report, told: Result<Ready, StartError>) {
+    report.send(told).ok();
+}
+
 /// The shard's thread, from its place to its end. Ring and shard are made here: a ring
 /// belongs to the thread that made it, and memory to the processor that touched it.
 fn run_shard(plan: ShardPlan, report: &Report) {
-    let failed = |error| report.send(Err(error)).expect("the starter waits for it");
+    let failed = |error| tell(report, Err(error));
     if let Err(error) = plan.placement.take() {
         return failed(error.into());
     }
@@ -857,7 +862,7 @@ fn run_on<R: Ring<Socket = std::os::fd::OwnedFd>>(
     let shards = plan.ends.shards();
     let mut shard = match make_shard(plan.shard, shards, 0) {
         Ok(shard) => shard,
-        Err(error) => return report.send(Err(error)).expect("the starter waits for it"),
+        Err(error) => return tell(report, Err(error)),
     };
     shard.join(plan.ends);
     let doorbell = ring.doorbell().clone();
@@ -874,7 +879,7 @@ fn run_on<R: Ring<Socket = std::os::fd::OwnedFd>>(
             thread: sys::thread_id(),
         },
     };
-    report.send(Ok(ready)).expect("the starter waits for it");
+    tell(report, Ok(ready));
     let Ok(workers) = plan.told.recv() else {
         return;
     };

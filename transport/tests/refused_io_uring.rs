@@ -5,9 +5,11 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::num::NonZeroU16;
 use std::process::Command;
 use std::time::Duration;
 
+use courser_transport::affinity::Cores;
 use courser_transport::ring::epoll::EpollRing;
 use courser_transport::ring::io_uring::IoUringRing;
 use courser_transport::ring::{Cause, Completion, Received, Ring, RingSize, Slot, Wait};
@@ -99,6 +101,16 @@ fn a_broker_under_a_filter_falls_back_or_refuses_as_it_was_told() {
         let refused = Broker::start(config(Transport::IoUring)).unwrap_err();
         assert_eq!(refused.code(), "C1001");
         assert!(refused.to_string().contains("io_uring_setup → EPERM"));
+        // However many say so at the same time.
+        for _ in 0..20 {
+            let refused = Broker::start(BrokerConfig {
+                shards: NonZeroU16::new(3),
+                cores: Cores::Unpinned,
+                memory: 256 << 20,
+                ..config(Transport::IoUring)
+            });
+            assert_eq!(refused.unwrap_err().code(), "C1001");
+        }
 
         let broker = Broker::start(config(Transport::Auto)).unwrap();
         assert!(broker.setting().to_string().contains("epoll"));
