@@ -90,14 +90,7 @@ pub(super) fn run(plan: &Plan, cores: Cores, target: &Target) -> Result<Report, 
         mode: Mode::Poll,
         ledger,
     });
-    if let Err(error) = measured {
-        if !report.checks_failed() {
-            return Err(error);
-        }
-        report
-            .notes
-            .push(format!("stopped: {}", super::run::with_causes(&error)));
-    }
+    super::run::conclude(&mut report, measured)?;
     report.conditions = watch.end(&mut report.notes)?;
     Ok(report)
 }

@@ -318,8 +318,26 @@ pub(super) fn payload_out_of_range(payload: u32) -> BenchError {
     }
 }
 
+/// Ends what was measured: a broker that broke a promise is the result of the run, and
+/// any other error is one.
+pub(super) fn conclude(
+    report: &mut Report,
+    measured: Result<(), BenchError>,
+) -> Result<(), BenchError> {
+    let Err(error) = measured else {
+        return Ok(());
+    };
+    if !report.checks_failed() {
+        return Err(error);
+    }
+    report
+        .notes
+        .push(format!("stopped: {}", with_causes(&error)));
+    Ok(())
+}
+
 /// The error and what it says it was caused by, in one line.
-pub(super) fn with_causes(error: &BenchError) -> String {
+fn with_causes(error: &BenchError) -> String {
     let mut text = error.to_string();
     let mut cause = std::error::Error::source(error);
     while let Some(deeper) = cause {

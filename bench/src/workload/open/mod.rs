@@ -25,7 +25,7 @@ pub(super) use service::{BrokerLoad, FloorLoad};
 use service::SATURATION_BURSTS;
 
 use super::lane::{CALIBRATION_SLICE, agree};
-use super::run::with_causes;
+use super::run::conclude;
 use super::target::Target;
 use super::{Options, PAYLOAD_BYTES_MIN};
 use crate::error::BenchError;
@@ -100,15 +100,7 @@ pub(super) fn run(plan: &Plan, cores: Cores, target: &Target) -> Result<Report, 
         mode: Mode::Poll,
         ledger,
     });
-    if let Err(error) = measured {
-        if !report.checks_failed() {
-            return Err(error);
-        }
-        // The broker broke a promise: that is the result of this run.
-        report
-            .notes
-            .push(format!("stopped: {}", with_causes(&error)));
-    }
+    conclude(&mut report, measured)?;
     progress.next("ring");
     target.rest();
     report.conditions = watch.end(&mut report.notes)?;

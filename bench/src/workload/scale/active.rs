@@ -5,8 +5,8 @@
 //! to read and one to write for each message, a broker may share them.
 
 use super::crowd::Crowd;
-use super::lane::{Lane, Scratch};
-use super::{ACTIVE, Course, ROUNDS};
+use super::lane::Lane;
+use super::{ACTIVE, Course};
 use crate::compare::Noise;
 use crate::descriptors;
 use crate::error::BenchError;
@@ -35,12 +35,7 @@ impl Course<'_> {
         let broker = Crowd::of_broker(target.address(), ACTIVE, payload)?;
         let mut lanes = [again, floor, Lane::crowd("", Some(target), broker)];
         target.rest();
-        let mut scratch = Scratch::default();
-        let measured = self
-            .warm_up(&mut lanes, &mut scratch)
-            .and_then(|()| self.rounds(ROUNDS, &mut lanes, &mut scratch));
-        self.add(&lanes, measured.is_ok());
-        measured?;
+        self.section(&mut lanes)?;
         let [again, floor, broker] = &lanes;
         let noise = Noise::of(again.figures(), floor.figures());
         let metric = format!("messages per second, {ACTIVE} connections, over an echo's");

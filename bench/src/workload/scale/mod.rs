@@ -27,7 +27,7 @@ use std::time::Duration;
 use self::lane::{Lane, Scratch};
 use super::lane::WarmUp;
 use super::run::{
-    PAYLOAD_BYTES_MAX, note_what_did_not_settle, payload_out_of_range, retention, with_causes,
+    PAYLOAD_BYTES_MAX, conclude, note_what_did_not_settle, payload_out_of_range, retention,
 };
 use super::target::Target;
 use super::{Options, PAYLOAD_BYTES_MIN};
@@ -190,15 +190,7 @@ pub(super) fn run(
     };
     let measured = course.all(second);
     let mut report = course.report;
-    if let Err(error) = measured {
-        if !report.checks_failed() {
-            return Err(error);
-        }
-        // The broker broke a promise: that is the result of this run.
-        report
-            .notes
-            .push(format!("stopped: {}", with_causes(&error)));
-    }
+    conclude(&mut report, measured)?;
     progress.next("ring");
     target.rest();
     report.conditions = watch.end(&mut report.notes)?;
@@ -228,6 +220,16 @@ impl Course<'_> {
         drop(second);
         self.active()?;
         self.partitions()
+    }
+
+    /// A section: warms its lanes up, passes over them, and adds what they have shown.
+    fn section(&mut self, lanes: &mut [Lane<'_>]) -> Result<(), BenchError> {
+        let mut scratch = Scratch::default();
+        let measured = self
+            .warm_up(lanes, &mut scratch)
+            .and_then(|()| self.rounds(ROUNDS, lanes, &mut scratch));
+        self.add(lanes, measured.is_ok());
+        measured
     }
 
     /// Lets each lane run unrecorded until its windows agree or its time is over.

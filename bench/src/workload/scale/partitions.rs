@@ -6,8 +6,8 @@
 
 use super::super::round_trip::{RoundTrip, Wait};
 use super::super::throughput::{Learn, Throughput};
-use super::lane::{Lane, Scratch};
-use super::{Course, PARTITIONS, ROUNDS};
+use super::lane::Lane;
+use super::{Course, PARTITIONS};
 use crate::compare::Noise;
 use crate::error::BenchError;
 use crate::goal::Bound;
@@ -41,12 +41,7 @@ impl Course<'_> {
             (round_trips, "produce to ack p50", Bound::AtMost(1.10)),
             (throughputs, "messages per second", Bound::AtLeast(0.90)),
         ] {
-            let mut scratch = Scratch::default();
-            let measured = self
-                .warm_up(&mut lanes, &mut scratch)
-                .and_then(|()| self.rounds(ROUNDS, &mut lanes, &mut scratch));
-            self.add(&lanes, measured.is_ok());
-            measured?;
+            self.section(&mut lanes)?;
             let [again, one, many] = &lanes;
             // Empty as it is, each of its partitions keeps memory.
             many.delete_queue()?;
