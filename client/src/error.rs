@@ -7,7 +7,7 @@ use std::time::Duration;
 use courser_core::client::{self, LinkEnd, ProtocolFault};
 use courser_core::error::Refusal;
 use courser_core::frame::VERSION;
-use courser_core::id::PartitionIndex;
+use courser_core::id::{Offset, PartitionIndex};
 
 use crate::address::IllegalEndpoint;
 use crate::message::Message;
@@ -322,6 +322,12 @@ pub enum AcknowledgeError {
         /// How many there are.
         partitions: u32,
     },
+    /// No partition can come so far.
+    #[error("no partition can have offset {offset}")]
+    NoSuchOffset {
+        /// What was named, or the first of it.
+        offset: Offset,
+    },
     /// The broker reads too slowly to take it now; try again.
     #[error("the broker reads too slowly to take it now")]
     WouldBlock,
@@ -362,6 +368,7 @@ impl From<client::AckError> for AcknowledgeError {
                 partition,
                 partitions,
             },
+            client::AckError::NoSuchOffset { offset } => Self::NoSuchOffset { offset },
             client::AckError::Closed => Self::Closed,
             client::AckError::Disconnected => Self::Disconnected,
         }

@@ -193,6 +193,11 @@ impl fmt::Display for MessageId {
     }
 }
 
+impl Offset {
+    /// The highest that a partition can come to; its successor is still a number.
+    pub const MAX: Self = Self(u64::MAX >> 1);
+}
+
 /// Where a stored message stands in its destination.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Position {

@@ -296,6 +296,17 @@ fn client() -> Vec<Named> {
         .hears(&closed, (0, FIRST_GIVEN + 1))
         .steps(&[8, 0, 8]);
     cases.push(("delivered".to_owned(), case.finish()));
+    // Messages where no partition can come to, settled one behind the other.
+    let mut case = welcomed();
+    for offset in [u64::MAX - 1, u64::MAX] {
+        let mut message = golden("message");
+        message[16..24].copy_from_slice(&offset.to_le_bytes());
+        case = case
+            .hears(&delivery_at(offset), (FIRST_GIVEN + 1, 1))
+            .hears(&message, (0, 1))
+            .steps(&[7, 0, 2]);
+    }
+    cases.push(("beyond-all-offsets".to_owned(), case.finish()));
     cases
 }
 
@@ -327,8 +338,13 @@ fn golden(name: &str) -> Vec<u8> {
 
 /// One message, the first of its partition.
 fn delivery() -> Vec<u8> {
+    delivery_at(0)
+}
+
+fn delivery_at(offset: u64) -> Vec<u8> {
     let fields = Delivery {
         count: 1.into(),
+        offset: offset.into(),
         delivery_count: 1.into(),
         ..Delivery::default()
     };

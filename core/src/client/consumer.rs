@@ -32,9 +32,9 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::queue::ByteQueue;
 use super::{AckError, ProtocolFault};
-use crate::frame::control::{AckRun, Acknowledge, Allow, Delivery, Poll, Return};
+use crate::frame::control::{AckRun, Acknowledge, Allow, ConsumerOpened, Delivery, Poll, Return};
 use crate::frame::property::{self, Properties};
-use crate::frame::{MessageHeader, Prefix, decode, flags, padded};
+use crate::frame::{Kind, MessageHeader, Prefix, decode, flags, padded};
 use crate::id::{
     Epoch, Handle, Installation, MessageId, Offset, PartitionIndex, Position, ProducerId, Sequence,
 };
@@ -485,6 +485,24 @@ impl Settled {
     }
 }
 
+/// Where each partition starts, as the broker says it to a consumer it opened.
+pub(super) fn starts_of<'a>(
+    fields: &ConsumerOpened,
+    tail: &'a [u8],
+) -> Result<&'a [U64], ProtocolFault> {
+    let out_of_range = |field, value| ProtocolFault::OutOfRange {
+        kind: Kind::ConsumerOpened,
+        field,
+        value,
+    };
+    let starts = <[U64]>::ref_from_bytes(tail)
+        .map_err(|_| out_of_range("partitions", fields.partitions.get().into()))?;
+    match starts.iter().find(|start| start.get() > Offset::MAX.0) {
+        Some(start) => Err(out_of_range("start", start.get())),
+        None => Ok(starts),
+    }
+}
+
 fn settled_of(starts: &[U64]) -> Vec<Settled> {
     let of = |start: &U64| Settled {
         start: start.get(),
@@ -751,7 +769,7 @@ impl Consumer {
     pub(super) fn settle(&mut self, position: Position, count: u64) -> Result<(), AckError> {
         let index = position.partition.0;
         let attached = self.attached;
-        let settled = self.entry(index)?;
+        let settled = self.entry(position, count)?;
         let offset = position.offset.0;
         settled.keep(offset, count);
         if !settled.owed.is_empty() {
@@ -785,7 +803,7 @@ impl Consumer {
     pub(super) fn settle_through(&mut self, position: Position) -> Result<(), AckError> {
         let index = position.partition.0;
         let (attached, fleeting) = (self.attached, self.request.is_fleeting());
-        let settled = self.entry(index)?;
+        let settled = self.entry(position, 1)?;
         let offset = position.offset.0;
         settled.kept_through = settled.kept_through.max(offset + 1);
         settled.pay_through(offset);
@@ -820,7 +838,7 @@ impl Consumer {
         let index = position.partition.0;
         let (attached, fleeting) = (self.attached, self.request.is_fleeting());
         let handle = self.handle;
-        let settled = self.entry(index)?;
+        let settled = self.entry(position, count)?;
         if !attached {
             if fleeting {
                 settled.owe(position.offset.0, count);
@@ -851,9 +869,15 @@ impl Consumer {
         Ok(())
     }
 
-    fn entry(&mut self, index: u32) -> Result<&mut Settled, AckError> {
+    /// What is known of the partition in which `count` messages from `position` on
+    /// are named.
+    fn entry(&mut self, position: Position, count: u64) -> Result<&mut Settled, AckError> {
         if self.phase != Phase::Open {
             return Err(AckError::Closed);
+        }
+        let (index, offset) = (position.partition.0, position.offset);
+        if offset > Offset::MAX || count > Offset::MAX.0 - offset.0 + 1 {
+            return Err(AckError::NoSuchOffset { offset });
         }
         let partitions = u32::try_from(self.settled.len()).unwrap_or(u32::MAX);
         self.settled

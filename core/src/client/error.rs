@@ -94,6 +94,11 @@ pub enum AckError {
         /// How many there are.
         partitions: u32,
     },
+    /// No partition can come so far.
+    NoSuchOffset {
+        /// What was named, or the first of it.
+        offset: Offset,
+    },
     /// The consumer is closed or closing, or its link has ended.
     Closed,
     /// The connection was lost: what was settled on it may be settled or not, and is
@@ -112,6 +117,7 @@ impl fmt::Display for AckError {
                 f,
                 "there is no partition {partition}, the destination has {partitions}"
             ),
+            Self::NoSuchOffset { offset } => write!(f, "no partition can have offset {offset}"),
             Self::Closed => f.write_str("the consumer is closed"),
             Self::Disconnected => f.write_str("the connection to the broker was lost"),
         }

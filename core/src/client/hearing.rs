@@ -5,7 +5,6 @@
 //! and ends the link.
 
 use zerocopy::FromBytes;
-use zerocopy::little_endian::U64;
 
 use super::admin::{AdminRequest, Page};
 use super::consumer::{Consumer, ConsumerRequest};
@@ -93,6 +92,7 @@ impl Client {
         let announced = self.announced.as_mut().ok_or(unexpected)?;
         let (partition, offset) = (message.header.partition.get(), message.header.offset.get());
         let stands = partition == announced.partition.0
+            && offset <= Offset::MAX.0
             && offset >= announced.next
             && (offset == announced.next || !announced.is_first);
         if !stands {
@@ -102,7 +102,7 @@ impl Client {
                 offset: Offset(offset),
             });
         }
-        announced.next = offset.saturating_add(1);
+        announced.next = offset + 1;
         announced.is_first = false;
         announced.left -= 1;
         let (key, delivery_count) = (announced.consumer, announced.delivery_count);
@@ -656,7 +656,7 @@ impl Client {
         if partitions == 0 || partitions > limits::PARTITIONS_MAX {
             return Err(out_of_range);
         }
-        let starts = <[U64]>::ref_from_bytes(tail).map_err(|_| out_of_range)?;
+        let starts = consumer::starts_of(fields, tail)?;
         let handle = Handle(fields.handle.get());
         if self.handles.contains_key(&handle.0) {
             return Err(ProtocolFault::HandleInUse { handle });

@@ -10,9 +10,6 @@
 
 use core::time::Duration;
 
-use zerocopy::FromBytes;
-use zerocopy::little_endian::U64;
-
 use super::request::Pending;
 use super::{
     Cause, Client, ConsumerKey, Event, LinkEnd, Owner, Phase, ProducerKey, ProtocolFault, consumer,
@@ -357,7 +354,7 @@ impl Client {
             field: "partitions",
             value: partitions.into(),
         };
-        let starts = <[U64]>::ref_from_bytes(tail).map_err(|_| out_of_range)?;
+        let starts = consumer::starts_of(fields, tail)?;
         let handle = Handle(fields.handle.get());
         if self.handles.contains_key(&handle.0) {
             return Err(ProtocolFault::HandleInUse { handle });

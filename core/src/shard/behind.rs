@@ -1,11 +1,10 @@
 //! What clients have asked of shards that are slow: counted for each link and for all.
 //!
 //! A client may acknowledge, give back and poll without end, and none of that needs
-//! credit.
-//! What a slow shard has not read waits, and so do confirmations of others behind one
-//! that is still to come. Both are bounded: a link that has more of it waiting than it
-//! may ends, as one that leaves its answers unread does. What it said before is still
-//! obeyed when the shard goes on.
+//! credit. What a slow shard has not read waits, and so do confirmations of others
+//! behind one that is still to come. Both are bounded: a link that has more of it
+//! waiting than it may ends, as one that leaves its answers unread does. What it said
+//! before is still obeyed when the shard goes on.
 //!
 //! Invariant: `Shard::behind` is the sum of what waits in backlogs and of confirmations,
 //! those of links that are gone included.

@@ -137,6 +137,14 @@ fn deliveries_beyond_the_grant_or_beside_their_announcement_end_the_link() {
         ));
     }
     assert_eq!(
+        fault(|script| script.deliver(9, 0, Offset::MAX.0 + 1, &[b"a"])),
+        ProtocolFault::DeliveredElsewhere {
+            partition: PartitionIndex(0),
+            expected: Offset(Offset::MAX.0 + 1),
+            offset: Offset(Offset::MAX.0 + 1),
+        }
+    );
+    assert_eq!(
         fault(|script| script.client.received(&message_frame(0, 0, b""))),
         ProtocolFault::Unexpected {
             kind: Kind::Message
@@ -149,6 +157,30 @@ fn deliveries_beyond_the_grant_or_beside_their_announcement_end_the_link() {
         }),
         ProtocolFault::Unexpected {
             kind: Kind::Completions
+        }
+    );
+}
+
+#[test]
+fn a_subscription_that_starts_where_no_partition_can_come_to_ends_the_link() {
+    let start = Offset::MAX.0 + 1;
+    let fault = fault(|script| {
+        let request = ConsumerRequest::new(queue("q"));
+        script.client.open_consumer(request).unwrap();
+        let said = script.said();
+        let (request, _) = said[0].fields::<control::OpenConsumer>();
+        let fields = control::ConsumerOpened {
+            handle: 10.into(),
+            partitions: 1.into(),
+        };
+        script.say(request, &fields, &[&start.to_le_bytes()]);
+    });
+    assert_eq!(
+        fault,
+        ProtocolFault::OutOfRange {
+            kind: Kind::ConsumerOpened,
+            field: "start",
+            value: start
         }
     );
 }

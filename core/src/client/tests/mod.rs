@@ -980,6 +980,35 @@ fn what_is_given_back_is_named_at_once_and_says_whether_it_may_rest() {
 }
 
 #[test]
+fn what_no_partition_can_hold_is_not_settled() {
+    let mut script = Script::open();
+    let consumer = script.consumer(ConsumerRequest::new(queue("q")), 9, 2);
+    script.deliver(9, 1, Offset::MAX.0 - 1, &[b"a", b"b"]);
+    let at = |offset| Position {
+        partition: PartitionIndex(1),
+        offset: Offset(offset),
+    };
+    let client = &mut script.client;
+    let beyond = |offset| {
+        Err(AckError::NoSuchOffset {
+            offset: Offset(offset),
+        })
+    };
+    let (last, none) = (Offset::MAX.0, Offset::MAX.0 + 1);
+    assert_eq!(client.acknowledge(consumer, at(none)), beyond(none));
+    assert_eq!(
+        client.acknowledge_through(consumer, at(u64::MAX)),
+        beyond(u64::MAX)
+    );
+    assert_eq!(client.acknowledge_run(consumer, at(last), 2), beyond(last));
+    assert_eq!(client.acknowledge_run(consumer, at(1), u64::MAX), beyond(1));
+    assert_eq!(client.give_back(consumer, at(last), 2, None), beyond(last));
+    assert_eq!(client.acknowledge(consumer, at(last - 1)), Ok(()));
+    assert_eq!(client.acknowledge_run(consumer, at(last), 1), Ok(()));
+    assert_eq!(client.acknowledge_through(consumer, at(last)), Ok(()));
+}
+
+#[test]
 fn a_consumer_says_whether_it_shares_its_subscription() {
     let mut script = Script::open();
     for (sharing, code) in [
