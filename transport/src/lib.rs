@@ -17,6 +17,7 @@
 //! | `handoff`, [`doorbell`] | from the door to a shard, waking it only if it sleeps |
 //! | [`in_process`], `guests` | links without a socket: the application's end, the shard's |
 //! | `engine` | a broker without a thread |
+//! | [`disk`] | the data directory, and what of it must not wait on a shard |
 //! | [`affinity`], [`idle`], [`clock`] | where a shard runs, when it sleeps, what time it is |
 //! | [`stats`] | a shard's counters as others read them |
 //! | [`sys`] | the few system calls that no library offers |
@@ -29,6 +30,7 @@ pub mod affinity;
 pub mod broker;
 pub mod clock;
 mod connection;
+pub mod disk;
 pub mod door;
 pub mod doorbell;
 mod engine;

@@ -373,6 +373,74 @@ pub(crate) fn epoll_wait(
     Ok(usize::try_from(count).unwrap_or(0))
 }
 
+// --- files ---------------------------------------------------------------------------
+
+/// The kind of file system that a file lies on, as `linux/magic.h` numbers them.
+pub(crate) fn file_system(file: BorrowedFd<'_>) -> Result<i64, Errno> {
+    // SAFETY: a structure of zeros is valid to be overwritten.
+    let mut seen: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the pointer names a local.
+    checked(unsafe { libc::fstatfs(file.as_raw_fd(), &raw mut seen) })?;
+    // The type of the field differs between targets.
+    #[allow(clippy::useless_conversion)]
+    Ok(i64::from(seen.f_type))
+}
+
+/// What positions, lengths and addresses of writes past the page cache have to be
+/// multiples of; zero if the file takes none. `None` from a kernel that does not say
+/// (before 6.1), or of a file system that does not.
+pub(crate) fn direct_alignment(file: BorrowedFd<'_>) -> Option<u32> {
+    // SAFETY: a structure of zeros is valid to be overwritten.
+    let mut seen: libc::statx = unsafe { std::mem::zeroed() };
+    // SAFETY: the path is an empty string that ends in zero, and the pointer names a
+    // local.
+    let result = unsafe {
+        libc::statx(
+            file.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            libc::STATX_DIOALIGN,
+            &raw mut seen,
+        )
+    };
+    (result == 0 && seen.stx_mask & libc::STATX_DIOALIGN != 0)
+        .then(|| seen.stx_dio_offset_align.max(seen.stx_dio_mem_align))
+}
+
+/// Has the file system set space aside for so many bytes; the size stays as it is.
+pub(crate) fn allocate(file: BorrowedFd<'_>, size: u64) -> Result<(), Errno> {
+    let size = libc::off_t::try_from(size).map_err(|_| Errno(libc::EFBIG))?;
+    // SAFETY: takes integers only.
+    checked(unsafe { libc::fallocate(file.as_raw_fd(), libc::FALLOC_FL_KEEP_SIZE, 0, size) })?;
+    Ok(())
+}
+
+/// Tells the kernel that nobody will read what it keeps of the file in its cache. A
+/// refusal changes nothing but that.
+pub(crate) fn forget_cached(file: BorrowedFd<'_>) {
+    // SAFETY: takes integers only.
+    unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+}
+
+/// From here on a write of the calling thread beyond the largest size that this process
+/// may give a file is refused as any other, and does not end the process by a signal.
+pub(crate) fn refuse_large_files_quietly() {
+    // SAFETY: a set of zeros is valid to be overwritten, and both calls get pointers to
+    // locals. Neither can fail for a signal that exists.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, libc::SIGXFSZ);
+        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
+    }
+}
+
+/// The user that this process acts as.
+pub(crate) fn user() -> u32 {
+    // SAFETY: takes nothing and cannot fail.
+    unsafe { libc::geteuid() }
+}
+
 // --- the machine -----------------------------------------------------------------------
 
 /// A limit of this process: what holds now, and how far it may be raised.

@@ -1,0 +1,826 @@
+//! The data directory: who has it, whose it is, and what journals it holds.
+//!
+//! Opening it is the one way to its files, and goes in this order: the directory is made
+//! if there is none, its owner and rights are looked at, the lock is taken, and only then
+//! anything is read or written. So a second broker that is started on it by mistake is
+//! refused before it touched a byte. The lock is the kernel's (`flock`): it ends with the
+//! process that has it, however that ends, and nothing is left to clear away.
+//!
+//! Rights. A directory that we make is its owner's alone (0700), its files too (0600). One
+//! that is there has to belong to the user that runs the broker and be writable by nobody
+//! else: whoever can write there can plant a journal. That others may read its list of
+//! names is accepted and said ([`Rights`]): many ways to mount a directory give no choice.
+
+use std::ffi::OsString;
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::{fmt, process};
+
+use courser_core::id::Installation;
+
+use super::file::DiskFile;
+use super::installation::{self, Malformed};
+use crate::sys;
+
+/// Names of journals go from 0 to one less.
+const JOURNALS_MAX: u16 = 64;
+
+/// The largest slot of a file: its name has six digits.
+const SLOT_MAX: u32 = 999_999;
+
+/// Which file: the journal's number (below 64), and the slot that names it (from 1 to
+/// 999,999). What it holds at present, its header says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct JournalFile {
+    /// The journal.
+    pub journal: u16,
+    /// The file of it.
+    pub slot: u32,
+}
+
+impl JournalFile {
+    /// Where it lies in the data directory.
+    #[must_use]
+    pub fn path(self) -> PathBuf {
+        assert!(
+            self.journal < JOURNALS_MAX && (1..=SLOT_MAX).contains(&self.slot),
+            "a file of a journal has a name"
+        );
+        Path::new(&folder(self.journal)).join(format!("{:06}.journal", self.slot))
+    }
+
+    /// The slot that a name says, if it is one that this version gives.
+    fn slot_of(name: &str) -> Option<u32> {
+        let slot = number(name.strip_suffix(".journal")?, 6)?;
+        (slot > 0).then_some(slot)
+    }
+}
+
+impl fmt::Display for JournalFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "journal-{:02}/{:06}.journal", self.journal, self.slot)
+    }
+}
+
+fn folder(journal: u16) -> String {
+    format!("journal-{journal:02}")
+}
+
+fn journal_of(name: &str) -> Option<u16> {
+    let journal = number(name.strip_prefix("journal-")?, 2)?;
+    u16::try_from(journal)
+        .ok()
+        .filter(|journal| *journal < JOURNALS_MAX)
+}
+
+/// A number of exactly so many digits.
+fn number(text: &str, digits: usize) -> Option<u32> {
+    let is_plain = text.len() == digits && text.bytes().all(|letter| letter.is_ascii_digit());
+    if is_plain { text.parse().ok() } else { None }
+}
+
+/// What a directory holds.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Listed {
+    /// Files of journals and their sizes in bytes, by journal and slot.
+    pub files: Vec<(JournalFile, u64)>,
+    /// Names that this version does not give, relative to the directory. They are left
+    /// alone.
+    pub strangers: Vec<PathBuf>,
+}
+
+/// Who besides its owner may do what with a directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rights {
+    /// Nobody anything.
+    OwnerAlone,
+    /// Others may read its list of names.
+    Listable {
+        /// The bits of its mode.
+        mode: u32,
+    },
+}
+
+/// Why a directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DirectoryError {
+    /// The kernel refused.
+    #[error("cannot {operation} {}: {source}", path.display())]
+    Call {
+        /// What was tried.
+        operation: &'static str,
+        /// With what.
+        path: PathBuf,
+        /// The answer.
+        source: io::Error,
+    },
+    /// Another broker has it.
+    #[error(
+        "the data directory {} is in use by {}\n  fix    stop that broker, or give this one a directory of its own",
+        path.display(),
+        process_of(*process)
+    )]
+    InUse {
+        /// Which directory.
+        path: PathBuf,
+        /// The process that has it, if it has said so.
+        process: Option<u32>,
+    },
+    /// Others than its owner may write to it.
+    #[error(
+        "the data directory {} may be written by others than its owner (mode {mode:04o})\n  fix    chmod go-w {}",
+        path.display(),
+        path.display()
+    )]
+    OpenToOthers {
+        /// Which directory.
+        path: PathBuf,
+        /// The bits of its mode.
+        mode: u32,
+    },
+    /// It belongs to somebody else.
+    #[error(
+        "the data directory {} belongs to user {owner}, and the broker runs as user {user}\n  fix    run the broker as user {owner}, or give it a directory of its own",
+        path.display()
+    )]
+    NotOurs {
+        /// Which directory.
+        path: PathBuf,
+        /// Whose it is.
+        owner: u32,
+        /// Who we are.
+        user: u32,
+    },
+    /// The file that names the installation is damaged.
+    #[error(
+        "{} does not name an installation: {malformed}\n  fix    put it back from a copy of the directory",
+        path.display()
+    )]
+    Damaged {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        malformed: Malformed,
+    },
+    /// There are journals, and nothing says whose.
+    #[error(
+        "{} holds journals and no file \"installation\"\n  fix    put it back from a copy of the directory, or start on an empty one",
+        path.display()
+    )]
+    Nameless {
+        /// Which directory.
+        path: PathBuf,
+    },
+}
+
+fn process_of(process: Option<u32>) -> String {
+    process.map_or_else(
+        || String::from("another process"),
+        |process| format!("process {process}"),
+    )
+}
+
+/// Says what was tried with what, if it was refused.
+fn trying<'a>(
+    operation: &'static str,
+    path: &'a Path,
+) -> impl FnOnce(io::Error) -> DirectoryError + 'a {
+    move |source| DirectoryError::Call {
+        operation,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// A directory that is ours until the last of these goes.
+#[derive(Debug)]
+pub(super) struct Held {
+    path: PathBuf,
+    /// Locked. Nothing else is ever done with it.
+    _lock: File,
+}
+
+/// The data directory of this process.
+#[derive(Debug, Clone)]
+pub struct DataDirectory {
+    held: Arc<Held>,
+    installation: Installation,
+    is_new: bool,
+    rights: Rights,
+}
+
+impl DataDirectory {
+    /// Takes the directory, or makes it. Flushes what it writes.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses, if another broker has it, and if it cannot be trusted. It
+    /// does not wait.
+    pub fn open(path: &Path) -> Result<Self, DirectoryError> {
+        make(path)?;
+        // The working directory may change; what was opened may not.
+        let path = fs::canonicalize(path).map_err(trying("find", path))?;
+        let rights = look_at(&path)?;
+        let held = Arc::new(Held {
+            _lock: lock(&path)?,
+            path,
+        });
+        let (installation, is_new) = name(&held.path)?;
+        Ok(Self {
+            held,
+            installation,
+            is_new,
+            rights,
+        })
+    }
+
+    /// Whose data it holds.
+    #[must_use]
+    pub fn installation(&self) -> Installation {
+        self.installation
+    }
+
+    /// Whether opening it began the installation.
+    #[must_use]
+    pub fn is_new(&self) -> bool {
+        self.is_new
+    }
+
+    /// Who besides its owner may do what with it.
+    #[must_use]
+    pub fn rights(&self) -> Rights {
+        self.rights
+    }
+
+    /// Where it is, whatever the working directory.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.held.path
+    }
+
+    /// The journals that are there.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses to list them.
+    pub fn list(&self) -> Result<Listed, DirectoryError> {
+        list(self.path())
+    }
+
+    /// Makes the directory of a journal, if there is none.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    pub fn make_journal(&self, journal: u16) -> Result<(), DirectoryError> {
+        assert!(journal < JOURNALS_MAX, "a journal has a name");
+        make(&self.path().join(folder(journal)))
+    }
+
+    /// The bytes of a file, after a flush: what was read is on the device. One allocation
+    /// of its size.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses any of it.
+    pub fn read(&self, file: JournalFile) -> Result<Vec<u8>, DirectoryError> {
+        let path = self.path().join(file.path());
+        let mut opened = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(&path)
+            .map_err(trying("open", &path))?;
+        opened.sync_all().map_err(trying("flush", &path))?;
+        let mut bytes = Vec::new();
+        opened
+            .read_to_end(&mut bytes)
+            .map_err(trying("read", &path))?;
+        Ok(bytes)
+    }
+
+    pub(super) fn held(&self) -> Arc<Held> {
+        Arc::clone(&self.held)
+    }
+}
+
+impl Held {
+    /// The path of something inside.
+    pub(super) fn inside(&self, path: &Path) -> PathBuf {
+        use std::path::Component;
+
+        assert!(
+            path.components()
+                .all(|part| matches!(part, Component::Normal(_))),
+            "a path inside of the data directory"
+        );
+        self.path.join(path)
+    }
+
+    /// See [`super::Errand::Prepare`].
+    pub(super) fn prepare(
+        self: &Arc<Self>,
+        file: JournalFile,
+        size: u64,
+        called_off: &std::sync::atomic::AtomicBool,
+    ) -> Result<DiskFile, DirectoryError> {
+        let path = self.inside(&file.path());
+        make(parent(&path))?;
+        let prepared = super::file::prepare(&path, size, called_off)
+            .map_err(|(operation, source)| trying(operation, &path)(source))?;
+        sync_directory(parent(&path))?;
+        Ok(prepared.held_by(Arc::clone(self)))
+    }
+
+    /// See [`super::Errand::Remove`].
+    pub(super) fn remove(&self, path: &Path) -> Result<(), DirectoryError> {
+        let path = self.inside(path);
+        fs::remove_file(&path).map_err(trying("remove", &path))?;
+        sync_directory(parent(&path))
+    }
+}
+
+/// Makes a directory that only its owner can use, and those above it that are missing.
+/// Each is there for good when this returns.
+fn make(path: &Path) -> Result<(), DirectoryError> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    let above = parent(path);
+    make(above)?;
+    match DirBuilder::new().mode(0o700).create(path) {
+        Ok(()) => sync_directory(above),
+        // Somebody else was first. What it is, opening finds out.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(trying("create", path)(error)),
+    }
+}
+
+fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(above) if above.as_os_str().is_empty() => Path::new("."),
+        Some(above) => above,
+        None => path,
+    }
+}
+
+fn look_at(path: &Path) -> Result<Rights, DirectoryError> {
+    let metadata = fs::metadata(path).map_err(trying("look at", path))?;
+    if !metadata.is_dir() {
+        let error = io::Error::from(io::ErrorKind::NotADirectory);
+        return Err(trying("use", path)(error));
+    }
+    let (owner, user) = (metadata.uid(), sys::user());
+    if owner != user {
+        return Err(DirectoryError::NotOurs {
+            path: path.to_owned(),
+            owner,
+            user,
+        });
+    }
+    let mode = metadata.mode() & 0o7777;
+    if mode & 0o022 != 0 {
+        return Err(DirectoryError::OpenToOthers {
+            path: path.to_owned(),
+            mode,
+        });
+    }
+    Ok(if mode & 0o077 == 0 {
+        Rights::OwnerAlone
+    } else {
+        Rights::Listable { mode }
+    })
+}
+
+/// Takes the lock, and says in it who has it.
+fn lock(directory: &Path) -> Result<File, DirectoryError> {
+    let path = directory.join("lock");
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(&path)
+        .map_err(trying("open", &path))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut text = String::new();
+            // Whoever has it may not have come to writing yet.
+            let process = file
+                .take(32)
+                .read_to_string(&mut text)
+                .ok()
+                .and_then(|_| text.trim().parse().ok());
+            return Err(DirectoryError::InUse {
+                path: directory.to_owned(),
+                process,
+            });
+        }
+        Err(TryLockError::Error(error)) => return Err(trying("lock", &path)(error)),
+    }
+    // For people; nothing rests on it, so it is not flushed.
+    file.set_len(0)
+        .and_then(|()| writeln!(file, "{}", process::id()))
+        .map_err(trying("write to", &path))?;
+    Ok(file)
+}
+
+/// The name of the installation, and whether it was given just now.
+fn name(directory: &Path) -> Result<(Installation, bool), DirectoryError> {
+    let path = directory.join("installation");
+    match File::open(&path) {
+        Ok(file) => {
+            let mut bytes = Vec::new();
+            // One byte more than it has to have tells that it has too many.
+            file.take(installation::SIZE as u64 + 1)
+                .read_to_end(&mut bytes)
+                .map_err(trying("read", &path))?;
+            let installation = installation::decode(&bytes)
+                .map_err(|malformed| DirectoryError::Damaged { path, malformed })?;
+            Ok((installation, false))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            if !list(directory)?.files.is_empty() {
+                return Err(DirectoryError::Nameless {
+                    path: directory.to_owned(),
+                });
+            }
+            let random = sys::random_bytes()
+                .map_err(|errno| trying("draw a name for", directory)(errno.into()))?;
+            let installation = Installation(u128::from_le_bytes(random));
+            replace_file(&path, &installation::encode(installation))?;
+            Ok((installation, true))
+        }
+        Err(error) => Err(trying("open", &path)(error)),
+    }
+}
+
+fn list(directory: &Path) -> Result<Listed, DirectoryError> {
+    let mut listed = Listed::default();
+    for (name, is_directory, _) in entries(directory)? {
+        let text = name.to_str().unwrap_or_default();
+        if ["lock", "installation", "installation.new"].contains(&text) && !is_directory {
+            continue;
+        }
+        match journal_of(text).filter(|_| is_directory) {
+            Some(journal) => list_journal(directory, journal, &mut listed)?,
+            None => listed.strangers.push(PathBuf::from(name)),
+        }
+    }
+    listed.files.sort_unstable();
+    listed.strangers.sort_unstable();
+    Ok(listed)
+}
+
+fn list_journal(directory: &Path, journal: u16, listed: &mut Listed) -> Result<(), DirectoryError> {
+    let folder = folder(journal);
+    for (name, is_directory, size) in entries(&directory.join(&folder))? {
+        let slot = name.to_str().and_then(JournalFile::slot_of);
+        match slot.filter(|_| !is_directory) {
+            Some(slot) => listed.files.push((JournalFile { journal, slot }, size)),
+            None => listed.strangers.push(Path::new(&folder).join(name)),
+        }
+    }
+    Ok(())
+}
+
+/// Name, whether it is anything but a regular file, and size.
+fn entries(directory: &Path) -> Result<Vec<(OsString, bool, u64)>, DirectoryError> {
+    let listing = "list";
+    fs::read_dir(directory)
+        .map_err(trying(listing, directory))?
+        .map(|entry| {
+            let entry = entry.map_err(trying(listing, directory))?;
+            let path = entry.path();
+            // Of a link it is the link that is looked at.
+            let metadata = entry.metadata().map_err(trying("look at", &path))?;
+            Ok((entry.file_name(), !metadata.is_file(), metadata.len()))
+        })
+        .collect()
+}
+
+/// Has a file be there with these bytes, or as it was: whatever happens in between.
+///
+/// # Errors
+///
+/// If the kernel refuses any of it; then it is as it was.
+pub(super) fn replace_file(path: &Path, bytes: &[u8]) -> Result<(), DirectoryError> {
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(".new");
+    let aside = PathBuf::from(aside);
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(&aside)
+        .map_err(trying("create", &aside))?;
+    file.write_all(bytes).map_err(trying("write to", &aside))?;
+    drop(file);
+    put_in_place(&aside, path)
+}
+
+/// Gives a file another name, for good when this returns. Nothing else here renames.
+///
+/// # Errors
+///
+/// If the kernel refuses any of it.
+pub(super) fn put_in_place(aside: &Path, path: &Path) -> Result<(), DirectoryError> {
+    // A name that is durable before its bytes would be a name for nothing.
+    File::open(aside)
+        .and_then(|file| file.sync_all())
+        .map_err(trying("flush", aside))?;
+    fs::rename(aside, path).map_err(trying("rename", aside))?;
+    sync_directory(parent(path))
+}
+
+/// Has the names in a directory be there for good.
+///
+/// # Errors
+///
+/// If the kernel refuses.
+pub(super) fn sync_directory(path: &Path) -> Result<(), DirectoryError> {
+    File::open(path)
+        .and_then(|directory| directory.sync_all())
+        .map_err(trying("flush", path))
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::os::unix::fs::PermissionsExt;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    /// A directory of a test's own, removed with it.
+    pub(crate) struct Scratch(PathBuf);
+
+    impl Scratch {
+        pub(crate) fn new() -> Self {
+            Self::within(&std::env::temp_dir()).unwrap()
+        }
+
+        pub(crate) fn within(directory: &Path) -> io::Result<Self> {
+            static COUNT: AtomicU32 = AtomicU32::new(0);
+            let number = COUNT.fetch_add(1, Ordering::Relaxed);
+            let path = directory.join(format!("courser-disk-{}-{number}", process::id()));
+            DirBuilder::new().mode(0o700).create(&path)?;
+            Ok(Self(path))
+        }
+
+        pub(crate) fn path(&self) -> &Path {
+            &self.0
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            fs::remove_dir_all(&self.0).ok();
+        }
+    }
+
+    fn set_mode(path: &Path, mode: u32) {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    #[test]
+    fn a_directory_that_is_missing_is_made_for_its_owner_alone() {
+        let scratch = Scratch::new();
+        let path = scratch.path().join("above").join("data");
+        let directory = DataDirectory::open(&path).unwrap();
+        assert!(directory.is_new());
+        assert_eq!(directory.rights(), Rights::OwnerAlone);
+        for inside in [path.clone(), path.parent().unwrap().to_owned()] {
+            assert_eq!(fs::metadata(inside).unwrap().mode() & 0o7777, 0o700);
+        }
+        for file in ["lock", "installation"] {
+            let metadata = fs::metadata(path.join(file)).unwrap();
+            assert_eq!(metadata.mode() & 0o7777, 0o600, "{file}");
+        }
+        assert_eq!(directory.list().unwrap(), Listed::default());
+        assert_eq!(directory.path(), fs::canonicalize(&path).unwrap());
+    }
+
+    #[test]
+    fn an_installation_keeps_its_name() {
+        let scratch = Scratch::new();
+        let first = DataDirectory::open(scratch.path()).unwrap().installation();
+        let again = DataDirectory::open(scratch.path()).unwrap();
+        assert_eq!((again.installation(), again.is_new()), (first, false));
+        let other = Scratch::new();
+        assert_ne!(
+            DataDirectory::open(other.path()).unwrap().installation(),
+            first
+        );
+    }
+
+    #[test]
+    fn a_second_broker_is_refused_and_touches_nothing() {
+        let scratch = Scratch::new();
+        let directory = DataDirectory::open(scratch.path()).unwrap();
+        let seen = || {
+            ["lock", "installation"].map(|file| {
+                let path = scratch.path().join(file);
+                let metadata = fs::metadata(&path).unwrap();
+                let changed = (metadata.mtime(), metadata.mtime_nsec());
+                (fs::read(path).unwrap(), changed, metadata.ino())
+            })
+        };
+        let before = seen();
+        let refused = DataDirectory::open(scratch.path()).unwrap_err();
+        assert!(
+            matches!(&refused, DirectoryError::InUse { process: Some(process), .. }
+                if *process == process::id()),
+            "{refused:?}"
+        );
+        let message = refused.to_string();
+        let path = fs::canonicalize(scratch.path()).unwrap();
+        assert!(message.starts_with(&format!(
+            "the data directory {} is in use by process {}\n",
+            path.display(),
+            process::id()
+        )));
+        assert_eq!(seen(), before);
+        assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 2);
+        drop(directory);
+        assert!(DataDirectory::open(scratch.path()).is_ok());
+    }
+
+    #[test]
+    fn a_lock_that_says_nothing_yet_is_a_lock() {
+        let scratch = Scratch::new();
+        let path = scratch.path().join("lock");
+        let lock = File::create(&path).unwrap();
+        lock.lock().unwrap();
+        let refused = DataDirectory::open(scratch.path()).unwrap_err();
+        assert!(refused.to_string().contains("in use by another process"));
+        assert!(fs::read(&path).unwrap().is_empty());
+        assert!(!scratch.path().join("installation").exists());
+        // One that a process left behind when it died is none.
+        drop(lock);
+        fs::write(&path, "4194305\n").unwrap();
+        let _directory = DataDirectory::open(scratch.path()).unwrap();
+        let text = fs::read_to_string(&path).unwrap();
+        assert_eq!(text, format!("{}\n", process::id()));
+    }
+
+    #[test]
+    fn a_directory_that_others_may_write_to_is_refused() {
+        let scratch = Scratch::new();
+        for mode in [0o770, 0o702, 0o777] {
+            set_mode(scratch.path(), mode);
+            let refused = DataDirectory::open(scratch.path()).unwrap_err();
+            assert!(
+                matches!(refused, DirectoryError::OpenToOthers { mode: seen, .. } if seen == mode),
+                "{refused:?}"
+            );
+            assert!(refused.to_string().contains("fix    chmod go-w "));
+            assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 0);
+        }
+        set_mode(scratch.path(), 0o755);
+        let directory = DataDirectory::open(scratch.path()).unwrap();
+        assert_eq!(directory.rights(), Rights::Listable { mode: 0o755 });
+        drop(directory);
+        set_mode(scratch.path(), 0o700);
+    }
+
+    #[test]
+    fn what_is_no_directory_is_said_to_be_none() {
+        let scratch = Scratch::new();
+        let path = scratch.path().join("file");
+        fs::write(&path, "").unwrap();
+        let refused = DataDirectory::open(&path).unwrap_err();
+        assert!(refused.to_string().contains("not a directory"), "{refused}");
+        let below = path.join("data");
+        let refused = DataDirectory::open(&below).unwrap_err();
+        assert!(matches!(refused, DirectoryError::Call { .. }), "{refused}");
+    }
+
+    #[test]
+    fn a_damaged_name_is_refused_and_left_as_it_is() {
+        let scratch = Scratch::new();
+        drop(DataDirectory::open(scratch.path()).unwrap());
+        let path = scratch.path().join("installation");
+        let good = fs::read(&path).unwrap();
+        for damage in [&good[..63], &[], &[&good[..], &[0]].concat()] {
+            fs::write(&path, damage).unwrap();
+            let refused = DataDirectory::open(scratch.path()).unwrap_err();
+            assert!(
+                matches!(refused, DirectoryError::Damaged { .. }),
+                "{refused:?}"
+            );
+            assert!(refused.to_string().contains("installation does not name"));
+            assert_eq!(fs::read(&path).unwrap(), damage);
+        }
+    }
+
+    #[test]
+    fn journals_without_a_name_are_not_given_another() {
+        let scratch = Scratch::new();
+        let directory = DataDirectory::open(scratch.path()).unwrap();
+        directory.make_journal(0).unwrap();
+        fs::write(scratch.path().join("journal-00/000001.journal"), "").unwrap();
+        fs::remove_file(scratch.path().join("installation")).unwrap();
+        drop(directory);
+        let refused = DataDirectory::open(scratch.path()).unwrap_err();
+        assert!(matches!(refused, DirectoryError::Nameless { .. }));
+        assert!(!scratch.path().join("installation").exists());
+    }
+
+    #[test]
+    fn a_name_that_was_cut_short_while_it_was_given_is_given_anew() {
+        let scratch = Scratch::new();
+        let aside = scratch.path().join("installation.new");
+        fs::write(&aside, "half a na").unwrap();
+        let directory = DataDirectory::open(scratch.path()).unwrap();
+        assert!(directory.is_new());
+        assert!(!aside.exists());
+        assert_eq!(directory.list().unwrap(), Listed::default());
+    }
+
+    #[test]
+    fn only_names_of_this_version_are_listed_and_the_others_left_alone() {
+        let scratch = Scratch::new();
+        let directory = DataDirectory::open(scratch.path()).unwrap();
+        for journal in [0, 7, 63] {
+            directory.make_journal(journal).unwrap();
+        }
+        let ours = [
+            ("journal-07/000002.journal", 5),
+            ("journal-00/000001.journal", 0),
+            ("journal-07/999999.journal", 9),
+        ];
+        for (name, size) in ours {
+            fs::write(scratch.path().join(name), vec![1; size]).unwrap();
+        }
+        let strange = [
+            "README",
+            "journal-00/000000.journal",
+            "journal-00/0000001.journal",
+            "journal-00/00001.journal",
+            "journal-00/000001.journal.new",
+            "journal-00/+00001.journal",
+            "journal-00/checkpoint-1",
+        ];
+        for name in strange {
+            fs::write(scratch.path().join(name), "theirs").unwrap();
+        }
+        for name in [
+            "journal-64",
+            "journal-1",
+            "partitions",
+            "journal-00/000009.journal",
+        ] {
+            fs::create_dir(scratch.path().join(name)).unwrap();
+        }
+        let listed = directory.list().unwrap();
+        let file = |journal, slot| JournalFile { journal, slot };
+        assert_eq!(
+            listed.files,
+            [(file(0, 1), 0), (file(7, 2), 5), (file(7, 999_999), 9)]
+        );
+        let mut strangers: Vec<PathBuf> = strange
+            .iter()
+            .chain(&[
+                "journal-64",
+                "journal-1",
+                "partitions",
+                "journal-00/000009.journal",
+            ])
+            .map(PathBuf::from)
+            .collect();
+        strangers.sort_unstable();
+        assert_eq!(listed.strangers, strangers);
+        assert_eq!(directory.read(file(7, 2)).unwrap(), [1; 5]);
+        let refused = directory.read(file(1, 1)).unwrap_err();
+        assert!(refused.to_string().starts_with("cannot open "));
+        for name in strange {
+            assert_eq!(fs::read(scratch.path().join(name)).unwrap(), b"theirs");
+        }
+    }
+
+    #[test]
+    fn a_file_is_replaced_whole_and_nothing_is_left_aside() {
+        let scratch = Scratch::new();
+        let path = scratch.path().join("file");
+        for bytes in [&b"first"[..], b"another", b""] {
+            replace_file(&path, bytes).unwrap();
+            assert_eq!(fs::read(&path).unwrap(), bytes);
+            assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 1);
+        }
+        // What cannot take its place leaves what is there.
+        let folder = scratch.path().join("folder");
+        fs::create_dir(&folder).unwrap();
+        let refused = replace_file(&folder, b"bytes").unwrap_err();
+        assert!(refused.to_string().starts_with("cannot rename "));
+        assert!(folder.is_dir());
+    }
+}

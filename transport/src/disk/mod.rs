@@ -1,0 +1,41 @@
+//! Files beside sockets: the data directory, and what of it must not wait on a shard.
+//!
+//! Cast: the [`DataDirectory`] is taken by one broker at a time, carries the
+//! installation's name and lists the journals that are there; a [`DiskFile`] is one of
+//! its files, opened for durable writes; the [`Helper`] is a shard's thread for what
+//! takes long and has no place in a ring: preparing a file, removing, renaming, flushing a
+//! directory.
+//!
+//! ```text
+//!   DIR/lock                        flock'd by the broker that has it; text: its process
+//!   DIR/installation                64 bytes, see `installation.rs`
+//!   DIR/journal-00/000001.journal   files of journal 0, named by slot
+//!
+//!   start:  DataDirectory::open -> journals -> read (recovery)
+//!   run:    Helper: Prepare -> Prepared(DiskFile) -> Ring::attach_file -> Ring::write
+//! ```
+//!
+//! Invariants:
+//! - While a directory is open, or a file of it, no other broker can open it.
+//! - Every rename is of a file that was flushed, and is followed by a flush of its
+//!   directory: there is one function for it.
+//! - What has a name that this version does not give is never opened, changed nor removed.
+//! - A file that was prepared has its whole size written: a write into it changes no
+//!   metadata that a flush would have to wait for.
+//!
+//! What it does not do: look into journals. Their format and their recovery are
+//! `core`'s.
+
+mod directory;
+mod file;
+mod helper;
+mod installation;
+
+pub use directory::{DataDirectory, DirectoryError, JournalFile, Listed, Rights};
+pub use file::{DiskFile, Way};
+pub use helper::{Done, Errand, Helper};
+pub use installation::Malformed;
+
+/// What positions and lengths of durable writes, their addresses and the sizes of files
+/// are multiples of, in bytes.
+pub const BLOCK_SIZE: u32 = 4096;
