@@ -65,6 +65,30 @@ number! {
     RequestId(u32)
 }
 
+number! {
+    /// A subscription of a destination, never reused for another one of it. 0 is none.
+    SubscriptionNumber(u32)
+}
+number! {
+    /// A journal of a data directory: another number than that of the shard that
+    /// writes it, which differs from run to run.
+    JournalNumber(u16)
+}
+number! {
+    /// One start of a broker on its data directory, from 1 over the installation's
+    /// life.
+    Run(u64)
+}
+number! {
+    /// Files of a journal in the order in which they were begun, from 1 over all runs.
+    FileSequence(u64)
+}
+number! {
+    /// Batches of a journal, from 1; a run goes on behind the last one that it kept.
+    /// 0 is none.
+    BatchNumber(u64)
+}
+
 impl ShardIndex {
     /// The first of the numbers that this shard gives out: no other gives out the
     /// same.
@@ -109,6 +133,17 @@ impl LinkNumber {
     #[must_use]
     pub fn shard(self) -> ShardIndex {
         ShardIndex(u16::try_from(self.0 >> 48).expect("16 bits are left"))
+    }
+}
+
+impl BatchNumber {
+    /// The highest that a journal can come to.
+    pub const MAX: Self = Self(u64::MAX >> 1);
+
+    /// The batch behind this one.
+    #[must_use]
+    pub const fn next(self) -> Self {
+        Self(self.0.saturating_add(1))
     }
 }
 

@@ -13,7 +13,7 @@
 //! | 0 | `limits` `id` `time` `error` `name` `routing` `sync` |
 //! | 1 | `ring` `memory` `slab` `pieces` |
 //! | 2 | `completion` `frame` `counters` `mesh` |
-//! | 3 | `partition` `subscription` `catalog` `auth` |
+//! | 3 | `partition` `subscription` `catalog` `auth` `journal` |
 //! | 4 | `shard` `door` `client` |
 
 pub mod auth;
@@ -25,6 +25,7 @@ pub mod door;
 pub mod error;
 pub mod frame;
 pub mod id;
+pub mod journal;
 pub mod limits;
 pub mod memory;
 pub mod mesh;

@@ -31,6 +31,11 @@ pub const PROPERTIES_MAX: u32 = 128;
 pub const PARTITIONS_MAX: u32 = 1024;
 /// The most destinations of one broker.
 pub const DESTINATIONS_MAX: u32 = 4096;
+/// The most bytes of a journal that are written and flushed as one: a larger one would
+/// make the first of its messages wait for the last.
+pub const BATCH_SIZE_MAX: u32 = 8 * MIB;
+/// A file of a journal, in bytes.
+pub const JOURNAL_FILE_SIZE: u32 = 64 * MIB;
 /// Shards of a broker: the rings between them grow with the square.
 pub const SHARDS_MAX: u16 = 64;
 /// The most requests of one shard's clients that wait for other shards.
@@ -139,6 +144,14 @@ const _: () = assert!(BEHIND_PER_LINK_MAX <= BEHIND_MAX && BEHIND_MAX as u64 <= 
 const _: () = assert!(
     BEHIND_PER_LINK_MAX >= 48 * UNSETTLED_MAX,
     "all that a part has delivered can be acknowledged one by one"
+);
+const _: () = assert!(
+    FRAME_SIZE_MAX + 4 * KIB <= BATCH_SIZE_MAX,
+    "a batch holds the largest frame"
+);
+const _: () = assert!(
+    BATCH_SIZE_MAX + 4 * KIB <= JOURNAL_FILE_SIZE && JOURNAL_FILE_SIZE.is_multiple_of(4 * KIB),
+    "an empty file holds the largest batch"
 );
 const _: () = assert!(PREFETCH_MESSAGES <= UNSETTLED_MAX);
 const _: () = assert!(UNSETTLED_LEAST >= 4 && UNSETTLED_LEAST < UNSETTLED_MAX);
@@ -391,6 +404,16 @@ pub const TABLE: &[Limit] = &[
         "acknowledgements that wait for slow shards, of all",
         BEHIND_MAX,
         "the link that sends one more is closed",
+    ),
+    bytes(
+        "batch of a journal",
+        BATCH_SIZE_MAX,
+        "what comes next goes into the next batch",
+    ),
+    bytes(
+        "file of a journal",
+        JOURNAL_FILE_SIZE,
+        "the next batch begins another file",
     ),
     seconds("hello", HELLO_TIMEOUT, "the connection is closed"),
     seconds(
