@@ -1,6 +1,6 @@
 //! Messages as an application makes them, and as it receives them.
 
-use courser_core::client::Route;
+use courser_core::client::{Durability, Route};
 use courser_core::frame::property::{self, Properties, PropertyError};
 use courser_core::id::{MessageId, PartitionIndex, Position};
 use courser_core::routing;
@@ -21,6 +21,7 @@ pub struct Message {
     properties: Vec<u8>,
     body: Vec<u8>,
     route: Route,
+    durability: Option<Durability>,
 }
 
 impl Message {
@@ -74,6 +75,13 @@ impl Message {
         self
     }
 
+    /// Says how safe it is to be before its send completes, if not as its producer says.
+    #[must_use]
+    pub fn with_durability(mut self, durability: Durability) -> Self {
+        self.durability = Some(durability);
+        self
+    }
+
     /// Its body.
     #[must_use]
     pub fn body(&self) -> &[u8] {
@@ -86,6 +94,7 @@ impl Message {
             properties: payload.property_block().to_vec(),
             body: payload.body().to_vec(),
             route: payload.route(),
+            durability: payload.durability(),
         }
     }
 
@@ -133,6 +142,11 @@ pub trait Payload {
     fn route(&self) -> Route {
         Route::Turn
     }
+
+    /// How safe it is to be before its send completes; `None`: as its producer says.
+    fn durability(&self) -> Option<Durability> {
+        None
+    }
 }
 
 impl<P: Payload + ?Sized> Payload for &P {
@@ -147,6 +161,10 @@ impl<P: Payload + ?Sized> Payload for &P {
     fn route(&self) -> Route {
         (**self).route()
     }
+
+    fn durability(&self) -> Option<Durability> {
+        (**self).durability()
+    }
 }
 
 impl Payload for Message {
@@ -160,6 +178,10 @@ impl Payload for Message {
 
     fn route(&self) -> Route {
         self.route
+    }
+
+    fn durability(&self) -> Option<Durability> {
+        self.durability
     }
 }
 

@@ -112,6 +112,12 @@ impl<'a> ProducerBuilder<'a> {
         })
     }
 
+    /// How safe a message is to be before its send completes, unless it says so itself;
+    /// [`Durability::Flushed`] unless said otherwise. A receipt says how safe it is.
+    pub fn durability(self, durability: Durability) -> Self {
+        self.with(|request| request.durability = durability)
+    }
+
     /// Bounds what leaves together: messages, at least 1, and frame bytes, which
     /// include 112 bytes of header and the properties of each message. A message
     /// beyond the bytes travels alone. Nothing ever waits for a batch to fill.

@@ -25,7 +25,7 @@ use crate::producer::Producer;
 use crate::session::Listener;
 
 /// A send that was not taken, and why.
-type Refused = (Item, SendError);
+type Refused = Box<(Item, SendError)>;
 
 impl Producer {
     // For whoever polls.
@@ -117,7 +117,7 @@ impl Producer {
     #[cold]
     fn line_up(&self, driving: Driving<'_>, message: &impl Payload) -> Result<Ticket, SendError> {
         let (item, ticket) = self.item_of(message);
-        self.join(driving, item).map_err(|(_, error)| error)?;
+        self.join(driving, item).map_err(|refused| refused.1)?;
         Ok(ticket)
     }
 
@@ -128,7 +128,7 @@ impl Producer {
         let (item, ticket) = self.item_of(message);
         if let Err(item) = self.link().send_by(&self.lane, self.key, item) {
             self.join(self.link().take(), item)
-                .map_err(|(_, error)| error)?;
+                .map_err(|refused| refused.1)?;
         }
         Ok(ticket)
     }
@@ -151,9 +151,12 @@ impl Producer {
         message: Message,
         listener: Listener,
     ) -> Result<(), NotAccepted> {
-        let refused = |(item, error): Refused| NotAccepted {
-            message: item.message,
-            error,
+        let refused = |refused: Refused| {
+            let (item, error) = *refused;
+            NotAccepted {
+                message: item.message,
+                error,
+            }
         };
         let item = Item {
             message,
@@ -168,7 +171,7 @@ impl Producer {
             Err(_no_thread) => Some(Cause::NoThread),
         };
         if let Some(cause) = cause {
-            return Err(refused((item, SendError::NotStored { cause })));
+            return Err(refused(Box::new((item, SendError::NotStored { cause }))));
         }
         let link = self.link();
         link.will_call();
@@ -191,9 +194,9 @@ impl Producer {
             deadline: self.link().now().after(self.timeout),
         };
         let sent = self.checked(item).and_then(|item| self.send_unwaited(item));
-        if let Err((_, error)) = sent {
+        if let Err(refused) = sent {
             // Nobody has polled it yet.
-            let _nobody = slot.settle(Err(error));
+            let _nobody = slot.settle(Err(refused.1));
         }
         SendFuture::new(slot)
     }
@@ -221,7 +224,7 @@ impl Producer {
         if link.listen(&mut driving).is_err() {
             Link::listen_no_more(&mut driving);
             let cause = Cause::NoThread;
-            return Err((item, SendError::NotStored { cause }));
+            return Err(Box::new((item, SendError::NotStored { cause })));
         }
         let on_its_way = driving.machine.unanswered(self.key) > 0;
         let (now, size) = (driving.clock.now(), item.message.size());
@@ -236,7 +239,7 @@ impl Producer {
             }),
             Err(error) => {
                 Link::listen_no_more(&mut driving);
-                Err((item, driving.not_taken(error)))
+                Err(Box::new((item, driving.not_taken(error))))
             }
         }
     }
@@ -272,7 +275,7 @@ impl Producer {
         }
         match item {
             None => Ok(()),
-            Some(item) => Err((item, SendError::NotStored { cause })),
+            Some(item) => Err(Box::new((item, SendError::NotStored { cause }))),
         }
     }
 
@@ -281,7 +284,7 @@ impl Producer {
     fn checked(&self, item: Item) -> Result<Item, Refused> {
         match self.check(&item.message) {
             Ok(()) => Ok(item),
-            Err(error) => Err((item, error)),
+            Err(error) => Err(Box::new((item, error))),
         }
     }
 
@@ -324,6 +327,7 @@ fn outgoing(message: &impl Payload, deadline: Monotonic) -> Outgoing<'_> {
         properties: message.property_block(),
         body: message.body(),
         route: message.route(),
+        durability: message.durability(),
         deadline,
     }
 }

@@ -21,7 +21,8 @@ use courser_core::frame::control::{
 use courser_core::frame::decode::{Frame, Message, Step, decode};
 use courser_core::frame::encode::{self, Envelope};
 use courser_core::frame::{
-    Kind, MAGIC, MESSAGE_HEADER_SIZE, MessageHeader, Reserved, VERSION, checksum, flags, property,
+    Durability, Kind, MAGIC, MESSAGE_HEADER_SIZE, MessageHeader, Reserved, VERSION, checksum,
+    flags, property,
 };
 use courser_core::id::{Epoch, Handle, PartitionIndex, PartitionSequence, ProducerId, Sequence};
 use courser_core::time::Wall;
@@ -153,6 +154,7 @@ fn envelope() -> Envelope {
         partition_sequence: PartitionSequence(1),
         timestamp: Wall(SENT),
         key_hash: None,
+        durability: Durability::Memory,
     }
 }
 

@@ -260,6 +260,7 @@ impl Scene {
                 2 => Route::Key(route.into()),
                 _ => Route::Partition(PartitionIndex(u32::from(route >> 2) % 8)),
             },
+            durability: None,
             deadline: deadline.map_or(Monotonic::NEVER, |it| self.now.monotonic.after(it)),
         };
         let books = self.books.entry(key.index()).or_default();

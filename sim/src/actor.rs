@@ -553,6 +553,7 @@ impl Actor {
                 properties: &properties,
                 body: &self.body,
                 route,
+                durability: None,
                 deadline,
             };
             match machine.send(scene.now, key, &message) {

@@ -113,6 +113,7 @@ fn send_and_finish(client: &mut TestClient, producer: ProducerKey, count: u64) -
             properties: &[],
             body: &[7; 64],
             route: Route::Turn,
+            durability: None,
             deadline: Monotonic::NEVER,
         };
         client.client.send(now, producer, &message).unwrap();

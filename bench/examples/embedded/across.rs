@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use courser_bench::pin::{self, Cores};
 use courser_core::client::{
-    Client, Config, Event, Location, Outgoing, ProducerKey, ProducerRequest, Route,
+    Client, Config, Durability, Event, Location, Outgoing, ProducerKey, ProducerRequest, Route,
 };
 use courser_core::id::{Handle, Installation, ShardIndex};
 use courser_core::limits;
@@ -138,6 +138,7 @@ impl Near {
             properties: &[],
             body: &[0xA5; BODY_SIZE],
             route: Route::Turn,
+            durability: Some(Durability::Memory),
             deadline: now.monotonic.after(PATIENCE),
         };
         let mut is_sent = false;

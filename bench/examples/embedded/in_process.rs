@@ -4,7 +4,7 @@ use std::thread;
 use std::time::Duration;
 
 use courser::embedded::{Broker, BrokerConfig};
-use courser::{Client, Producer, TrySendError};
+use courser::{Client, Durability, Producer, TrySendError};
 use courser_bench::pin::{self, Cores};
 
 use crate::{BODY_SIZE, Failure, timed};
@@ -57,7 +57,10 @@ impl Subject {
 }
 
 fn measure(client: &Client, wait: Wait) -> Result<f64, Failure> {
-    let producer = client.producer(QUEUE).create()?;
+    let producer = client
+        .producer(QUEUE)
+        .durability(Durability::Memory)
+        .create()?;
     let mut sent = 0_u64;
     let median = timed(|| {
         sent += 1;

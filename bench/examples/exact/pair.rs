@@ -16,8 +16,8 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use courser_core::client::{
-    Client, Config, ConsumerKey, ConsumerRequest, Event, Outgoing, ProducerKey, ProducerRequest,
-    Route,
+    Client, Config, ConsumerKey, ConsumerRequest, Durability, Event, Outgoing, ProducerKey,
+    ProducerRequest, Route,
 };
 use courser_core::id::{Handle, Installation, ShardIndex};
 use courser_core::name::Destination;
@@ -381,6 +381,7 @@ fn enqueue(client: &mut Client, now: Now, producer: ProducerKey, body: &[u8], ba
         properties: &[],
         body,
         route: Route::Turn,
+        durability: Some(Durability::Memory),
         // A deadline as the library sets it: the window has to keep track of it.
         deadline: now.monotonic.after(Duration::from_secs(3)),
     };

@@ -498,6 +498,7 @@ impl State {
                 properties: item.message.property_block(),
                 body: item.message.body(),
                 route: item.message.route(),
+                durability: item.message.durability(),
                 deadline: item.deadline,
             };
             match self.machine.send(now, key, &outgoing) {

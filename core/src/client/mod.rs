@@ -70,6 +70,7 @@ use crate::name::Destination;
 use crate::slab::Slab;
 use crate::time::{Monotonic, Now};
 
+pub use crate::frame::Durability;
 pub use crate::pieces::{PIECES_MAX, Pieces};
 pub use admin::{
     AdminRequest, ConsumerInfo, DestinationInfo, LinkInfo, ListRequest, Listing, Page, PartInfo,
@@ -78,9 +79,7 @@ pub use admin::{
 pub use consumer::{ConsumerRequest, PollState, Prefetch, Received, Sharing, Start};
 pub use error::{AckError, Cause, LinkEnd, ProtocolFault, RequestError, SendError};
 pub use event::{ConsumerKey, DestinationStats, Event, Location, ProducerKey, StatsReport};
-pub use producer::{
-    BatchLimits, Completion, Durability, Failure, Outgoing, ProducerRequest, Route, Stored,
-};
+pub use producer::{BatchLimits, Completion, Failure, Outgoing, ProducerRequest, Route, Stored};
 
 use consumer::Consumer;
 use outbound::Outbound;

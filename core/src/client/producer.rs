@@ -48,8 +48,8 @@ use crate::completion::{CompletionWindow, Settled};
 use crate::error::Refusal;
 use crate::frame::control::{Batch, CompletionRun, Credit, ProducerOpened, WantCredit};
 use crate::frame::{
-    MESSAGE_COVERED_FROM, MESSAGE_HEADER_LENGTH, MESSAGE_HEADER_SIZE, MessageHeader, checksum,
-    encode, flags, padded,
+    Durability, MESSAGE_COVERED_FROM, MESSAGE_HEADER_LENGTH, MESSAGE_HEADER_SIZE, MessageHeader,
+    checksum, encode, flags, padded,
 };
 use crate::id::{
     Epoch, Handle, Installation, MessageId, Offset, PartitionIndex, PartitionSequence, Position,
@@ -75,6 +75,8 @@ pub struct ProducerRequest {
     pub exclusive: bool,
     /// Whether it waits until it can be, if it is to be the only one.
     pub waits: bool,
+    /// How safe a message is to be before it completes, if it says nothing itself.
+    pub durability: Durability,
     /// Bounds on what leaves together.
     pub batch: Option<BatchLimits>,
     /// The most messages on their way; the broker may allow less.
@@ -94,6 +96,7 @@ impl ProducerRequest {
             retain: None,
             exclusive: false,
             waits: false,
+            durability: Durability::Flushed,
             batch: None,
             messages_in_flight_max: limits::IN_FLIGHT_MESSAGES_MAX,
             bytes_in_flight_max: limits::IN_FLIGHT_BYTES_MAX,
@@ -131,17 +134,10 @@ pub struct Outgoing<'a> {
     pub body: &'a [u8],
     /// Which partition it goes to.
     pub route: Route,
+    /// How safe it is to be before it completes, if not as its producer's others.
+    pub durability: Option<Durability>,
     /// When the send fails if it has no answer.
     pub deadline: Monotonic,
-}
-
-/// How safe a stored message is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Durability {
-    /// In the broker's memory.
-    Memory,
-    /// Confirmed by the storage device.
-    Flushed,
 }
 
 /// Where and when a message was stored.
@@ -231,6 +227,7 @@ pub(super) struct Producer {
     /// The last partition sequence given out, for each partition.
     partition_sequences: Vec<u64>,
     batch: Option<BatchLimits>,
+    durability: Durability,
     messages_in_flight_max: u64,
 
     window: CompletionWindow<Outcome>,
@@ -282,6 +279,7 @@ impl Producer {
             turn: RoundRobin::default(),
             partition_sequences: vec![0; opened.partitions.get() as usize],
             batch: request.batch,
+            durability: request.durability,
             request,
             messages_in_flight_max: u64::from(window),
             window: CompletionWindow::new(window, Sequence::FIRST),
@@ -365,6 +363,7 @@ impl Producer {
             partition_sequence: PartitionSequence(*partition_sequence),
             timestamp: now.wall,
             key_hash,
+            durability: message.durability.unwrap_or(self.durability),
         };
         let size = encode::message(&envelope, message.properties, message.body, place);
         self.outbox.commit(size);

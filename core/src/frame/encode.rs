@@ -4,8 +4,8 @@ use zerocopy::IntoBytes;
 
 use super::control::Fields;
 use super::{
-    ALIGNMENT, CONTROL_HEADER_SIZE, Kind, MESSAGE_HEADER_SIZE, MessageHeader, PREFIX_SIZE, VERSION,
-    checksum, flags, padded,
+    ALIGNMENT, CONTROL_HEADER_SIZE, Durability, Kind, MESSAGE_HEADER_SIZE, MessageHeader,
+    PREFIX_SIZE, VERSION, checksum, flags, padded,
 };
 use crate::id::{Epoch, Handle, PartitionIndex, PartitionSequence, ProducerId, Sequence};
 use crate::limits;
@@ -69,12 +69,27 @@ pub struct Envelope {
     pub timestamp: Wall,
     /// The hash of the key, if there is one.
     pub key_hash: Option<u64>,
+    /// How safe it is to be before it completes.
+    pub durability: Durability,
 }
 
 /// The padded size of a message.
 #[must_use]
 pub const fn message_size(properties: usize, body: usize) -> usize {
     padded(MESSAGE_HEADER_SIZE + properties + body)
+}
+
+#[inline]
+fn flags_of(envelope: &Envelope) -> u16 {
+    let keyed = match envelope.key_hash {
+        Some(_) => flags::KEYED,
+        None => 0,
+    };
+    let flushed = match envelope.durability {
+        Durability::Memory => 0,
+        Durability::Flushed => flags::FLUSHED,
+    };
+    keyed | flushed
 }
 
 /// Writes a message to the front of `out` and returns its padded size.
@@ -97,12 +112,7 @@ pub fn message(envelope: &Envelope, properties: &[u8], body: &[u8], out: &mut [u
         length: length_field.into(),
         kind: Kind::Message as u8,
         version: VERSION,
-        flags: if envelope.key_hash.is_some() {
-            flags::KEYED
-        } else {
-            0
-        }
-        .into(),
+        flags: flags_of(envelope).into(),
         handle: envelope.handle.0.into(),
         partition: envelope.partition.0.into(),
         property_length: length_field

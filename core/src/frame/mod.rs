@@ -43,7 +43,7 @@
 //! | length | u32 | header, properties and body; without the padding |
 //! | kind | u8 | [`Kind`] |
 //! | version | u8 | 1; of a hello and a farewell: any, their layouts never change |
-//! | flags | u16 | of a message: bits 0-1 durability (0 memory, 1 flushed), bits 2-5 priority less 4 modulo 16, bit 6 stamp block, bit 7 keyed, bit 8 given up, all others 0; of a control frame: 0 |
+//! | flags | u16 | of a message: bits 0-1 durability (0 memory, 1 flushed, others reserved), bits 2-5 priority less 4 modulo 16, bit 6 stamp block, bit 7 keyed, bit 8 given up, all others 0; of a control frame: 0 |
 //! | handle, partition | u32, u32 | the address word: on a link the producer's handle and the partition's index; in a log and towards a consumer the destination's number and the partition's index |
 //! | offset | u64 | the place in the partition, given by the broker |
 //! | append time | u64 | nanoseconds since 1970, given by the broker |
@@ -93,6 +93,16 @@ pub const PREFIX_SIZE: usize = 8;
 pub const CONTROL_HEADER_SIZE: usize = 16;
 /// Bytes of a message's header.
 pub const MESSAGE_HEADER_SIZE: usize = 112;
+/// How safe a stored message is, or is to be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Durability {
+    /// In the broker's memory.
+    #[default]
+    Memory,
+    /// Confirmed by the storage device, unless the broker keeps nothing on one.
+    Flushed,
+}
+
 /// Where the second range begins that a message's checksum covers.
 pub const MESSAGE_COVERED_FROM: usize = 36;
 /// Frames start at multiples of this.
@@ -189,7 +199,7 @@ const _: () = assert!(MESSAGE_HEADER_SIZE.is_multiple_of(ALIGNMENT) && MESSAGE_H
 pub mod flags {
     /// Durability: 0 memory, 1 flushed, others reserved.
     pub const DURABILITY: u16 = 0b11;
-    /// The message completes once a flush covers it.
+    /// The message completes once a flush covers it, where the broker has a device.
     pub const FLUSHED: u16 = 1;
     /// The priority less 4, modulo 16, so that the default is zero.
     pub const PRIORITY: u16 = 0b1111 << 2;
@@ -200,12 +210,14 @@ pub mod flags {
     /// Stands for a send that its client gave up: a header alone, stored nowhere,
     /// that takes the turn of its partition sequence.
     pub const GIVEN_UP: u16 = 1 << 8;
+    /// Those that a message may have.
+    pub const KNOWN: u16 = FLUSHED | KEYED | GIVEN_UP;
 }
 
 /// A field that a sender may not set yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reserved {
-    /// A durability other than memory.
+    /// A durability that is none.
     Durability,
     /// A priority other than the default.
     Priority,
@@ -237,7 +249,7 @@ impl MessageHeader {
         } else {
             0
         };
-        let set = u64::from(flags & !(flags::KEYED | flags::GIVEN_UP))
+        let set = u64::from(flags & !flags::KNOWN)
             | unkeyed
             | u64::from(self.schema.get())
             | self.transaction.get()
@@ -255,11 +267,11 @@ impl MessageHeader {
     #[cold]
     fn first_reserved(&self) -> Reserved {
         let flags = self.flags.get();
-        if flags & flags::DURABILITY != 0 {
+        if flags & flags::DURABILITY & !flags::FLUSHED != 0 {
             Reserved::Durability
         } else if flags & flags::PRIORITY != 0 {
             Reserved::Priority
-        } else if flags & !(flags::KEYED | flags::GIVEN_UP) != 0 {
+        } else if flags & !flags::KNOWN != 0 {
             Reserved::Flags
         } else if self.schema.get() != 0 {
             Reserved::Schema
@@ -436,7 +448,7 @@ mod tests {
     fn each_reserved_field_is_named_when_it_is_set() {
         type Set = fn(&mut MessageHeader);
         let cases: [(Set, Reserved); 10] = [
-            (|h| h.flags.set(flags::FLUSHED), Reserved::Durability),
+            (|h| h.flags.set(2), Reserved::Durability),
             (|h| h.flags.set(1 << 2), Reserved::Priority),
             (|h| h.flags.set(flags::STAMPS), Reserved::Flags),
             (|h| h.flags.set(1 << 15), Reserved::Flags),

@@ -34,6 +34,8 @@ struct Due {
     epoch: u32,
     sequence: u64,
     partition_sequence: u64,
+    /// The flag of its durability.
+    flushed: u16,
 }
 
 impl Due {
@@ -49,6 +51,7 @@ impl Due {
             epoch: header.epoch.get(),
             sequence: header.sequence.get(),
             partition_sequence: header.partition_sequence.get(),
+            flushed: header.flags.get() & flags::FLUSHED,
         })
     }
 
@@ -67,7 +70,7 @@ impl Due {
         // Everything that has to be as it is due, in one branch.
         let differs = u64::from(header.kind ^ Kind::Message as u8)
             | u64::from(header.version ^ VERSION)
-            | u64::from(flags & !flags::KEYED)
+            | u64::from((flags & !flags::KEYED) ^ self.flushed)
             | u64::from(header.handle.get() ^ self.handle)
             | u64::from(header.partition.get() ^ self.partition)
             | header.offset.get()

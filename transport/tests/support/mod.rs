@@ -218,6 +218,7 @@ impl TestClient {
                     properties: &[],
                     body: &bodies[next],
                     route: Route::Turn,
+                    durability: None,
                     deadline: Monotonic::NEVER,
                 };
                 if self.client.send(now, producer, &message).is_err() {

@@ -16,7 +16,7 @@ use crate::frame::Kind;
 use crate::frame::control::CompletionRun;
 use crate::frame::control::Fields;
 use crate::frame::decode::{self, Frame, Step};
-use crate::frame::{MessageHeader, encode, property};
+use crate::frame::{MessageHeader, encode, flags, property};
 use crate::id::PartitionSequence;
 use crate::id::{Epoch, Offset, ProducerId};
 use crate::routing;
@@ -199,6 +199,7 @@ impl Script {
             properties: &[],
             body,
             route,
+            durability: None,
             deadline: self.now.monotonic.after(Duration::from_secs(seconds)),
         };
         self.client.send(self.now, producer, &message)
@@ -273,6 +274,7 @@ pub(super) fn message_frame(partition: u32, offset: u64, body: &[u8]) -> Vec<u8>
         partition_sequence: PartitionSequence(offset + 1),
         timestamp: Wall(5),
         key_hash: None,
+        durability: Durability::Memory,
     };
     let mut frame = vec![0; encode::message_size(0, body.len())];
     encode::message(&envelope, &[], body, &mut frame);
@@ -389,9 +391,47 @@ fn sends_take_partitions_in_turn_by_key_and_as_told() {
         .collect();
     assert_eq!(partitions, [0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 2]);
     assert_eq!(headers[9].key_hash.get(), hash);
-    assert_eq!(headers[9].flags.get(), crate::frame::flags::KEYED);
+    let said = |header: &MessageHeader| header.flags.get();
+    assert_eq!(said(&headers[9]), flags::KEYED | flags::FLUSHED);
+    assert_eq!(said(&headers[10]), flags::FLUSHED);
     assert_eq!(headers[9].partition_sequence.get(), 4);
     assert_eq!(headers[10].partition_sequence.get(), 4);
+}
+
+#[test]
+fn a_send_is_as_safe_as_its_producer_says_unless_it_says_so_itself() {
+    for (of_all, of_one, flag) in [
+        (Durability::Flushed, None, flags::FLUSHED),
+        (Durability::Memory, None, 0),
+        (
+            Durability::Memory,
+            Some(Durability::Flushed),
+            flags::FLUSHED,
+        ),
+        (Durability::Flushed, Some(Durability::Memory), 0),
+    ] {
+        let mut script = Script::open();
+        let request = ProducerRequest {
+            durability: of_all,
+            ..ProducerRequest::new(queue("q"))
+        };
+        let producer = script.producer(request, &opened(5, 1));
+        let message = Outgoing {
+            properties: &[],
+            body: b"x",
+            route: Route::Turn,
+            durability: of_one,
+            deadline: Monotonic::NEVER,
+        };
+        script.client.send(script.now, producer, &message).unwrap();
+        let headers = messages(&script.said());
+        assert_eq!(headers[0].flags.get(), flag);
+        let mut stored = run(1, 1, 0);
+        stored.durability = 1;
+        script.complete(5, &[stored]);
+        let completion = script.client.poll_completion(producer).unwrap();
+        assert_eq!(completion.result.unwrap().durability, Durability::Flushed);
+    }
 }
 
 fn messages(said: &[Said]) -> Vec<MessageHeader> {
@@ -872,6 +912,7 @@ fn properties_arrive_as_they_were_sent() {
         properties: &properties,
         body: b"body",
         route: Route::Turn,
+        durability: None,
         deadline: Monotonic::NEVER,
     };
     script.client.send(script.now, producer, &message).unwrap();

@@ -105,6 +105,7 @@ impl Pair {
             properties: &[],
             body,
             route: Route::Turn,
+            durability: None,
             deadline: Monotonic::NEVER,
         };
         self.client.send(self.now, producer, &message)
@@ -240,6 +241,7 @@ fn a_send_that_gave_up_unsent_leaves_no_gap_that_the_shard_would_refuse() {
         properties: &[],
         body: b"quick",
         route: Route::Turn,
+        durability: None,
         deadline: second(2),
     };
     pair.send(producer, b"before").unwrap();
