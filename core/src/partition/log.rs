@@ -16,17 +16,21 @@
 //! its neighbour, so that a few slow messages do not hold the memory of all that
 //! came with them.
 //!
+//! What a flush has still to cover is hidden: it is stored and has its offset, but
+//! nobody reads it, nor what came behind it, until [`Log::show`].
+//!
 //! Invariants: segments are in the order of their offsets and do not overlap;
 //! offsets within one rise; only the last one may be open; a segment's claims
 //! are the sum over all subscriptions of its unsettled messages; `chunks` and
-//! `bytes` are sums over the segments.
+//! `bytes` are sums over the segments; what is hidden begins at `shown`, and `hidden`
+//! is in the order of batches and of offsets.
 
 use std::collections::VecDeque;
 
 use zerocopy::FromBytes;
 
 use crate::frame::{MessageHeader, padded};
-use crate::id::{DestinationNumber, Offset, PartitionIndex};
+use crate::id::{BatchNumber, DestinationNumber, Offset, PartitionIndex};
 use crate::memory::{Arena, CHUNK, ChunkId};
 use crate::time::Wall;
 
@@ -160,7 +164,14 @@ pub struct Log {
     sweep: Offset,
     /// It held a message longer than a chunk.
     has_large: bool,
+    /// Readers come no further than here; [`ALL`] if nothing is hidden.
+    shown: Offset,
+    /// Which batches have to be durable, and what of each is the first.
+    hidden: VecDeque<(BatchNumber, Offset)>,
 }
+
+/// No message is behind it.
+const ALL: Offset = Offset(u64::MAX);
 
 impl Log {
     /// An empty log that keeps `retain` bytes of what is settled.
@@ -177,6 +188,8 @@ impl Log {
             thinning: false,
             sweep: Offset(0),
             has_large: false,
+            shown: ALL,
+            hidden: VecDeque::new(),
         }
     }
 
@@ -327,6 +340,36 @@ impl Log {
         offset
     }
 
+    /// Hides what was just stored, from `first` on, until `batch` is durable. Whether
+    /// it is the first of that batch that is hidden here.
+    pub fn hide(&mut self, first: Offset, batch: BatchNumber) -> bool {
+        if self.hidden.is_empty() {
+            self.shown = first;
+        }
+        let is_first = self.hidden.back().is_none_or(|(last, _)| *last != batch);
+        if is_first {
+            self.hidden.push_back((batch, first));
+        }
+        is_first
+    }
+
+    /// All batches up to `durable` are.
+    pub fn show(&mut self, durable: BatchNumber) {
+        while let Some((batch, _)) = self.hidden.front()
+            && *batch <= durable
+        {
+            self.hidden.pop_front();
+        }
+        // What came behind it and needs no flush is shown with it.
+        self.shown = self.hidden.front().map_or(ALL, |(_, first)| *first);
+    }
+
+    /// How far readers come: behind the last message that is not hidden.
+    #[inline]
+    fn reading_ends(&self) -> Offset {
+        self.next.min(self.shown)
+    }
+
     /// Takes `count` claims off messages from `first` on: one subscription has
     /// settled them. They all lie in the log, without a hole between them.
     #[inline]
@@ -388,7 +431,8 @@ impl Log {
         limit: RunLimit,
         mut wanted: impl FnMut(&MessageHeader) -> bool,
     ) -> Option<Run> {
-        if cursor.offset >= self.next {
+        let end = self.reading_ends();
+        if cursor.offset >= end {
             return None;
         }
         let index = self.index_from(cursor.offset)?;
@@ -404,7 +448,8 @@ impl Log {
         let bytes_in_head = arena.bytes(segment.head);
         let first = Offset(header_at(bytes_in_head, byte)?.offset.get());
         let mut offset = first;
-        while byte < segment.used && u64::from(count) < limit.messages.max(1) {
+        let most = limit.messages.max(1).min(end.0.saturating_sub(first.0));
+        while byte < segment.used && u64::from(count) < most {
             let Some(header) = header_at(bytes_in_head, byte) else {
                 break;
             };
@@ -441,7 +486,8 @@ impl Log {
     /// The message at the cursor or, over a gap, behind it, to which the cursor moves.
     /// `None` at the end of the log.
     pub fn look<'a>(&'a self, arena: &'a Arena, cursor: &mut Cursor) -> Option<&'a MessageHeader> {
-        if cursor.offset >= self.next {
+        let end = self.reading_ends();
+        if cursor.offset >= end {
             return None;
         }
         let segment = &self.segments[self.index_from(cursor.offset)?];
@@ -451,7 +497,8 @@ impl Log {
             0
         };
         let (byte, header) = records(arena, segment, seen)
-            .find(|(_, header)| header.offset.get() >= cursor.offset.0)?;
+            .find(|(_, header)| header.offset.get() >= cursor.offset.0)
+            .filter(|(_, header)| header.offset.get() < end.0)?;
         *cursor = Cursor {
             offset: Offset(header.offset.get()),
             serial: segment.serial,
@@ -558,10 +605,13 @@ impl Log {
             .map_or(self.next, |segment| segment.first)
     }
 
-    /// Whether a message is kept at `offset` or behind it.
+    /// Whether a message is kept at `offset` or behind it that is not hidden.
     #[inline]
     #[must_use]
     pub fn reaches(&self, offset: Offset) -> bool {
+        if offset >= self.shown {
+            return false;
+        }
         // Only the last segment can be without a record.
         self.segments
             .iter()
@@ -637,6 +687,10 @@ impl Log {
                 before = Some(segment.last);
             }
         }
+        let first = self.hidden.front().map_or(ALL, |(_, first)| *first);
+        assert_eq!(first, self.shown, "readers stop at what is hidden");
+        let is_in_order = (self.hidden.iter()).is_sorted_by(|a, b| a.0 < b.0 && a.1 < b.1);
+        assert!(is_in_order, "what is hidden is in order");
         let chunks: usize = self
             .segments
             .iter()

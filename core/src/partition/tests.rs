@@ -11,7 +11,7 @@ use super::log::{Cursor, Run, RunLimit};
 use super::*;
 use crate::frame::encode::{Envelope, message, message_size};
 use crate::frame::{MESSAGE_HEADER_SIZE, MessageHeader, checksum};
-use crate::id::{DestinationNumber, PartitionIndex, ProducerId, Sequence};
+use crate::id::{BatchNumber, DestinationNumber, PartitionIndex, ProducerId, Sequence};
 use crate::memory::CHUNK;
 use crate::time::{Monotonic, Wall};
 
@@ -1135,5 +1135,81 @@ proptest! {
             world.step(step);
         }
         world.finish();
+    }
+}
+
+/// What happens to a log of which some has to be flushed before it is shown.
+#[derive(Clone, Copy, Debug)]
+enum Flushing {
+    /// So many messages, with as large bodies, hidden or not.
+    Append(u64, usize, bool),
+    /// The next message is in a later batch.
+    NextBatch,
+    /// So many more batches are durable.
+    Show(u64),
+    Read(u64),
+}
+
+fn flushing() -> impl Strategy<Value = Flushing> {
+    prop_oneof![
+        4 => (1..6_u64, 0..20_000_usize, any::<bool>())
+            .prop_map(|(count, body, hidden)| Flushing::Append(count, body, hidden)),
+        2 => Just(Flushing::NextBatch),
+        2 => (1..4_u64).prop_map(Flushing::Show),
+        3 => (1..20_u64).prop_map(Flushing::Read),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 2 } else { 256 }))]
+
+    #[test]
+    fn readers_come_as_far_as_what_is_hidden(acts in prop::collection::vec(flushing(), 1..60)) {
+        let mut arena = Arena::new(CHUNKS * 4);
+        let mut log = Log::new(ADDRESS, u64::MAX / 2);
+        let (mut open, mut durable) = (1_u64, 0_u64);
+        // Of each message the batch that it waits for; 0 for none.
+        let mut batches: Vec<u64> = Vec::new();
+        let mut cursor = Cursor::at(Offset(0));
+        for act in acts {
+            match act {
+                Flushing::Append(count, body, hidden) => {
+                    for _ in 0..count {
+                        let frame = frame(batches.len() as u64, body);
+                        let time = append_time(batches.len() as u64);
+                        let Ok(offset) = log.append(&mut arena, &frame, 1, time) else {
+                            continue;
+                        };
+                        if hidden {
+                            let is_first = log.hide(offset, BatchNumber(open));
+                            let known = batches.contains(&open);
+                            prop_assert_eq!(is_first, !known);
+                        }
+                        batches.push(if hidden { open } else { 0 });
+                    }
+                }
+                Flushing::NextBatch => open += 1,
+                Flushing::Show(more) => {
+                    durable = (durable + more).min(open - 1);
+                    log.show(BatchNumber(durable));
+                }
+                Flushing::Read(messages) => {
+                    let shown = batches.iter().position(|batch| *batch > durable);
+                    let shown = shown.unwrap_or(batches.len()) as u64;
+                    let before = cursor.offset.0;
+                    prop_assert_eq!(log.reaches(cursor.offset), before < shown);
+                    prop_assert_eq!(log.look(&arena, &mut cursor).is_some(), before < shown);
+                    let limit = RunLimit { messages, bytes: u64::MAX };
+                    let run = log.read(&arena, &mut cursor, limit);
+                    prop_assert_eq!(run.is_some(), before < shown);
+                    prop_assert!(cursor.offset.0 <= shown, "{} of {shown}", cursor.offset);
+                }
+            }
+            log.invariants();
+        }
+        log.show(BatchNumber(open));
+        while log.read(&arena, &mut cursor, EVERYTHING).is_some() {}
+        prop_assert_eq!(cursor.offset.0, batches.len() as u64);
+        log.clear(&mut arena);
     }
 }
