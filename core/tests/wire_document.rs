@@ -2,6 +2,8 @@
 //! not drift. Prose is beyond a test; every table, number and byte is not.
 #![allow(clippy::unwrap_used)]
 
+#[path = "vectors/notes.rs"]
+mod notes;
 mod vectors;
 
 use std::collections::BTreeSet;
@@ -10,50 +12,19 @@ use courser_core::error::Refusal;
 use courser_core::frame::decode::{Frame, Step, decode};
 use courser_core::frame::{Kind, MESSAGE_HEADER_SIZE};
 use courser_core::limits;
+use notes::Field;
 
 const DOCUMENT: &str = include_str!("../../docs/wire.md");
 const VECTORS: &str = include_str!("vectors/frames.hex");
 
-/// One field of a vector, as its line says: place, bytes, name.
-#[derive(Debug)]
-struct Field {
-    at: usize,
-    size: usize,
-    name: &'static str,
-}
-
-/// The fields of the vector `name`, without what only continues a field.
+/// The fields of the vector `name`.
 fn fields(name: &str) -> Vec<Field> {
-    let title = format!("= {name}: ");
-    let mut fields: Vec<Field> = Vec::new();
-    let lines = VECTORS
-        .lines()
-        .skip_while(|line| !line.starts_with(&title))
-        .skip(1)
-        .take_while(|line| !line.is_empty());
-    for line in lines {
-        let (bytes, note) = line.split_once('#').unwrap();
-        let size = bytes.split_whitespace().count();
-        match note.trim().split_once(' ') {
-            Some((at, rest)) => fields.push(Field {
-                at: at.parse().unwrap(),
-                size,
-                name: rest.split(" = ").next().unwrap(),
-            }),
-            None => fields.last_mut().unwrap().size += size,
-        }
-    }
-    assert!(!fields.is_empty(), "{name} is in the file");
-    fields
+    notes::fields(VECTORS, name)
 }
 
 /// The text under a heading, up to the next one.
 fn section(heading: &str) -> &'static str {
-    let line = format!("\n{heading}\n");
-    let (_, rest) = DOCUMENT
-        .split_once(&line)
-        .unwrap_or_else(|| panic!("the page has {heading:?}"));
-    rest.split("\n#").next().unwrap()
+    notes::section(DOCUMENT, heading)
 }
 
 fn assert_row(heading: &str, at: usize, size: usize, name: &str) {
@@ -63,13 +34,7 @@ fn assert_row(heading: &str, at: usize, size: usize, name: &str) {
 
 /// How often a heading's table has a row for a field at a fixed place.
 fn rows(heading: &str) -> usize {
-    section(heading)
-        .lines()
-        .filter(|line| {
-            line.strip_prefix("| ")
-                .is_some_and(|rest| rest.starts_with(|first: char| first.is_ascii_digit()))
-        })
-        .count()
+    notes::rows(section(heading))
 }
 
 fn heading(kind: Kind) -> String {

@@ -2,8 +2,9 @@
 //!
 //! `frames.hex` is printed by `scripts/wire-vectors`, an encoder of its own
 //! written from `docs/wire.md`; nothing in this crate had a part in its bytes.
+//! `journal.hex` is the same for `docs/storage.md`, by `scripts/storage-vectors`.
 
-/// One frame of the file, with its padding.
+/// One vector of a file: a frame with its padding, or what else it is of.
 #[derive(Clone, Debug)]
 pub(crate) struct Vector {
     /// What the tests call it.
@@ -12,14 +13,19 @@ pub(crate) struct Vector {
     pub(crate) bytes: Vec<u8>,
 }
 
-/// Every vector, in the order of the file.
+/// Every frame, in the order of the file.
+pub(crate) fn all() -> Vec<Vector> {
+    read(include_str!("frames.hex"))
+}
+
+/// Every vector of `file`, in its order.
 ///
 /// # Panics
 ///
 /// If the file is not of the form that its script prints.
-pub(crate) fn all() -> Vec<Vector> {
+pub(crate) fn read(file: &'static str) -> Vec<Vector> {
     let mut vectors: Vec<Vector> = Vec::new();
-    for line in include_str!("frames.hex").lines() {
+    for line in file.lines() {
         if let Some(title) = line.strip_prefix("= ") {
             let (name, _) = title.split_once(": ").expect("a title is `name: what`");
             vectors.push(Vector {
