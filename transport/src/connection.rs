@@ -44,7 +44,7 @@ use std::time::Duration;
 use courser_core::time::Monotonic;
 
 use crate::planted::{self, Fault};
-use crate::ring::{Buffer, Calls, Completion, Received, Ring, RingFault, Slot, Wait};
+use crate::ring::{Buffer, Calls, Completion, FileSlot, Received, Ring, RingFault, Slot, Wait};
 use crate::sys::Errno;
 
 /// How long a leaving connection may take over its goodbye.
@@ -66,6 +66,12 @@ pub(crate) enum Event {
     /// Nothing is in flight on a connection that is to part: the owner takes the socket
     /// with [`Connections::take`], or leaves.
     Parted { slot: Slot },
+    /// A write to a file is over: no business of a connection's, but of the same ring's.
+    Written {
+        file: FileSlot,
+        token: u64,
+        result: Result<u32, Errno>,
+    },
 }
 
 /// Counts of what the sockets of a shard went through.
@@ -386,6 +392,15 @@ impl<R: Ring> Connections<R> {
     fn react(&mut self, completion: Completion) -> Option<Event> {
         match completion {
             Completion::Woken => None,
+            Completion::Written {
+                file,
+                token,
+                result,
+            } => Some(Event::Written {
+                file,
+                token,
+                result,
+            }),
             Completion::Received {
                 slot,
                 received,

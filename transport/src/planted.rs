@@ -27,12 +27,21 @@ faults! {
     /// A cancellation's own completion is taken for the end of what it cancels.
     CancelledIsTheEnd = "law_01_cancelled_is_the_end",
         seen by "law_01_completions_come_in_any_order_and_late";
+    /// The end of a write is told for another one.
+    WriteToldForAnother = "law_01_write_told_for_another",
+        seen by "law_01_writes_end_in_any_order_and_late";
     /// A short send counts as a whole one.
     ShortSendIsWhole = "law_02_short_send_is_whole",
         seen by "law_02_sends_and_receives_take_any_length";
     /// A send that took nothing ends the connection.
     EmptySendIsTheEnd = "law_02_empty_send_is_the_end",
         seen by "law_02_sends_and_receives_take_any_length";
+    /// A short write counts as a whole one.
+    ShortWriteIsWhole = "law_02_short_write_is_whole",
+        seen by "law_02_writes_take_any_length";
+    /// A write that failed is made again.
+    FailedWriteIsRetried = "law_03_failed_write_is_retried",
+        seen by "law_03_a_failed_write_is_told_and_never_made_again";
     /// A receive that the kernel refused for a while ends the connection.
     RefusedReceiveIsTheEnd = "law_03_refused_receive_is_the_end",
         seen by "law_03_a_refusal_for_the_moment_is_no_end";
@@ -72,12 +81,18 @@ faults! {
     /// The buffer of a receive that beat its cancellation is not given back.
     BeatenCancelKeepsBuffer = "law_08_beaten_cancel_keeps_buffer",
         seen by "law_08_a_cancel_races_success_and_no_buffer_is_lost";
+    /// A ring that is dropped does not wait for what it writes.
+    DropLeavesWrites = "law_08_drop_leaves_writes",
+        seen by "law_08_a_write_cannot_be_cancelled_and_a_drop_waits_for_it";
     /// Large sends go without a copy.
     ZeroCopySend = "law_09_zero_copy_send",
         seen by "law_09_nothing_is_sent_without_a_copy";
     /// A send is linked to what comes next.
     LinkedSend = "law_10_linked_send",
         seen by "law_10_nothing_is_linked_and_nothing_is_flushed";
+    /// A write ends when the device has it in its cache.
+    WriteWithoutFlush = "law_10_write_without_flush",
+        seen by "law_10_a_write_is_durable_by_itself";
     /// A slot keeps its generation for its next tenant.
     SameGeneration = "law_11_same_generation",
         seen by "law_11_a_descriptor_used_again_is_another_connection";

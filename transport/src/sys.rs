@@ -422,6 +422,32 @@ pub(crate) fn forget_cached(file: BorrowedFd<'_>) {
     unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
 }
 
+/// Writes the vectors at a position of a file, as far as the kernel takes them.
+///
+/// # Safety
+/// Every vector's base and length name memory that stays readable for the call.
+pub(crate) unsafe fn write_vectors(
+    file: BorrowedFd<'_>,
+    vectors: &[libc::iovec],
+    position: u64,
+    flags: libc::c_int,
+) -> Result<usize, Errno> {
+    let position = libc::off_t::try_from(position).map_err(|_| Errno(libc::EFBIG))?;
+    let count = libc::c_int::try_from(vectors.len()).map_err(|_| Errno(libc::EINVAL))?;
+    // SAFETY: pointer and count are those of a slice; the caller vouches for what its
+    // vectors name.
+    checked_count(unsafe {
+        libc::pwritev2(file.as_raw_fd(), vectors.as_ptr(), count, position, flags)
+    })
+}
+
+/// Has the bytes of a file be on the device.
+pub(crate) fn sync_data(file: BorrowedFd<'_>) -> Result<(), Errno> {
+    // SAFETY: takes an integer only.
+    checked(unsafe { libc::fdatasync(file.as_raw_fd()) })?;
+    Ok(())
+}
+
 /// From here on a write of the calling thread beyond the largest size that this process
 /// may give a file is refused as any other, and does not end the process by a signal.
 pub(crate) fn refuse_large_files_quietly() {

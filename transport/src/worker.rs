@@ -420,6 +420,12 @@ impl<R: Ring> Worker<R> {
                 }
             }
             Event::Parted { slot } => self.hand_over(now, slot),
+            // A shard that keeps nothing on disk begins no write.
+            Event::Written {
+                file,
+                token,
+                result,
+            } => debug_assert!(false, "nobody wrote {token} to {file:?}: {result:?}"),
         }
     }
 

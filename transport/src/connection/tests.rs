@@ -119,6 +119,7 @@ impl<R: Ring> Owner<R> {
                     let mirror = self.mirrors.remove(&slot).expect("an end is told once");
                     self.ended.push((slot, mirror));
                 }
+                Event::Written { .. } => panic!("nothing was written"),
                 Event::Parted { slot } => {
                     let mirror = self.mirrors.remove(&slot).expect("only of open ones");
                     let socket = self.connections.take(slot).expect("it has parted");

@@ -552,40 +552,13 @@ pub(super) fn sync_directory(path: &Path) -> Result<(), DirectoryError> {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     #![allow(clippy::unwrap_used)]
 
     use std::os::unix::fs::PermissionsExt;
-    use std::sync::atomic::{AtomicU32, Ordering};
 
+    use super::super::scratch::Scratch;
     use super::*;
-
-    /// A directory of a test's own, removed with it.
-    pub(crate) struct Scratch(PathBuf);
-
-    impl Scratch {
-        pub(crate) fn new() -> Self {
-            Self::within(&std::env::temp_dir()).unwrap()
-        }
-
-        pub(crate) fn within(directory: &Path) -> io::Result<Self> {
-            static COUNT: AtomicU32 = AtomicU32::new(0);
-            let number = COUNT.fetch_add(1, Ordering::Relaxed);
-            let path = directory.join(format!("courser-disk-{}-{number}", process::id()));
-            DirBuilder::new().mode(0o700).create(&path)?;
-            Ok(Self(path))
-        }
-
-        pub(crate) fn path(&self) -> &Path {
-            &self.0
-        }
-    }
-
-    impl Drop for Scratch {
-        fn drop(&mut self) {
-            fs::remove_dir_all(&self.0).ok();
-        }
-    }
 
     fn set_mode(path: &Path, mode: u32) {
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();

@@ -101,6 +101,17 @@ impl DiskFile {
         })
     }
 
+    /// A file of another kind, or in a way that its file system does not have.
+    #[cfg(test)]
+    pub(crate) fn posing(file: File, way: Way, size: u64) -> Self {
+        Self {
+            descriptor: file.into(),
+            way,
+            size,
+            _held: None,
+        }
+    }
+
     pub(super) fn held_by(mut self, held: Arc<Held>) -> Self {
         self._held = Some(held);
         self
@@ -204,7 +215,7 @@ fn write_out(path: &Path, size: u64, called_off: &AtomicBool) -> Result<(), Fail
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use super::super::directory::tests::Scratch;
+    use super::super::scratch::Scratch;
     use super::*;
 
     static NEVER: AtomicBool = AtomicBool::new(false);

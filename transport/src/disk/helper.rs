@@ -221,7 +221,7 @@ mod tests {
     use std::fs;
     use std::time::{Duration, Instant};
 
-    use super::super::directory::tests::Scratch;
+    use super::super::scratch::Scratch;
     use super::*;
     use crate::ring::epoll::EpollRing;
     use crate::ring::{Ring, RingSize, Wait};

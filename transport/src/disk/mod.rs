@@ -4,7 +4,7 @@
 //! installation's name and lists the journals that are there; a [`DiskFile`] is one of
 //! its files, opened for durable writes; the [`Helper`] is a shard's thread for what
 //! takes long and has no place in a ring: preparing a file, removing, renaming, flushing a
-//! directory.
+//! directory; [`Writes`] keeps the books of what is written, above the ring.
 //!
 //! ```text
 //!   DIR/lock                        flock'd by the broker that has it; text: its process
@@ -12,7 +12,8 @@
 //!   DIR/journal-00/000001.journal   files of journal 0, named by slot
 //!
 //!   start:  DataDirectory::open -> journals -> read (recovery)
-//!   run:    Helper: Prepare -> Prepared(DiskFile) -> Ring::attach_file -> Ring::write
+//!   run:    Helper: Prepare -> Prepared(DiskFile) -> Ring::attach_file
+//!           Writes::begin -> ring::begin_write ... Event::Written -> Writes::written
 //! ```
 //!
 //! Invariants:
@@ -30,11 +31,15 @@ mod directory;
 mod file;
 mod helper;
 mod installation;
+#[cfg(test)]
+pub(crate) mod scratch;
+mod writes;
 
 pub use directory::{DataDirectory, DirectoryError, JournalFile, Listed, Rights};
 pub use file::{DiskFile, Way};
 pub use helper::{Done, Errand, Helper};
 pub use installation::Malformed;
+pub use writes::{Progress, Rest, Writes};
 
 /// What positions and lengths of durable writes, their addresses and the sizes of files
 /// are multiples of, in bytes.

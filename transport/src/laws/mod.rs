@@ -1,5 +1,6 @@
 //! The laws of io_uring, each a field bug of somebody's, and a test of our own code for
-//! each: the ring over io_uring, the connections on it, the worker and the door.
+//! each: the ring over io_uring, the connections and files on it, the worker and the door.
+//! What they say of writes is asked of every ring.
 //!
 //! Below the ring is a simulated kernel (`ring/io_uring/simulated.rs`) that takes the
 //! liberties of the law at hand on real sockets, drawn from a seed; every test shows
@@ -8,15 +9,15 @@
 //! | law | here |
 //! |---|---|
 //! | 1 completions in any order, late by seconds | `law_01_..` |
-//! | 2 sends and receives of any length | `law_02_..`; a read or write of a file is none of ours, see 10 |
-//! | 3 `EAGAIN`, `EINTR`, `ECANCELED`, `ENOBUFS`, `EBUSY` wherever they are legal | `law_03_..` |
+//! | 2 sends, receives and writes of any length | `law_02_..`; files are read before there is a ring |
+//! | 3 `EAGAIN`, `EINTR`, `ECANCELED`, `ENOBUFS`, `EBUSY` wherever they are legal | `law_03_..`; of a write every error is the last word |
 //! | 4 a multishot ends at any time | `law_04_..`; of accepts there is none: the door accepts by plain calls |
 //! | 5 no provided buffer left | `law_05_..` |
 //! | 6 no room for a completion | `law_06_..` |
 //! | 7 no room for a submission | `law_07_..` |
 //! | 8 a cancellation races success | `law_08_..` |
 //! | 9 the second notification of a send without a copy | not applicable: nothing is sent so, which `law_09_..` asserts |
-//! | 10 a short write breaks its link to a flush | not applicable: there is no journal yet, nothing is linked, written or flushed, which `law_10_..` asserts |
+//! | 10 a short write breaks its link to a flush | not applicable: a write is durable by itself, nothing is linked and nothing flushed, which `law_10_..` asserts |
 //! | 11 a descriptor closed in flight, its number used again | `law_11_..` |
 //! | 12 `io_uring_enter` itself is refused | `law_12_..` |
 //! | 13 accepting is refused | `law_13_..` |
@@ -29,6 +30,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod entrance;
+mod files;
 mod queues;
 mod set_up;
 mod sockets;
@@ -74,6 +76,7 @@ const ENTER_FOR_THE_MOMENT: &[i32] = &[libc::EBUSY, libc::EAGAIN, libc::ENOMEM, 
 const EVERYTHING: Behaviour = Behaviour {
     late: 20,
     short: true,
+    write_errors: &[],
     refusals: FOR_THE_MOMENT,
     ends_early: true,
     cancels_race: true,

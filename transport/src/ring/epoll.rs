@@ -5,6 +5,8 @@
 //! at once when they are begun, which is a legal time for them, and report with the
 //! next facts.
 //!
+//! Writes to files would hold the shard up; a thread of the ring's own makes them.
+//!
 //! A thread that spins over one or two sockets receives from them directly and leaves
 //! epoll out; they stay registered, so that a sleep needs no preparation.
 //!
@@ -16,11 +18,15 @@ use std::collections::VecDeque;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, OwnedFd};
 
+use super::aside::Aside;
 use super::buffers::Buffers;
 use super::direct::{self, DIRECT_MAX};
+use super::files::Files;
 use super::{
-    AttachRefused, Buffer, Calls, Completion, Received, Ring, RingFault, RingSize, Slot, Wait,
+    AttachRefused, Buffer, Calls, Completion, FileSlot, Received, Ring, RingFault, RingSize, Slot,
+    Wait,
 };
+use crate::disk::DiskFile;
 use crate::doorbell::Doorbell;
 use crate::sys::{self, Errno};
 
@@ -49,6 +55,9 @@ const LOST: u32 = (libc::EPOLLERR | libc::EPOLLHUP).cast_unsigned();
 /// A [`Ring`] over epoll.
 #[derive(Debug)]
 pub struct EpollRing {
+    /// Before the files, whose descriptors it writes to. From the first file on.
+    aside: Option<Aside>,
+    files: Files,
     set: OwnedFd,
     doorbell: Doorbell,
     sockets: Vec<Option<Watched>>,
@@ -99,6 +108,8 @@ impl EpollRing {
         let mut sockets = Vec::new();
         sockets.resize_with(size.slots.min(Slot::INDEX_LIMIT) as usize, || None);
         Ok(Self {
+            aside: None,
+            files: Files::default(),
             set,
             doorbell,
             sockets,
@@ -157,6 +168,17 @@ impl EpollRing {
                     self.facts.push_back(Completion::Writable { slot });
                 }
             }
+        }
+    }
+
+    /// Takes notice of writes that are over.
+    #[inline]
+    fn collect_written(&mut self) {
+        let Some(aside) = &mut self.aside else {
+            return;
+        };
+        while let Some(written) = aside.take() {
+            self.facts.push_back(written);
         }
     }
 
@@ -237,6 +259,7 @@ impl EpollRing {
 
 impl Ring for EpollRing {
     type Socket = OwnedFd;
+    type File = DiskFile;
 
     fn attach(&mut self, slot: Slot, socket: OwnedFd) -> Result<(), AttachRefused<OwnedFd>> {
         if let Err(errno) = sys::set_nonblocking(socket.as_fd()) {
@@ -313,7 +336,48 @@ impl Ring for EpollRing {
             .socket
     }
 
+    fn attach_file(
+        &mut self,
+        slot: FileSlot,
+        file: DiskFile,
+    ) -> Result<(), AttachRefused<DiskFile>> {
+        if self.aside.is_none() {
+            match Aside::start(self.doorbell.clone()) {
+                Ok(aside) => self.aside = Some(aside),
+                Err(error) => {
+                    let errno = Errno::of(&error);
+                    return Err(AttachRefused {
+                        socket: file,
+                        errno,
+                    });
+                }
+            }
+        }
+        self.files.attach(slot, file);
+        Ok(())
+    }
+
+    unsafe fn write(&mut self, slot: FileSlot, position: u64, pieces: &[&[u8]], token: u64) {
+        let target = self.files.begin(slot, position, pieces);
+        let aside = self
+            .aside
+            .as_mut()
+            .expect("it was started with the first file");
+        // SAFETY: the caller vouches for the pieces, and the file is not let go before
+        // the completion was taken; a drop of the ring drops the thread first.
+        if let Err(fact) = unsafe { aside.write(slot, target, position, pieces, token) } {
+            self.facts.push_back(fact);
+        }
+    }
+
+    fn detach_file(&mut self, slot: FileSlot) -> DiskFile {
+        self.files.detach(slot)
+    }
+
     fn turn(&mut self, wait: Wait) -> Result<Calls, RingFault> {
+        // Whoever goes to sleep has announced it; what is over by now is seen here, and
+        // what is over later rings.
+        self.collect_written();
         // Without sockets there is only the bell, which is for sleepers.
         if self.sockets.is_empty() && wait == Wait::No {
             return Ok(Calls::default());
@@ -348,7 +412,10 @@ impl Ring for EpollRing {
             Wait::AtMost(time) => time,
         };
         match sys::epoll_wait(self.set.as_fd(), &mut *self.events, timeout) {
-            Ok(count) => self.pending = 0..count,
+            Ok(count) => {
+                self.pending = 0..count;
+                self.collect_written();
+            }
             Err(Errno(libc::EINTR)) => {}
             Err(errno) => {
                 return Err(RingFault {
@@ -362,6 +429,9 @@ impl Ring for EpollRing {
 
     fn next(&mut self) -> Option<Completion> {
         if let Some(fact) = self.facts.pop_front() {
+            if let Completion::Written { file, .. } = fact {
+                self.files.ended(file);
+            }
             return Some(fact);
         }
         while self.pending.start < self.pending.end {

@@ -1,4 +1,4 @@
-//! The ring over io_uring: many sockets, one system call a turn.
+//! The ring over io_uring: many sockets and a few files, one system call a turn.
 //!
 //! Cast: the *kernel ring* is the crate's object with its two queues; the *provided
 //! buffers* are memory of ours that the kernel fills with received bytes; a *seat* is
@@ -19,6 +19,10 @@
 //! at the completion queue alone finds nothing new, and only the thread that made the
 //! ring may enter it.
 //!
+//! A write to a file goes past the page cache and is durable by a flag of its own; the
+//! queue is handed over with it in the same call as everything else. Files that do not
+//! take such writes have a thread of the ring's own for them (`aside.rs`).
+//!
 //! A thread that keeps spinning over one or two sockets gets them served by direct calls
 //! (`direct.rs`); the first sleep or the third socket ends that.
 //!
@@ -29,9 +33,9 @@
 //!   yet taken, or on loan as a [`Buffer`].
 //! - Entries that find the submission queue full wait in `deferred`, in order; nothing
 //!   is lost and nothing overtakes.
-//! - Memory that an operation names (a seat's message header, the buffers, the
-//!   counter) outlives the operation's last completion: a drop cancels, drains, and
-//!   frees only then.
+//! - Memory that an operation names (a seat's message header, the buffers, the vectors of
+//!   a write, the counter) outlives the operation's last completion: a drop cancels,
+//!   drains, and frees only then.
 
 mod kernel;
 mod ladder;
@@ -49,12 +53,16 @@ use std::time::{Duration, Instant};
 use io_uring::types::{CancelBuilder, Fd, Fixed};
 use io_uring::{cqueue, opcode, squeue};
 
+use super::aside::Aside;
 use super::buffers::Buffers;
 use super::direct::{self, DIRECT_MAX};
+use super::files::{Files, Target};
 use super::refusal::{Cause, IoUringRefused};
 use super::{
-    AttachRefused, Buffer, Calls, Completion, Received, Ring, RingFault, RingSize, Slot, Wait,
+    AttachRefused, Buffer, Calls, Completion, FileSlot, Received, Ring, RingFault, RingSize, Slot,
+    Wait,
 };
+use crate::disk::{DiskFile, Way};
 use crate::doorbell::Doorbell;
 use crate::planted::{self, Fault};
 use crate::sys::{self, Errno};
@@ -62,7 +70,7 @@ use kernel::{Completed, Kernel, Queues};
 use ladder::{Foothold, LADDER, SUBMISSIONS};
 #[cfg(test)]
 pub(crate) use ladder::{OPERATIONS, completions_for};
-use memory::{BUFFER_GROUP, ProvidedBuffers, SendHeaders};
+use memory::{BUFFER_GROUP, ProvidedBuffers, SendHeaders, Writes};
 use word::{Kind, POLL_IN, POLL_OUT, unpack, word};
 
 /// After so many turns that did not sleep, a millisecond or so, a lone socket is hot.
@@ -83,6 +91,9 @@ const OWN_OPERATIONS: u32 = 1;
 /// How long a drop waits for the kernel to end what it was told to cancel.
 const DRAIN_TIME: Duration = Duration::from_secs(2);
 
+/// How long it waits for a device to end a write, which cannot be cancelled.
+const WRITE_TIME: Duration = Duration::from_secs(30);
+
 /// A [`Ring`] over io_uring. It stays on the thread that made it.
 #[derive(Debug)]
 pub struct IoUringRing {
@@ -90,6 +101,10 @@ pub struct IoUringRing {
     buffers: ManuallyDrop<ProvidedBuffers>,
     seats: ManuallyDrop<Box<[Option<Seat>]>>,
     headers: ManuallyDrop<SendHeaders>,
+    writes: ManuallyDrop<Writes>,
+    files: ManuallyDrop<Files>,
+    /// From the first file on that does not take direct writes.
+    aside: Option<Aside>,
     doorbell: ManuallyDrop<Doorbell>,
     /// Who is attached, in no order.
     attached: Vec<Slot>,
@@ -209,6 +224,10 @@ impl IoUringRing {
             call: "eventfd",
             errno,
         })?;
+        let writes = Writes::new().map_err(|errno| Cause::Call {
+            call: "mmap",
+            errno,
+        })?;
         let mut seats = Vec::new();
         seats.resize_with(slots as usize, || None);
         let direct_buffers = buffers
@@ -222,6 +241,9 @@ impl IoUringRing {
             buffers: ManuallyDrop::new(buffers),
             seats: ManuallyDrop::new(seats.into_boxed_slice()),
             headers: ManuallyDrop::new(headers),
+            writes: ManuallyDrop::new(writes),
+            files: ManuallyDrop::new(Files::default()),
+            aside: None,
             doorbell: ManuallyDrop::new(doorbell),
             attached: Vec::with_capacity(slots as usize),
             facts: VecDeque::with_capacity(SUBMISSIONS as usize),
@@ -393,6 +415,19 @@ impl IoUringRing {
             }
             // Our own; what it ended reports for itself.
             Kind::Retire => return None,
+            Kind::Write => {
+                let (file, token) = if planted::is(Fault::WriteToldForAnother) {
+                    self.writes.end_first()
+                } else {
+                    self.writes.end(slot)
+                }?;
+                self.files.ended(file);
+                return Some(Completion::Written {
+                    file,
+                    token,
+                    result: outcome(result),
+                });
+            }
             Kind::Receive | Kind::Send | Kind::Writable | Kind::Cancel => {}
         }
         if !more && let Some(seat) = self.seats[slot.position()].as_mut() {
@@ -413,7 +448,7 @@ impl IoUringRing {
             },
             Kind::Writable => Completion::Writable { slot },
             Kind::Cancel => Completion::Cancelled { slot },
-            Kind::Doorbell | Kind::Retire => unreachable!("answered above"),
+            Kind::Doorbell | Kind::Retire | Kind::Write => unreachable!("answered above"),
         })
     }
 
@@ -449,6 +484,59 @@ impl IoUringRing {
         let entry = opcode::RecvMulti::new(Fixed(slot.index), BUFFER_GROUP).build();
         // SAFETY: the kernel writes into provided buffers only, which outlive it.
         unsafe { self.begin(Kind::Receive, slot, entry) };
+    }
+
+    /// Queues a write of a file that takes direct ones.
+    ///
+    /// # Safety
+    /// The pieces stay readable and unchanged until its completion was taken.
+    unsafe fn write_directly(
+        &mut self,
+        slot: FileSlot,
+        target: Target,
+        position: u64,
+        pieces: &[&[u8]],
+        token: u64,
+    ) {
+        let durable = if planted::is(Fault::WriteWithoutFlush) {
+            0
+        } else {
+            libc::RWF_DSYNC
+        };
+        let place = self.writes.begin(slot, token);
+        // A plain descriptor: to look it up costs nothing beside a device's write.
+        let file = Fd(target.descriptor);
+        let entry = match pieces {
+            [piece] => {
+                let length = u32::try_from(piece.len()).unwrap_or(u32::MAX);
+                opcode::Write::new(file, piece.as_ptr(), length)
+                    .offset(position)
+                    .rw_flags(durable)
+                    .build()
+            }
+            pieces => {
+                let vectors = self.writes.fill(place, pieces);
+                let count = u32::try_from(pieces.len()).unwrap_or(u32::MAX);
+                opcode::Writev::new(file, vectors.as_ptr(), count)
+                    .offset(position)
+                    .rw_flags(durable)
+                    .build()
+            }
+        };
+        // SAFETY: the caller vouches for the pieces; the vectors are of this write's own
+        // place, which nobody has before it ended; the file is kept as long.
+        unsafe { self.queue(entry.user_data(word(Kind::Write, place))) };
+    }
+
+    /// Takes notice of writes that another thread made.
+    #[inline]
+    fn collect_written(&mut self) {
+        let Some(aside) = &mut self.aside else {
+            return;
+        };
+        while let Some(written) = aside.take() {
+            self.facts.push_back(written);
+        }
     }
 
     /// Whether direct calls fit the turns as they are.
@@ -556,6 +644,7 @@ impl IoUringRing {
 
 impl Ring for IoUringRing {
     type Socket = OwnedFd;
+    type File = DiskFile;
 
     fn attach(&mut self, slot: Slot, socket: OwnedFd) -> Result<(), AttachRefused<OwnedFd>> {
         assert!(
@@ -668,7 +757,53 @@ impl Ring for IoUringRing {
             .socket
     }
 
+    fn attach_file(
+        &mut self,
+        slot: FileSlot,
+        file: DiskFile,
+    ) -> Result<(), AttachRefused<DiskFile>> {
+        match file.way() {
+            Way::Direct => sys::refuse_large_files_quietly(),
+            Way::Cached if self.aside.is_some() => {}
+            Way::Cached => match Aside::start(Doorbell::clone(&self.doorbell)) {
+                Ok(aside) => self.aside = Some(aside),
+                Err(error) => {
+                    let errno = Errno::of(&error);
+                    return Err(AttachRefused {
+                        socket: file,
+                        errno,
+                    });
+                }
+            },
+        }
+        self.files.attach(slot, file);
+        Ok(())
+    }
+
+    unsafe fn write(&mut self, slot: FileSlot, position: u64, pieces: &[&[u8]], token: u64) {
+        let target = self.files.begin(slot, position, pieces);
+        match (target.way, &mut self.aside) {
+            (Way::Cached, Some(aside)) => {
+                // SAFETY: the caller vouches for the pieces, and the file is not let go
+                // before the completion was taken; a drop of the ring drops the thread
+                // first.
+                if let Err(fact) = unsafe { aside.write(slot, target, position, pieces, token) } {
+                    self.facts.push_back(fact);
+                }
+            }
+            // SAFETY: passed on.
+            _ => unsafe { self.write_directly(slot, target, position, pieces, token) },
+        }
+    }
+
+    fn detach_file(&mut self, slot: FileSlot) -> DiskFile {
+        self.files.detach(slot)
+    }
+
     fn turn(&mut self, wait: Wait) -> Result<Calls, RingFault> {
+        // Whoever goes to sleep has announced it; what is over by now is seen here, and
+        // what is over later rings.
+        self.collect_written();
         if !planted::is(Fault::BuffersNotPublished) {
             self.buffers.publish();
         }
@@ -720,11 +855,15 @@ impl Ring for IoUringRing {
             self.calls.overflows += 1;
         }
         self.kernel.sync_completions();
+        self.collect_written();
         Ok(std::mem::take(&mut self.calls))
     }
 
     fn next(&mut self) -> Option<Completion> {
         if let Some(fact) = self.facts.pop_front() {
+            if let Completion::Written { file, .. } = fact {
+                self.files.ended(file);
+            }
             return Some(fact);
         }
         while let Some(completed) = self.kernel.next_completion() {
@@ -786,13 +925,22 @@ impl Drop for IoUringRing {
     /// Cancels everything, waits for the last completion of each operation, and then
     /// frees. If the kernel does not end an operation in time, the memory it may
     /// still write to is left allocated for good: a leak is better than a stranger's
-    /// bytes overwritten.
+    /// bytes overwritten. So are the files, and with them the directory stays taken: a
+    /// write that is late must not land in what its next owner has written there.
     fn drop(&mut self) {
+        self.aside = None;
         let started = Instant::now();
         // What was queued and never handed over would not be found by a cancellation.
         let mut fault = self.turn(Wait::No).is_err();
         let mut told = false;
-        while self.in_flight > 0 && !fault && started.elapsed() < DRAIN_TIME {
+        let mut is_overdue = planted::is(Fault::DropLeavesWrites);
+        while self.in_flight > 0 && !fault && !is_overdue {
+            let time = if self.writes.is_empty() {
+                DRAIN_TIME
+            } else {
+                WRITE_TIME
+            };
+            is_overdue = started.elapsed() >= time;
             if !told {
                 let entry = opcode::AsyncCancel2::new(CancelBuilder::any().all()).build();
                 let slot = Slot {
@@ -809,6 +957,9 @@ impl Drop for IoUringRing {
             while let Some(completed) = self.kernel.next_completion() {
                 if !cqueue::more(completed.flags) {
                     self.in_flight -= 1;
+                }
+                if let Some((Kind::Write, place)) = unpack(completed.word) {
+                    self.writes.end(place);
                 }
             }
         }
@@ -833,6 +984,8 @@ impl Drop for IoUringRing {
             if drained {
                 ManuallyDrop::drop(&mut self.buffers);
                 ManuallyDrop::drop(&mut self.headers);
+                ManuallyDrop::drop(&mut self.writes);
+                ManuallyDrop::drop(&mut self.files);
             }
         }
     }

@@ -1,14 +1,16 @@
-//! The one seam between the driver and the kernel: what a shard asks of its sockets,
-//! and the facts that come back.
+//! The one seam between the driver and the kernel: what a shard asks of its sockets and
+//! files, and the facts that come back.
 //!
 //! Cast: a *socket* sits in a *slot*; a [`Slot`] is an index and a generation, so that
 //! a fact about a former tenant is recognised. *Operations* are begun on a slot
 //! (receive, send, wait until writable, cancel) and each ends in a last
-//! [`Completion`]. A [`Buffer`] is lent with received bytes and given back.
+//! [`Completion`]. A [`Buffer`] is lent with received bytes and given back. A *file* sits
+//! in a [`FileSlot`], and what is written to it is durable when its completion comes.
 //!
 //! ```text
 //!        driver (connection.rs)                    ring (io_uring, epoll, simulated)
 //!   attach, arm_receive, send, cancel  ------->   begins operations, no answer yet
+//!   attach_file, write
 //!   turn(wait)                         ------->   submits once, lets the kernel work
 //!   next() until None                  <-------   facts, in any order
 //! ```
@@ -22,14 +24,24 @@
 //!    at most one receive, one send and one wait for room in flight, each begun only
 //!    after the last one's end.
 //! 3. A slot is detached only when nothing is in flight on it.
-//! 4. Bytes to be sent stay where they are until the send's completion is taken.
+//! 4. Bytes to be sent or written stay where they are until the completion is taken.
 //! 5. Only the thread that made a ring uses it.
+//! 6. A write consists of whole blocks at multiples of [`BLOCK_SIZE`], in memory as in the
+//!    file, and lies within the file. A file has at most [`WRITES_PER_FILE_MAX`] writes in
+//!    flight, which end in any order; it is detached when it has none.
+//! 7. A write may be short, and ends anywhere then; what it took is on the device. One
+//!    that failed may have left anything where it was to write, and is never made again.
+//!    A write cannot be cancelled: a ring that is dropped waits for it.
 //!
 //! What a ring does not do: decide. It neither re-arms nor retries nor closes.
+//!
+//! [`BLOCK_SIZE`]: crate::disk::BLOCK_SIZE
 
+mod aside;
 mod buffers;
 mod direct;
 pub mod epoll;
+mod files;
 pub mod io_uring;
 pub(crate) mod outgoing;
 mod pages;
@@ -43,6 +55,7 @@ use std::net::Shutdown;
 use std::time::Duration;
 
 pub(crate) use direct::say_farewell;
+pub use outgoing::begin_write;
 pub use refusal::{Cause, IoUringRefused, Seen};
 
 use crate::doorbell::Doorbell;
@@ -50,6 +63,31 @@ use crate::sys::Errno;
 
 /// The most pieces that one send takes.
 pub const PIECES_MAX: usize = 64;
+
+/// The most pieces that one write takes: the largest batch of a journal, in chunks of a
+/// shard's memory.
+pub const WRITE_PIECES_MAX: usize = 128;
+
+/// Places for files in one ring: of a journal the file that is written, the one before it
+/// and the next one, and a checkpoint.
+pub const FILES_MAX: u32 = 16;
+
+/// Writes that one file may have in flight: while one is flushed the next is under way.
+pub const WRITES_PER_FILE_MAX: u32 = 2;
+
+/// Writes that can be in flight at a time.
+const WRITES_MAX: usize = (FILES_MAX * WRITES_PER_FILE_MAX) as usize;
+
+/// A place for a file: below [`FILES_MAX`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct FileSlot(pub u32);
+
+impl FileSlot {
+    /// The place as an index into a table.
+    fn position(self) -> usize {
+        self.0 as usize
+    }
+}
 
 /// One tenancy of a place for a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -140,6 +178,16 @@ pub enum Completion {
         /// The socket.
         slot: Slot,
     },
+    /// A write is over: so many bytes were taken (fewer than given is legal) and are on
+    /// the device.
+    Written {
+        /// The file.
+        file: FileSlot,
+        /// Whose it was: what it was begun with.
+        token: u64,
+        /// Bytes taken, or why it is not known what is on the device now.
+        result: Result<u32, Errno>,
+    },
     /// The doorbell was rung.
     Woken,
 }
@@ -185,11 +233,11 @@ pub struct RingFault {
     pub errno: Errno,
 }
 
-/// A socket that could not be attached, back in its owner's hands.
+/// A socket or a file that could not be attached, back in its owner's hands.
 #[derive(Debug, thiserror::Error)]
-#[error("a socket cannot be attached: {errno}")]
+#[error("a descriptor cannot be attached: {errno}")]
 pub struct AttachRefused<S> {
-    /// The socket, unchanged.
+    /// The socket or the file, unchanged.
     pub socket: S,
     /// Why.
     pub errno: Errno,
@@ -239,10 +287,13 @@ impl Default for RingSize {
     }
 }
 
-/// What a shard asks of its sockets. See the laws of [this module](self).
+/// What a shard asks of its sockets and files. See the laws of [this module](self).
 pub trait Ring {
     /// A connected stream: a descriptor, or an end of a simulated one.
     type Socket;
+
+    /// A file that is open for durable writes, or a simulated one.
+    type File;
 
     /// Takes a connected socket into a free slot. One system call.
     fn attach(
@@ -278,6 +329,27 @@ pub trait Ring {
 
     /// Gives the socket of a slot back. One system call.
     fn detach(&mut self, slot: Slot) -> Self::Socket;
+
+    /// Takes a file into a free place. May start a thread.
+    fn attach_file(
+        &mut self,
+        slot: FileSlot,
+        file: Self::File,
+    ) -> Result<(), AttachRefused<Self::File>>;
+
+    /// Begins to write the pieces (1 to [`WRITE_PIECES_MAX`], in order) at a position of
+    /// the file; durable when the completion comes. The token comes back with it.
+    ///
+    /// # Panics
+    /// If the write breaks the sixth law.
+    ///
+    /// # Safety
+    /// The bytes stay readable and unchanged until the completion of this write has been
+    /// taken from [`Ring::next`], or the ring has been dropped.
+    unsafe fn write(&mut self, slot: FileSlot, position: u64, pieces: &[&[u8]], token: u64);
+
+    /// Gives the file of a place back.
+    fn detach_file(&mut self, slot: FileSlot) -> Self::File;
 
     /// Hands the kernel everything begun since the last turn, in one system call, and
     /// collects completions. Answers what was done since the last turn, it included.

@@ -1,4 +1,4 @@
-//! The one place that vouches for the bytes a shard has sent.
+//! The one place that vouches for the bytes a shard has sent or written.
 //!
 //! A send names memory that the ring may read after the call, which the borrow
 //! checker cannot follow. What stands in for it is a promise of the shard (a link's
@@ -9,7 +9,8 @@
 use courser_core::id::Handle;
 use courser_core::shard::{self, Pieces, Shard};
 
-use super::{PIECES_MAX, Ring, Slot};
+use super::{PIECES_MAX, Ring, Slot, WRITE_PIECES_MAX};
+use crate::disk::Rest;
 
 const _: () = assert!(
     shard::PIECES_MAX <= PIECES_MAX,
@@ -47,6 +48,24 @@ pub(crate) fn send_pieces<R: Ring>(
         bytes: u32::try_from(bytes).unwrap_or(u32::MAX),
         more: slices.len() == shard::PIECES_MAX,
     })
+}
+
+/// Begins what is left of a write whose pieces, all of them, are these.
+///
+/// # Safety
+/// As for [`Ring::write`].
+pub unsafe fn begin_write<R: Ring>(ring: &mut R, rest: Rest, pieces: &[&[u8]]) {
+    let mut room = [&[][..]; WRITE_PIECES_MAX];
+    let pieces = rest.of(pieces, &mut room);
+    // SAFETY: passed on.
+    unsafe { ring.write(rest.file, rest.from(), pieces, rest.token) };
+}
+
+/// Begins to write bytes that live for ever.
+#[cfg(test)]
+pub(crate) fn write_static<R: Ring>(ring: &mut R, rest: Rest, pieces: &[&'static [u8]]) {
+    // SAFETY: the bytes are never freed nor changed.
+    unsafe { begin_write(ring, rest, pieces) };
 }
 
 /// Begins to send bytes that live for ever.

@@ -4,8 +4,9 @@
 //! [`SimulatedPeer`] for the test; [`SimulatedRing`] works on the operations in an order
 //! and with results that its seed draws: short sends and receives, refusals for want
 //! of room, buffers or luck, multishot receives that end early, cancellations that
-//! race success, completions that are late. A run with the same seed and the same
-//! calls is the same run.
+//! race success, completions that are late. A [`SimulatedFile`] takes writes whole or in
+//! part, and from when it is told to, none. A run with the same seed and the same calls is
+//! the same run.
 //!
 //! What it does not do: time. A sleep returns at once, as after a false alarm.
 
@@ -15,8 +16,10 @@ use std::fmt;
 use std::net::Shutdown;
 use std::rc::Rc;
 
+use super::files::check_write;
 use super::{
-    AttachRefused, Buffer, Calls, Completion, Received, Ring, RingFault, RingSize, Slot, Wait,
+    AttachRefused, Buffer, Calls, Completion, FILES_MAX, FileSlot, Received, Ring, RingFault,
+    RingSize, Slot, WRITES_PER_FILE_MAX, Wait,
 };
 use crate::doorbell::Doorbell;
 use crate::sys::Errno;
@@ -135,6 +138,47 @@ impl Drop for SimulatedSocket {
     }
 }
 
+/// A file in memory: an end for a ring, and its clones for tests.
+#[derive(Debug, Clone)]
+pub struct SimulatedFile(Rc<RefCell<FileState>>);
+
+#[derive(Debug)]
+struct FileState {
+    bytes: Vec<u8>,
+    refusal: Option<Errno>,
+}
+
+/// A file of that size in bytes, all zero.
+#[must_use]
+pub fn file(size: usize) -> SimulatedFile {
+    SimulatedFile(Rc::new(RefCell::new(FileState {
+        bytes: vec![0; size],
+        refusal: None,
+    })))
+}
+
+impl SimulatedFile {
+    /// What it holds, all of it durable.
+    #[must_use]
+    pub fn bytes(&self) -> Vec<u8> {
+        self.0.borrow().bytes.clone()
+    }
+
+    /// Fails every write from now on; each leaves some of its bytes all the same.
+    pub fn refuse(&self, errno: Errno) {
+        self.0.borrow_mut().refusal = Some(errno);
+    }
+}
+
+/// A write in flight.
+#[derive(Debug)]
+struct Write {
+    file: FileSlot,
+    position: u64,
+    bytes: Vec<u8>,
+    token: u64,
+}
+
 /// An operation in flight.
 #[derive(Debug)]
 enum Operation {
@@ -149,6 +193,8 @@ pub struct SimulatedRing {
     choices: Choices,
     seats: Vec<Option<(u32, SimulatedSocket)>>,
     in_flight: Vec<(Slot, Operation)>,
+    files: Vec<Option<SimulatedFile>>,
+    writes: Vec<Write>,
     completions: VecDeque<Completion>,
     buffers: Vec<Vec<u8>>,
     free: Vec<u16>,
@@ -164,6 +210,8 @@ impl SimulatedRing {
             choices: Choices::new(seed),
             seats,
             in_flight: Vec::new(),
+            files: vec![None; FILES_MAX as usize],
+            writes: Vec::new(),
             completions: VecDeque::new(),
             buffers: vec![vec![0; size.buffer_size as usize]; usize::from(size.buffers)],
             free: (0..size.buffers).collect(),
@@ -174,7 +222,7 @@ impl SimulatedRing {
     /// Operations whose last completion was not posted yet.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        self.in_flight.len()
+        self.in_flight.len() + self.writes.len()
     }
 
     /// Buffers that are neither lent nor in a completion.
@@ -298,6 +346,27 @@ impl SimulatedRing {
         Ok(u32::try_from(taken).expect("a send is bounded"))
     }
 
+    fn work_write(&mut self, write: &Write) -> Result<u32, Errno> {
+        let luck = self.choices.word();
+        let file = self.files[write.file.position()]
+            .as_ref()
+            .expect("a file is kept until its last completion");
+        let mut file = file.0.borrow_mut();
+        let some = 1 + usize::try_from(luck >> 1).unwrap_or(0) % write.bytes.len();
+        // Half of the writes are whole, as nearly all real ones are.
+        let taken = if luck.is_multiple_of(2) && file.refusal.is_none() {
+            write.bytes.len()
+        } else {
+            some
+        };
+        let from = usize::try_from(write.position).expect("a file in memory");
+        file.bytes[from..from + taken].copy_from_slice(&write.bytes[..taken]);
+        match file.refusal {
+            Some(errno) => Err(errno),
+            None => Ok(u32::try_from(taken).expect("a write is bounded")),
+        }
+    }
+
     /// Ends everything else on the slot; some of it succeeds first.
     fn work_cancel(&mut self, slot: Slot) {
         let mut ended = Vec::new();
@@ -342,6 +411,7 @@ impl SimulatedRing {
 
 impl Ring for SimulatedRing {
     type Socket = SimulatedSocket;
+    type File = SimulatedFile;
 
     fn attach(
         &mut self,
@@ -403,6 +473,60 @@ impl Ring for SimulatedRing {
             .1
     }
 
+    fn attach_file(
+        &mut self,
+        slot: FileSlot,
+        file: SimulatedFile,
+    ) -> Result<(), AttachRefused<SimulatedFile>> {
+        if self.choices.once_in(100) {
+            let errno = Errno(libc::EAGAIN);
+            return Err(AttachRefused {
+                socket: file,
+                errno,
+            });
+        }
+        let place = &mut self.files[slot.position()];
+        assert!(place.is_none(), "a place has one file at a time");
+        *place = Some(file);
+        Ok(())
+    }
+
+    unsafe fn write(&mut self, slot: FileSlot, position: u64, pieces: &[&[u8]], token: u64) {
+        let length = check_write(position, pieces);
+        let size = self.files[slot.position()]
+            .as_ref()
+            .expect("writes are begun on attached files only")
+            .0
+            .borrow()
+            .bytes
+            .len();
+        assert!(
+            position + length <= size as u64,
+            "a write lies within its file"
+        );
+        let others = self.writes.iter().filter(|other| other.file == slot);
+        assert!(
+            others.count() < WRITES_PER_FILE_MAX as usize,
+            "two writes in flight per file at most"
+        );
+        self.writes.push(Write {
+            file: slot,
+            position,
+            bytes: pieces.concat(),
+            token,
+        });
+    }
+
+    fn detach_file(&mut self, slot: FileSlot) -> SimulatedFile {
+        assert!(
+            !self.writes.iter().any(|write| write.file == slot),
+            "a file is detached after its last completion"
+        );
+        self.files[slot.position()]
+            .take()
+            .expect("only attached files are detached")
+    }
+
     fn turn(&mut self, _wait: Wait) -> Result<Calls, RingFault> {
         // Each operation gets its chance, in an order of the seed's choice; a cancel
         // may take others away meanwhile.
@@ -418,6 +542,19 @@ impl Ring for SimulatedRing {
             if let Some(rest) = self.work(slot, operation) {
                 self.in_flight.push((slot, rest));
             }
+        }
+        for _ in 0..self.writes.len() {
+            let choice = self.choices.below(self.writes.len());
+            if self.choices.once_in(3) {
+                continue; // late
+            }
+            let write = self.writes.swap_remove(choice);
+            let result = self.work_write(&write);
+            self.completions.push_back(Completion::Written {
+                file: write.file,
+                token: write.token,
+                result,
+            });
         }
         Ok(Calls {
             enters: 1,
@@ -458,6 +595,7 @@ impl fmt::Debug for SimulatedRing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SimulatedRing")
             .field("in_flight", &self.in_flight)
+            .field("writes", &self.writes.len())
             .field("buffers_free", &self.free.len())
             .finish_non_exhaustive()
     }

@@ -799,3 +799,6 @@ fn a_ring_says_what_it_runs_on() {
         assert!(description.contains(" of 3: single issuer, deferred task work"));
     }
 }
+
+// After the macro that makes a suite of tests.
+mod files;

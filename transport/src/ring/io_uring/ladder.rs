@@ -5,7 +5,7 @@ use std::io;
 use io_uring::{IoUring, opcode, squeue};
 
 use super::super::refusal::Cause;
-use super::super::{RingSize, Slot};
+use super::super::{RingSize, Slot, WRITES_MAX};
 use super::kernel::Kernel;
 use crate::planted::{self, Fault};
 use crate::sys::{self, Errno};
@@ -29,13 +29,17 @@ const OPERATIONS_OF_ITS_OWN: u32 = 64;
 
 /// The operations that this ring submits, all of them. None has a second, later
 /// notification, none is linked to another, none names a registered buffer: what those
-/// need is nowhere in this folder.
-pub(crate) const OPERATIONS: [(u8, &str); 5] = [
+/// need is nowhere in this folder. A write is durable by a flag of its own: a flush would
+/// be an operation that waits in a thread of the kernel's, and a link between the two one
+/// that a short write breaks.
+pub(crate) const OPERATIONS: [(u8, &str); 7] = [
     (opcode::RecvMulti::CODE, "receive operation"),
     (opcode::Send::CODE, "send operation"),
     (opcode::SendMsg::CODE, "send-message operation"),
     (opcode::PollAdd::CODE, "poll operation"),
     (opcode::AsyncCancel2::CODE, "cancel operation"),
+    (opcode::Write::CODE, "write operation"),
+    (opcode::Writev::CODE, "vectored write operation"),
 ];
 
 /// Whether an entry is one of [`OPERATIONS`].
@@ -86,6 +90,7 @@ pub(crate) fn completions_for(size: RingSize) -> u32 {
         .saturating_mul(OPERATIONS_PER_SLOT)
         .saturating_add(u32::from(size.buffers))
         .saturating_add(OPERATIONS_OF_ITS_OWN)
+        .saturating_add(u32::try_from(WRITES_MAX).unwrap_or(u32::MAX))
         .clamp(COMPLETIONS_MIN, COMPLETIONS_MAX)
         .next_power_of_two()
 }

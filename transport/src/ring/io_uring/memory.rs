@@ -1,5 +1,5 @@
 //! The memory that a ring shares with the kernel: what bytes are received into, and how a
-//! send is described.
+//! send or a write is described.
 
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -9,7 +9,7 @@ use io_uring::types::BufRingEntry;
 use super::super::buffers::Buffers;
 use super::super::pages::Pages;
 use super::super::refusal::Cause;
-use super::super::{Buffer, PIECES_MAX, RingSize, Slot};
+use super::super::{Buffer, FileSlot, PIECES_MAX, RingSize, Slot, WRITE_PIECES_MAX, WRITES_MAX};
 use super::kernel::Kernel;
 use super::ladder::refused;
 use crate::sys::{self, Errno};
@@ -168,5 +168,86 @@ impl SendHeaders {
         entry.header.msg_iov = entry.vectors.as_mut_ptr();
         entry.header.msg_iovlen = pieces.len().min(PIECES_MAX);
         NonNull::from(&mut entry.header)
+    }
+}
+
+/// The writes in flight: whose each is, and the vectors that describe it. Each has a place,
+/// of which there are as many as writes can be in flight.
+#[derive(Debug)]
+pub(super) struct Writes {
+    vectors: Pages,
+    places: [WritePlace; WRITES_MAX],
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct WritePlace {
+    generation: u32,
+    /// Of the write that has it: the file and the token.
+    tenant: Option<(FileSlot, u64)>,
+}
+
+type Vectors = [libc::iovec; WRITE_PIECES_MAX];
+
+impl Writes {
+    pub(super) fn new() -> Result<Self, Errno> {
+        Ok(Self {
+            vectors: Pages::map(WRITES_MAX * size_of::<Vectors>())?,
+            places: [WritePlace::default(); WRITES_MAX],
+        })
+    }
+
+    /// Gives a write a place.
+    pub(super) fn begin(&mut self, file: FileSlot, token: u64) -> Slot {
+        let index = self
+            .places
+            .iter()
+            .position(|place| place.tenant.is_none())
+            .expect("there is a place for every write that the files allow");
+        let place = &mut self.places[index];
+        place.tenant = Some((file, token));
+        Slot {
+            index: u32::try_from(index).expect("there are few places"),
+            generation: place.generation,
+        }
+    }
+
+    /// Describes the pieces in the place of a write, and says where.
+    pub(super) fn fill(&mut self, slot: Slot, pieces: &[&[u8]]) -> NonNull<libc::iovec> {
+        assert!(slot.position() < WRITES_MAX, "a place for a write");
+        // SAFETY: the mapping was made for so many, the index is below that, and zeros,
+        // which it starts as, are valid; the kernel reads it only while a write that has
+        // this place is in flight, and that one is not begun yet.
+        let vectors = unsafe {
+            self.vectors
+                .start()
+                .cast::<Vectors>()
+                .add(slot.position())
+                .as_mut()
+        };
+        for (vector, piece) in vectors.iter_mut().zip(pieces) {
+            vector.iov_base = piece.as_ptr().cast_mut().cast();
+            vector.iov_len = piece.len();
+        }
+        NonNull::from(vectors).cast()
+    }
+
+    /// Whose the write is that had this place, and has it no more.
+    pub(super) fn end(&mut self, slot: Slot) -> Option<(FileSlot, u64)> {
+        let place = self.places.get_mut(slot.position())?;
+        if place.generation != slot.generation {
+            return None;
+        }
+        place.generation = place.generation.wrapping_add(1);
+        place.tenant.take()
+    }
+
+    /// The end of a write that may be another one's.
+    pub(super) fn end_first(&mut self) -> Option<(FileSlot, u64)> {
+        self.places.iter_mut().find_map(|place| place.tenant.take())
+    }
+
+    /// Whether none is in flight.
+    pub(super) fn is_empty(&self) -> bool {
+        self.places.iter().all(|place| place.tenant.is_none())
     }
 }

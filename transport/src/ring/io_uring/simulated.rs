@@ -3,7 +3,7 @@
 //! Cast: a [`SimulatedKernel`] has the two queues, the table of descriptors and the view
 //! of the provided buffers that a real one has; it carries operations out on the real,
 //! non-blocking sockets that were registered with it, so that direct calls see the same
-//! streams. A [`Behaviour`] says which liberties it takes, drawn from a seed; without
+//! streams, and on real files. A [`Behaviour`] says which liberties it takes, drawn from a seed; without
 //! any it is a kernel on its best day. A [`Record`] is what it saw, for tests to assert
 //! that a liberty was taken and that something was never asked for.
 //!
@@ -20,8 +20,9 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
@@ -33,15 +34,17 @@ use super::ladder::{Foothold, OPERATIONS};
 use super::{IoUringRing, word};
 use crate::ring::simulated::Choices;
 use crate::ring::{Cause, RingSize, Wait};
-use crate::sys::Errno;
+use crate::sys::{self, Errno};
 
 /// The liberties that a kernel takes.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Behaviour {
     /// An operation is worked on up to so many enters late.
     pub(crate) late: usize,
-    /// Receives and sends take any length, a send also none.
+    /// Receives, sends and writes take any length, a send also none.
     pub(crate) short: bool,
+    /// What a write ends with, once in four, having taken some of its bytes.
+    pub(crate) write_errors: &'static [i32],
     /// What a receive, send or poll is refused with, once in four.
     pub(crate) refusals: &'static [i32],
     /// A multishot ends with any completion.
@@ -106,6 +109,11 @@ pub(crate) struct Record {
     pub(crate) enters_refused: u64,
     pub(crate) enters_partial: u64,
     pub(crate) short: u64,
+    /// Positions and lengths of the writes that were made, each as asked for.
+    pub(crate) writes: Vec<(u64, usize)>,
+    /// Writes that were not asked to be durable.
+    pub(crate) writes_unflushed: u64,
+    pub(crate) write_errors: u64,
     pub(crate) refused: u64,
     pub(crate) ended_early: u64,
     pub(crate) out_of_buffers: u64,
@@ -160,6 +168,15 @@ enum Operation {
         file: Arc<OwnedFd>,
         address: u64,
         flags: i32,
+    },
+    Write {
+        file: Arc<File>,
+        /// Of the bytes, or of vectors that name them.
+        address: u64,
+        /// Of the bytes, or how many vectors.
+        length: u32,
+        is_vectored: bool,
+        position: u64,
     },
     /// Of a socket, once.
     Poll(Arc<OwnedFd>, i16),
@@ -506,6 +523,21 @@ impl SimulatedKernel {
                 assert_eq!(length, POLL_MULTI, "the doorbell is watched for good");
                 Operation::Watch(place.cast_signed())
             }
+            (opcode::Write::CODE | opcode::Writev::CODE, None) if !is_fixed => {
+                if flags.cast_signed() != libc::RWF_DSYNC {
+                    self.noted(|record| record.writes_unflushed += 1);
+                }
+                // Through the page cache, where a part of a block can be written.
+                let path = format!("/proc/self/fd/{place}");
+                let file = OpenOptions::new().write(true).open(path);
+                Operation::Write {
+                    file: Arc::new(file.expect("a file is kept open until its last completion")),
+                    address,
+                    length,
+                    is_vectored: code == opcode::Writev::CODE,
+                    position: fields.word(8),
+                }
+            }
             (opcode::AsyncCancel2::CODE, file) => Operation::Cancel(if flags & CANCEL_ANY != 0 {
                 Target::Everything
             } else if flags & CANCEL_FD != 0 {
@@ -601,6 +633,31 @@ impl SimulatedKernel {
                     std::slice::from_raw_parts(header.msg_iov, header.msg_iovlen).to_vec()
                 };
                 let result = self.work_send(&Arc::clone(file), vectors, *flags);
+                self.post(begun.word, result, 0);
+            }
+            Operation::Write {
+                file,
+                address,
+                length,
+                is_vectored,
+                position,
+            } => {
+                let vectors = if *is_vectored {
+                    // SAFETY: whoever began the write keeps the vectors until it completes.
+                    unsafe {
+                        std::slice::from_raw_parts(
+                            pointer::<libc::iovec>(*address),
+                            *length as usize,
+                        )
+                    }
+                    .to_vec()
+                } else {
+                    vec![libc::iovec {
+                        iov_base: pointer(*address),
+                        iov_len: *length as usize,
+                    }]
+                };
+                let result = self.work_write(&Arc::clone(file), vectors, *position);
                 self.post(begun.word, result, 0);
             }
             Operation::Poll(file, events) => match poll(file.as_raw_fd(), *events) {
@@ -712,6 +769,35 @@ impl SimulatedKernel {
         i32::try_from(sent).expect("a send is bounded")
     }
 
+    fn work_write(&mut self, file: &File, mut vectors: Vec<libc::iovec>, position: u64) -> i32 {
+        const SECTOR: usize = 512;
+        let whole: usize = vectors.iter().map(|vector| vector.iov_len).sum();
+        self.noted(|record| record.writes.push((position, whole)));
+        let errors = self.behaviour.write_errors;
+        let error = (!errors.is_empty() && self.choices.once_in(4))
+            .then(|| errors[self.choices.below(errors.len())]);
+        if self.behaviour.short || error.is_some() {
+            self.noted(|record| record.short += 1);
+            let mut left = SECTOR * (1 + self.choices.below(whole / SECTOR));
+            vectors.retain_mut(|vector| {
+                vector.iov_len = vector.iov_len.min(left);
+                left -= vector.iov_len;
+                vector.iov_len > 0
+            });
+        }
+        // SAFETY: the vectors name what the ring was promised to find unchanged until the
+        // completion.
+        let taken = unsafe { sys::write_vectors(file.as_fd(), &vectors, position, 0) };
+        match (taken, error) {
+            (_, Some(errno)) => {
+                self.noted(|record| record.write_errors += 1);
+                -errno
+            }
+            (Ok(taken), None) => i32::try_from(taken).expect("a write is bounded"),
+            (Err(Errno(errno)), None) => -errno,
+        }
+    }
+
     /// Ends what it finds; some of that succeeds first.
     fn work_cancel(&mut self, word: u64, target: &Target, table: &mut Vec<Option<Begun>>) {
         let races = self.behaviour.cancels_race;
@@ -726,9 +812,10 @@ impl SimulatedKernel {
                 | Operation::Poll(other, _) => Arc::ptr_eq(file, other),
                 _ => false,
             },
+            // What is with the device is not to be had back.
             Target::Everything => !matches!(
                 begun.operation,
-                Operation::Cancel(_) | Operation::Ended { .. }
+                Operation::Cancel(_) | Operation::Ended { .. } | Operation::Write { .. }
             ),
         };
         let found: Vec<Begun> = table

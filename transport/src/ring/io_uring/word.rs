@@ -19,6 +19,8 @@ pub(super) enum Kind {
     Doorbell = 5,
     /// A cancellation of the ring's own, of a multishot that goes on directly.
     Retire = 6,
+    /// The slot is a place for a write.
+    Write = 7,
 }
 
 const SLOT_BITS: u32 = Slot::INDEX_LIMIT.trailing_zeros();
@@ -41,6 +43,7 @@ pub(super) fn unpack(word: u64) -> Option<(Kind, Slot)> {
         4 => Kind::Cancel,
         5 => Kind::Doorbell,
         6 => Kind::Retire,
+        7 => Kind::Write,
         _ => return None,
     };
     let low = |value: u64, bits: u32| u32::try_from(value & ((1 << bits) - 1)).unwrap_or(0);
@@ -70,6 +73,7 @@ mod tests {
             Kind::Cancel,
             Kind::Doorbell,
             Kind::Retire,
+            Kind::Write,
         ] {
             assert_eq!(unpack(word(kind, slot)), Some((kind, slot)));
         }
