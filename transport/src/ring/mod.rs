@@ -54,6 +54,8 @@ mod tests;
 use std::net::Shutdown;
 use std::time::Duration;
 
+use courser_core::limits;
+
 pub(crate) use direct::say_farewell;
 pub use outgoing::begin_write;
 pub use refusal::{Cause, IoUringRefused, Seen};
@@ -67,6 +69,11 @@ pub const PIECES_MAX: usize = 64;
 /// The most pieces that one write takes: the largest batch of a journal, in chunks of a
 /// shard's memory.
 pub const WRITE_PIECES_MAX: usize = 128;
+
+const _: () = assert!(
+    limits::BATCH_SIZE_MAX as usize <= WRITE_PIECES_MAX * limits::CHUNK_SIZE as usize,
+    "one write takes the largest batch"
+);
 
 /// Places for files in one ring: of a journal the file that is written, the one before it
 /// and the next one, and a checkpoint.
