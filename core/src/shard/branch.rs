@@ -18,7 +18,7 @@ use crate::error::Refusal;
 use crate::frame::control::{CompletionRun, Credit};
 use crate::frame::decode::Message;
 use crate::frame::{MESSAGE_HEADER_SIZE, MessageHeader, padded};
-use crate::id::{DestinationNumber, Epoch, Handle, ProducerId, RequestId, ShardIndex};
+use crate::id::{DestinationNumber, Epoch, Handle, ProducerId, ShardIndex};
 use crate::time::{Monotonic, Now};
 
 use super::fan::about;
@@ -191,12 +191,7 @@ impl Shard {
         }
         if closing {
             self.remove_producer(now, handle, true);
-            if origin.shard == self.config.shard {
-                self.detached_branch(origin.front);
-            } else {
-                let head = about(outcome::DETACHED, origin.front);
-                self.outcome_for(origin.shard, &head, &[]);
-            }
+            self.tell_detached(origin);
         } else if low {
             self.renew(now, handle);
         }
@@ -230,23 +225,37 @@ impl Shard {
     /// The front of a branch ends, or has gone. One that did not hear that it has the
     /// branch names itself.
     pub(super) fn end_branch(&mut self, now: Now, shard: ShardIndex, named: Handle, flags: u8) {
-        let mut handle = named;
+        let mut branch = Some(named);
+        let origin = Origin {
+            shard,
+            front: named,
+        };
         if flags & detach::UNHEARD != 0 {
-            let origin = Origin {
-                shard,
-                front: named,
-            };
             self.forget_taker(origin);
             let of_it = |(_, it): &(Handle, &Producer)| it.origin() == Some(origin);
-            let Some((branch, _)) = self.producers.iter().find(of_it) else {
-                return;
-            };
-            handle = branch;
+            branch = self.producers.iter().find(of_it).map(|(branch, _)| branch);
         }
-        if flags & detach::CLOSED == 0 {
-            return self.remove_producer(now, handle, false);
+        match branch {
+            Some(branch) if flags & detach::CLOSED != 0 => self.close_producer(branch, None),
+            Some(branch) => {
+                let origin = self.producers.get(branch).and_then(Producer::origin);
+                self.remove_producer(now, branch, false);
+                if let Some(origin) = origin.filter(|_| flags & detach::ANSWERED != 0) {
+                    self.tell_detached(origin);
+                }
+            }
+            None if flags & detach::ANSWERED != 0 => self.tell_detached(origin),
+            None => {}
         }
-        self.close_producer(handle, RequestId(0));
+    }
+
+    /// Tells a front that it has no branch here any more.
+    fn tell_detached(&mut self, origin: Origin) {
+        if origin.shard == self.config.shard {
+            return self.detached_branch(origin.front);
+        }
+        let head = about(outcome::DETACHED, origin.front);
+        self.outcome_for(origin.shard, &head, &[]);
     }
 }
 

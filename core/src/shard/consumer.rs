@@ -380,6 +380,7 @@ impl Shard {
         if let Some(entry) = self.links.get_mut(of.0) {
             entry.consumers.push(handle);
         }
+        self.session_holds(of.0, of.1);
         self.local_mut(destination).consumers += 1;
         Ok((handle, member))
     }
@@ -413,6 +414,7 @@ impl Shard {
         if let Some(entry) = self.links.get_mut(link) {
             entry.consumers.push(handle);
         }
+        self.session_holds(link, open.session);
         Ok(handle)
     }
 
@@ -556,6 +558,7 @@ impl Shard {
         if let Some(link) = self.links.get_mut(consumer.link) {
             link.consumers.retain(|other| *other != handle);
         }
+        self.session_lets_go(consumer.link, consumer.session);
         if consumer.ended.is_some() {
             self.opened.give(tables::consumer_size(Kind::Exclusive, 0));
             return;
@@ -621,8 +624,11 @@ impl Shard {
         self.detach_consumer(handle, &before, false);
         match before.source() {
             None => {
-                let confirms = before.gather().map(Gather::unconfirmed).cloned();
-                self.tell_behind(confirms.unwrap_or_default(), before.link, handle, why);
+                let gather = before.gather();
+                let confirms = gather.map(Gather::unconfirmed).cloned();
+                let confirms = confirms.unwrap_or_default();
+                let awaited = gather.and_then(Gather::awaited);
+                self.tell_behind(confirms, awaited, (before.link, handle), why);
             }
             Some(source) => self.tell_front(source.origin, why),
         }

@@ -33,7 +33,7 @@ use crate::catalog::{Change, PolicyChange, Request, Wanted};
 use crate::error::Refusal;
 use crate::frame::Kind;
 use crate::frame::control::Control;
-use crate::id::{CatalogVersion, DestinationNumber, Handle, ProducerId, ShardIndex};
+use crate::id::{CatalogVersion, DestinationNumber, Handle, ProducerId, RequestId, ShardIndex};
 use crate::name::{Destination, DestinationKind};
 use crate::time::Now;
 
@@ -52,6 +52,8 @@ pub(super) struct Question {
 #[derive(Debug)]
 pub(super) struct Deferred {
     link: Handle,
+    /// The session that it names, or none.
+    session: Option<Handle>,
     subject: u32,
     kind: Kind,
     /// Fields and tail of its frame.
@@ -61,12 +63,24 @@ pub(super) struct Deferred {
     progress: Progress,
     /// The first reason not to go on.
     refused: Option<Fault>,
+    /// It is answered, and keeps its place only until the others have answered.
+    withdrawn: bool,
 }
 
 impl Deferred {
     /// Whether the request came on `link`.
     pub(super) fn is_of(&self, link: Handle) -> bool {
-        self.link == link
+        self.link == link && !self.withdrawn
+    }
+
+    /// Whether it is of a session, which waits for its answer.
+    pub(super) fn is_held_by(&self, session: Handle) -> bool {
+        self.session == Some(session) && !self.withdrawn
+    }
+
+    /// Whether a producer or a consumer is to be opened, about which nobody has heard.
+    fn opens(&self) -> bool {
+        !self.withdrawn && matches!(self.kind, Kind::OpenProducer | Kind::OpenConsumer)
     }
 }
 
@@ -153,22 +167,29 @@ impl Shard {
         control: &Control<'_>,
         question: Question,
     ) -> Result<(), Fault> {
+        let session = session_of(control).map(Handle);
+        let session = session.filter(|it| self.is_session_of(link, *it));
         let deferred = Deferred {
             link,
+            session,
             subject,
             kind: control.kind(),
             frame: [control.fields(), control.tail()].concat(),
             missing: question.shards.len(),
             progress: self.progress,
             refused: None,
+            withdrawn: false,
         };
         let Ok(token) = self.deferred.insert(deferred) else {
             let fault = Fault::new(
                 Refusal::ResourceAllocation,
                 "too many requests wait for another shard",
             );
-            return self.refuse(now, link, crate::id::RequestId(subject), &fault);
+            return self.refuse(now, link, RequestId(subject), &fault);
         };
+        if let Some(session) = session {
+            self.session_holds(link, session);
+        }
         for shard in question.shards {
             if shard == self.config.shard {
                 self.answer_question(now, shard, token, question.kind, &question.body);
@@ -178,6 +199,54 @@ impl Shard {
             }
         }
         Ok(())
+    }
+
+    /// A client waits no longer for a producer or a consumer that it asked for: whether
+    /// its request waits for other shards and is refused.
+    pub(super) fn withdraw_opening(
+        &mut self,
+        now: Now,
+        link: Handle,
+        request: RequestId,
+        fault: &Fault,
+    ) -> bool {
+        let is_it = |it: &Deferred| it.link == link && it.subject == request.0 && it.opens();
+        let found = self.deferred.iter().find(|(_, it)| is_it(it));
+        let Some((token, _)) = found else {
+            return false;
+        };
+        self.withdraw(now, token, fault);
+        true
+    }
+
+    /// A session closes: what it waits to have opened is refused.
+    pub(super) fn withdraw_openings_of(&mut self, now: Now, link: Handle, session: Handle) {
+        let is_it = |it: &Deferred| it.link == link && it.session == Some(session) && it.opens();
+        let found = self.deferred.iter().filter(|(_, it)| is_it(it));
+        for token in found.map(|(token, _)| token).collect::<Vec<_>>() {
+            self.withdraw(now, token, &session_closes());
+        }
+    }
+
+    /// Refuses a request. What was asked of others about it goes on, and so does its
+    /// place among those that wait: there are no more of them under way than may be.
+    fn withdraw(&mut self, now: Now, token: Handle, fault: &Fault) {
+        let Some(deferred) = self.deferred.get_mut(token) else {
+            return;
+        };
+        deferred.withdrawn = true;
+        let (link, session, subject) = (deferred.link, deferred.session, deferred.subject);
+        if let Some(session) = session {
+            self.session_lets_go(link, session);
+        }
+        if let Err(fault) = self.refuse(now, link, RequestId(subject), fault) {
+            self.fault(now, link, &fault);
+        }
+    }
+
+    /// Whether a request is obeyed that others were asked about.
+    pub(super) fn is_obeyed_again(&self) -> bool {
+        self.progress.done > 0
     }
 
     /// Another shard, or this one, asks something.
@@ -320,13 +389,19 @@ impl Shard {
         let Some(deferred) = self.deferred.remove(token) else {
             return;
         };
+        if deferred.withdrawn {
+            return;
+        }
         let Deferred { link, subject, .. } = deferred;
+        if let Some(session) = deferred.session {
+            self.session_lets_go(link, session);
+        }
         let is_open = |link: &super::Link| matches!(link.state, LinkState::Open);
         if !self.links.get(link).is_some_and(is_open) {
             return;
         }
         let done = match deferred.refused {
-            Some(fault) => self.refuse(now, link, crate::id::RequestId(subject), &fault),
+            Some(fault) => self.refuse(now, link, RequestId(subject), &fault),
             None => {
                 self.progress = Progress {
                     done: deferred.progress.done + 1,
@@ -403,6 +478,24 @@ impl Shard {
             body: number.0.to_le_bytes().to_vec(),
         })
     }
+}
+
+/// The session that a request of those names that others may be asked about.
+fn session_of(control: &Control<'_>) -> Option<u32> {
+    match control {
+        Control::OpenProducer(fields, _) => Some(fields.session.get()),
+        Control::OpenConsumer(fields, _) => Some(fields.session.get()),
+        Control::Create(fields, _) => Some(fields.session.get()),
+        Control::SetPolicies(fields, _) => Some(fields.session.get()),
+        Control::Delete(fields, _) => Some(fields.session.get()),
+        Control::End(fields, _) => Some(fields.session.get()),
+        _ => None,
+    }
+}
+
+/// Why something is not opened that was asked for in a session that is to be closed.
+pub(super) fn session_closes() -> Fault {
+    Fault::new(Refusal::NotOpen, "its session was closed")
 }
 
 fn u32_of(body: &[u8]) -> u32 {

@@ -9,10 +9,11 @@
 use std::collections::VecDeque;
 
 use super::fan::Fan;
+use super::gather::Awaited;
 use super::producer::Producer;
 use super::{Fault, Shard};
 use crate::error::Refusal;
-use crate::frame::control::{Acknowledged, Ended};
+use crate::frame::control::{Acknowledged, Closed, Ended};
 use crate::id::Handle;
 use crate::time::Now;
 
@@ -31,12 +32,14 @@ pub(super) struct Notice {
     why: Ending,
     /// What is to be confirmed first, as far as it is known with its refusal.
     confirms: VecDeque<(u32, Option<u16>)>,
+    /// It was being opened or closed, and the answer to that says it all.
+    awaited: Option<Awaited>,
 }
 
 impl Shard {
     /// Has a client told that its handle has ended.
     pub(super) fn tell(&mut self, link: Handle, handle: Handle, why: Ending) {
-        self.tell_behind(VecDeque::new(), link, handle, why);
+        self.tell_behind(VecDeque::new(), None, (link, handle), why);
     }
 
     /// As [`Shard::tell`], behind confirmations that will not come any more: an end is
@@ -44,8 +47,8 @@ impl Shard {
     pub(super) fn tell_behind(
         &mut self,
         confirms: VecDeque<(u32, Option<u16>)>,
-        link: Handle,
-        handle: Handle,
+        awaited: Option<Awaited>,
+        (link, handle): (Handle, Handle),
         why: Ending,
     ) {
         self.notices.push(Notice {
@@ -53,6 +56,7 @@ impl Shard {
             handle,
             why,
             confirms,
+            awaited,
         });
     }
 
@@ -82,7 +86,11 @@ impl Shard {
 
     fn give(&mut self, now: Now, notice: &Notice) -> Result<(), Fault> {
         let Notice {
-            link, handle, why, ..
+            link,
+            handle,
+            why,
+            awaited,
+            ..
         } = *notice;
         for &(confirm, refusal) in &notice.confirms {
             let confirmed = Acknowledged {
@@ -91,6 +99,26 @@ impl Shard {
                 ..Acknowledged::default()
             };
             self.answer(now, link, handle.0, &confirmed, &[])?;
+        }
+        if awaited.is_some() {
+            self.remove_consumer(handle, false);
+        }
+        match awaited {
+            Some(Awaited::Opened(request)) => {
+                let fault = Fault::new(why.refusal, why.text);
+                return self.refuse(now, link, request, &fault);
+            }
+            Some(Awaited::Closed(request)) => {
+                let Some(request) = request else {
+                    return Ok(());
+                };
+                let closed = Closed {
+                    handle: handle.0.into(),
+                    ..Closed::default()
+                };
+                return self.answer(now, link, request.0, &closed, &[]);
+            }
+            None => {}
         }
         let fields = Ended {
             refusal: why.refusal.code().into(),

@@ -355,8 +355,12 @@ impl Shard {
         };
         let partitions = self.partitions_of(producer.identity.destination);
         let (link, opened) = (producer.link, producer.opened(front, partitions));
+        let session = producer.session;
         if let Err(fault) = self.answer(now, link, request.0, &opened, &[]) {
-            self.fault(now, link, &fault);
+            return self.fault(now, link, &fault);
+        }
+        if self.is_closing_session(session) {
+            self.close_with_session(front, session);
         }
     }
 
@@ -373,6 +377,37 @@ impl Shard {
         };
         // One that is not known from before is to be forgotten again.
         self.remove_producer(now, front, !again);
+        if let Err(fault) = self.refuse(now, link, request, fault) {
+            self.fault(now, link, &fault);
+        }
+    }
+
+    /// A front that is being opened is not wanted any more: its client is told so at once,
+    /// and the handle stays until every branch that was asked for has gone, or never was.
+    pub(super) fn withdraw_front(&mut self, now: Now, front: Handle, fault: &Fault) {
+        let Some(producer) = self.producers.get_mut(front) else {
+            return;
+        };
+        let link = producer.link;
+        let Some(fan) = producer.fan_mut() else {
+            return;
+        };
+        let Stage::Opening { request, again, .. } = fan.stage else {
+            return;
+        };
+        let asked = fan.asked();
+        fan.stage = Stage::Closing {
+            missing: asked.len(),
+        };
+        producer.close_quietly();
+        // One that is known from before stays so.
+        let flags = detach::ANSWERED | if again { 0 } else { detach::CLOSED };
+        for (shard, branch) in asked {
+            match branch {
+                Some(branch) => self.detach_branch(now, shard, branch, flags),
+                None => self.detach_branch(now, shard, front, flags | detach::UNHEARD),
+            }
+        }
         if let Err(fault) = self.refuse(now, link, request, fault) {
             self.fault(now, link, &fault);
         }
@@ -624,6 +659,19 @@ impl Fan {
     /// Whether its client may have to wait until others are gone.
     pub(super) fn may_wait(&self) -> bool {
         matches!(self.stage, Stage::Opening { waits: true, .. })
+    }
+
+    /// Where branches were asked for: the home's first, and the others once that is
+    /// there.
+    fn asked(&self) -> Vec<(ShardIndex, Option<Handle>)> {
+        let is_home_there = self.branches[0].handle.is_some();
+        let count = if is_home_there {
+            self.branches.len()
+        } else {
+            1
+        };
+        let asked = self.branches.iter().take(count);
+        asked.map(|branch| (branch.shard, branch.handle)).collect()
     }
 
     fn attached(&self) -> Vec<(ShardIndex, Handle)> {

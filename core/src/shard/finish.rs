@@ -112,6 +112,16 @@ impl Shard {
             && !entry.consumers.iter().any(|it| self.consumer_owes(*it))
             && !self.reports.iter().any(|report| report.is_for(link))
             && !self.deferred.iter().any(|(_, request)| request.is_of(link))
+            && !self.is_closing_session_of(link)
+    }
+
+    fn is_closing_session_of(&self, link: Handle) -> bool {
+        let its = |session: &Handle| {
+            self.sessions
+                .get(*session)
+                .is_some_and(|it| it.link == link)
+        };
+        self.closing.iter().any(its)
     }
 
     fn producer_owes(&self, handle: Handle) -> bool {

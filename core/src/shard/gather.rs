@@ -83,6 +83,14 @@ enum Stage {
     },
 }
 
+/// What the client of a front waits for before it has a handle, or is rid of one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Awaited {
+    Opened(RequestId),
+    /// Under no request, if it asked for something larger.
+    Closed(Option<RequestId>),
+}
+
 /// The sources of one consumer.
 #[derive(Clone, Debug)]
 pub(super) struct Gather {
@@ -145,6 +153,33 @@ impl Gather {
     fn source_of(&self, partition: u32) -> Option<(ShardIndex, Handle)> {
         let source = &self.sources[partition as usize % self.sources.len()];
         Some((source.shard, source.handle?))
+    }
+
+    /// Whether it is neither being opened nor closed.
+    pub(super) fn is_open(&self) -> bool {
+        self.stage == Stage::Open
+    }
+
+    /// Whether its client waits under this request for it to be opened.
+    pub(super) fn is_opening_for(&self, wanted: RequestId) -> bool {
+        matches!(self.stage, Stage::Opening { request, .. } if request == wanted)
+    }
+
+    /// What its client waits for, if it is not open.
+    pub(super) fn awaited(&self) -> Option<Awaited> {
+        match self.stage {
+            Stage::Opening { request, .. } => Some(Awaited::Opened(request)),
+            Stage::Open => None,
+            Stage::Closing { request, .. } => Some(Awaited::Closed(request)),
+        }
+    }
+
+    /// Where sources were asked for: the home's first, and the others once that is there.
+    fn asked(&self) -> Vec<(ShardIndex, Option<Handle>)> {
+        let is_home_there = self.sources[0].handle.is_some();
+        let count = if is_home_there { self.sources.len() } else { 1 };
+        let asked = self.sources.iter().take(count);
+        asked.map(|source| (source.shard, source.handle)).collect()
     }
 
     /// Whether its client is still to be answered.
@@ -309,7 +344,7 @@ impl Shard {
         let Some(consumer) = self.consumers.get_mut(front) else {
             return;
         };
-        let link = consumer.link;
+        let (link, session) = (consumer.link, consumer.session);
         let starts = (consumer.gather_mut())
             .map(|gather| core::mem::take(&mut gather.starts))
             .unwrap_or_default();
@@ -320,6 +355,9 @@ impl Shard {
         let starts: Vec<u8> = starts.iter().flat_map(|it| it.to_le_bytes()).collect();
         if let Err(fault) = self.answer(now, link, request.0, &fields, &[&starts]) {
             return self.fault(now, link, &fault);
+        }
+        if self.is_closing_session(session) {
+            return self.close_consumer_with_session(now, front, session);
         }
         // A source may have had something while others were still joining.
         self.want_lease(link, front);
@@ -335,6 +373,36 @@ impl Shard {
             return;
         };
         self.remove_consumer(front, true);
+        if let Err(fault) = self.refuse(now, link, request, fault) {
+            self.fault(now, link, &fault);
+        }
+    }
+
+    /// A front that is being opened is not wanted any more: its client is told so at once,
+    /// and the handle stays until every source that was asked for has left, or never was.
+    pub(super) fn withdraw_gathering(&mut self, now: Now, front: Handle, fault: &Fault) {
+        let Some(consumer) = self.consumers.get_mut(front) else {
+            return;
+        };
+        let link = consumer.link;
+        let Some(gather) = consumer.gather_mut() else {
+            return;
+        };
+        let Stage::Opening { request, .. } = gather.stage else {
+            return;
+        };
+        let asked = gather.asked();
+        gather.stage = Stage::Closing {
+            request: None,
+            missing: asked.len(),
+        };
+        let flags = leave::ANSWERED | leave::CLEAN;
+        for (shard, source) in asked {
+            match source {
+                Some(source) => self.leave_source(now, front, (shard, source, 0), flags),
+                None => self.ask_to_leave(front, (shard, front, 0), flags | leave::UNHEARD),
+            }
+        }
         if let Err(fault) = self.refuse(now, link, request, fault) {
             self.fault(now, link, &fault);
         }
@@ -693,13 +761,14 @@ impl Shard {
         Ok(())
     }
 
-    /// A client asks for a front's end: its sources leave, the home last, so that
-    /// nobody takes its place while it is still anywhere.
+    /// A front is to end, which answers a request or is part of something larger: its
+    /// sources leave, the home last, so that nobody takes its place while it is still
+    /// anywhere.
     pub(super) fn close_gathering(
         &mut self,
         now: Now,
         front: Handle,
-        request: RequestId,
+        request: Option<RequestId>,
     ) -> Result<(), Refusal> {
         let consumer = self.consumers.get_mut(front).ok_or(Refusal::NotOpen)?;
         let link = consumer.link;
@@ -712,7 +781,7 @@ impl Shard {
             leaving.extend(gather.sources[0].place());
         }
         gather.stage = Stage::Closing {
-            request: Some(request),
+            request,
             missing: leaving.len(),
         };
         self.forget_leases(link, front);

@@ -73,10 +73,10 @@ impl Shard {
             );
             return Err(Rejection::request(Refusal::IllegalArgument, text));
         }
+        let waits = self.deferred.iter().any(|(_, it)| it.is_of(link)) || self.has_taker_on(link);
         let Some(entry) = self.links.get_mut(link) else {
             return Ok(());
         };
-        let waits = self.deferred.iter().any(|(_, it)| it.is_of(link));
         if !entry.producers.is_empty() || !entry.consumers.is_empty() || waits {
             let text = "a link moves only while no producer and no consumer is open on it, \
                         and no request is unanswered";

@@ -21,6 +21,7 @@ mod behind;
 mod blocks;
 mod branch;
 mod burst;
+mod closing;
 mod consumer;
 mod credit;
 mod deferral;
@@ -337,6 +338,8 @@ pub struct Shard {
     link_numbers: HashMap<LinkNumber, Handle, SeedableRandomState>,
     next_link: LinkNumber,
     sessions: Slab<Session>,
+    /// Those that are to be closed, in the order in which that was asked.
+    closing: Vec<Handle>,
     producers: Slab<Producer>,
     consumers: Slab<Consumer>,
     subscriptions: Slab<Subscription>,
@@ -428,6 +431,7 @@ impl Shard {
             link_numbers: HashMap::with_hasher(hasher(config.hash_seed)),
             next_link: LinkNumber(config.shard.first_number()),
             sessions: Slab::new(handles),
+            closing: Vec::new(),
             producers: Slab::new(handles),
             consumers: Slab::starting_at(handles, handles),
             subscriptions: Slab::new(limits::SUBSCRIPTIONS_MAX + limits::DESTINATIONS_MAX),
@@ -616,6 +620,7 @@ impl Shard {
         self.serve_takers(now);
         self.thin_out();
         self.report(now);
+        self.close_sessions(now);
         self.finish(now);
         for index in 0..self.dirty.len() {
             let link = self.dirty[index];
@@ -675,6 +680,7 @@ impl Shard {
             || self.can_settle_leases()
             || self.has_polls()
             || self.takers_due
+            || self.can_close_sessions()
             || self.can_send_off()
     }
 
@@ -838,6 +844,7 @@ impl Shard {
         let lent = self.arena.chunks() as usize - self.arena.free();
         assert_eq!(owned, lent, "every chunk that is lent has an owner");
         self.audit_tables();
+        self.audit_sessions();
     }
 
     /// Writes a control frame to a link; a link that has no room for answers has

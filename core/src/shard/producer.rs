@@ -45,8 +45,8 @@ pub(super) struct Producer {
     /// Outcomes that were not written yet.
     runs: VecDeque<CompletionRun>,
     completing: bool,
-    /// Answered once all outcomes are written.
-    closing: Option<RequestId>,
+    /// It ends once all its outcomes are written.
+    closing: Option<Closing>,
     /// What is left of an announced batch: messages, bytes.
     batch: Option<(u32, u32)>,
     #[cfg(any(
@@ -57,6 +57,13 @@ pub(super) struct Producer {
     planted: u64,
     #[cfg(planted = "swap_completions")]
     held: Option<CompletionRun>,
+}
+
+/// How a producer ends that is to be closed.
+#[derive(Clone, Copy, Debug)]
+struct Closing {
+    /// What its end answers, if it was asked for by itself.
+    request: Option<RequestId>,
 }
 
 /// One side of a producer that spans shards.
@@ -168,6 +175,11 @@ impl Producer {
     /// Whether its end was asked for.
     pub(super) fn is_closing(&self) -> bool {
         self.closing.is_some()
+    }
+
+    /// It ends as soon as it can, and nobody is told.
+    pub(super) fn close_quietly(&mut self) {
+        self.closing = Some(Closing { request: None });
     }
 
     /// Takes the outcomes that wait.
@@ -454,6 +466,7 @@ impl Shard {
         if let Some(entry) = self.links.get_mut(link) {
             entry.producers.push(handle);
         }
+        self.session_holds(link, session);
         Ok(handle)
     }
 
@@ -482,13 +495,15 @@ impl Shard {
         if let Some(entry) = self.links.get_mut(link) {
             entry.producers.push(handle);
         }
+        self.session_holds(link, session);
         Ok(handle)
     }
 
-    /// A client asks for the producer's end: answered behind its completions.
-    pub(super) fn close_producer(&mut self, handle: Handle, request: RequestId) {
+    /// The producer is to end, behind its completions; that answers a request, or is part
+    /// of something larger.
+    pub(super) fn close_producer(&mut self, handle: Handle, request: Option<RequestId>) {
         if let Some(producer) = self.producers.get_mut(handle) {
-            producer.closing = Some(request);
+            producer.closing = Some(Closing { request });
             if core::mem::take(&mut producer.known) {
                 self.remembered.forget(&producer.identity);
             }
@@ -510,6 +525,7 @@ impl Shard {
         if let Some(link) = self.links.get_mut(producer.link) {
             link.producers.retain(|other| *other != handle);
         }
+        self.session_lets_go(producer.link, producer.session);
         match (producer.known, clean) {
             (false, _) => {}
             (true, true) => self.remembered.forget(&producer.identity),
@@ -604,8 +620,13 @@ impl Shard {
         let Some(link) = self.links.get_mut(link_handle) else {
             return;
         };
-        let has_something = !producer.runs.is_empty() || may_close;
+        let closing = producer.closing.filter(|_| may_close);
+        let answers = closing.is_some_and(|it| it.request.is_some());
+        let has_something = !producer.runs.is_empty() || answers;
         if link.state == LinkState::Ending || !has_something {
+            if closing.is_some() {
+                self.remove_producer(now, handle, true);
+            }
             return;
         }
         if link.egress.bytes() == 0 {
@@ -639,8 +660,7 @@ impl Shard {
             self.counters.add(Counter::Completions, messages);
             self.counters.add(Counter::CompletionFrames, 1);
         }
-        let request = producer.closing.filter(|_| may_close);
-        if let Some(request) = request {
+        if let Some(request) = closing.and_then(|it| it.request) {
             let closed = Closed {
                 handle: handle.0.into(),
                 ..Closed::default()
@@ -654,7 +674,7 @@ impl Shard {
         }
         let low = producer.credit.is_low();
         self.mark_dirty(link_handle);
-        if request.is_some() {
+        if closing.is_some() {
             self.remove_producer(now, handle, true);
         } else if low {
             self.renew(now, handle);

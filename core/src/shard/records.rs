@@ -99,10 +99,13 @@ pub(super) mod delivery {
 
 /// How a producer is detached.
 pub(super) mod detach {
-    /// Its client said so: it is forgotten, and that is answered.
+    /// Its client said so: it is forgotten, and a branch that was there says when it has
+    /// gone.
     pub(in super::super) const CLOSED: u8 = 1;
     /// Its front had not heard that it is attached: what is named is the front.
     pub(in super::super) const UNHEARD: u8 = 2;
+    /// Its front waits for the word that it has gone, or never was.
+    pub(in super::super) const ANSWERED: u8 = 4;
 }
 
 /// How a consumer leaves.

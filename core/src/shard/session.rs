@@ -8,7 +8,7 @@ use crate::auth::{self, Operation, Target};
 use crate::catalog::Wanted;
 use crate::counters::Counter;
 use crate::error::Refusal;
-use crate::frame::control::{self, Control, Located, Pong, SessionClosed, SessionOpened};
+use crate::frame::control::{self, Control, Located, Pong, SessionOpened};
 use crate::frame::decode;
 use crate::id::{Handle, Offset, ProducerId, RequestId};
 use crate::limits;
@@ -21,6 +21,10 @@ use crate::time::Now;
 #[derive(Debug)]
 pub(super) struct Session {
     pub(super) link: Handle,
+    /// How much is open in it, or was asked for and is not answered.
+    pub(super) holds: u32,
+    /// It is to be closed; answered under this request once it holds nothing.
+    pub(super) closing: Option<RequestId>,
 }
 
 /// A producer opened with this option means its `retain`.
@@ -170,57 +174,18 @@ impl Shard {
         if open >= limits::SESSIONS_PER_LINK_MAX as usize {
             return Err(Refusal::ResourceAllocation.into());
         }
-        let Ok(session) = self.sessions.insert(Session { link }) else {
+        let session = Session {
+            link,
+            holds: 0,
+            closing: None,
+        };
+        let Ok(session) = self.sessions.insert(session) else {
             return Err(Refusal::ResourceAllocation.into());
         };
         if let Some(entry) = self.links.get_mut(link) {
             entry.sessions.push(session);
         }
         let fields = SessionOpened {
-            session: session.0.into(),
-            ..Default::default()
-        };
-        self.answer(now, link, request.0, &fields, &[])?;
-        Ok(())
-    }
-
-    fn close_session(
-        &mut self,
-        now: Now,
-        link: Handle,
-        request: RequestId,
-        session: Handle,
-    ) -> Result<(), Rejection> {
-        if !self.is_session_of(link, session) {
-            return Err(Refusal::NotOpen.into());
-        }
-        self.send_completions(now);
-        let Some(entry) = self.links.get(link) else {
-            return Ok(());
-        };
-        let of_session = |handle: &&Handle| {
-            self.producers
-                .get(**handle)
-                .is_some_and(|producer| producer.session == session)
-        };
-        let producers: Vec<Handle> = entry.producers.iter().filter(of_session).copied().collect();
-        let of_session = |handle: &&Handle| {
-            self.consumers
-                .get(**handle)
-                .is_some_and(|consumer| consumer.session == session)
-        };
-        let consumers: Vec<Handle> = entry.consumers.iter().filter(of_session).copied().collect();
-        for producer in producers {
-            self.remove_producer(now, producer, true);
-        }
-        for consumer in consumers {
-            self.remove_consumer(consumer, true);
-        }
-        self.sessions.remove(session);
-        if let Some(entry) = self.links.get_mut(link) {
-            entry.sessions.retain(|other| *other != session);
-        }
-        let fields = SessionClosed {
             session: session.0.into(),
             ..Default::default()
         };
@@ -381,7 +346,7 @@ impl Shard {
             if producer.is_closing() {
                 return Err(Refusal::NotOpen.into());
             }
-            self.close_producer(handle, request);
+            self.close_producer(handle, Some(request));
             return Ok(());
         }
         if self
@@ -394,7 +359,7 @@ impl Shard {
                 .get(handle)
                 .is_some_and(|it| it.gather().is_some())
             {
-                return Ok(self.close_gathering(now, handle, request)?);
+                return Ok(self.close_gathering(now, handle, Some(request))?);
             }
             self.remove_consumer(handle, true);
             let closed = control::Closed {
@@ -423,10 +388,12 @@ impl Shard {
         Destination::new(kind, name)
     }
 
+    /// Whether a request that came on `link` may name the session.
     pub(super) fn is_session_of(&self, link: Handle, session: Handle) -> bool {
-        self.sessions
-            .get(session)
-            .is_some_and(|session| session.link == link)
+        // A request that was asked about elsewhere came before the session was to close.
+        let is_before = self.is_obeyed_again();
+        let mut session = self.sessions.get(session).into_iter();
+        session.any(|it| it.link == link && (it.closing.is_none() || is_before))
     }
 
     fn is_out_of_handles(&self, link: Handle) -> bool {

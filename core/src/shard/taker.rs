@@ -17,6 +17,8 @@
 use zerocopy::IntoBytes;
 
 use super::branch::{Origin, refused};
+use super::consumer::Consumer;
+use super::deferral::session_closes;
 use super::fan::{Fan, about};
 use super::identity::Access;
 use super::records::{self, outcome};
@@ -264,11 +266,14 @@ impl Shard {
         }
     }
 
-    /// A client waits no longer for a producer that it asked for: if that waits in line,
-    /// the request is refused. If it was answered, or is no such request, nothing
-    /// changes.
+    /// A client waits no longer for a producer or a consumer that it asked for: whatever
+    /// that waits for, the request is refused. If it was answered, or is no such request,
+    /// nothing changes.
     pub(super) fn cancel(&mut self, now: Now, link: Handle, request: RequestId) {
         let fault = waits_no_longer();
+        if self.withdraw_opening(now, link, request, &fault) {
+            return;
+        }
         let asked = |taker: &Taker| {
             matches!(&taker.asker, Asker::Link { link: its, request: asked, .. }
                 if (*its, *asked) == (link, request))
@@ -285,8 +290,47 @@ impl Shard {
             producer.is_some_and(|it| it.fan().is_some_and(|fan| fan.is_opening_for(request)))
         };
         if let Some(front) = entry.producers.iter().copied().find(waits) {
-            self.refused_branch(now, front, &fault);
+            return self.withdraw_front(now, front, &fault);
         }
+        let waits = |front: &Handle| {
+            let gather = self.consumers.get(*front).and_then(Consumer::gather);
+            gather.is_some_and(|it| it.is_opening_for(request))
+        };
+        if let Some(front) = entry.consumers.iter().copied().find(waits) {
+            self.withdraw_gathering(now, front, &fault);
+        }
+    }
+
+    /// A session closes: who waits in it for a turn is refused.
+    pub(super) fn send_takers_of(&mut self, now: Now, link: Handle, session: Handle) {
+        let is_its = |taker: &Taker| {
+            matches!(&taker.asker, Asker::Link { link: its, session: of, .. }
+                if (*its, *of) == (link, session))
+        };
+        while let Some(index) = self.takers.iter().position(is_its)
+            && let Some(taker) = self.takers.remove(index)
+        {
+            self.turn_away(now, taker, session_closes());
+        }
+        let Some(entry) = self.links.get(link) else {
+            return;
+        };
+        let may_wait = |front: &Handle| {
+            let producer = self.producers.get(*front);
+            let producer = producer.filter(|it| it.session == session);
+            producer.is_some_and(|it| it.fan().is_some_and(Fan::may_wait))
+        };
+        let waiting = entry.producers.iter().copied().filter(may_wait);
+        for front in waiting.collect::<Vec<_>>() {
+            self.withdraw_front(now, front, &session_closes());
+        }
+    }
+
+    /// Whether somebody waits in line whose link this is.
+    pub(super) fn has_taker_on(&self, link: Handle) -> bool {
+        let is_there =
+            |taker: &Taker| matches!(&taker.asker, Asker::Link { link: its, .. } if *its == link);
+        self.takers.iter().any(is_there)
     }
 
     /// The peer on a link sends no more, so a turn would be of no use to it and take the

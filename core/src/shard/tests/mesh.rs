@@ -1,5 +1,6 @@
 mod behind;
 mod bounds;
+mod closing;
 mod finish;
 mod poll;
 mod replace;
@@ -21,6 +22,20 @@ struct Shards {
 struct Client {
     at: usize,
     peer: Peer,
+}
+
+impl Client {
+    /// Asks under request 6 for a destination to be deleted.
+    fn deletes(&mut self, (topic, name): (u8, &str), options: u8) {
+        let fields = Delete {
+            session: self.peer.session.into(),
+            destination: topic,
+            options,
+            destination_length: u16::try_from(name.len()).unwrap().into(),
+            ..Delete::default()
+        };
+        self.peer.control(6, &fields, &[name.as_bytes()]);
+    }
 }
 
 impl Shards {
@@ -84,17 +99,10 @@ impl Shards {
     fn asks_to_delete(
         &mut self,
         client: &mut Client,
-        (topic, name): (u8, &str),
+        of: (u8, &str),
         force: bool,
     ) -> Result<bool, Refusal> {
-        let fields = Delete {
-            session: client.peer.session.into(),
-            destination: topic,
-            options: u8::from(force),
-            destination_length: u16::try_from(name.len()).unwrap().into(),
-            ..Delete::default()
-        };
-        client.peer.control(6, &fields, &[name.as_bytes()]);
+        client.deletes(of, u8::from(force));
         changed(&self.exchange(client))
     }
 
@@ -214,6 +222,16 @@ impl Shards {
 
     fn counter(&self, counter: Counter) -> u64 {
         self.all.iter().map(|it| it.counters().read(counter)).sum()
+    }
+}
+
+/// Turns in an order that looks like none.
+struct Shuffle(u64);
+
+impl Shuffle {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005) + 1;
+        usize::try_from((self.0 >> 33) % bound as u64).unwrap()
     }
 }
 
@@ -834,21 +852,36 @@ impl Client {
     }
 }
 
+impl Shards {
+    /// The shards turn, all but the last one, until they have nothing to do.
+    fn turn_without_the_last(&mut self) {
+        for turn in [1, 0, 1, 0, 1] {
+            self.turn(turn);
+        }
+    }
+
+    /// A client of shard 1 that has settled what it had of each of three partitions, and
+    /// waits for confirmations: the last of the three shards, whose is asked for first,
+    /// sleeps.
+    fn with_the_last_asleep(&mut self) -> Client {
+        assert_eq!(self.all.len(), 3);
+        self.create("/default/q", 3);
+        self.fill("/default/q", 3, 1, 40);
+        let mut client = self.client(1);
+        let (handle, first) = (self.consumer(&mut client, (0, "/default/q"), "", 10)).unwrap();
+        client.settles(&deliveries(&first, handle), handle);
+        self.write(&mut client);
+        self.turn_without_the_last();
+        client
+    }
+}
+
 /// A client counts on the last confirmation to speak for those before it.
 #[test]
 fn confirmations_come_in_the_order_in_which_they_were_asked_for_whatever_shard_is_slow() {
     let mut shards = Shards::new(3);
-    shards.create("/default/q", 3);
-    shards.fill("/default/q", 3, 1, 40);
-    let mut client = shards.client(1);
-    let (handle, first) = shards
-        .consumer(&mut client, (0, "/default/q"), "", 10)
-        .unwrap();
-    client.settles(&deliveries(&first, handle), handle);
-    shards.write(&mut client);
-    for turn in [1, 0, 1, 0, 1] {
-        shards.turn(turn);
-    }
+    let client = shards.with_the_last_asleep();
+    assert_eq!(confirmed(&shards.read(&client)), []);
     shards.settle();
     let answers = shards.read(&client);
     assert_eq!(confirmed(&answers), [(1, 0), (2, 0), (3, 0)]);
@@ -858,30 +891,10 @@ fn confirmations_come_in_the_order_in_which_they_were_asked_for_whatever_shard_i
 #[test]
 fn what_a_shard_owed_a_consumer_that_the_broker_ends_is_confirmed_with_the_reason() {
     let mut shards = Shards::new(3);
-    shards.create("/default/q", 3);
-    shards.fill("/default/q", 3, 1, 40);
-    let mut client = shards.client(1);
-    let (handle, first) = shards
-        .consumer(&mut client, (0, "/default/q"), "", 10)
-        .unwrap();
-    client.settles(&deliveries(&first, handle), handle);
+    let mut client = shards.with_the_last_asleep();
+    client.deletes((0, "/default/q"), 1);
     shards.write(&mut client);
-    for turn in [1, 0, 1, 0, 1] {
-        shards.turn(turn);
-    }
-    let name = "/default/q";
-    let fields = Delete {
-        options: 1,
-        session: client.peer.session.into(),
-        destination_length: u16::try_from(name.len()).unwrap().into(),
-        ..Delete::default()
-    };
-    client.peer.control(6, &fields, &[name.as_bytes()]);
-    shards.write(&mut client);
-    // The last shard sleeps through all of it.
-    for turn in [1, 0, 1, 0, 1] {
-        shards.turn(turn);
-    }
+    shards.turn_without_the_last();
     let gone = Refusal::NotFound.code();
     assert_eq!(
         confirmed(&shards.read(&client)),

@@ -1,15 +1,5 @@
 use super::*;
 
-/// Turns in an order that looks like none.
-struct Shuffle(u64);
-
-impl Shuffle {
-    fn below(&mut self, bound: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005) + 1;
-        usize::try_from((self.0 >> 33) % bound as u64).unwrap()
-    }
-}
-
 impl Shards {
     /// A client that has lost a link, and opens its session, an exclusive consumer and an
     /// exclusive producer without waiting for the welcome.
