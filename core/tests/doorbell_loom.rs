@@ -1,11 +1,12 @@
 //! Loom models of a shard that sleeps over the rings of its neighbours: one word for
 //! all of them, set before a last look into each, checked by every neighbour behind
-//! what it published. `scripts/loom` runs them, and demands that they fail when a fence
-//! is missing.
+//! what it published. And of links in the process, of which one end moves from shard to
+//! shard and the other may wait for room. `scripts/loom` runs them, and demands that they
+//! fail when a fence or a look is missing.
 #![cfg(loom)]
 #![allow(clippy::unwrap_used)]
 
-use courser_core::ring::{Reader, Wake, WakeWord, Writer, ring};
+use courser_core::ring::{Reader, Tally, Wake, WakeWord, Whereabouts, Writer, ring};
 use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread;
 
@@ -108,5 +109,103 @@ fn a_sleeper_misses_nothing_of_two_neighbours() {
         for thread in telling {
             thread.join().unwrap();
         }
+    });
+}
+
+/// An end at the shard that has it, and what the peer may have written meanwhile.
+fn has_news(reader: &Reader) -> bool {
+    reader.has_more() || reader.is_closed()
+}
+
+/// A link is handed to another shard while its application writes a message and goes.
+#[test]
+fn an_application_that_writes_and_goes_is_heard_wherever_its_link_is() {
+    loom::model(|| {
+        let doorbells = [Doorbell::new(), Doorbell::new()];
+        let whereabouts = Arc::new(Whereabouts::at(0));
+        let (mut writer, mut reader) = ring(64).unwrap();
+        let application = {
+            let (doorbells, whereabouts) = (doorbells.clone(), Arc::clone(&whereabouts));
+            thread::spawn(move || {
+                let ring = |place: u16| doorbells[usize::from(place)].ring();
+                writer.push(&7_u64.to_le_bytes()).unwrap();
+                writer.publish_quietly();
+                whereabouts.ring(ring);
+                // It goes: its rings are closed first.
+                drop(writer);
+                whereabouts.ring(ring);
+            })
+        };
+        // The shard that takes it in, whose inbox it has just been found in.
+        whereabouts.moved(1);
+        let mut seen = Vec::new();
+        loop {
+            reader
+                .read(|bytes| seen.push(u64::from_le_bytes(bytes.try_into().unwrap())))
+                .unwrap();
+            if reader.is_closed() {
+                break;
+            }
+            doorbells[1].word.announce();
+            if !has_news(&reader) {
+                doorbells[1].wait();
+            }
+            doorbells[1].word.withdraw();
+        }
+        assert_eq!(seen, [7]);
+        application.join().unwrap();
+    });
+}
+
+/// A writer fills the ring, and sleeps until there is room for the rest.
+#[test]
+fn a_writer_that_waits_for_room_is_told_though_its_reader_does_not_tell_each_time() {
+    // Two records fit: a third would be put at the start, behind a gap.
+    const CAPACITY: u32 = 64;
+    const PART: usize = CAPACITY as usize / 4;
+    const RECORD: usize = 8 + PART;
+    const RECORDS: u8 = 3;
+    loom::model(|| {
+        let (writers, readers) = (Doorbell::new(), Doorbell::new());
+        let (mut writer, mut reader) = ring(CAPACITY).unwrap();
+        let writing = {
+            let (writers, readers) = (Arc::clone(&writers), Arc::clone(&readers));
+            thread::spawn(move || {
+                for value in 1..=RECORDS {
+                    while writer.push(&[value; PART]).is_err() {
+                        writers.word.announce();
+                        if writer.claim(PART).is_err() {
+                            writers.wait();
+                        }
+                        writers.word.withdraw();
+                    }
+                    writer.publish_quietly();
+                    readers.ring();
+                }
+            })
+        };
+        let mut seen = Vec::new();
+        let mut tally = Tally::of(CAPACITY);
+        loop {
+            reader
+                .read(|bytes| {
+                    seen.push(bytes[0]);
+                    tally.read(RECORD);
+                })
+                .unwrap();
+            if tally.tells() {
+                writers.ring();
+            }
+            if seen.len() == usize::from(RECORDS) {
+                break;
+            }
+            readers.word.announce();
+            if !reader.has_more() {
+                readers.wait();
+            }
+            readers.word.withdraw();
+        }
+        assert!(seen.into_iter().eq(1..=RECORDS));
+        writing.join().unwrap();
     });
 }

@@ -15,13 +15,9 @@
 //! **Who wakes whom.** Each side has one doorbell for whatever it waits for, and its last
 //! look before a sleep is into all of it: the ring that it reads, and room in the one it
 //! writes if it has something left. So the other side rings after what it published, and
-//! after what it has read too; the latter not each time:
-//!
-//! ```text
-//!   a writer that waits has found the ring full, so more than half of it is unread
-//!   -> whoever reads that passes a quarter of the ring at least once meanwhile
-//!   -> to ring once for each quarter that was read is enough
-//! ```
+//! after what it has read too; the latter not each time, but once for each quarter of the
+//! ring ([`Tally`]). Where the shard's end of a link is says its [`Whereabouts`]. Both have
+//! models for every interleaving, as the word of the bell has.
 //!
 //! Invariants:
 //! - an end that goes closes its rings first and rings then, so that its peer looks;
@@ -37,7 +33,7 @@ use std::time::Duration;
 
 use courser_core::id::ShardIndex;
 use courser_core::limits;
-use courser_core::ring::{FRAGMENT_SIZE_MAX, Reader, Writer, ring};
+use courser_core::ring::{FRAGMENT_SIZE_MAX, Reader, Tally, Whereabouts, Writer, ring};
 
 use crate::doorbell::Doorbell;
 use crate::engine::Engine;
@@ -47,8 +43,6 @@ use crate::worker::Arrival;
 
 /// Bytes of each ring.
 const RING_SIZE: u32 = limits::IN_PROCESS_RING_SIZE;
-/// After how many bytes read the writer is told.
-const QUARTER: usize = RING_SIZE as usize / 4;
 /// What a record takes besides its fragment, at most.
 const RECORD_EXTRA: usize = 16;
 /// The shortest fragment that a longer text is cut into. Whoever waits for room waits for
@@ -56,7 +50,7 @@ const RECORD_EXTRA: usize = 16;
 const PART_SIZE_MIN: usize = 1024;
 
 const _: () = assert!(
-    FRAGMENT_SIZE_MAX as usize <= QUARTER,
+    FRAGMENT_SIZE_MAX <= RING_SIZE / 4,
     "a ring without room for a part is more than half full"
 );
 
@@ -147,7 +141,7 @@ impl Connector {
         let shared = Arc::new(Shared {
             counted,
             bell,
-            shard: AtomicU16::new(shard.0),
+            shard: Whereabouts::at(shard.0),
         });
         let stream = Stream {
             end: End::new(down_out, up_in),
@@ -202,29 +196,18 @@ struct Shared {
     counted: Counted,
     /// The application's.
     bell: Doorbell,
-    /// Where the other end is. Written by the shard that takes it in, which looks into the
-    /// ring behind that and a fence; read by the application behind what it published.
-    shard: AtomicU16,
+    /// Where the other end is: the shard that has taken it in, or is about to.
+    shard: Whereabouts,
 }
 
 impl Shared {
     /// By the application, behind what it published or read.
-    ///
-    /// A link moves while this reads where it is: the second look is behind the fence of
-    /// the bell, so either it sees the new place, or the shard there, whose own fence is
-    /// behind the place that it wrote, sees what was published.
     fn ring_shard(&self) {
-        let mut shard = self.shard.load(Ordering::Relaxed);
-        loop {
+        self.shard.ring(|shard| {
             if let Some(way) = self.counted.0.ways.get(usize::from(shard)) {
                 way.ring();
             }
-            let now = self.shard.load(Ordering::Relaxed);
-            if now == shard {
-                return;
-            }
-            shard = now;
-        }
+        });
     }
 }
 
@@ -253,8 +236,8 @@ impl Drop for AtClient {
 struct End {
     reader: Reader,
     writer: Writer,
-    /// Bytes read that the peer was not told of.
-    untold: usize,
+    /// What was read that the peer was not told of.
+    tally: Tally,
 }
 
 impl End {
@@ -262,7 +245,7 @@ impl End {
         Self {
             reader,
             writer,
-            untold: 0,
+            tally: Tally::of(RING_SIZE),
         }
     }
 
@@ -308,23 +291,18 @@ impl End {
     /// Hands over what is there; whether anything was. A broken ring is a closed one.
     #[inline]
     fn pull(&mut self, mut take: impl FnMut(&[u8])) -> bool {
-        let mut untold = self.untold;
+        let tally = &mut self.tally;
         let read = self.reader.read(|bytes| {
-            untold += bytes.len() + RECORD_EXTRA;
+            tally.read(bytes.len() + RECORD_EXTRA);
             take(bytes);
         });
-        self.untold = untold;
         read.is_ok_and(|count| count > 0)
     }
 
     /// Whether the peer should look whether there is room now; see the module.
     #[inline]
     fn tells(&mut self) -> bool {
-        let tells = self.untold >= QUARTER;
-        if tells {
-            self.untold = 0;
-        }
-        tells
+        self.tally.tells()
     }
 
     /// Whether a part of what is left can be written.
@@ -499,8 +477,7 @@ impl Guest {
 
     /// The shard has it from here on, and looks into it next.
     pub(crate) fn taken_in(&self, shard: ShardIndex) {
-        self.last_word.0.shard.store(shard.0, Ordering::Relaxed);
-        std::sync::atomic::fence(Ordering::SeqCst);
+        self.last_word.0.shard.moved(shard.0);
     }
 }
 

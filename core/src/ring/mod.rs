@@ -4,7 +4,9 @@
 //! [`Reader`], which reads what is published and gives the space back; the
 //! region both look at (`region.rs`), which holds no pointer and could as well
 //! lie in memory shared by two processes; and a wake word for each end
-//! (`wake.rs`), which says whether publishing has to ring a doorbell.
+//! (`wake.rs`), which says whether publishing has to ring a doorbell. A reader that is
+//! not asked each time keeps a tally (`tally.rs`) of what it has not told the writer,
+//! and an end that moves between threads leaves word of where it is (`whereabouts.rs`).
 //!
 //! ```text
 //!      consumed                 published         committed       consumed + capacity
@@ -52,10 +54,12 @@
 mod baton;
 mod reader;
 mod region;
+mod tally;
 #[cfg(all(test, not(loom)))]
 mod tests;
 mod values;
 mod wake;
+mod whereabouts;
 mod writer;
 
 use std::error::Error;
@@ -63,8 +67,10 @@ use std::fmt;
 
 pub use baton::{Baton, Holder};
 pub use reader::{Batch, Reader};
+pub use tally::Tally;
 pub use values::{ValueReader, ValueWriter, values};
 pub use wake::{Sleep, Wake, WakeWord};
+pub use whereabouts::Whereabouts;
 pub use writer::{Claim, ClaimError, Writer};
 
 use region::{Region, WORD};
