@@ -42,6 +42,7 @@
 //! |---|---|
 //! | [`Consumer::receive`] | the caller |
 //! | [`Consumer::try_receive`] | nobody: what is there, read in place |
+//! | [`Consumer::receive_no_wait`] | the caller, for one round trip: what the broker has now, or none |
 //! | [`Consumer::receive_async`], [`Consumer::poll_receive`] | a task of any runtime |
 //! | [`Consumer::listen`] | nobody: a listener, on the session's thread |
 //!
