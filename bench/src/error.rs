@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::floor::frame::FrameError;
@@ -177,6 +177,13 @@ pub enum BenchError {
         allowed: u64,
     },
 
+    /// A file system has no writes past the page cache.
+    #[error("the file system of {} takes no writes past the page cache", path.display())]
+    NoDirectWrites {
+        /// The file.
+        path: PathBuf,
+    },
+
     /// A file could not be read or written.
     #[error("cannot {doing} {}", path.display())]
     File {
@@ -211,6 +218,16 @@ impl BenchError {
         move |source| Self::Socket { doing, source }
     }
 
+    /// Wraps a file's error with what was tried.
+    pub(crate) fn file(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::File {
+            doing,
+            path,
+            source,
+        }
+    }
+
     /// Wraps what the client library said with what was tried.
     #[cold]
     pub(crate) fn client(
@@ -224,7 +241,7 @@ impl BenchError {
     }
 
     /// True if the machine does not offer what was asked for (io_uring switched
-    /// off, filtered, or too old), so that leaving it out is honest as long as
+    /// off, filtered, or too old; direct writes on a file system without), so that leaving it out is honest as long as
     /// it is said.
     #[must_use]
     pub fn is_unsupported(&self) -> bool {
@@ -233,6 +250,7 @@ impl BenchError {
                 source.raw_os_error(),
                 Some(libc::EPERM | libc::EACCES | libc::ENOSYS | libc::EINVAL | libc::ENOMEM)
             ),
+            Self::NoDirectWrites { .. } => true,
             _ => false,
         }
     }

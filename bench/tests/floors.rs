@@ -9,8 +9,8 @@ use courser_bench::floor::frame::REPLY_BYTES;
 use courser_bench::floor::gaps::Gaps;
 use courser_bench::floor::ring::RingFloor;
 use courser_bench::floor::{
-    EchoKind, EchoServer, FloorOptions, RelayFloor, RoundTripClient, RoundTripFloor, StreamFloor,
-    StreamKind, floor, frame_bytes, independent,
+    DurableFloor, DurableKind, EchoKind, EchoServer, FloorOptions, RelayFloor, RoundTripClient,
+    RoundTripFloor, StreamFloor, StreamKind, floor, frame_bytes, independent,
 };
 use courser_bench::histogram::Histogram;
 use courser_bench::pin::{self, Cores};
@@ -376,6 +376,37 @@ fn a_whole_run_reports_floors_noise_a_check_and_conditions() {
     let json: serde_json::Value = serde_json::from_str(&report.to_json().unwrap()).unwrap();
     assert_eq!(json["header"]["durability"], "memory");
     assert_eq!(json["results"][0]["payload_bytes"], 64);
+}
+
+#[test]
+fn a_durable_floor_writes_blocks_and_leaves_no_file_behind() {
+    let directory = std::env::temp_dir().join(format!("courser-durable-{}", std::process::id()));
+    std::fs::create_dir(&directory).unwrap();
+    on_the_client_core(|_| {
+        for kind in DurableKind::ALL {
+            let mut floor = match DurableFloor::start(kind, &directory) {
+                Ok(floor) => floor,
+                Err(error) if skipped(&error) => continue,
+                Err(error) => panic!("{kind}: {error}"),
+            };
+            assert_eq!(floor.kind(), kind);
+            let file = std::fs::read_dir(&directory).unwrap().next().unwrap();
+            let path = file.unwrap().path();
+            let first_block = || std::fs::read(&path).unwrap()[4096..4104].to_vec();
+            assert_eq!(first_block(), [0; 8]);
+            let mut histogram = Histogram::new();
+            while histogram.samples() < 2 {
+                floor.slice(SLICE, &mut histogram).unwrap();
+            }
+            assert_eq!(first_block(), 4096_u64.to_le_bytes(), "{kind}");
+        }
+        assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 0);
+    });
+    std::fs::remove_dir(&directory).unwrap();
+    let refused = DurableFloor::start(DurableKind::Cached, &directory)
+        .err()
+        .unwrap();
+    assert!(!refused.is_unsupported(), "{refused}");
 }
 
 #[test]

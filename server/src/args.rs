@@ -254,6 +254,9 @@ pub(crate) struct BenchOptions {
     /// open: the most messages on their way
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = value_parser!(u32).range(1..))]
     pub(crate) window: Option<u32>,
+    /// floor: write blocks to the device of this directory, too
+    #[arg(long, value_name = "DIR")]
+    pub(crate) directory: Option<PathBuf>,
     /// How the broker inside waits for work
     #[arg(long, value_enum, default_value_t = BenchIdle::Busy, conflicts_with = "connect")]
     pub(crate) idle: BenchIdle,

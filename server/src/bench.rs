@@ -28,6 +28,7 @@ pub(crate) fn bench(options: &BenchOptions) -> Result<(), CommandError> {
             window: options.window,
             connections: options.connections,
             idle: options.idle.into(),
+            directory: options.directory.clone(),
             cores: cores.map(|(client, broker)| Cores { client, broker }),
         },
     )?;
@@ -47,9 +48,11 @@ fn check_fit(options: &BenchOptions) -> Result<(), CommandError> {
     let open = workload == Workload::Open;
     let idle = workload == Workload::Idle;
     let scale = workload == Workload::Scale;
+    let floor = workload == Workload::Floor;
     for (option, given, fits) in [
         ("--rate", !options.rate.is_empty(), open || idle),
         ("--window", options.window.is_some(), open),
+        ("--directory", options.directory.is_some(), floor),
         (
             "--connections",
             options.connections.is_some(),

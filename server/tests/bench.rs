@@ -107,6 +107,16 @@ fn what_cannot_be_measured_is_refused() {
             "this workload has none",
         ),
         (
+            String::from("bench rtt --directory ."),
+            2,
+            "this workload has none",
+        ),
+        (
+            String::from("bench floor --directory /proc/none"),
+            2,
+            "/proc/none is no directory",
+        ),
+        (
             String::from("bench open --rate fast"),
             2,
             "a rate is messages per second",

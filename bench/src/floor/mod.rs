@@ -9,6 +9,7 @@
 //! | [`pipeline`] | the same with many on their way, under a load that does not wait | response times |
 //! | [`stream`] | frames in one direction as fast as they go | throughput |
 //! | [`ring`] | a word through memory to the other core and back | hand-offs between shards |
+//! | [`durable`] | a block to the device, one in flight | a durable send |
 //! | [`gaps`] | nothing, watching the clock | everybody's tail |
 //!
 //! ```text
@@ -25,6 +26,7 @@
 //! Frames have the broker's size: 112 bytes of header and the body. A server
 //! reads the length of every frame and nothing else. Loopback only.
 
+pub mod durable;
 pub mod frame;
 pub mod gaps;
 pub mod independent;
@@ -43,8 +45,10 @@ mod server;
 mod socket;
 mod spin;
 mod uring;
+mod uring_write;
 
 pub use client::RoundTripClient;
+pub use durable::{DurableFloor, DurableKind};
 pub use frame::frame_bytes;
 pub use pipeline::PipelineFloor;
 pub use relay::RelayFloor;

@@ -14,9 +14,11 @@
 //! noise (A/A). A third one, which shares no code with them, has to agree with
 //! them within that noise.
 
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
+use super::durable::{self, DurableFloor, DurableKind};
 use super::frame::frame_bytes;
 use super::independent;
 use super::relay::RelayFloor;
@@ -56,6 +58,8 @@ pub struct FloorOptions {
     pub cores: Option<Cores>,
     /// How many bytes of whole frames the stream sends in one write.
     pub chunk_bytes: usize,
+    /// Where to write blocks to a device; none are written if not given.
+    pub directory: Option<PathBuf>,
 }
 
 impl Default for FloorOptions {
@@ -67,6 +71,7 @@ impl Default for FloorOptions {
             kinds: EchoKind::ALL.to_vec(),
             cores: None,
             chunk_bytes: stream::CHUNK_BYTES,
+            directory: None,
         }
     }
 }
@@ -116,6 +121,14 @@ fn check(options: &FloorOptions) -> Result<(), BenchError> {
         return refuse(
             "payloads",
             format!("{payload} bytes; a body has 1 byte to 4 MiB"),
+        );
+    }
+    if let Some(directory) = &options.directory
+        && !directory.is_dir()
+    {
+        return refuse(
+            "directory",
+            format!("{} is no directory", directory.display()),
         );
     }
     if options.rounds < ROUNDS_MIN {
@@ -169,6 +182,7 @@ fn run(options: &FloorOptions, cores: Cores) -> Result<Report, BenchError> {
             .collect();
         summarise(payload, &lanes, &mut report);
     }
+    summarise_durable(&lanes, &mut report);
     for lane in lanes {
         lane.end()?;
     }
@@ -260,6 +274,10 @@ enum Instrument {
         floor: StreamFloor,
         series: RateSeries,
     },
+    Durable {
+        floor: DurableFloor,
+        series: LatencySeries,
+    },
 }
 
 fn open_lanes(
@@ -295,11 +313,7 @@ fn open_lanes(
                 Ok(instrument) => open(instrument),
                 Err(error) if error.is_unsupported() => {
                     if !absent.contains(&kind) {
-                        let cause = std::error::Error::source(&error)
-                            .map_or_else(String::new, |cause| format!(": {cause}"));
-                        let word = format!("skipped: {kind}: {error}{cause}");
-                        eprintln!("{word}");
-                        notes.push(word);
+                        skipped(&kind, &error, notes);
                         absent.push(kind);
                     }
                 }
@@ -318,7 +332,40 @@ fn open_lanes(
             });
         }
     }
+    if let Some(directory) = &options.directory {
+        open_durable(directory, &mut lanes, notes)?;
+    }
     Ok(lanes)
+}
+
+fn open_durable(
+    directory: &Path,
+    lanes: &mut Vec<Lane>,
+    notes: &mut Vec<String>,
+) -> Result<(), BenchError> {
+    for kind in DurableKind::ALL {
+        match DurableFloor::start(kind, directory) {
+            Ok(floor) => lanes.push(Lane {
+                payload: durable::BLOCK_BYTES,
+                instrument: Instrument::Durable {
+                    floor,
+                    series: LatencySeries::default(),
+                },
+            }),
+            Err(error) if error.is_unsupported() => skipped(&kind, &error, notes),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Says what is left out and why, at once and in the report.
+fn skipped(kind: &dyn std::fmt::Display, error: &BenchError, notes: &mut Vec<String>) {
+    let cause =
+        std::error::Error::source(error).map_or_else(String::new, |cause| format!(": {cause}"));
+    let word = format!("skipped: {kind}: {error}{cause}");
+    eprintln!("{word}");
+    notes.push(word);
 }
 
 impl Lane {
@@ -361,6 +408,10 @@ impl Lane {
             Instrument::Stream { floor, series } => {
                 series.add(&floor.slice(duration)?);
             }
+            Instrument::Durable { floor, series } => {
+                floor.slice(duration, &mut scratch.first)?;
+                series.add(&scratch.first, began);
+            }
         }
         Ok(())
     }
@@ -374,6 +425,7 @@ impl Lane {
             Instrument::Independent { .. } => "independent".to_owned(),
             Instrument::Relay { .. } => "relay".to_owned(),
             Instrument::Stream { floor, .. } => format!("stream {}", floor.kind()),
+            Instrument::Durable { floor, .. } => format!("durable {}", floor.kind()),
         };
         format!("{what}, {}", units::bytes(u64::from(self.payload)))
     }
@@ -382,7 +434,7 @@ impl Lane {
     fn end(self) -> Result<(), BenchError> {
         match self.instrument {
             Instrument::Echo { floor, .. } => floor.stop().map(drop),
-            Instrument::Independent { .. } => Ok(()),
+            Instrument::Independent { .. } | Instrument::Durable { .. } => Ok(()),
             Instrument::Relay { floor, .. } => floor.stop().map(drop),
             Instrument::Stream { floor, .. } => floor.stop().map(drop),
         }
@@ -474,6 +526,7 @@ fn summarise(payload: u32, lanes: &[&Lane], report: &mut Report) {
                 }
                 report.results.push(measurement);
             }
+            Instrument::Durable { .. } => {}
         }
     }
 
@@ -514,5 +567,32 @@ fn summarise(payload: u32, lanes: &[&Lane], report: &mut Report) {
         .is_none_or(|known| known.bound < noise.bound)
     {
         report.header.noise = Some(noise);
+    }
+}
+
+/// Adds how long a block takes to the device, the better way as the floor of both.
+fn summarise_durable(lanes: &[Lane], report: &mut Report) {
+    let ways = || {
+        lanes.iter().filter_map(|lane| match &lane.instrument {
+            Instrument::Durable { floor, series } => Some((floor.kind(), series)),
+            _ => None,
+        })
+    };
+    let Some((best_kind, best)) =
+        ways().min_by_key(|(_, series)| series.pooled.quantile_ns(0.5).unwrap_or(u64::MAX))
+    else {
+        return;
+    };
+    for (kind, series) in ways() {
+        let mode = match kind {
+            DurableKind::Direct => Mode::Poll,
+            DurableKind::Cached => Mode::Blocking,
+        };
+        let measurement = series
+            .measurement("floor durable", durable::BLOCK_BYTES, mode)
+            .of_kind(kind)
+            .with_floor_latency(best_kind, &best.percentiles())
+            .with_paired_ratio(PairedRatio::of(&series.p50s_ns, &best.p50s_ns));
+        report.push_latency(measurement, series);
     }
 }

@@ -98,13 +98,13 @@ fn serve(site: &Site, want: usize) -> Result<Served, BenchError> {
     outcome.map(|()| served)
 }
 
-fn failed(step: &'static str) -> impl FnOnce(std::io::Error) -> BenchError {
+pub(super) fn failed(step: &'static str) -> impl FnOnce(std::io::Error) -> BenchError {
     move |source| BenchError::IoUring { step, source }
 }
 
 /// Sets the ring up with all that helps, or without the flag that kernels
 /// before 6.6 do not know.
-fn build_ring() -> Result<IoUring, BenchError> {
+pub(super) fn build_ring() -> Result<IoUring, BenchError> {
     let mut builder = IoUring::builder();
     builder
         .setup_cqsize(COMPLETIONS)

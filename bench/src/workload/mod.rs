@@ -26,6 +26,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -104,6 +105,8 @@ pub struct Options {
     pub connections: Option<u32>,
     /// How an embedded broker waits for work.
     pub idle: Idle,
+    /// Where a floor writes blocks to a device; none are written if not given.
+    pub directory: Option<PathBuf>,
     /// Which cores; chosen by nearness if not given. A broker that runs elsewhere
     /// is where it is; its floors run on `cores.broker`.
     pub cores: Option<Cores>,
@@ -135,6 +138,7 @@ pub fn run(workload: Workload, options: &Options) -> Result<Report, BenchError> 
     if workload == Workload::Floor {
         let mut floors = FloorOptions {
             cores: options.cores,
+            directory: options.directory.clone(),
             ..FloorOptions::default()
         };
         if !options.payloads.is_empty() {
