@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::{fmt, process};
 
-use courser_core::id::Installation;
+use courser_core::id::{Installation, JournalNumber};
 
 use super::file::DiskFile;
 use super::installation::{self, Malformed};
@@ -36,7 +36,7 @@ const SLOT_MAX: u32 = 999_999;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct JournalFile {
     /// The journal.
-    pub journal: u16,
+    pub journal: JournalNumber,
     /// The file of it.
     pub slot: u32,
 }
@@ -46,7 +46,7 @@ impl JournalFile {
     #[must_use]
     pub fn path(self) -> PathBuf {
         assert!(
-            self.journal < JOURNALS_MAX && (1..=SLOT_MAX).contains(&self.slot),
+            self.journal.0 < JOURNALS_MAX && (1..=SLOT_MAX).contains(&self.slot),
             "a file of a journal has a name"
         );
         Path::new(&folder(self.journal)).join(format!("{:06}.journal", self.slot))
@@ -61,19 +61,20 @@ impl JournalFile {
 
 impl fmt::Display for JournalFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "journal-{:02}/{:06}.journal", self.journal, self.slot)
+        write!(f, "journal-{:02}/{:06}.journal", self.journal.0, self.slot)
     }
 }
 
-fn folder(journal: u16) -> String {
-    format!("journal-{journal:02}")
+fn folder(journal: JournalNumber) -> String {
+    format!("journal-{:02}", journal.0)
 }
 
-fn journal_of(name: &str) -> Option<u16> {
+fn journal_of(name: &str) -> Option<JournalNumber> {
     let journal = number(name.strip_prefix("journal-")?, 2)?;
     u16::try_from(journal)
         .ok()
         .filter(|journal| *journal < JOURNALS_MAX)
+        .map(JournalNumber)
 }
 
 /// A number of exactly so many digits.
@@ -275,8 +276,8 @@ impl DataDirectory {
     /// # Errors
     ///
     /// If the kernel refuses.
-    pub fn make_journal(&self, journal: u16) -> Result<(), DirectoryError> {
-        assert!(journal < JOURNALS_MAX, "a journal has a name");
+    pub fn make_journal(&self, journal: JournalNumber) -> Result<(), DirectoryError> {
+        assert!(journal.0 < JOURNALS_MAX, "a journal has a name");
         make(&self.path().join(folder(journal)))
     }
 
@@ -477,7 +478,11 @@ fn list(directory: &Path) -> Result<Listed, DirectoryError> {
     Ok(listed)
 }
 
-fn list_journal(directory: &Path, journal: u16, listed: &mut Listed) -> Result<(), DirectoryError> {
+fn list_journal(
+    directory: &Path,
+    journal: JournalNumber,
+    listed: &mut Listed,
+) -> Result<(), DirectoryError> {
     let folder = folder(journal);
     for (name, is_directory, size) in entries(&directory.join(&folder))? {
         let slot = name.to_str().and_then(JournalFile::slot_of);
@@ -699,7 +704,7 @@ mod tests {
     fn journals_without_a_name_are_not_given_another() {
         let scratch = Scratch::new();
         let directory = DataDirectory::open(scratch.path()).unwrap();
-        directory.make_journal(0).unwrap();
+        directory.make_journal(JournalNumber(0)).unwrap();
         fs::write(scratch.path().join("journal-00/000001.journal"), "").unwrap();
         fs::remove_file(scratch.path().join("installation")).unwrap();
         drop(directory);
@@ -724,7 +729,7 @@ mod tests {
         let scratch = Scratch::new();
         let directory = DataDirectory::open(scratch.path()).unwrap();
         for journal in [0, 7, 63] {
-            directory.make_journal(journal).unwrap();
+            directory.make_journal(JournalNumber(journal)).unwrap();
         }
         let ours = [
             ("journal-07/000002.journal", 5),
@@ -755,7 +760,10 @@ mod tests {
             fs::create_dir(scratch.path().join(name)).unwrap();
         }
         let listed = directory.list().unwrap();
-        let file = |journal, slot| JournalFile { journal, slot };
+        let file = |journal, slot| JournalFile {
+            journal: JournalNumber(journal),
+            slot,
+        };
         assert_eq!(
             listed.files,
             [(file(0, 1), 0), (file(7, 2), 5), (file(7, 999_999), 9)]

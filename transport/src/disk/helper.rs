@@ -35,10 +35,10 @@ pub enum Errand {
         /// In bytes: whole blocks.
         size: u64,
     },
-    /// A file that is gone for good.
+    /// A file of a journal that is gone for good.
     Remove {
         /// Which file.
-        path: PathBuf,
+        file: JournalFile,
     },
     /// A file that was written aside gets its place: it is flushed, renamed over whatever
     /// is there, and its directory is flushed.
@@ -68,7 +68,7 @@ pub enum Done {
     /// Of [`Errand::Remove`].
     Removed {
         /// Which file.
-        path: PathBuf,
+        file: JournalFile,
         /// Whether it is.
         result: Result<(), DirectoryError>,
     },
@@ -195,9 +195,9 @@ impl Runner {
                 file,
                 result: self.held.prepare(file, size, &self.called_off),
             },
-            Errand::Remove { path } => Done::Removed {
-                result: self.held.remove(&path),
-                path,
+            Errand::Remove { file } => Done::Removed {
+                file,
+                result: self.held.remove(&file.path()),
             },
             Errand::PutInPlace { aside, path } => Done::Placed {
                 result: directory::put_in_place(
@@ -221,6 +221,8 @@ mod tests {
     use std::fs;
     use std::time::{Duration, Instant};
 
+    use courser_core::id::JournalNumber;
+
     use super::super::scratch::Scratch;
     use super::*;
     use crate::ring::epoll::EpollRing;
@@ -229,7 +231,7 @@ mod tests {
     const DEADLINE: Duration = Duration::from_secs(20);
 
     const FIRST: JournalFile = JournalFile {
-        journal: 3,
+        journal: JournalNumber(3),
         slot: 1,
     };
 
@@ -289,7 +291,7 @@ mod tests {
     #[test]
     fn errands_are_run_in_the_order_they_were_asked_for() {
         let mut desk = Desk::new();
-        desk.directory.make_journal(3).unwrap();
+        desk.directory.make_journal(JournalNumber(3)).unwrap();
         let aside = desk.scratch.path().join("journal-03/checkpoint-1.new");
         fs::write(&aside, "whole").unwrap();
         let path = PathBuf::from("journal-03/checkpoint-1");
@@ -302,8 +304,8 @@ mod tests {
                 aside: PathBuf::from("journal-03/checkpoint-1.new"),
                 path: path.clone(),
             },
-            Errand::Remove { path: FIRST.path() },
-            Errand::Remove { path: FIRST.path() },
+            Errand::Remove { file: FIRST },
+            Errand::Remove { file: FIRST },
             Errand::SyncDirectory {
                 path: PathBuf::from("journal-03"),
             },

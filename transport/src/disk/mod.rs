@@ -4,7 +4,8 @@
 //! installation's name and lists the journals that are there; a [`DiskFile`] is one of
 //! its files, opened for durable writes; the [`Helper`] is a shard's thread for what
 //! takes long and has no place in a ring: preparing a file, removing, renaming, flushing a
-//! directory; [`Writes`] keeps the books of what is written, above the ring.
+//! directory; [`Writes`] keeps the books of what is written, above the ring; a
+//! [`ShardJournal`] is all of that for the one journal that a shard writes.
 //!
 //! ```text
 //!   DIR/lock                        flock'd by the broker that has it; text: its process
@@ -31,6 +32,7 @@ mod directory;
 mod file;
 mod helper;
 mod installation;
+mod journal;
 #[cfg(test)]
 pub(crate) mod scratch;
 mod writes;
@@ -39,8 +41,14 @@ pub use directory::{DataDirectory, DirectoryError, JournalFile, Listed, Rights};
 pub use file::{DiskFile, Way};
 pub use helper::{Done, Errand, Helper};
 pub use installation::Malformed;
+pub use journal::{ShardJournal, Told};
 pub use writes::{Progress, Rest, Writes};
 
 /// What positions and lengths of durable writes, their addresses and the sizes of files
 /// are multiples of, in bytes.
 pub const BLOCK_SIZE: u32 = 4096;
+
+const _: () = assert!(
+    courser_core::journal::BLOCK_SIZE == BLOCK_SIZE as usize,
+    "a batch is in the blocks that a file is written in"
+);
