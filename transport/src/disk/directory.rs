@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::{fmt, process};
 
 use courser_core::id::{Installation, JournalNumber};
+use courser_core::journal::survey::Slot;
 
 use super::file::DiskFile;
 use super::installation::{self, Malformed};
@@ -28,40 +29,28 @@ use crate::sys;
 /// Names of journals go from 0 to one less.
 const JOURNALS_MAX: u16 = 64;
 
-/// The largest slot of a file: its name has six digits.
-const SLOT_MAX: u32 = 999_999;
-
-/// Which file: the journal's number (below 64), and the slot that names it (from 1 to
-/// 999,999). What it holds at present, its header says.
+/// Which file: the journal's number (below 64), and the slot that names it. What it holds
+/// at present, its header says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct JournalFile {
     /// The journal.
     pub journal: JournalNumber,
     /// The file of it.
-    pub slot: u32,
+    pub slot: Slot,
 }
 
 impl JournalFile {
     /// Where it lies in the data directory.
     #[must_use]
     pub fn path(self) -> PathBuf {
-        assert!(
-            self.journal.0 < JOURNALS_MAX && (1..=SLOT_MAX).contains(&self.slot),
-            "a file of a journal has a name"
-        );
-        Path::new(&folder(self.journal)).join(format!("{:06}.journal", self.slot))
-    }
-
-    /// The slot that a name says, if it is one that this version gives.
-    fn slot_of(name: &str) -> Option<u32> {
-        let slot = number(name.strip_suffix(".journal")?, 6)?;
-        (slot > 0).then_some(slot)
+        assert!(self.journal.0 < JOURNALS_MAX, "a journal has a name");
+        Path::new(&folder(self.journal)).join(self.slot.to_string())
     }
 }
 
 impl fmt::Display for JournalFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "journal-{:02}/{:06}.journal", self.journal.0, self.slot)
+        write!(f, "{}/{}", folder(self.journal), self.slot)
     }
 }
 
@@ -70,17 +59,8 @@ fn folder(journal: JournalNumber) -> String {
 }
 
 fn journal_of(name: &str) -> Option<JournalNumber> {
-    let journal = number(name.strip_prefix("journal-")?, 2)?;
-    u16::try_from(journal)
-        .ok()
-        .filter(|journal| *journal < JOURNALS_MAX)
-        .map(JournalNumber)
-}
-
-/// A number of exactly so many digits.
-fn number(text: &str, digits: usize) -> Option<u32> {
-    let is_plain = text.len() == digits && text.bytes().all(|letter| letter.is_ascii_digit());
-    if is_plain { text.parse().ok() } else { None }
+    let journal = JournalNumber(name.strip_prefix("journal-")?.parse().ok()?);
+    (journal.0 < JOURNALS_MAX && folder(journal) == name).then_some(journal)
 }
 
 /// What a directory holds.
@@ -485,7 +465,7 @@ fn list_journal(
 ) -> Result<(), DirectoryError> {
     let folder = folder(journal);
     for (name, is_directory, size) in entries(&directory.join(&folder))? {
-        let slot = name.to_str().and_then(JournalFile::slot_of);
+        let slot = name.to_str().and_then(Slot::from_file_name);
         match slot.filter(|_| !is_directory) {
             Some(slot) => listed.files.push((JournalFile { journal, slot }, size)),
             None => listed.strangers.push(Path::new(&folder).join(name)),
@@ -741,7 +721,6 @@ mod tests {
         }
         let strange = [
             "README",
-            "journal-00/000000.journal",
             "journal-00/0000001.journal",
             "journal-00/00001.journal",
             "journal-00/000001.journal.new",
@@ -762,7 +741,7 @@ mod tests {
         let listed = directory.list().unwrap();
         let file = |journal, slot| JournalFile {
             journal: JournalNumber(journal),
-            slot,
+            slot: Slot(slot),
         };
         assert_eq!(
             listed.files,

@@ -222,6 +222,7 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use courser_core::id::JournalNumber;
+    use courser_core::journal::survey::Slot;
 
     use super::super::scratch::Scratch;
     use super::*;
@@ -232,7 +233,7 @@ mod tests {
 
     const FIRST: JournalFile = JournalFile {
         journal: JournalNumber(3),
-        slot: 1,
+        slot: Slot(1),
     };
 
     struct Desk {

@@ -19,6 +19,7 @@
 use std::io;
 
 use courser_core::id::JournalNumber;
+use courser_core::journal::survey::Slot;
 
 use super::{
     DataDirectory, DirectoryError, DiskFile, Done, Errand, Helper, JournalFile, Progress, Rest,
@@ -43,7 +44,7 @@ pub struct ShardJournal {
 /// A file that is in the ring.
 #[derive(Debug, Clone, Copy)]
 struct Attached {
-    slot: u32,
+    slot: Slot,
     in_flight: u32,
     retires: bool,
 }
@@ -54,14 +55,14 @@ pub enum Told {
     /// A file can be written to, or is not there.
     Prepared {
         /// Its slot.
-        slot: u32,
+        slot: Slot,
         /// Its size in bytes: at least what was asked for.
         result: Result<u64, DirectoryError>,
     },
     /// A file is gone for good, or is still there.
     Removed {
         /// Its slot.
-        slot: u32,
+        slot: Slot,
         /// Why it is still there.
         result: Result<(), DirectoryError>,
     },
@@ -90,7 +91,7 @@ impl ShardJournal {
     /// Has a file of at least that size prepared and opened; told by [`Self::take`]. False
     /// if too much waits already: then again after something was told.
     #[must_use]
-    pub fn prepare(&mut self, slot: u32, size: u64) -> bool {
+    pub fn prepare(&mut self, slot: Slot, size: u64) -> bool {
         let open = self.files.iter().flatten().count();
         if open + self.asked >= self.files.len() {
             return false;
@@ -104,7 +105,7 @@ impl ShardJournal {
     /// Has the file of a slot that is not open removed; told by [`Self::take`]. False as
     /// for [`Self::prepare`].
     #[must_use]
-    pub fn remove(&mut self, slot: u32) -> bool {
+    pub fn remove(&mut self, slot: Slot) -> bool {
         debug_assert!(self.place(slot).is_none(), "an open file is retired first");
         let file = self.file(slot);
         self.helper.ask(Errand::Remove { file }).is_ok()
@@ -170,7 +171,7 @@ impl ShardJournal {
     /// # Panics
     ///
     /// If the file of the slot is not prepared, or retired.
-    pub fn begin(&mut self, slot: u32, position: u64, length: u32, token: u64) -> Rest {
+    pub fn begin(&mut self, slot: Slot, position: u64, length: u32, token: u64) -> Rest {
         let place = self.place(slot).expect("a file is prepared before a write");
         let file = self.files[place].as_mut().expect("it was found there");
         assert!(!file.retires, "a file is retired after its last write");
@@ -199,7 +200,7 @@ impl ShardJournal {
 
     /// Nothing more is written to the file of a slot: it is closed when its last write was
     /// told, and stays on disk.
-    pub fn retire<R: Ring<File = DiskFile>>(&mut self, ring: &mut R, slot: u32) {
+    pub fn retire<R: Ring<File = DiskFile>>(&mut self, ring: &mut R, slot: Slot) {
         if let Some(place) = self.place(slot) {
             let attached = self.files[place].as_mut().expect("it was found there");
             attached.retires = true;
@@ -220,13 +221,13 @@ impl ShardJournal {
         }
     }
 
-    fn place(&self, slot: u32) -> Option<usize> {
+    fn place(&self, slot: Slot) -> Option<usize> {
         self.files
             .iter()
             .position(|file| file.is_some_and(|file| file.slot == slot))
     }
 
-    fn file(&self, slot: u32) -> JournalFile {
+    fn file(&self, slot: Slot) -> JournalFile {
         JournalFile {
             journal: self.journal,
             slot,
@@ -300,7 +301,7 @@ mod tests {
             self.turn_until(|desk| desk.journal.take(&mut desk.ring))
         }
 
-        fn prepared(&mut self, slot: u32) -> u64 {
+        fn prepared(&mut self, slot: Slot) -> u64 {
             assert!(self.journal.prepare(slot, SIZE));
             match self.told() {
                 Told::Prepared {
@@ -328,7 +329,7 @@ mod tests {
             })
         }
 
-        fn write(&mut self, slot: u32, position: u64, bytes: &'static [u8], token: u64) {
+        fn write(&mut self, slot: Slot, position: u64, bytes: &'static [u8], token: u64) {
             let length = u32::try_from(bytes.len()).unwrap();
             let rest = self.journal.begin(slot, position, length, token);
             write_static(&mut self.ring, rest, &[bytes]);
@@ -344,26 +345,26 @@ mod tests {
     #[test]
     fn a_prepared_file_is_written_retired_and_removed() {
         let mut desk = Desk::new();
-        assert_eq!(desk.prepared(7), SIZE);
-        desk.write(7, 4096, block(), 1);
-        desk.write(7, 8192, block(), 2);
+        assert_eq!(desk.prepared(Slot(7)), SIZE);
+        desk.write(Slot(7), 4096, block(), 1);
+        desk.write(Slot(7), 8192, block(), 2);
         assert_eq!(desk.journal.in_flight(), 2);
         // Retired at once, it is let go behind the last write.
-        desk.journal.retire(&mut desk.ring, 7);
+        desk.journal.retire(&mut desk.ring, Slot(7));
         assert_eq!(desk.written(), Progress::Durable { token: 1 });
         assert_eq!(desk.written(), Progress::Durable { token: 2 });
         assert_eq!(desk.journal.in_flight(), 0);
         let file = JournalFile {
             journal: JOURNAL,
-            slot: 7,
+            slot: Slot(7),
         };
         let bytes = desk.directory.read(file).unwrap();
         assert!(bytes[4096..12_288].iter().all(|&byte| byte == 0x5a));
-        assert!(desk.journal.remove(7));
+        assert!(desk.journal.remove(Slot(7)));
         assert!(matches!(
             desk.told(),
             Told::Removed {
-                slot: 7,
+                slot: Slot(7),
                 result: Ok(())
             }
         ));
@@ -374,10 +375,10 @@ mod tests {
     fn a_slot_is_prepared_again_and_keeps_its_bytes() {
         let mut desk = Desk::new();
         for round in 0..3 {
-            assert_eq!(desk.prepared(1), SIZE);
-            desk.write(1, round * 4096, block(), round);
+            assert_eq!(desk.prepared(Slot(1)), SIZE);
+            desk.write(Slot(1), round * 4096, block(), round);
             assert_eq!(desk.written(), Progress::Durable { token: round });
-            desk.journal.retire(&mut desk.ring, 1);
+            desk.journal.retire(&mut desk.ring, Slot(1));
         }
         let path = desk.scratch.path().join("journal-05/000001.journal");
         let bytes = std::fs::read(path).unwrap();
@@ -389,17 +390,17 @@ mod tests {
     fn there_are_no_more_files_than_places() {
         let mut desk = Desk::new();
         for slot in 1..=FILES_MAX {
-            desk.prepared(slot);
+            desk.prepared(Slot(slot));
         }
-        assert!(!desk.journal.prepare(99, SIZE));
-        desk.journal.retire(&mut desk.ring, 3);
-        assert_eq!(desk.prepared(99), SIZE);
+        assert!(!desk.journal.prepare(Slot(99), SIZE));
+        desk.journal.retire(&mut desk.ring, Slot(3));
+        assert_eq!(desk.prepared(Slot(99)), SIZE);
     }
 
     #[test]
     fn a_file_that_cannot_be_had_is_told_and_takes_no_place() {
         let mut desk = Desk::new();
-        for slot in 1..=2 * FILES_MAX {
+        for slot in (1..=2 * FILES_MAX).map(Slot) {
             assert!(desk.journal.prepare(slot, 1 << 62));
             let Told::Prepared {
                 slot: told,
@@ -411,6 +412,6 @@ mod tests {
             assert_eq!(told, slot);
             assert!(refused.to_string().starts_with("cannot allocate "));
         }
-        assert_eq!(desk.prepared(1), SIZE);
+        assert_eq!(desk.prepared(Slot(1)), SIZE);
     }
 }
