@@ -21,6 +21,7 @@ use std::{fmt, process};
 
 use courser_core::id::{Installation, JournalNumber};
 use courser_core::journal::survey::Slot;
+use courser_core::limits;
 
 use super::file::DiskFile;
 use super::installation::{self, Malformed};
@@ -28,6 +29,10 @@ use crate::sys;
 
 /// Names of journals go from 0 to one less.
 const JOURNALS_MAX: u16 = 64;
+
+/// The largest file that is read: sixteen times what a journal's file is given. Its bytes
+/// are all in memory at a time.
+const READ_MAX: u64 = 16 * limits::JOURNAL_FILE_SIZE as u64;
 
 /// Which file: the journal's number (below 64), and the slot that names it. What it holds
 /// at present, its header says.
@@ -274,6 +279,11 @@ impl DataDirectory {
             .custom_flags(libc::O_NOFOLLOW)
             .open(&path)
             .map_err(trying("open", &path))?;
+        let size = opened.metadata().map_err(trying("look at", &path))?.len();
+        if size > READ_MAX {
+            let story = format!("{size} bytes are more than any file of a journal has");
+            return Err(trying("read", &path)(io::Error::other(story)));
+        }
         opened.sync_all().map_err(trying("flush", &path))?;
         let mut bytes = Vec::new();
         opened
@@ -760,6 +770,11 @@ mod tests {
         strangers.sort_unstable();
         assert_eq!(listed.strangers, strangers);
         assert_eq!(directory.read(file(7, 2)).unwrap(), [1; 5]);
+        // A hole costs nothing to make, and would cost its size to read.
+        let huge = File::create(scratch.path().join("journal-63/000001.journal")).unwrap();
+        huge.set_len(READ_MAX + 1).unwrap();
+        let refused = directory.read(file(63, 1)).unwrap_err();
+        assert!(refused.to_string().contains("more than any file"));
         let refused = directory.read(file(1, 1)).unwrap_err();
         assert!(refused.to_string().starts_with("cannot open "));
         for name in strange {

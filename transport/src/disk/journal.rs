@@ -336,6 +336,14 @@ mod tests {
         }
     }
 
+    /// Of one block.
+    fn durable(token: u64) -> Progress {
+        Progress::Durable {
+            token,
+            bytes: BLOCK_SIZE,
+        }
+    }
+
     fn block() -> &'static [u8] {
         let memory = Box::leak(vec![0x5a; 2 * BLOCK_SIZE as usize].into_boxed_slice());
         let skip = memory.as_ptr().align_offset(BLOCK_SIZE as usize);
@@ -351,8 +359,8 @@ mod tests {
         assert_eq!(desk.journal.in_flight(), 2);
         // Retired at once, it is let go behind the last write.
         desk.journal.retire(&mut desk.ring, Slot(7));
-        assert_eq!(desk.written(), Progress::Durable { token: 1 });
-        assert_eq!(desk.written(), Progress::Durable { token: 2 });
+        assert_eq!(desk.written(), durable(1));
+        assert_eq!(desk.written(), durable(2));
         assert_eq!(desk.journal.in_flight(), 0);
         let file = JournalFile {
             journal: JOURNAL,
@@ -377,7 +385,7 @@ mod tests {
         for round in 0..3 {
             assert_eq!(desk.prepared(Slot(1)), SIZE);
             desk.write(Slot(1), round * 4096, block(), round);
-            assert_eq!(desk.written(), Progress::Durable { token: round });
+            assert_eq!(desk.written(), durable(round));
             desk.journal.retire(&mut desk.ring, Slot(1));
         }
         let path = desk.scratch.path().join("journal-05/000001.journal");

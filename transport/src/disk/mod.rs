@@ -12,7 +12,7 @@
 //!   DIR/installation                64 bytes, see `installation.rs`
 //!   DIR/journal-00/000001.journal   files of journal 0, named by slot
 //!
-//!   start:  DataDirectory::open -> journals -> read (recovery)
+//!   start:  DataDirectory::open -> Recovery::read -> replay, next
 //!   run:    Helper: Prepare -> Prepared(DiskFile) -> Ring::attach_file
 //!           Writes::begin -> ring::begin_write ... Event::Written -> Writes::written
 //! ```
@@ -25,14 +25,15 @@
 //! - A file that was prepared has its whole size written: a write into it changes no
 //!   metadata that a flush would have to wait for.
 //!
-//! What it does not do: look into journals. Their format and their recovery are
-//! `core`'s.
+//! What it does not do: believe anything of a journal's bytes. Their format, and what is
+//! kept of them, are `core`'s.
 
 mod directory;
 mod file;
 mod helper;
 mod installation;
 mod journal;
+mod recovery;
 #[cfg(test)]
 pub(crate) mod scratch;
 mod writes;
@@ -42,6 +43,7 @@ pub use file::{DiskFile, Way};
 pub use helper::{Done, Errand, Helper};
 pub use installation::Malformed;
 pub use journal::{ShardJournal, Told};
+pub use recovery::{Next, Recovery, RecoveryError};
 pub use writes::{Progress, Rest, Writes};
 
 /// What positions and lengths of durable writes, their addresses and the sizes of files

@@ -58,6 +58,8 @@ pub enum Progress {
     Durable {
         /// Whose it was.
         token: u64,
+        /// How many bytes it was begun with.
+        bytes: u32,
     },
     /// The device failed. What it has of the bytes, nobody knows.
     Failed {
@@ -112,8 +114,9 @@ impl Writes {
         begun.rest.skip = begun.rest.skip.saturating_add(whole);
         begun.vain = if whole == 0 { begun.vain + 1 } else { 0 };
         if begun.rest.skip >= begun.length {
+            let bytes = begun.length;
             self.begun.swap_remove(place);
-            return Some(Progress::Durable { token });
+            return Some(Progress::Durable { token, bytes });
         }
         if begun.vain > VAIN_MAX {
             self.begun.swap_remove(place);
@@ -175,6 +178,10 @@ mod tests {
         }
     }
 
+    fn durable(token: u64, bytes: u32) -> Option<Progress> {
+        Some(Progress::Durable { token, bytes })
+    }
+
     fn begun(length: u32) -> Writes {
         let mut writes = Writes::default();
         assert_eq!(writes.begin(FILE, 8192, length, 7), rest(0));
@@ -184,10 +191,7 @@ mod tests {
     #[test]
     fn a_whole_write_is_durable() {
         let mut writes = begun(12_288);
-        assert_eq!(
-            writes.written(7, Ok(12_288)),
-            Some(Progress::Durable { token: 7 })
-        );
+        assert_eq!(writes.written(7, Ok(12_288)), durable(7, 12_288));
         assert_eq!(writes.in_flight(), 0);
         assert_eq!(writes.written(7, Ok(12_288)), None);
     }
@@ -201,10 +205,7 @@ mod tests {
         assert_eq!(writes.written(7, Ok(4095)), short(4096));
         assert_eq!(writes.written(7, Ok(7680)), short(8192));
         assert_eq!(rest(8192).from(), 16_384);
-        assert_eq!(
-            writes.written(7, Ok(4096)),
-            Some(Progress::Durable { token: 7 })
-        );
+        assert_eq!(writes.written(7, Ok(4096)), durable(7, 12_288));
     }
 
     #[test]
@@ -217,10 +218,7 @@ mod tests {
             Some(Progress::Failed { token: 7, errno })
         );
         assert_eq!(writes.in_flight(), 1);
-        assert_eq!(
-            writes.written(8, Ok(4096)),
-            Some(Progress::Durable { token: 8 })
-        );
+        assert_eq!(writes.written(8, Ok(4096)), durable(8, 4096));
     }
 
     #[test]
