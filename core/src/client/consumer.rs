@@ -79,7 +79,8 @@ pub enum PollState {
     Asked,
     /// Whatever there was when it was asked is here.
     Answered,
-    /// The connection was lost, or it was asked once more since.
+    /// The connection was lost, it was asked once more since, or what came was settled on
+    /// an earlier connection: ask again.
     Lost,
 }
 
@@ -566,6 +567,8 @@ pub(super) struct Consumer {
     /// Asked last whether there is anything, and answered last.
     poll_asked: u32,
     poll_answered: u32,
+    /// Whether something came since it asked that nobody is handed.
+    left_out: bool,
     /// Whether it stands in the list of consumers with something to say.
     pub(super) listed: bool,
 }
@@ -611,6 +614,7 @@ impl Consumer {
             refused: None,
             poll_asked: 0,
             poll_answered: 0,
+            left_out: false,
             listed: false,
         }
     }
@@ -657,6 +661,7 @@ impl Consumer {
         self.received_messages += 1;
         self.received_bytes += message.bytes.len() as u64;
         if self.was_settled(message, delivery_count) {
+            self.left_out = true;
             self.handed_messages += 1;
             self.handed_bytes += message.bytes.len() as u64;
             return Ok(true);
@@ -1043,13 +1048,20 @@ impl Consumer {
         let queued = outbound.control(self.handle.0, &fields, &[]);
         if queued {
             self.poll_asked = token;
+            self.left_out = false;
         }
         queued.then_some(token)
     }
 
     /// Whatever there was has come.
     pub(super) fn polled(&mut self, token: u32) {
-        if token == self.poll_asked {
+        if token != self.poll_asked {
+            return;
+        }
+        if self.left_out {
+            // It took credit, and what there is for the application may lie behind it.
+            self.poll_asked = token.wrapping_add(1);
+        } else {
             self.poll_answered = token;
         }
     }

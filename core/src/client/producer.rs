@@ -104,6 +104,19 @@ impl ProducerRequest {
     }
 }
 
+/// What a refusal means for a send that may have arrived on an earlier connection, or
+/// not: whoever is shut out is not told what became of it then.
+#[cold]
+fn failure(code: u16, refusal: Option<Refusal>, is_uncertain: bool) -> Failure {
+    match refusal {
+        None => Failure::RefusedWithCode(code),
+        Some(Refusal::Fenced | Refusal::NotFound) if is_uncertain => {
+            Failure::Unknown(Cause::Fenced)
+        }
+        Some(refusal) => Failure::Refused(refusal),
+    }
+}
+
 /// Bounds on each group of messages that leaves together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BatchLimits {
@@ -609,7 +622,7 @@ impl Producer {
                         epoch: Epoch(header.epoch.get()),
                     })
                 }
-                code => Err(refusal.map_or(Failure::RefusedWithCode(code), Failure::Refused)),
+                code => Err(failure(code, refusal, front < self.uncertain_to)),
             };
             let end = front + self.frame_size(front);
             if for_now {

@@ -284,6 +284,36 @@ fn another_installation_leaves_what_had_left_unknown_and_takes_what_comes_next()
     assert_eq!(script.results(producer), [(3, Ok(0))]);
 }
 
+/// The first try had been stored, and then the producer was shut out: the refusal of the
+/// second was passed on as if nothing were stored.
+#[test]
+fn a_send_that_is_refused_only_when_it_is_tried_again_is_unknown() {
+    for refusal in [Refusal::Fenced, Refusal::NotFound] {
+        let mut script = patient();
+        let producer = script.producer(ProducerRequest::new(queue("q")), &opened(100, 1));
+        script.send(producer, b"left").unwrap();
+        script.said();
+        script.lose();
+        script.send(producer, b"new").unwrap();
+        let said = script.reconnect(&welcome());
+        let (request, _) = said[0].fields::<control::OpenProducer>();
+        script.say(request, &again(200, 1), &[]);
+        assert_eq!(messages(&script.said()).len(), 2);
+        let refused = |sequence| CompletionRun {
+            refusal: refusal.code().into(),
+            ..run(sequence, 1, 0)
+        };
+        script.complete(200, &[refused(1), refused(2)]);
+        assert_eq!(
+            script.results(producer),
+            [
+                (1, Err(Failure::Unknown(Cause::Fenced))),
+                (2, Err(Failure::Refused(refusal))),
+            ]
+        );
+    }
+}
+
 #[test]
 fn a_producer_that_is_fenced_is_closed_and_the_others_go_on() {
     let mut script = patient();
@@ -465,6 +495,39 @@ fn a_consumer_opens_again_and_is_not_handed_what_it_settled_before() {
     let said = script.said();
     let (handle, ack) = said[0].fields::<control::Acknowledge>();
     assert_eq!((handle, ack.runs.get()), (301, 1), "it is settled again");
+}
+
+/// An answer behind nothing but messages that the application had settled before said
+/// that there was nothing, though credit had ended with them.
+#[test]
+fn a_question_is_asked_again_if_all_that_came_was_settled_on_an_earlier_connection() {
+    let mut script = patient();
+    let consumer = script.consumer(ConsumerRequest::new(queue("q")), 300, 1);
+    script.deliver(300, 0, 0, &[b"a"]);
+    let position = script.client.poll_message(consumer).unwrap().position();
+    script.client.acknowledge(consumer, position).unwrap();
+    script.lose();
+    let said = script.reconnect(&welcome());
+    let (request, _) = said[0].fields::<control::OpenConsumer>();
+    let fields = control::ConsumerOpened {
+        handle: 301.into(),
+        partitions: 1.into(),
+    };
+    script.say(request, &fields, &[&0u64.to_le_bytes()]);
+    let polled = |token: u32| control::Polled {
+        token: token.into(),
+        ..control::Polled::default()
+    };
+    let token = script.client.ask_for_messages(consumer).unwrap();
+    script.deliver_again(301, 0, b"a");
+    script.say(301, &polled(token), &[]);
+    assert!(!script.client.has_message(consumer));
+    let state = script.client.poll_state(consumer, token);
+    assert_eq!(state, PollState::Lost);
+    let token = script.client.ask_for_messages(consumer).unwrap();
+    script.say(301, &polled(token), &[]);
+    let state = script.client.poll_state(consumer, token);
+    assert_eq!(state, PollState::Answered);
 }
 
 /// Who waits for a message to be handed out never asked, and so the broker waited for
