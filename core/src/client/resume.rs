@@ -362,10 +362,11 @@ impl Client {
         let Some(consumer) = self.consumers.get_mut(key.0) else {
             return Ok(());
         };
+        if consumer.is_known() && starts.len() != consumer.partitions() {
+            // Its destination was deleted, and is another one by now.
+            consumer.forgotten();
+        }
         if consumer.is_known() {
-            if starts.len() != consumer.partitions() {
-                return Err(out_of_range);
-            }
             consumer.attached(handle);
         } else if partitions == 0 || partitions > crate::limits::PARTITIONS_MAX {
             return Err(out_of_range);

@@ -497,6 +497,28 @@ fn a_consumer_opens_again_and_is_not_handed_what_it_settled_before() {
     assert_eq!((handle, ack.runs.get()), (301, 1), "it is settled again");
 }
 
+/// The destination had been deleted meanwhile, and made again with another shape: that
+/// was taken for a broken protocol.
+#[test]
+fn a_consumer_of_a_destination_that_was_made_anew_begins_anew() {
+    let mut script = patient();
+    let consumer = script.consumer(ConsumerRequest::new(queue("q")), 300, 1);
+    script.deliver(300, 0, 0, &[b"old"]);
+    let position = script.client.poll_message(consumer).unwrap().position();
+    script.client.acknowledge(consumer, position).unwrap();
+    script.lose();
+    let said = script.reconnect(&welcome());
+    let (request, _) = said[0].fields::<control::OpenConsumer>();
+    let fields = control::ConsumerOpened {
+        handle: 301.into(),
+        partitions: 2.into(),
+    };
+    let starts = [0u64.to_le_bytes(), 0u64.to_le_bytes()].concat();
+    script.say(request, &fields, &[&starts]);
+    script.deliver(301, 0, 0, &[b"new"]);
+    assert_eq!(script.client.poll_message(consumer).unwrap().body(), b"new");
+}
+
 /// An answer behind nothing but messages that the application had settled before said
 /// that there was nothing, though credit had ended with them.
 #[test]
