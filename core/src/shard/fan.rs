@@ -299,6 +299,14 @@ impl Shard {
         branch.handle = Some(handle);
         branch.granted_bytes = attached.bytes.get();
         branch.granted_messages = attached.messages.get();
+        if producer.ended.is_some() {
+            // Its destination has gone. The request is refused in this turn, and then all
+            // branches that are known leave.
+            return;
+        }
+        let Some(fan) = producer.fan_mut() else {
+            return;
+        };
         let Stage::Opening {
             request,
             missing,

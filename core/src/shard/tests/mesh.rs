@@ -1566,6 +1566,43 @@ fn a_subscription_is_deleted_on_all_shards_and_its_consumers_are_told() {
     }
 }
 
+/// The answer of the home arrived between the deletion and the turn in which the request
+/// was to be refused, and the shard looked for a destination that was gone.
+#[test]
+fn who_opens_a_producer_while_its_destination_is_deleted_is_answered_once() {
+    for (turns, at) in (0..9).flat_map(|turns| (0..3).map(move |at| (turns, at))) {
+        for partitions in 1..4 {
+            let queue = (0, "/default/q");
+            let mut shards = Shards::new(3);
+            shards.create(queue.1, partitions);
+            let mut user = shards.client(at);
+            let mut admin = shards.client(0);
+            let open = OpenProducer {
+                session: user.peer.session.into(),
+                destination_length: 10.into(),
+                ..OpenProducer::default()
+            };
+            user.peer.control(7, &open, &[queue.1.as_bytes()]);
+            shards.write(&mut user);
+            for turn in 0..turns {
+                shards.turn((turn + at) % 3);
+            }
+            assert_eq!(shards.asks_to_delete(&mut admin, queue, true), Ok(true));
+            let told = shards.read(&user);
+            let told = frames(&told).into_iter();
+            let answers =
+                told.filter(|(frame, _)| matches!(frame, Frame::Control { subject: 7, .. }));
+            assert_eq!(answers.count(), 1, "after {turns} turns, on shard {at}");
+            shards.all[user.at].closed(now(), user.peer.link);
+            shards.settle();
+            for shard in &shards.all {
+                assert_eq!(shard.producers.len(), 0);
+                shard.audit();
+            }
+        }
+    }
+}
+
 /// A link that went to another shard while a request of it waited for a third would
 /// never have had its answer.
 #[test]
