@@ -71,11 +71,16 @@ impl Shard {
     #[cold]
     fn give_notice_now(&mut self, now: Now) {
         for notice in core::mem::take(&mut self.notices) {
-            let front = self.producers.get(notice.handle).and_then(Producer::fan);
+            let handle = notice.handle;
+            if self.producers.get(handle).is_none() && self.consumers.get(handle).is_none() {
+                // Its client closed it at the same time, and was told that.
+                continue;
+            }
+            let front = self.producers.get(handle).and_then(Producer::fan);
             if front.is_some_and(Fan::is_opening) {
                 // Its client knows no handle that could have ended.
                 let fault = Fault::new(notice.why.refusal, notice.why.text);
-                self.refused_branch(now, notice.handle, &fault);
+                self.refused_branch(now, handle, &fault);
                 continue;
             }
             if let Err(fault) = self.give(now, &notice) {

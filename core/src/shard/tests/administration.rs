@@ -242,6 +242,38 @@ fn what_uses_a_destination_that_is_deleted_by_force_ends_in_its_place() {
     shard.audit();
 }
 
+/// The end stood behind the answer to the Close, which gives the handle back, and so
+/// ended the link of a client that knew it no more.
+#[test]
+fn who_closes_what_the_broker_ends_at_the_same_time_hears_only_that_it_is_closed() {
+    let mut shard = shard();
+    let mut admin = Peer::new(&mut shard);
+    let mut peer = Peer::new(&mut shard);
+    let name = "/default/q";
+    let producer = peer.producer(&mut shard, name, 1);
+    let close = Close {
+        handle: producer.handle.0.into(),
+        ..Close::default()
+    };
+    peer.control(9, &close, &[]);
+    shard.received(now(), peer.link, &std::mem::take(&mut peer.out));
+    assert_eq!(verdict(&admin.delete(&mut shard, name, FORCE)), Ok(true));
+    let told = peer.exchange(&mut shard);
+    assert_eq!(ended(&told), []);
+    let closed = frames(&told).into_iter().filter(|(frame, _)| {
+        matches!(
+            frame,
+            Frame::Control {
+                subject: 9,
+                control: Control::Closed(..),
+            }
+        )
+    });
+    assert_eq!(closed.count(), 1);
+    assert_eq!(shard.producers.len(), 0);
+    shard.audit();
+}
+
 #[test]
 fn a_producer_of_a_deleted_destination_attaches_to_no_later_one_of_its_name() {
     let mut shard = shard();

@@ -1603,6 +1603,65 @@ fn who_opens_a_producer_while_its_destination_is_deleted_is_answered_once() {
     }
 }
 
+/// The opening was never answered, and the end of a handle that no client knew was told
+/// instead; a close was never answered at all.
+#[test]
+fn who_opens_or_closes_a_consumer_while_its_destination_is_deleted_is_answered_once() {
+    let queue = (0, "/default/q");
+    for (turns, closes) in (0..12).flat_map(|turns| [(turns, false), (turns, true)]) {
+        let mut shards = Shards::new(3);
+        shards.create(queue.1, 3);
+        let mut user = shards.client(2);
+        let mut admin = shards.client(1);
+        if closes {
+            let (consumer, _) = shards.consumer(&mut user, queue, "", 10).unwrap();
+            let close = crate::frame::control::Close {
+                handle: consumer.0.into(),
+                ..Default::default()
+            };
+            user.peer.control(7, &close, &[]);
+        } else {
+            let open = OpenConsumer {
+                session: user.peer.session.into(),
+                destination_length: 10.into(),
+                messages: 5.into(),
+                bytes: 100.into(),
+                ..OpenConsumer::default()
+            };
+            user.peer.control(7, &open, &[queue.1.as_bytes()]);
+        }
+        shards.write(&mut user);
+        for turn in 0..turns {
+            shards.turn(turn % 3);
+        }
+        assert_eq!(shards.asks_to_delete(&mut admin, queue, true), Ok(true));
+        let told = shards.read(&user);
+        let mut handle = closes.then_some(0);
+        let mut answers = 0;
+        for (frame, _) in frames(&told) {
+            let Frame::Control { subject, control } = frame else {
+                continue;
+            };
+            answers += u32::from(subject == 7);
+            match control {
+                Control::ConsumerOpened(fields, _) => handle = Some(fields.handle.get()),
+                Control::Ended(..) => assert!(
+                    handle.is_some_and(|it| closes || it == subject),
+                    "the end of {subject} is told after {turns} turns"
+                ),
+                _ => {}
+            }
+        }
+        assert_eq!(answers, 1, "after {turns} turns, closing: {closes}");
+        shards.all[user.at].closed(now(), user.peer.link);
+        shards.settle();
+        for shard in &shards.all {
+            assert_eq!(shard.consumers.len(), 0);
+            shard.audit();
+        }
+    }
+}
+
 /// A link that went to another shard while a request of it waited for a third would
 /// never have had its answer.
 #[test]
