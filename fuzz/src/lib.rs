@@ -6,6 +6,8 @@
 //! | `door` | target: strangers before the hello |
 //! | `session` | target: a shard among hostile peers |
 //! | `client` | target: a client before a hostile broker |
+//! | `entry` | target: the entries of a journal's batch |
+//! | `recover` | target: the files of a journal, whole and damaged |
 //! | `script` | a case as numbers and bytes; frames as a case describes them |
 //! | `peer` | a client by hand that holds the broker to its word |
 //! | `heap` | how much memory a case takes |
@@ -21,8 +23,10 @@ pub mod client;
 pub mod corpus;
 pub mod decode;
 pub mod door;
+pub mod entry;
 pub mod heap;
 pub mod peer;
+pub mod recover;
 pub mod script;
 pub mod seeds;
 pub mod session;
@@ -55,5 +59,13 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "client",
         run: client::run,
+    },
+    Target {
+        name: "entry",
+        run: entry::run,
+    },
+    Target {
+        name: "recover",
+        run: recover::run,
     },
 ];

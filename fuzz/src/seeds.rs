@@ -29,6 +29,8 @@ pub fn of(target: &str) -> Vec<Case> {
         "door" => door(),
         "session" => session(),
         "client" => client(),
+        "entry" => entry(),
+        "recover" => recover(),
         _ => Vec::new(),
     };
     let seed = |(name, bytes)| Case {
@@ -57,6 +59,73 @@ fn decode() -> Vec<Named> {
     }
     cases.push(("all".to_owned(), all.finish()));
     cases
+}
+
+/// Each golden entry alone, and all of them.
+fn entry() -> Vec<Named> {
+    const DESCRIBED: u8 = 0;
+    const RAW: u8 = 1;
+    let whole = || Writer::default().steps(&[0, 0, 0, 0]);
+    let mut cases = Vec::new();
+    let mut all = whole();
+    let entries = vectors::read(include_str!("../../core/tests/vectors/journal.hex"));
+    for vector in entries {
+        if ["file-header", "batch"].contains(&vector.name) {
+            continue;
+        }
+        let length = vector.bytes.first_chunk().map(|it| u32::from_le_bytes(*it));
+        let length = length.map_or(0, |length| length as usize);
+        let (kind, content) = (vector.bytes[4], &vector.bytes[8..length]);
+        let case = whole().steps(&[DESCRIBED, kind, 0]).bytes(content).finish();
+        cases.push((vector.name.to_owned(), case));
+        let case = whole().steps(&[RAW]).bytes(&vector.bytes).finish();
+        cases.push((format!("{}-as-it-stands", vector.name), case));
+        all = all.steps(&[DESCRIBED, kind, 0]).bytes(content);
+    }
+    cases.push(("all".to_owned(), all.finish()));
+    cases
+}
+
+/// A few files of two runs, and what may become of them.
+fn recover() -> Vec<Named> {
+    const APPEND: u8 = 0;
+    const FILE: u8 = 2;
+    const RUN: u8 = 3;
+    let history = || {
+        let mut case = Writer::default();
+        for (size, waits) in [(100, 0), (5000, 1), (100, 2), (3000, 0), (20, 1)] {
+            case = case.steps(&[APPEND]).word(size).steps(&[waits]);
+        }
+        case = case.steps(&[RUN, 1]);
+        for (size, waits) in [(8000, 0), (100, 1), (100, 1)] {
+            case = case.steps(&[APPEND]).word(size).steps(&[waits]);
+        }
+        case.steps(&[FILE, APPEND]).word(10).steps(&[0])
+    };
+    let named = |name: &str, case: Writer| (name.to_owned(), case.finish());
+    vec![
+        named("history", history()),
+        named(
+            "changed",
+            history().steps(&[4, 1]).word(4096 + 9).steps(&[1]),
+        ),
+        named(
+            "overwritten",
+            history().steps(&[5, 0, 2]).bytes(b"BTCH, but not really"),
+        ),
+        named("copied", history().steps(&[6, 0, 1, 2, 1])),
+        named("zeros", history().steps(&[7, 2, 0])),
+        named("cut", history().steps(&[8, 1, 3])),
+        named("twice", history().steps(&[9, 1])),
+        named("checkpoint", history().steps(&[10, 3])),
+        named("nameless", history().steps(&[4, 1]).word(20).steps(&[1])),
+        named("torn", history().steps(&[4, 3]).word(4096 + 70).steps(&[1])),
+        named("unbegun", history().steps(&[7, 3, 0])),
+        named(
+            "one",
+            Writer::default().steps(&[APPEND]).word(10).steps(&[0]),
+        ),
+    ]
 }
 
 // The acts of `session` that a conversation is made of.
