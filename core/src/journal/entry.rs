@@ -267,6 +267,26 @@ impl Kind {
         Self::ALL.into_iter().find(|kind| kind.code() == code)
     }
 
+    /// What people call it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::CatalogChanged => "catalogue change",
+            Self::OffsetsReserved => "offset reservation",
+            Self::ProducerAttached => "producer attached",
+            Self::ProducerForgotten => "producer forgotten",
+            Self::ProducerIdsReserved => "producer ids reserved",
+            Self::PartBegun => "part begun",
+            Self::Subscription => "subscription",
+            Self::Settled => "settled",
+            Self::Cursor => "cursor",
+            Self::Returned => "returned",
+            Self::SendRefused => "send refused",
+            Self::Emptied => "partition emptied",
+            Self::Message => "message",
+        }
+    }
+
     /// The number that stands for it.
     #[must_use]
     #[expect(clippy::as_conversions, reason = "its discriminant is a byte")]

@@ -64,7 +64,7 @@ pub struct Origin {
     pub identity: Identity,
     /// The run.
     pub run: Run,
-    /// Drawn at random for the run, and told to nobody outside the data directory.
+    /// Drawn at random at every start, and told to nobody outside the data directory.
     pub salt: u64,
 }
 

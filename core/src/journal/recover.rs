@@ -58,7 +58,7 @@ pub struct Plan {
     pub sequence_next: FileSequence,
     /// The highest run that left something.
     pub run_last: Run,
-    /// Files of which nothing is read: they may be used again at once.
+    /// Files of which nothing is needed: they may be used again at once.
     pub spare: Vec<Slot>,
 }
 
@@ -99,18 +99,10 @@ pub struct Tail {
 
 impl fmt::Display for Tail {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            run,
-            slot,
-            position,
-            bytes,
-            number,
-            batches,
-        } = self;
         write!(
             f,
-            "{slot} at {position}: cut {bytes} bytes of {batches} batches from {number} on, \
-             which run {run} had not finished"
+            "{} at {}: cut {} bytes from batch {} on, which run {} had begun and not finished",
+            self.slot, self.position, self.bytes, self.number, self.run
         )
     }
 }
@@ -323,6 +315,7 @@ pub fn decide(
     let (named, strays) = sorted(identity, surveys)?;
     let mut decision = Decision {
         expected: start.map_or(BatchNumber(1), |start| start.number),
+        begun: BatchNumber(start.map_or(0, |start| start.number.0.saturating_sub(1))),
         place: None,
         plan: Plan {
             identity: *identity,
@@ -366,12 +359,17 @@ pub fn decide(
     let mut plan = decision.plan;
     plan.kept = BatchNumber(decision.expected.0.saturating_sub(1));
     // A checkpoint names the first file as long as it counts, whatever is behind it.
-    let named = start.and(needed.first()).map(|file| file.survey.slot);
-    let read = |slot: &Slot| plan.steps.iter().any(|step| step.slot == *slot);
-    let slots = surveys.iter().map(|survey| survey.slot);
-    plan.spare = slots
-        .filter(|slot| !read(slot) && named != Some(*slot))
-        .collect();
+    let checkpoint = start.and(needed.first()).map(|file| file.survey.slot);
+    let is_needed = |survey: &&Survey| {
+        let read = plan.steps.iter().any(|step| step.slot == survey.slot);
+        // What was cut of the last run stays as it is until a next one has said so for
+        // good: what is written over it could make it whole.
+        let cut = survey.chain.is_some() || survey.behind.batches > 0;
+        let last = |header: file::Header| header.origin.run == plan.run_last;
+        read || checkpoint == Some(survey.slot) || (cut && survey.header.is_ok_and(last))
+    };
+    let spare = surveys.iter().filter(|survey| !is_needed(survey));
+    plan.spare = spare.map(|survey| survey.slot).collect();
     Ok(plan)
 }
 
@@ -453,6 +451,8 @@ struct Decision {
     plan: Plan,
     /// The batch that comes next.
     expected: BatchNumber,
+    /// The last batch that a checkpoint stands for.
+    begun: BatchNumber,
     /// Where it would have stood in the run that was read last.
     place: Option<(Slot, u64)>,
 }
@@ -494,9 +494,9 @@ impl Decision {
                 },
             };
             if let Some(other) = before.and_then(<[_]>::first)
-                && recovered < other.header.recovered
+                && recovered < other.header.recovered.max(self.begun)
             {
-                // The run before had kept more than this one did after it.
+                // The run before, or a checkpoint, had kept more than this one did later.
                 return Err(contradiction(other));
             }
             let dropped = self.expected.0.saturating_sub(recovered.next().0);

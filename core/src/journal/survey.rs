@@ -39,7 +39,7 @@ impl Slot {
     pub fn from_file_name(name: &str) -> Option<Self> {
         let digits = name.strip_suffix(".journal")?;
         let slot = Self(digits.parse().ok()?);
-        (slot.to_string() == name).then_some(slot)
+        (digits.len() == 6 && slot.0 > 0 && slot.to_string() == name).then_some(slot)
     }
 }
 

@@ -112,7 +112,7 @@ fn what_is_torn_is_cut_together_with_what_follows_it() {
     assert_eq!((tail.position, tail.bytes), (8192, 3 * 4096));
     assert_eq!(
         tail.to_string(),
-        "000000.journal at 8192: cut 12288 bytes of 2 batches from 2 on, which run 1 had not \
+        "000000.journal at 8192: cut 12288 bytes from batch 2 on, which run 1 had begun and not \
          finished"
     );
 }

@@ -335,6 +335,26 @@ fn what_a_run_had_read_is_not_cut_after_it() {
 }
 
 #[test]
+fn a_run_that_kept_less_than_a_checkpoint_stands_for_is_named() {
+    let mut journal = Journal::new();
+    journal.append(1, 10);
+    journal.append(1, 10);
+    journal.append(1, 10);
+    journal.crash(|| true);
+    // The next run read the first batch alone, and then a checkpoint of the second is
+    // put beside its files.
+    let mut plan = journal.recover().unwrap();
+    plan.kept = BatchNumber(1);
+    let whole = journal.truth.clone();
+    journal.restart(&plan);
+    journal.append(1, 10);
+    journal.crash(|| true);
+    journal.truth = whole;
+    journal.checkpoint(2);
+    assert!(matches!(damage(&journal).what, Wrong::Contradiction { .. }));
+}
+
+#[test]
 fn a_message_that_imitates_a_batch_is_not_taken_for_one() {
     // Somebody who knows the installation, the journal, the run, the number and the
     // place, and not the salt, has a batch stored that claims to know the next one

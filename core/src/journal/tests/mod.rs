@@ -56,8 +56,14 @@ impl Written {
             && others.any(|(_, image)| image.get(front.clone()) == Some(&self.bytes[..]))
     }
 
+    /// In any file of its run: which of them a batch was written to makes no difference.
     fn header_is_there(&self, disk: &[Vec<u8>]) -> bool {
-        disk[self.slot].get(self.position..self.position + 64) == Some(&self.bytes[..64])
+        let is_of_run = |image: &&Vec<u8>| {
+            file::Header::read(image).is_ok_and(|header| header.origin.run.0 == self.run)
+        };
+        disk.iter()
+            .filter(is_of_run)
+            .any(|image| image.get(self.position..self.position + 64) == Some(&self.bytes[..64]))
     }
 }
 
@@ -120,7 +126,9 @@ impl Journal {
 
     fn begin_run(&mut self, run: u64) {
         self.origin.run = Run(run);
-        self.origin.salt = run.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        // A run of which nothing is left has its number given out again, and what it
+        // left in a file may come to light there: no two have the same salt.
+        self.origin.salt = self.origin.salt.wrapping_add(0x9e37_79b9_7f4a_7c15);
         self.recovered = self.number();
         self.durable = self.recovered;
         // Its first batch begins a file.
