@@ -160,6 +160,15 @@ pub enum DirectoryError {
         /// Which directory.
         path: PathBuf,
     },
+    /// No broker ever had it.
+    #[error(
+        "{} is no data directory: it holds neither a file \"installation\" nor journals\n  fix    name the directory that courser serve was given",
+        path.display()
+    )]
+    Nothing {
+        /// Which directory.
+        path: PathBuf,
+    },
 }
 
 fn process_of(process: Option<u32>) -> String {
@@ -220,6 +229,33 @@ impl DataDirectory {
             installation,
             is_new,
             rights,
+        })
+    }
+
+    /// Takes a directory to look at what is there. Makes and writes nothing.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses, if a broker has it, and if it is no data directory.
+    pub fn inspect(path: &Path) -> Result<Self, DirectoryError> {
+        let path = fs::canonicalize(path).map_err(trying("find", path))?;
+        let place = path.join("lock");
+        let lock = match File::open(&place) {
+            Ok(file) => hold(file, &place, &path)?,
+            // A copy may come without it. Then the lock is nobody's business.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                File::open(&path).map_err(trying("open", &path))?
+            }
+            Err(error) => return Err(trying("open", &place)(error)),
+        };
+        let Some(installation) = named(&path)? else {
+            return Err(DirectoryError::Nothing { path });
+        };
+        Ok(Self {
+            held: Arc::new(Held { path, _lock: lock }),
+            installation,
+            is_new: false,
+            rights: Rights::OwnerAlone,
         })
     }
 
@@ -388,7 +424,7 @@ fn look_at(path: &Path) -> Result<Rights, DirectoryError> {
 /// Takes the lock, and says in it who has it.
 fn lock(directory: &Path) -> Result<File, DirectoryError> {
     let path = directory.join("lock");
-    let mut file = OpenOptions::new()
+    let file = OpenOptions::new()
         .read(true)
         .write(true)
         .create(true)
@@ -397,8 +433,18 @@ fn lock(directory: &Path) -> Result<File, DirectoryError> {
         .custom_flags(libc::O_NOFOLLOW)
         .open(&path)
         .map_err(trying("open", &path))?;
+    let mut file = hold(file, &path, directory)?;
+    // For people; nothing rests on it, so it is not flushed.
+    file.set_len(0)
+        .and_then(|()| writeln!(file, "{}", process::id()))
+        .map_err(trying("write to", &path))?;
+    Ok(file)
+}
+
+/// Takes the lock that the file at `path` is, of `directory`.
+fn hold(file: File, path: &Path, directory: &Path) -> Result<File, DirectoryError> {
     match file.try_lock() {
-        Ok(()) => {}
+        Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => {
             let mut text = String::new();
             // Whoever has it may not have come to writing yet.
@@ -407,22 +453,32 @@ fn lock(directory: &Path) -> Result<File, DirectoryError> {
                 .read_to_string(&mut text)
                 .ok()
                 .and_then(|_| text.trim().parse().ok());
-            return Err(DirectoryError::InUse {
+            Err(DirectoryError::InUse {
                 path: directory.to_owned(),
                 process,
-            });
+            })
         }
-        Err(TryLockError::Error(error)) => return Err(trying("lock", &path)(error)),
+        Err(TryLockError::Error(error)) => Err(trying("lock", path)(error)),
     }
-    // For people; nothing rests on it, so it is not flushed.
-    file.set_len(0)
-        .and_then(|()| writeln!(file, "{}", process::id()))
-        .map_err(trying("write to", &path))?;
-    Ok(file)
 }
 
 /// The name of the installation, and whether it was given just now.
 fn name(directory: &Path) -> Result<(Installation, bool), DirectoryError> {
+    if let Some(installation) = named(directory)? {
+        return Ok((installation, false));
+    }
+    let random =
+        sys::random_bytes().map_err(|errno| trying("draw a name for", directory)(errno.into()))?;
+    let installation = Installation(u128::from_le_bytes(random));
+    replace_file(
+        &directory.join("installation"),
+        &installation::encode(installation),
+    )?;
+    Ok((installation, true))
+}
+
+/// The name of the installation. There may be none while there are no journals.
+fn named(directory: &Path) -> Result<Option<Installation>, DirectoryError> {
     let path = directory.join("installation");
     match File::open(&path) {
         Ok(file) => {
@@ -433,7 +489,7 @@ fn name(directory: &Path) -> Result<(Installation, bool), DirectoryError> {
                 .map_err(trying("read", &path))?;
             let installation = installation::decode(&bytes)
                 .map_err(|malformed| DirectoryError::Damaged { path, malformed })?;
-            Ok((installation, false))
+            Ok(Some(installation))
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             if !list(directory)?.files.is_empty() {
@@ -441,11 +497,7 @@ fn name(directory: &Path) -> Result<(Installation, bool), DirectoryError> {
                     path: directory.to_owned(),
                 });
             }
-            let random = sys::random_bytes()
-                .map_err(|errno| trying("draw a name for", directory)(errno.into()))?;
-            let installation = Installation(u128::from_le_bytes(random));
-            replace_file(&path, &installation::encode(installation))?;
-            Ok((installation, true))
+            Ok(None)
         }
         Err(error) => Err(trying("open", &path)(error)),
     }
