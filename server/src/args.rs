@@ -74,6 +74,10 @@ pub(crate) enum Verb {
     Conn(ConnectionVerb),
     /// Measure, always beside the floor of the same run
     Bench(BenchOptions),
+    /// See whether a data directory that no broker has is whole
+    Check(CheckOptions),
+    /// Print what a data directory that no broker has holds, entry by entry
+    Dump(DumpOptions),
     /// Print every bound and what happens when it is reached
     Limits(LimitsOptions),
 }
@@ -336,6 +340,28 @@ impl From<Workload> for courser_bench::Workload {
             Workload::Scale => Self::Scale,
         }
     }
+}
+
+/// `courser check`.
+#[derive(Debug, Args)]
+pub(crate) struct CheckOptions {
+    /// The data directory
+    #[arg(value_name = "DIR")]
+    pub(crate) directory: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `courser dump`.
+#[derive(Debug, Args)]
+pub(crate) struct DumpOptions {
+    /// The data directory
+    #[arg(value_name = "DIR")]
+    pub(crate) directory: PathBuf,
+    /// Print a JSON object in each line
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// `courser limits`.

@@ -2,6 +2,7 @@
 //! that a script reads.
 
 use std::io;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use courser::{
@@ -10,6 +11,7 @@ use courser::{
 };
 use courser_bench::BenchError;
 use courser_transport::StartError;
+use courser_transport::disk::DirectoryError;
 
 use crate::receive::ReceiveFailed;
 use crate::send::SendFailed;
@@ -71,6 +73,15 @@ pub(crate) enum CommandError {
     /// `courser bench` measured, and something was not as it has to be.
     #[error("a check of the measurement failed; its line above says which")]
     Check,
+    /// A data directory cannot be looked at.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+    /// It was looked at, and is not as it has to be.
+    #[error("the data directory {} is damaged; the lines above say where", directory.display())]
+    Damaged {
+        /// Which directory.
+        directory: PathBuf,
+    },
     /// Something is to be done that cannot be taken back, and there is no terminal.
     #[error("{what}? This has to be confirmed, and there is nobody to ask")]
     NobodyToAsk {
@@ -165,7 +176,11 @@ impl CommandError {
             Self::NobodyToAsk { .. } | Self::NothingToSet => Status::Usage,
             Self::Declined => Status::Failed,
             Self::Vanished { .. } => Status::Refused,
-            Self::Check => Status::CheckFailed,
+            Self::Directory(DirectoryError::Damaged { .. } | DirectoryError::Nameless { .. })
+            | Self::Damaged { .. }
+            | Self::Check => Status::CheckFailed,
+            Self::Directory(DirectoryError::Nothing { .. }) => Status::Usage,
+            Self::Directory(_) => Status::Failed,
             Self::Output(_) => Status::Failed,
         }
     }

@@ -10,14 +10,19 @@
 //! | `signals` | SIGINT and SIGTERM as a wish to stop |
 //! | `serve` `send` `receive` `stats` `limits` `bench` | a verb each |
 //! | `destination` `subscription` `producer` `connection` | what an administrator sees and does, a noun each |
+//! | `check` `dump` | a data directory that no broker has: whether it is whole, and what it holds |
+//! | `examine` | what both read |
 //! | `confirm` | asking before something is done that cannot be taken back |
 
 mod args;
 mod bench;
+mod check;
 mod confirm;
 mod connection;
 mod destination;
+mod dump;
 mod error;
+mod examine;
 mod limits;
 mod output;
 mod producer;
@@ -56,6 +61,8 @@ fn main() -> ExitCode {
         Verb::Producer(verb) => producer::producer(&verb),
         Verb::Conn(verb) => connection::connection(&verb),
         Verb::Bench(options) => bench::bench(&options),
+        Verb::Check(options) => check::check(&options),
+        Verb::Dump(options) => dump::dump(&options),
         Verb::Limits(options) => limits::limits(&options),
     };
     match ended {

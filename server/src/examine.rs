@@ -1,0 +1,211 @@
+//! What a data directory holds, looked at while no broker has it. Nothing is changed.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use courser_core::frame::checksum;
+use courser_core::frame::decode::verify;
+use courser_core::id::{Installation, JournalNumber};
+use courser_core::journal::Identity;
+use courser_core::journal::batch::Batch;
+use courser_core::journal::entry::{Entry, Kind};
+use courser_core::journal::recover::{Damage, Plan, Step, Wrong, decide};
+use courser_core::journal::survey::{Slot, Survey};
+use courser_transport::disk::{DataDirectory, DirectoryError, JournalFile};
+
+/// A data directory that this process has for as long as it looks.
+pub(crate) struct Examined {
+    directory: DataDirectory,
+    /// Each journal, by its number.
+    pub(crate) journals: Vec<Journal>,
+    /// What has a name that is none of ours.
+    pub(crate) strangers: Vec<PathBuf>,
+}
+
+/// One journal.
+pub(crate) struct Journal {
+    pub(crate) number: JournalNumber,
+    /// Its files, by their slots.
+    pub(crate) surveys: Vec<Survey>,
+    /// What a broker would make of it.
+    pub(crate) decision: Result<Plan, Damage>,
+}
+
+/// What the batches of a journal come to.
+#[derive(Default)]
+pub(crate) struct Tally {
+    pub(crate) batches: u64,
+    pub(crate) entries: BTreeMap<Kind, u64>,
+    /// Bytes of entries.
+    pub(crate) bytes: u64,
+    /// Messages whose own checksum does not match, though that of their batch does.
+    pub(crate) spoilt: Vec<Spoilt>,
+}
+
+/// A message that a consumer would not accept.
+pub(crate) struct Spoilt {
+    pub(crate) slot: Slot,
+    pub(crate) destination: u32,
+    pub(crate) partition: u32,
+    pub(crate) offset: u64,
+}
+
+impl Examined {
+    /// Looks at every file once.
+    pub(crate) fn open(path: &Path) -> Result<Self, DirectoryError> {
+        let directory = DataDirectory::inspect(path)?;
+        let listed = directory.list()?;
+        let mut journals: Vec<Journal> = Vec::new();
+        for files in listed
+            .files
+            .chunk_by(|(one, _), (next, _)| one.journal == next.journal)
+        {
+            let Some((first, _)) = files.first() else {
+                continue;
+            };
+            let identity = identity(directory.installation(), first.journal);
+            let mut surveys = Vec::with_capacity(files.len());
+            for (file, _) in files {
+                let image = directory.read(*file)?;
+                surveys.push(Survey::of(file.slot, &identity, None, &image));
+            }
+            journals.push(Journal {
+                number: first.journal,
+                decision: decide(&identity, None, &surveys),
+                surveys,
+            });
+        }
+        Ok(Self {
+            directory,
+            journals,
+            strangers: listed.strangers,
+        })
+    }
+
+    /// Whose data it is.
+    pub(crate) fn installation(&self) -> Installation {
+        self.directory.installation()
+    }
+
+    /// Hands over each batch that can be read of a journal, in their order; of a damaged
+    /// one, those at the front of each file.
+    pub(crate) fn batches<E: From<DirectoryError> + From<Damage>>(
+        &self,
+        journal: &Journal,
+        mut each: impl FnMut(Slot, &Batch<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        for step in journal.steps() {
+            let image = self.directory.read(JournalFile {
+                journal: journal.number,
+                slot: step.slot,
+            })?;
+            for batch in step.batches(&image) {
+                each(step.slot, &batch?)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads a journal and counts what it says.
+    pub(crate) fn tally(&self, journal: &Journal) -> Result<Tally, ExamineError> {
+        let mut tally = Tally::default();
+        self.batches(journal, |slot, batch| {
+            tally.batches += 1;
+            tally.bytes += batch.bytes().len() as u64;
+            for entry in entries(slot, batch) {
+                tally.count(slot, &entry?);
+            }
+            Ok::<_, ExamineError>(())
+        })?;
+        Ok(tally)
+    }
+}
+
+/// Why a journal cannot be read to its end.
+pub(crate) enum ExamineError {
+    Directory(DirectoryError),
+    Damage(Damage),
+}
+
+impl From<DirectoryError> for ExamineError {
+    fn from(error: DirectoryError) -> Self {
+        Self::Directory(error)
+    }
+}
+
+impl From<Damage> for ExamineError {
+    fn from(damage: Damage) -> Self {
+        Self::Damage(damage)
+    }
+}
+
+impl Journal {
+    /// What is read: as a broker would, or whatever each file begins with.
+    fn steps(&self) -> Vec<Step> {
+        if let Ok(plan) = &self.decision {
+            return plan.steps.clone();
+        }
+        let mut steps: Vec<Step> = (self.surveys.iter())
+            .filter_map(|survey| {
+                let (header, chain) = (survey.header.ok()?, survey.chain?);
+                Some(Step {
+                    slot: survey.slot,
+                    sequence: header.sequence,
+                    origin: header.origin,
+                    position: survey.start,
+                    first: chain.first,
+                    last: chain.last,
+                })
+            })
+            .collect();
+        steps.sort_by_key(|step| (step.sequence, step.slot));
+        steps
+    }
+}
+
+impl Tally {
+    fn count(&mut self, slot: Slot, entry: &Entry<'_>) {
+        *self.entries.entry(entry.kind()).or_default() += 1;
+        if let Entry::Message(message) = entry {
+            let length = message.header.length.get() as usize;
+            let covered = message.bytes.get(..length).unwrap_or_default();
+            if verify(message.header, checksum::message(covered)).is_err() {
+                self.spoilt.push(Spoilt {
+                    slot,
+                    destination: message.header.handle.get(),
+                    partition: message.header.partition.get(),
+                    offset: message.header.offset.get(),
+                });
+            }
+        }
+    }
+}
+
+/// The entries of a batch; one that makes no sense is damage.
+pub(crate) fn entries<'a>(
+    slot: Slot,
+    batch: &Batch<'a>,
+) -> impl Iterator<Item = Result<Entry<'a>, Damage>> {
+    let header = batch.header;
+    let mut entries = batch.entries();
+    let size = batch.bytes().len();
+    std::iter::from_fn(move || {
+        let entry = entries.next()?;
+        let at = u64::from(header.length) - size as u64 + (size - entries.left()) as u64;
+        Some(entry.map_err(|malformed| Damage {
+            slot,
+            position: header.position + at,
+            what: Wrong::Entry {
+                number: header.label.number,
+                malformed,
+            },
+        }))
+    })
+}
+
+fn identity(installation: Installation, journal: JournalNumber) -> Identity {
+    Identity {
+        installation,
+        journal,
+    }
+}
