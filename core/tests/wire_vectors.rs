@@ -881,7 +881,7 @@ fn messages(check: &mut Check) {
         ..header()
     };
     let (_, reserved) = check.message("message-with-reserved-fields", reserved, &[], b"later");
-    assert_eq!(reserved.reserved(), Some(Reserved::Durability));
+    assert_eq!(reserved.reserved(), Some(Reserved::Priority));
 }
 
 #[test]
