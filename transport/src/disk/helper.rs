@@ -224,7 +224,7 @@ mod tests {
     use courser_core::id::JournalNumber;
     use courser_core::journal::survey::Slot;
 
-    use super::super::scratch::Scratch;
+    use super::super::scratch::{Scratch, alone_on_a_small_file_system, small_file_system};
     use super::*;
     use crate::ring::epoll::EpollRing;
     use crate::ring::{Ring, RingSize, Wait};
@@ -245,7 +245,10 @@ mod tests {
 
     impl Desk {
         fn new() -> Self {
-            let scratch = Scratch::new();
+            Self::at(Scratch::new())
+        }
+
+        fn at(scratch: Scratch) -> Self {
             let directory = DataDirectory::open(scratch.path()).unwrap();
             let ring = EpollRing::new(RingSize::WITHOUT_SOCKETS).unwrap();
             let helper = Helper::start(&directory, ring.doorbell().clone()).unwrap();
@@ -376,5 +379,40 @@ mod tests {
         assert!(matches!(refused, DirectoryError::InUse { .. }));
         drop(file);
         assert!(DataDirectory::open(scratch.path()).is_ok());
+    }
+
+    #[test]
+    fn without_room_nothing_is_prepared_until_there_is_some() {
+        alone_on_a_small_file_system("disk::helper::tests::without_room");
+    }
+
+    #[test]
+    #[ignore = "run by a test in a process with a file system of its own"]
+    fn without_room() {
+        fn prepare(desk: &mut Desk, slot: u32) -> (Result<u64, DirectoryError>, usize) {
+            let file = JournalFile {
+                slot: Slot(slot),
+                ..FIRST
+            };
+            let size = 512 << 10;
+            desk.helper.ask(Errand::Prepare { file, size }).unwrap();
+            let Done::Prepared { result, .. } = desk.next() else {
+                panic!("another errand");
+            };
+            let files = desk.directory.list().unwrap().files.len();
+            (result.map(|file| file.size()), files)
+        }
+
+        let mut desk = Desk::at(Scratch::within(&small_file_system()).unwrap());
+        assert!(matches!(prepare(&mut desk, 1), (Ok(524_288), 1)));
+        let (Err(refused), files) = prepare(&mut desk, 2) else {
+            panic!("there is no room for two");
+        };
+        let message = refused.to_string();
+        assert!(message.contains("No space left on device"), "{message}");
+        assert_eq!(files, 1, "what could not be finished is gone");
+        desk.helper.ask(Errand::Remove { file: FIRST }).unwrap();
+        assert!(matches!(desk.next(), Done::Removed { result: Ok(()), .. }));
+        assert!(matches!(prepare(&mut desk, 2), (Ok(524_288), 1)));
     }
 }

@@ -336,12 +336,8 @@ mod tests {
         }
     }
 
-    /// Of one block.
     fn durable(token: u64) -> Progress {
-        Progress::Durable {
-            token,
-            bytes: BLOCK_SIZE,
-        }
+        Progress::Durable { token }
     }
 
     fn block() -> &'static [u8] {

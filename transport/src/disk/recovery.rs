@@ -10,7 +10,8 @@
 //! What is believed and in which order is `core`'s to decide
 //! ([`courser_core::journal::recover`]); here are the files. One is in memory at a time,
 //! besides what its survey came to. Nothing is written, and every file was flushed before
-//! what it says counts: it may have been in the page cache only.
+//! what it says counts: it may have been in the page cache only. Several shards may replay
+//! the same recovery, each taking what is its own.
 
 use std::collections::BTreeMap;
 
@@ -25,18 +26,20 @@ use crate::sys::{self, Errno};
 
 /// The journals of a directory that was opened.
 #[derive(Debug)]
-pub struct Recovery<'a> {
-    directory: &'a DataDirectory,
+pub struct Recovery {
+    directory: DataDirectory,
     /// In the order of their journals.
     plans: Vec<Plan>,
     /// The lowest slot behind those of all files, by journal.
     behind: BTreeMap<JournalNumber, Slot>,
+    /// Of the run that begins.
+    salt: u64,
 }
 
 /// Where a journal goes on in the next run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Next {
-    /// Whose journal, which run; with a salt that was drawn for it.
+    /// Whose journal, which run; with the run's salt.
     pub origin: Origin,
     /// The last batch that is kept of earlier runs.
     pub recovered: BatchNumber,
@@ -61,20 +64,22 @@ pub enum RecoveryError {
         damage: Damage,
     },
     /// The kernel has no random bytes.
-    #[error("cannot draw a salt for a journal: {errno}")]
+    #[error("cannot draw a salt for the journals: {errno}")]
     Salt {
         /// Its answer.
         errno: Errno,
     },
 }
 
-impl<'a> Recovery<'a> {
-    /// Looks through every file of every journal; writes nothing.
+impl Recovery {
+    /// Looks through every file of every journal; writes nothing. Draws the salt of the run
+    /// that begins.
     ///
     /// # Errors
     ///
     /// If a file cannot be read, or something that had been durable is missing.
-    pub fn read(directory: &'a DataDirectory) -> Result<Self, RecoveryError> {
+    pub fn read(directory: &DataDirectory) -> Result<Self, RecoveryError> {
+        let salt = sys::random_bytes().map_err(|errno| RecoveryError::Salt { errno })?;
         let mut surveys: BTreeMap<JournalNumber, Vec<Survey>> = BTreeMap::new();
         for (file, _) in directory.list()?.files {
             let image = directory.read(file)?;
@@ -83,9 +88,10 @@ impl<'a> Recovery<'a> {
             surveys.entry(file.journal).or_default().push(survey);
         }
         let mut recovery = Self {
-            directory,
+            directory: directory.clone(),
             plans: Vec::with_capacity(surveys.len()),
             behind: BTreeMap::new(),
+            salt: u64::from_le_bytes(salt),
         };
         for (journal, surveys) in surveys {
             let plan = recover::decide(&identity(directory, journal), None, &surveys)
@@ -109,6 +115,7 @@ impl<'a> Recovery<'a> {
         &self,
         mut each: impl FnMut(&Entry<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
+        let mut last: Option<(JournalFile, Vec<u8>)> = None;
         for (plan, step) in recover::order(&self.plans) {
             let plan = &self.plans[plan];
             let step = &plan.steps[step];
@@ -118,7 +125,11 @@ impl<'a> Recovery<'a> {
                 journal,
                 slot: step.slot,
             };
-            let image = self.directory.read(file).map_err(RecoveryError::from)?;
+            // Stretches that follow each other may lie in one file.
+            let image = match last.take() {
+                Some((read, image)) if read == file => image,
+                _ => self.directory.read(file).map_err(RecoveryError::from)?,
+            };
             for batch in step.batches(&image) {
                 let batch = batch.map_err(damaged)?;
                 for entry in batch.entries() {
@@ -135,6 +146,7 @@ impl<'a> Recovery<'a> {
                     each(&entry)?;
                 }
             }
+            last = Some((file, image));
         }
         Ok(())
     }
@@ -145,36 +157,40 @@ impl<'a> Recovery<'a> {
         recover::next_run(&self.plans)
     }
 
-    /// Where a journal goes on, which may be one that never was. Draws a salt, so it is to
-    /// be asked once in a run.
-    ///
-    /// # Errors
-    ///
-    /// If there are no random bytes.
-    pub fn next(&self, journal: JournalNumber) -> Result<Next, RecoveryError> {
-        let salt = sys::random_bytes().map_err(|errno| RecoveryError::Salt { errno })?;
+    /// Where a journal goes on, which may be one that never was.
+    #[must_use]
+    pub fn next(&self, journal: JournalNumber) -> Next {
         let plan = self
             .plans
             .iter()
             .find(|plan| plan.identity.journal == journal);
-        Ok(Next {
+        Next {
             origin: Origin {
-                identity: identity(self.directory, journal),
+                identity: identity(&self.directory, journal),
                 run: self.run(),
-                salt: u64::from_le_bytes(salt),
+                salt: self.salt,
             },
             recovered: plan.map_or(BatchNumber(0), |plan| plan.kept),
             sequence: plan.map_or(FileSequence(1), |plan| plan.sequence_next),
             slot: self.behind.get(&journal).copied().unwrap_or(Slot(1)),
+        }
+    }
+
+    /// What was cut and in which files, to be said: nobody was ever told of it.
+    pub fn tails(&self) -> impl Iterator<Item = (JournalFile, &Tail)> {
+        self.plans.iter().flat_map(|plan| {
+            let journal = plan.identity.journal;
+            plan.tails.iter().map(move |tail| {
+                let slot = tail.slot;
+                (JournalFile { journal, slot }, tail)
+            })
         })
     }
 
-    /// What was cut of which journal, to be said.
-    pub fn tails(&self) -> impl Iterator<Item = (JournalNumber, &Tail)> {
-        self.plans.iter().flat_map(move |plan| {
-            let journal = plan.identity.journal;
-            plan.tails.iter().map(move |tail| (journal, tail))
-        })
+    /// The directory that was read.
+    #[must_use]
+    pub fn directory(&self) -> &DataDirectory {
+        &self.directory
     }
 
     /// Files of which nothing is read. They may be prepared again at once.
@@ -211,15 +227,15 @@ mod tests {
     const BLOCK: usize = 4096;
 
     /// A writer of whole files, one batch to a block.
-    struct Writer<'a> {
-        directory: &'a DataDirectory,
+    struct Writer {
+        directory: DataDirectory,
         next: Next,
         image: Vec<u8>,
     }
 
-    impl<'a> Writer<'a> {
-        fn new(recovery: &Recovery<'a>, journal: u16) -> Self {
-            let next = recovery.next(JournalNumber(journal)).unwrap();
+    impl Writer {
+        fn new(recovery: &Recovery, journal: u16) -> Self {
+            let next = recovery.next(JournalNumber(journal));
             let header = file::Header {
                 origin: next.origin,
                 sequence: next.sequence,
@@ -227,7 +243,7 @@ mod tests {
                 size: 8 * BLOCK as u64,
             };
             Self {
-                directory: recovery.directory,
+                directory: recovery.directory().clone(),
                 next,
                 image: header.block().to_vec(),
             }
@@ -265,7 +281,7 @@ mod tests {
         }
     }
 
-    fn said(recovery: &Recovery<'_>) -> Result<Vec<u64>, RecoveryError> {
+    fn said(recovery: &Recovery) -> Result<Vec<u64>, RecoveryError> {
         let mut said = Vec::new();
         recovery.replay(|entry| {
             let Entry::ProducerForgotten { producer } = entry else {
@@ -283,7 +299,7 @@ mod tests {
         let directory = DataDirectory::open(scratch.path()).unwrap();
         let recovery = Recovery::read(&directory).unwrap();
         assert_eq!(said(&recovery).unwrap(), []);
-        let next = recovery.next(JournalNumber(4)).unwrap();
+        let next = recovery.next(JournalNumber(4));
         assert_eq!(next.origin.identity.journal, JournalNumber(4));
         assert_eq!(next.origin.identity.installation, directory.installation());
         assert_eq!(next.origin.run, Run(1));
@@ -291,7 +307,8 @@ mod tests {
             (next.recovered, next.sequence, next.slot),
             (BatchNumber(0), FileSequence(1), Slot(1))
         );
-        let again = recovery.next(JournalNumber(4)).unwrap();
+        let again = Recovery::read(&directory).unwrap();
+        let again = again.next(JournalNumber(4));
         assert_ne!(again.origin.salt, next.origin.salt);
     }
 
@@ -318,7 +335,7 @@ mod tests {
                 320, 321
             ]
         );
-        let next = recovery.next(JournalNumber(2)).unwrap();
+        let next = recovery.next(JournalNumber(2));
         assert_eq!(next.origin.run, Run(4));
         assert_eq!(
             (next.recovered, next.sequence, next.slot),
@@ -351,8 +368,8 @@ mod tests {
         };
         let recovery = tear(2).unwrap();
         assert_eq!(said(&recovery).unwrap(), [1]);
-        let (journal, tail) = recovery.tails().next().unwrap();
-        assert_eq!((journal, tail.number), (JournalNumber(0), BatchNumber(2)));
+        let (torn, tail) = recovery.tails().next().unwrap();
+        assert_eq!((torn, tail.number), (file, BatchNumber(2)));
         assert_eq!(tail.position, 2 * BLOCK as u64);
 
         let refused = tear(1).unwrap_err();
@@ -406,6 +423,6 @@ mod tests {
         assert_eq!(recovery.spares().collect::<Vec<_>>(), [spare]);
         assert_eq!(said(&recovery).unwrap(), []);
         // Its slot is not given to another file.
-        assert_eq!(recovery.next(JournalNumber(1)).unwrap().slot, Slot(8));
+        assert_eq!(recovery.next(JournalNumber(1)).slot, Slot(8));
     }
 }

@@ -58,8 +58,6 @@ pub enum Progress {
     Durable {
         /// Whose it was.
         token: u64,
-        /// How many bytes it was begun with.
-        bytes: u32,
     },
     /// The device failed. What it has of the bytes, nobody knows.
     Failed {
@@ -114,9 +112,8 @@ impl Writes {
         begun.rest.skip = begun.rest.skip.saturating_add(whole);
         begun.vain = if whole == 0 { begun.vain + 1 } else { 0 };
         if begun.rest.skip >= begun.length {
-            let bytes = begun.length;
             self.begun.swap_remove(place);
-            return Some(Progress::Durable { token, bytes });
+            return Some(Progress::Durable { token });
         }
         if begun.vain > VAIN_MAX {
             self.begun.swap_remove(place);
@@ -178,8 +175,8 @@ mod tests {
         }
     }
 
-    fn durable(token: u64, bytes: u32) -> Option<Progress> {
-        Some(Progress::Durable { token, bytes })
+    fn durable(token: u64) -> Option<Progress> {
+        Some(Progress::Durable { token })
     }
 
     fn begun(length: u32) -> Writes {
@@ -191,7 +188,7 @@ mod tests {
     #[test]
     fn a_whole_write_is_durable() {
         let mut writes = begun(12_288);
-        assert_eq!(writes.written(7, Ok(12_288)), durable(7, 12_288));
+        assert_eq!(writes.written(7, Ok(12_288)), durable(7));
         assert_eq!(writes.in_flight(), 0);
         assert_eq!(writes.written(7, Ok(12_288)), None);
     }
@@ -205,7 +202,7 @@ mod tests {
         assert_eq!(writes.written(7, Ok(4095)), short(4096));
         assert_eq!(writes.written(7, Ok(7680)), short(8192));
         assert_eq!(rest(8192).from(), 16_384);
-        assert_eq!(writes.written(7, Ok(4096)), durable(7, 12_288));
+        assert_eq!(writes.written(7, Ok(4096)), durable(7));
     }
 
     #[test]
@@ -218,7 +215,7 @@ mod tests {
             Some(Progress::Failed { token: 7, errno })
         );
         assert_eq!(writes.in_flight(), 1);
-        assert_eq!(writes.written(8, Ok(4096)), durable(8, 4096));
+        assert_eq!(writes.written(8, Ok(4096)), durable(8));
     }
 
     #[test]

@@ -140,7 +140,7 @@ impl<R: Ring> Journal<R> {
                 write_static(&mut self.ring, rest, pieces);
                 return;
             }
-            Progress::Durable { token, .. } => (token, Ok(())),
+            Progress::Durable { token } => (token, Ok(())),
             Progress::Failed { token, errno } => (token, Err(errno)),
         };
         let batch = self.batches.remove(&token).unwrap();

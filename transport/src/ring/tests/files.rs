@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use super::*;
-use crate::disk::scratch::Scratch;
+use crate::disk::scratch::{Scratch, alone_on_a_small_file_system, small_file_system};
 use crate::disk::{DiskFile, Way};
 use crate::ring::{FILES_MAX, FileSlot, WRITE_PIECES_MAX};
 
@@ -246,5 +246,48 @@ fn limited() {
         if let Some(ring) = io_uring(SMALL) {
             exceed(ring, path.as_ref(), way);
         }
+    }
+}
+
+#[test]
+fn a_write_to_a_full_file_system_is_told_as_it_is() {
+    alone_on_a_small_file_system("ring::tests::files::full");
+}
+
+#[test]
+#[ignore = "run by a test in a process with a file system of its own"]
+fn full() {
+    fn fill<R: Ring<File = DiskFile>>(mut ring: R, path: &Path) {
+        // Twice what there is room for, as a file that was not prepared.
+        let size = 512 * 4096;
+        File::create(path).unwrap().set_len(size).unwrap();
+        ring.attach_file(FILE, open(path, Way::Cached)).unwrap();
+        let bytes = aligned(16 * BLOCK);
+        for position in (0..size).step_by(bytes.len()) {
+            begin(&mut ring, position, &[bytes], position);
+            match end_of_write(&mut ring) {
+                (token, Ok(taken)) => {
+                    assert!(token == position && taken > 0);
+                    if (taken as usize) < bytes.len() {
+                        // What was taken before the end is legal, and is there.
+                        continue;
+                    }
+                }
+                (token, Err(errno)) => {
+                    assert_eq!((token, errno), (position, Errno(libc::ENOSPC)));
+                    assert!(position > 0, "there is some room at first");
+                    drop(ring.detach_file(FILE));
+                    std::fs::remove_file(path).unwrap();
+                    return;
+                }
+            }
+        }
+        panic!("a file system of 1 MiB took 2 MiB");
+    }
+
+    let path = small_file_system().join("file");
+    fill(epoll(SMALL).unwrap(), &path);
+    if let Some(ring) = io_uring(SMALL) {
+        fill(ring, &path);
     }
 }
