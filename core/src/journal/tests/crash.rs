@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use super::{Journal, SECTOR};
 use crate::id::BatchNumber;
 use crate::journal::recover::{Wrong, next_run, order};
+use crate::journal::survey::Slot;
 
 #[derive(Clone, Debug)]
 enum Act {
@@ -140,6 +141,37 @@ fn a_tail_that_was_cut_stays_cut_when_later_runs_went_on_without_it() {
     let plan = journal.recover().unwrap();
     assert_eq!((plan.kept, plan.left_out), (BatchNumber(2), 2));
     journal.assert_replays(&plan);
+}
+
+/// A run cut a torn batch whose file it then began anew with the very same entries. Its
+/// header was lost and a part of its batch was not, which happened to be what the torn
+/// one lacked: so a batch came back that nobody counted on any more.
+#[test]
+fn what_was_cut_is_not_written_over_before_a_next_run_has_said_so() {
+    let mut journal = three_batches();
+    let mut sector = 0;
+    journal.crash(|| {
+        sector += 1;
+        sector != 3
+    });
+    let plan = journal.recover().unwrap();
+    assert!(plan.spare.is_empty(), "{plan:?}");
+
+    // Once the next run has begun a file of its own, a file that holds nothing else is.
+    let mut journal = Journal::new();
+    journal.append(1, 9000);
+    let mut sector = 0;
+    journal.crash(|| {
+        sector += 1;
+        sector != 13
+    });
+    let plan = journal.recover().unwrap();
+    assert_eq!((plan.kept.0, plan.spare.len()), (0, 0), "{plan:?}");
+    journal.restart(&plan);
+    journal.append(1, 10);
+    journal.flushed();
+    let plan = journal.recover().unwrap();
+    assert_eq!((plan.kept.0, &plan.spare[..]), (1, &[Slot(0)][..]));
 }
 
 #[test]
