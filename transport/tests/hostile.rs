@@ -402,7 +402,7 @@ fn a_send_that_asks_for_what_does_not_exist_is_refused_in_its_place_and_the_link
     let _shared = PROCESS.read();
     type Edit = fn(&mut [u8]);
     let reserved: [Edit; 10] = [
-        |bytes| bytes[6] |= u8::try_from(flags::FLUSHED).unwrap(),
+        |bytes| bytes[6] |= 3,
         |bytes| bytes[6] |= 2,
         |bytes| bytes[6] |= 4,
         |bytes| bytes[6] |= u8::try_from(flags::STAMPS).unwrap(),
