@@ -103,6 +103,8 @@ refusals! {
     GivenUp = 27, "the send was given up before it was stored";
     /// An administrator ended it.
     Ended = 28, "an administrator ended it";
+    /// The storage reported an error: nothing can be made durable any more.
+    StorageFailed = 29, "the storage reported an error: nothing can be made durable before the broker is started again";
 }
 
 impl Refusal {

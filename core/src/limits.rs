@@ -34,6 +34,11 @@ pub const DESTINATIONS_MAX: u32 = 4096;
 /// The most bytes of a journal that are written and flushed as one: a larger one would
 /// make the first of its messages wait for the last.
 pub const BATCH_SIZE_MAX: u32 = 8 * MIB;
+/// Offsets that are reserved ahead for messages that are not flushed: as many may be
+/// left out after a crash.
+pub const OFFSETS_RESERVED: u32 = 65_536;
+/// Ids of producers that are reserved ahead: as many may be left out at a start.
+pub const PRODUCER_IDS_RESERVED: u32 = 65_536;
 /// A file of a journal, in bytes.
 pub const JOURNAL_FILE_SIZE: u32 = 64 * MIB;
 /// Shards of a broker: the rings between them grow with the square.

@@ -42,6 +42,7 @@ pub mod recover;
 pub mod survey;
 #[cfg(test)]
 mod tests;
+pub mod writer;
 
 use crate::id::{BatchNumber, FileSequence, Installation, JournalNumber, Run};
 

@@ -168,7 +168,14 @@ pub struct Log {
     shown: Offset,
     /// Which batches have to be durable, and what of each is the first.
     hidden: VecDeque<(BatchNumber, Offset)>,
+    /// Offsets from here on are given out once that is written down.
+    reserved: Offset,
+    /// What was settled since it was taken last, if it is to be written down.
+    settled: Option<Vec<SettledRun>>,
 }
+
+/// Messages one behind the other that are settled.
+pub use crate::journal::entry::Run as SettledRun;
 
 /// No message is behind it.
 const ALL: Offset = Offset(u64::MAX);
@@ -190,6 +197,8 @@ impl Log {
             has_large: false,
             shown: ALL,
             hidden: VecDeque::new(),
+            reserved: Offset(0),
+            settled: None,
         }
     }
 
@@ -364,6 +373,48 @@ impl Log {
         self.shown = self.hidden.front().map_or(ALL, |(_, first)| *first);
     }
 
+    /// Where the last `size` bytes stand that were stored: whole messages of one run.
+    pub fn tail(&self, size: usize) -> (ChunkId, usize) {
+        let segment = self.segments.back().expect("something was stored");
+        (segment.head, segment.used - size)
+    }
+
+    /// The offsets below this one may be given out.
+    #[inline]
+    pub fn reserved(&self) -> Offset {
+        self.reserved
+    }
+
+    /// The offsets below this one may be given out, once that is written down.
+    pub fn reserve(&mut self, until: Offset) {
+        self.reserved = until;
+    }
+
+    /// Has what is settled from here on noted, for [`Log::take_settled`].
+    pub fn note_settled(&mut self) {
+        self.settled.get_or_insert_default();
+    }
+
+    /// What was settled since this was asked last.
+    pub fn settled(&mut self) -> Option<&mut Vec<SettledRun>> {
+        self.settled.as_mut().filter(|settled| !settled.is_empty())
+    }
+
+    /// The next message gets this offset, or a later one.
+    pub fn skip_to(&mut self, arena: &mut Arena, offset: Offset) {
+        if offset > self.next {
+            // What is behind a hole is in another segment: the run of one has none.
+            self.seal(arena);
+            self.next = offset;
+        }
+    }
+
+    /// An earlier run may have given out all offsets below this one.
+    pub fn go_on_at(&mut self, arena: &mut Arena, offset: Offset) {
+        self.skip_to(arena, offset);
+        self.reserved = self.next;
+    }
+
     /// How far readers come: behind the last message that is not hidden.
     #[inline]
     fn reading_ends(&self) -> Offset {
@@ -374,6 +425,9 @@ impl Log {
     /// settled them. They all lie in the log, without a hole between them.
     #[inline]
     pub fn settle(&mut self, arena: &mut Arena, first: Offset, count: u64) {
+        if let Some(settled) = &mut self.settled {
+            settled.push(SettledRun::new(first, count));
+        }
         let mut at = first.0;
         let end = first.0 + count;
         while at < end {

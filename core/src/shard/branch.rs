@@ -174,7 +174,7 @@ impl Shard {
             return;
         };
         let mut runs = producer.take_runs();
-        let closing = producer.is_closing();
+        let closing = producer.is_closing() && !producer.holds();
         let messages: u64 = runs.iter().map(|run| u64::from(run.count.get())).sum();
         producer.credit.completed(messages);
         let low = producer.credit.is_low();

@@ -15,6 +15,7 @@
 use zerocopy::FromBytes;
 
 use super::Shard;
+use super::durable::{Safety, Stored};
 use super::positions::Outcome;
 use crate::auth::{self, Operation, Target};
 use crate::counters::Counter;
@@ -22,7 +23,7 @@ use crate::frame::control::CompletionRun;
 use crate::frame::{
     ALIGNMENT, Kind, MESSAGE_HEADER_SIZE, MessageHeader, VERSION, checksum, flags, padded, property,
 };
-use crate::id::{DestinationNumber, Handle, PartitionIndex};
+use crate::id::{BatchNumber, DestinationNumber, Handle, PartitionIndex};
 use crate::memory::CHUNK;
 use crate::time::Now;
 
@@ -154,6 +155,11 @@ impl Shard {
             return 0;
         }
         let (handle, partition) = (Handle(due.handle), PartitionIndex(due.partition));
+        if let Some(journal) = &self.journal
+            && (journal.objection(&self.arena, due.flushed, size)).is_some()
+        {
+            return 0;
+        }
         let local = &mut self.locals[room.destination];
         let stored = &mut local.partitions[partition.0 as usize];
         let claims = stored.claims();
@@ -164,6 +170,17 @@ impl Shard {
             return 0;
         };
         local.stored += u64::from(messages);
+        let mut safety = Safety::default();
+        if let Some(journal) = &mut self.journal {
+            let stored = Stored {
+                partition,
+                first: offset,
+                count: messages,
+                size,
+                flags: due.flushed,
+            };
+            safety = journal.stored(&mut self.arena, local, &stored);
+        }
         self.reserved -= size as u64;
         self.counters
             .add(Counter::MessagesStored, u64::from(messages));
@@ -190,9 +207,13 @@ impl Shard {
             append_time: now.wall.0.into(),
             count: messages.into(),
             partition: partition.0.into(),
+            durability: safety.durability as u8,
             ..CompletionRun::default()
         };
-        if producer.complete(run) {
+        if safety.batch > BatchNumber(0) {
+            let is_first = producer.complete_with(safety.batch, run);
+            self.await_flush(handle, is_first);
+        } else if producer.complete(run) {
             self.completing.push(handle);
         }
         size

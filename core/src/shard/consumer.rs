@@ -14,6 +14,7 @@
 //! ```
 
 use super::branch::Origin;
+use super::durable::Confirmation;
 use super::egress::Pin;
 use super::ending::Ending;
 use super::gather::{Gather, LARGEST};
@@ -783,6 +784,9 @@ impl Shard {
         if ready {
             self.queue(destination, partition);
         }
+        if self.journal.is_some() && self.journal_settled(destination, partition) {
+            return self.confirm_once_durable(now, link, handle, fields, refusal);
+        }
         self.confirm(now, link, handle, fields, refusal)
     }
 
@@ -810,17 +814,36 @@ impl Shard {
         fields: &Acknowledge,
         refusal: Option<Refusal>,
     ) -> Result<(), Fault> {
-        let source = self.consumers.get(handle).and_then(Consumer::source);
+        let confirmation = Confirmation {
+            consumer: handle,
+            confirm: fields.confirm.get(),
+            refusal: refusal.map_or(0, Refusal::code),
+        };
+        self.confirm_on(now, link, &confirmation)
+    }
+
+    /// Echoes what was asked for.
+    pub(super) fn confirm_on(
+        &mut self,
+        now: Now,
+        link: Handle,
+        confirmation: &Confirmation,
+    ) -> Result<(), Fault> {
+        let &Confirmation {
+            consumer,
+            confirm,
+            refusal,
+        } = confirmation;
+        let source = self.consumers.get(consumer).and_then(Consumer::source);
         if let Some(origin) = source.map(|source| source.origin) {
-            let refusal = refusal.map_or(0, Refusal::code);
-            return self.acknowledged_to_front(now, origin, fields.confirm.get(), refusal);
+            return self.acknowledged_to_front(now, origin, confirm, refusal);
         }
         let confirmed = Acknowledged {
-            confirm: fields.confirm,
-            refusal: refusal.map_or(0, Refusal::code).into(),
+            confirm: confirm.into(),
+            refusal: refusal.into(),
             ..Acknowledged::default()
         };
-        self.answer(now, link, handle.0, &confirmed, &[])
+        self.answer(now, link, consumer.0, &confirmed, &[])
     }
 
     /// Hands out what is ready to whoever has credit and room.

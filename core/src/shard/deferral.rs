@@ -33,7 +33,9 @@ use crate::catalog::{Change, PolicyChange, Request, Wanted};
 use crate::error::Refusal;
 use crate::frame::Kind;
 use crate::frame::control::Control;
-use crate::id::{CatalogVersion, DestinationNumber, Handle, ProducerId, RequestId, ShardIndex};
+use crate::id::{
+    BatchNumber, CatalogVersion, DestinationNumber, Handle, ProducerId, RequestId, ShardIndex,
+};
 use crate::name::{Destination, DestinationKind};
 use crate::time::Now;
 
@@ -108,6 +110,17 @@ pub(super) struct Changes {
     /// Up to where each other shard has applied changes, in the order of the peers.
     applied: Vec<CatalogVersion>,
     waiting: VecDeque<Waiting>,
+    /// A change that is decided, and applied once this batch of the journal is durable.
+    decided: Option<(BatchNumber, Change, Proposer)>,
+    /// What is decided behind it.
+    proposals: VecDeque<(Proposer, Vec<u8>)>,
+}
+
+/// Who waits to hear what became of a proposal.
+#[derive(Clone, Copy, Debug)]
+struct Proposer {
+    shard: ShardIndex,
+    token: Handle,
 }
 
 impl Shard {
@@ -115,7 +128,7 @@ impl Shard {
     /// whether there was one. `step` is its place among the questions of the request
     /// that it comes from.
     pub(super) fn change(&mut self, request: Request<'_>, step: u8) -> Result<bool, Rejection> {
-        if self.shards() == 1 {
+        if self.shards() == 1 && !self.keeps() {
             return Ok(self.change_here(request)?.is_some());
         }
         if let Request::Open(destination, _) = request
@@ -281,29 +294,70 @@ impl Shard {
         self.reply(now, shard, token, done.map_err(fault_of));
     }
 
-    /// Somebody would have the catalogue changed.
+    /// Somebody would have the catalogue changed. What is decided is durable before any
+    /// shard applies it, so that nothing durable depends on what is not.
     fn propose(&mut self, now: Now, shard: ShardIndex, token: Handle, body: &[u8]) {
+        let proposer = Proposer { shard, token };
+        if self.changes.decided.is_some() {
+            let proposal = (proposer, body.to_vec());
+            return self.changes.proposals.push_back(proposal);
+        }
         let (destination, fields) = decode(body);
-        let decided = self.change_here(fields.request(&destination));
-        let changed = match decided {
-            Ok(Some(change)) => {
-                let mut bytes = self.catalog.version().0.to_le_bytes().to_vec();
-                change.encode(&mut bytes);
-                for peer in self.mesh.peers.iter_mut() {
-                    let head = about(request::APPLY, Handle(0));
-                    peer.requests.write(&mut self.arena, &head, &[&bytes]);
-                }
-                true
-            }
-            Ok(None) => false,
-            Err(rejection) => return self.reply(now, shard, token, Err(fault_of(rejection))),
-        };
-        // Nobody hears of a change, not even that there is none to make, before every
-        // shard has applied what it was decided by.
+        match self.decide(fields.request(&destination)) {
+            Ok(Some(change)) => match self.journal_change(&change) {
+                Some(Ok(batch)) => self.changes.decided = Some((batch, change, proposer)),
+                Some(Err(fault)) => self.reply(now, shard, token, Err(fault)),
+                None => self.carry_out(now, &change, proposer),
+            },
+            Ok(None) => self.await_everybody(now, proposer, false),
+            Err(rejection) => self.reply(now, shard, token, Err(fault_of(rejection))),
+        }
+    }
+
+    /// The journal is durable up to this batch: a change that waited for it is applied,
+    /// and those behind it are decided.
+    pub(super) fn carry_out_decided(&mut self, now: Now, durable: BatchNumber) {
+        let decided = &mut self.changes.decided;
+        if let Some((_, change, proposer)) = decided.take_if(|(batch, ..)| *batch <= durable) {
+            self.carry_out(now, &change, proposer);
+        }
+        while self.changes.decided.is_none()
+            && let Some((proposer, body)) = self.changes.proposals.pop_front()
+        {
+            self.propose(now, proposer.shard, proposer.token, &body);
+        }
+    }
+
+    /// What is decided will never be durable, nor what is decided behind it.
+    pub(super) fn refuse_decided(&mut self, now: Now) {
+        let decided = self.changes.decided.take().map(|(.., proposer)| proposer);
+        let behind = core::mem::take(&mut self.changes.proposals);
+        let behind = behind.into_iter().map(|(proposer, _)| proposer);
+        for Proposer { shard, token } in decided.into_iter().chain(behind) {
+            self.reply(now, shard, token, Err(Refusal::StorageFailed.into()));
+        }
+    }
+
+    /// Applies a change here and has all others do so.
+    fn carry_out(&mut self, now: Now, change: &Change, proposer: Proposer) {
+        let version = CatalogVersion(self.catalog.version().0 + 1);
+        self.apply(version, change);
+        let mut bytes = version.0.to_le_bytes().to_vec();
+        change.encode(&mut bytes);
+        for peer in self.mesh.peers.iter_mut() {
+            let head = about(request::APPLY, Handle(0));
+            peer.requests.write(&mut self.arena, &head, &[&bytes]);
+        }
+        self.await_everybody(now, proposer, true);
+    }
+
+    /// Nobody hears of a change, not even that there is none to make, before every shard
+    /// has applied what it was decided by.
+    fn await_everybody(&mut self, now: Now, proposer: Proposer, changed: bool) {
         self.changes.waiting.push_back(Waiting {
             version: self.catalog.version(),
-            shard,
-            token,
+            shard: proposer.shard,
+            token: proposer.token,
             changed,
         });
         self.tell_applied(now);
@@ -468,7 +522,7 @@ impl Shard {
         number: DestinationNumber,
         step: u8,
     ) -> Result<(), Rejection> {
-        if self.shards() == 1 {
+        if self.shards() == 1 && !self.keeps() {
             return self.is_alone(number);
         }
         let home = self.mesh.placement.home(number);

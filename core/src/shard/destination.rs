@@ -243,8 +243,14 @@ impl Shard {
         };
         self.partitions += own.count;
         let kept = own.count * kept_chunks(shape.retain);
-        self.locals.put(Local::new(number, partitions, own, kept));
         let is_queue = entry.destination.kind == DestinationKind::Queue;
+        let mut local = Local::new(number, partitions, own, kept);
+        local.is_queue = is_queue;
+        local.keeps = is_queue || shape.retain > 0;
+        if self.journal.is_some() && is_queue {
+            local.note_settled();
+        }
+        self.locals.put(local);
         self.burden(number, shape, is_queue, true);
         if is_queue {
             self.subscribe(number, None, Start::Earliest, Kind::Shared)

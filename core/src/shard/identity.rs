@@ -227,6 +227,23 @@ impl Identity {
         self.positions.note(partition, first, count, outcome, grow);
     }
 
+    /// In an earlier run the send with this partition sequence and sequence had its turn,
+    /// and all before it.
+    pub(super) fn had_turn_before(
+        &mut self,
+        partition: u32,
+        (partition_sequence, sequence): (u64, u64),
+        outcome: &Outcome,
+        grow: impl FnOnce(usize) -> bool,
+    ) {
+        if let Some(lane) = self.lanes.get_mut(partition as usize)
+            && partition_sequence > lane.last
+        {
+            lane.last = partition_sequence - 1;
+            self.had_turn(partition, sequence, outcome, grow);
+        }
+    }
+
     /// Bytes of memory beside the identity itself.
     pub(super) fn bytes(&self) -> usize {
         self.name.len() + size_of_val(&*self.lanes) + self.positions.bytes()

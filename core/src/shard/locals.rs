@@ -37,6 +37,11 @@ impl Own {
     pub(super) fn indexes(self) -> impl Iterator<Item = usize> {
         (self.first..).step_by(self.step).take(self.count)
     }
+
+    /// Whether it is one of those.
+    pub(super) fn has(self, index: usize) -> bool {
+        self.indexes().any(|own| own == index)
+    }
 }
 
 /// A destination's local half.
@@ -65,6 +70,10 @@ pub(super) struct Local {
     /// Consumers that stand here for sources anywhere.
     pub(super) fronts: u32,
     pub(super) stored: u64,
+    /// Whether messages stay until they are settled, or longer: then it is worth a flush.
+    pub(super) keeps: bool,
+    /// Whether it has a subscription that it came with.
+    pub(super) is_queue: bool,
 }
 
 impl Local {
@@ -89,6 +98,8 @@ impl Local {
             consumers: 0,
             fronts: 0,
             stored: 0,
+            keeps: false,
+            is_queue: false,
         }
     }
 
@@ -106,6 +117,13 @@ impl Local {
         self.subscriptions
             .iter()
             .position(|other| *other == subscription)
+    }
+
+    /// Has what is settled here noted, so that it can be written down.
+    pub(super) fn note_settled(&mut self) {
+        for partition in &mut self.partitions {
+            partition.log.note_settled();
+        }
     }
 
     pub(super) fn chunks(&self) -> usize {
@@ -176,6 +194,13 @@ impl Locals {
     pub(super) fn iter(&self) -> impl Iterator<Item = &Local> {
         self.slots
             .iter()
+            .filter(|local| local.number != DestinationNumber::NONE)
+    }
+
+    /// All that live.
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Local> {
+        self.slots
+            .iter_mut()
             .filter(|local| local.number != DestinationNumber::NONE)
     }
 

@@ -26,6 +26,7 @@ mod consumer;
 mod credit;
 mod deferral;
 mod destination;
+mod durable;
 mod egress;
 mod ending;
 mod fan;
@@ -42,6 +43,7 @@ mod producer;
 mod records;
 mod remembered;
 mod replace;
+mod restore;
 mod returns;
 mod send;
 mod session;
@@ -55,6 +57,7 @@ use foldhash::quality::SeedableRandomState;
 use hashbrown::HashMap;
 
 pub use crate::pieces::{PIECES_MAX, Pieces};
+pub use restore::TooLittleMemory;
 
 use crate::auth::Principal;
 use crate::catalog::Catalog;
@@ -73,6 +76,7 @@ use blocks::Blocks;
 use consumer::{Consumer, Subscription};
 use deferral::{Changes, Deferred, Progress, Question};
 use destination::Burden;
+use durable::Durable;
 use egress::{Egress, NoRoom};
 use ending::Notice;
 use gather::Leases;
@@ -354,6 +358,8 @@ pub struct Shard {
     relieved: usize,
     /// Frame bytes granted to producers and not received yet.
     reserved: u64,
+    /// What is kept on a device, if anything is.
+    journal: Option<Box<Durable>>,
     /// Producers with completions to send.
     completing: Vec<Handle>,
     /// Producers that wait for credit.
@@ -446,6 +452,7 @@ impl Shard {
             paused: VecDeque::new(),
             relieved: 0,
             reserved: 0,
+            journal: None,
             completing: Vec::new(),
             waiting: VecDeque::new(),
             ready: VecDeque::new(),
@@ -604,6 +611,7 @@ impl Shard {
     /// the order in which they got something to send, and a message is wanted
     /// more urgently than the news that it was stored.
     pub fn turn(&mut self, now: Now) {
+        self.flushed(now);
         self.resume();
         if self.remembered.is_sweeping() {
             let locals = &self.locals;
@@ -622,6 +630,7 @@ impl Shard {
         self.report(now);
         self.close_sessions(now);
         self.finish(now);
+        self.write_journal(now);
         for index in 0..self.dirty.len() {
             let link = self.dirty[index];
             if let Some(entry) = self.links.get_mut(link) {
@@ -681,6 +690,7 @@ impl Shard {
             || self.has_polls()
             || self.takers_due
             || self.can_close_sessions()
+            || self.has_storage_work()
             || self.can_send_off()
     }
 
@@ -841,6 +851,7 @@ impl Shard {
             owned += link.egress.chunks() + link.egress.arrival_chunks() + link.intake.chunks();
         }
         owned += self.mesh.chunks();
+        owned += self.journal.as_deref().map_or(0, Durable::chunks);
         let lent = self.arena.chunks() as usize - self.arena.free();
         assert_eq!(owned, lent, "every chunk that is lent has an owner");
         self.audit_tables();

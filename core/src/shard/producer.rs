@@ -22,7 +22,7 @@ use crate::catalog::Wanted;
 use crate::counters::Counter;
 use crate::error::Refusal;
 use crate::frame::control::{Batch, Closed, CompletionRun, Completions};
-use crate::id::{DestinationNumber, Epoch, Handle, ProducerId, RequestId};
+use crate::id::{BatchNumber, DestinationNumber, Epoch, Handle, ProducerId, RequestId};
 use crate::name::Destination;
 use crate::time::Now;
 
@@ -44,6 +44,9 @@ pub(super) struct Producer {
     pub(super) credit: Grant,
     /// Outcomes that were not written yet.
     runs: VecDeque<CompletionRun>,
+    /// Those behind them that may not be written before a batch of the journal is
+    /// durable, or before one in front of them may.
+    held: VecDeque<(BatchNumber, CompletionRun)>,
     completing: bool,
     /// It ends once all its outcomes are written.
     closing: Option<Closing>,
@@ -86,6 +89,7 @@ impl Producer {
             ended: None,
             credit: Grant::default(),
             runs: VecDeque::new(),
+            held: VecDeque::new(),
             completing: false,
             closing: None,
             batch: None,
@@ -139,8 +143,62 @@ impl Producer {
     /// whether they are the first that wait.
     #[inline]
     pub(super) fn complete(&mut self, run: CompletionRun) -> bool {
+        if !self.held.is_empty() {
+            self.hold(BatchNumber(0), run);
+            return false;
+        }
         self.wait(run);
         !core::mem::replace(&mut self.completing, true)
+    }
+
+    /// Adds outcomes that may be told once `batch` is durable. Returns whether none was
+    /// held before.
+    pub(super) fn complete_with(&mut self, batch: BatchNumber, run: CompletionRun) -> bool {
+        let is_first = self.held.is_empty();
+        self.hold(batch, run);
+        is_first
+    }
+
+    fn hold(&mut self, batch: BatchNumber, run: CompletionRun) {
+        match self.held.back_mut() {
+            Some((last, before)) if *last == batch && is_continued(before, &run) => {
+                before.count.set(before.count.get() + run.count.get());
+            }
+            _ => self.held.push_back((batch, run)),
+        }
+    }
+
+    /// All batches up to `durable` are. Returns whether outcomes wait to be written, and
+    /// none did before.
+    pub(super) fn release(&mut self, durable: BatchNumber) -> bool {
+        let mut is_any = false;
+        while let Some((batch, run)) = self.held.front()
+            && *batch <= durable
+        {
+            let run = *run;
+            self.held.pop_front();
+            self.wait(run);
+            is_any = true;
+        }
+        // One that is closing waits for the last of them.
+        (is_any || self.closing.is_some()) && !core::mem::replace(&mut self.completing, true)
+    }
+
+    /// Nothing will be durable any more: what waits for that has failed, and it is not
+    /// known whether it is kept. Returns as [`Producer::release`] does.
+    pub(super) fn give_up_flushes(&mut self, refusal: Refusal) -> bool {
+        for (batch, run) in &mut self.held {
+            if *batch > BatchNumber(0) {
+                run.refusal = refusal.code().into();
+                run.durability = 0;
+            }
+        }
+        self.release(BatchNumber::MAX)
+    }
+
+    /// Whether it has outcomes that may not be told.
+    pub(super) fn holds(&self) -> bool {
+        !self.held.is_empty()
     }
 
     /// Its branches, if it is a front.
@@ -169,7 +227,10 @@ impl Producer {
 
     /// Whether its client is still to be answered.
     pub(super) fn owes(&self) -> bool {
-        !self.runs.is_empty() || self.closing.is_some() || self.fan().is_some_and(Fan::owes)
+        !self.runs.is_empty()
+            || self.holds()
+            || self.closing.is_some()
+            || self.fan().is_some_and(Fan::owes)
     }
 
     /// Whether its end was asked for.
@@ -238,6 +299,7 @@ fn is_continued(last: &CompletionRun, run: &CompletionRun) -> bool {
     last.sequence.get().wrapping_add(count) == run.sequence.get()
         && last.partition == run.partition
         && last.refusal == run.refusal
+        && last.durability == run.durability
         && (last.refusal.get() != 0
             || last.offset.get() + count == run.offset.get() && last.append_time == run.append_time)
 }
@@ -382,6 +444,7 @@ impl Shard {
             .remembered
             .issue(partitions, name.len())
             .ok_or(Refusal::ResourceAllocation)?;
+        self.reserve_ids();
         Ok(Identity::new(id, principal, destination, partitions, name))
     }
 
@@ -458,6 +521,7 @@ impl Shard {
             }
         };
         self.remembered.attached(id, handle);
+        self.journal_attached(handle);
         let forgotten = self.remembered.forgotten();
         self.counters.set(Counter::ProducersForgotten, forgotten);
         if self.counts(self.producers.get(handle)) {
@@ -505,7 +569,9 @@ impl Shard {
         if let Some(producer) = self.producers.get_mut(handle) {
             producer.closing = Some(Closing { request });
             if core::mem::take(&mut producer.known) {
+                let id = producer.identity.id;
                 self.remembered.forget(&producer.identity);
+                self.journal_forgotten(id);
             }
         }
         self.mark_completing(handle);
@@ -528,7 +594,10 @@ impl Shard {
         self.session_lets_go(producer.link, producer.session);
         match (producer.known, clean) {
             (false, _) => {}
-            (true, true) => self.remembered.forget(&producer.identity),
+            (true, true) => {
+                self.remembered.forget(&producer.identity);
+                self.journal_forgotten(producer.identity.id);
+            }
             (true, false) => self.remembered.detach(producer.identity),
         }
         let forgotten = self.remembered.forgotten();
@@ -605,7 +674,7 @@ impl Shard {
         };
         producer.completing = false;
         let mut producer = producer;
-        let mut may_close = producer.closing.is_some();
+        let mut may_close = producer.closing.is_some() && !producer.holds();
         if producer.role.is_some() {
             let Some(closes) = self.complete_beyond(now, handle) else {
                 return;

@@ -26,7 +26,7 @@ use foldhash::quality::SeedableRandomState;
 use hashbrown::HashMap;
 
 use super::identity::{Identity, lanes_size};
-use crate::id::{DestinationNumber, Handle, ProducerId, ShardIndex};
+use crate::id::{DestinationNumber, Handle, LinkNumber, ProducerId, ShardIndex};
 use crate::limits;
 
 /// What a producer costs beside its lanes and positions, in bytes: its identity in
@@ -49,6 +49,8 @@ pub(super) enum Place {
 #[derive(Debug)]
 pub(super) struct Remembered {
     next: ProducerId,
+    /// Ids below may be given out; all, if nothing is kept.
+    reserved: Option<ProducerId>,
     places: HashMap<ProducerId, Place, SeedableRandomState>,
     detached: BTreeMap<u64, Box<Identity>>,
     /// The number of the producer that is detached next.
@@ -83,6 +85,7 @@ impl Remembered {
     ) -> Self {
         Self {
             next: ProducerId(shard.first_number()),
+            reserved: None,
             places: HashMap::with_hasher(hasher),
             detached: BTreeMap::new(),
             next_detached: 0,
@@ -101,12 +104,33 @@ impl Remembered {
     /// An id for a new producer of so many partitions with a name of so many bytes, if
     /// there is room for it.
     pub(super) fn issue(&mut self, partitions: usize, name: usize) -> Option<ProducerId> {
-        if !self.reserve(partitions, name) {
+        if self.reserved.is_some_and(|reserved| self.next >= reserved)
+            || !self.reserve(partitions, name)
+        {
             return None;
         }
         let id = self.next;
         self.next = ProducerId(id.0 + 1);
         Some(id)
+    }
+
+    /// Up to where ids are to be reserved, if half of those that were are given out.
+    pub(super) fn reserve_ids(&mut self) -> Option<ProducerId> {
+        const AHEAD: u64 = limits::PRODUCER_IDS_RESERVED as u64;
+        let left = self.reserved.map_or(0, |reserved| reserved.0 - self.next.0);
+        if left > AHEAD / 2 {
+            return None;
+        }
+        self.reserved = Some(ProducerId(self.next.0 + AHEAD));
+        self.reserved
+    }
+
+    /// Ids below were given out in an earlier run.
+    pub(super) fn go_on_at(&mut self, next: ProducerId) {
+        let of = |id: ProducerId| LinkNumber(id.0).shard();
+        if of(next) == of(self.next) {
+            self.next = self.next.max(next);
+        }
     }
 
     /// Makes room for a new producer of so many partitions with a name of so many bytes;
@@ -167,6 +191,11 @@ impl Remembered {
         while self.detached.len() > limits::PRODUCERS_REMEMBERED as usize {
             self.forget_longest_detached();
         }
+    }
+
+    /// A detached producer that was taken out stays where it was.
+    pub(super) fn detach_again(&mut self, number: u64, identity: Identity) {
+        self.detached.insert(number, Box::new(identity));
     }
 
     /// A producer was closed.

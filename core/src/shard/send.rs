@@ -10,6 +10,7 @@
 //! messages came. The way straight through is kept free of everything that the
 //! other ways need.
 
+use super::durable::{Durable, Safety, Stored};
 use super::identity::{NoSend, Turn};
 use super::positions::Outcome;
 use super::producer::{Producer, not_open};
@@ -19,8 +20,8 @@ use crate::counters::Counter;
 use crate::error::Refusal;
 use crate::frame::control::CompletionRun;
 use crate::frame::decode::Message;
-use crate::frame::{MESSAGE_HEADER_SIZE, MessageHeader, property};
-use crate::id::{Epoch, Handle, Offset, PartitionIndex};
+use crate::frame::{Durability, MESSAGE_HEADER_SIZE, MessageHeader, flags, property};
+use crate::id::{BatchNumber, Epoch, Handle, Offset, PartitionIndex};
 use crate::memory::{Arena, CHUNK, ChunkId};
 use crate::partition::Partition;
 use crate::partition::log::ArenaFull;
@@ -162,6 +163,13 @@ impl Shard {
             self.refuse_send(header, bytes, refusal);
             return Ok(());
         }
+        let flags = header.flags.get();
+        if let Some(journal) = &self.journal
+            && let Some(refusal) = journal.objection(&self.arena, flags, size)
+        {
+            self.refuse_send(header, bytes, refusal);
+            return Ok(());
+        }
         let local = &mut self.locals[destination];
         let log = &mut local.partitions[partition as usize];
         let Ok(offset) = append(log, &mut self.arena, bytes, now.wall) else {
@@ -169,6 +177,17 @@ impl Shard {
             return Ok(());
         };
         local.stored += 1;
+        let mut safety = Safety::default();
+        if let Some(journal) = &mut self.journal {
+            let stored = Stored {
+                partition: PartitionIndex(partition),
+                first: offset,
+                count: 1,
+                size,
+                flags,
+            };
+            safety = journal.stored(&mut self.arena, local, &stored);
+        }
         producer.credit.received(size);
         let outcome = Outcome {
             offset: offset.0,
@@ -181,7 +200,12 @@ impl Shard {
             .had_turn(partition, header.sequence.get(), &outcome, |bytes| {
                 remembered.grow(bytes)
             });
-        if producer.complete(completion(header, &outcome)) {
+        let mut run = completion(header, &outcome);
+        run.durability = safety.durability as u8;
+        if safety.batch > BatchNumber(0) {
+            let is_first = producer.complete_with(safety.batch, run);
+            self.await_flush(handle, is_first);
+        } else if producer.complete(run) {
             self.completing.push(handle);
         }
         self.reserved -= size as u64;
@@ -236,9 +260,13 @@ impl Shard {
             }
             Ok(Some(Turn::Had(Some(first)))) => {
                 self.counters.add(Counter::Retries, 1);
-                first
+                return self.answer_retry(header, bytes, &first);
             }
-            Ok(Some(Turn::Had(None))) => Outcome::refused(Refusal::AlreadyStored),
+            Ok(Some(Turn::Had(None))) => {
+                let outcome = Outcome::refused(Refusal::AlreadyStored);
+                self.counters.add(Counter::SendsRefused, 1);
+                return self.answer_retry(header, bytes, &outcome);
+            }
             Ok(Some(Turn::Early | Turn::Due)) => Outcome::refused(Refusal::OutOfOrder),
             Ok(None) => Outcome::refused(producer.ended.unwrap_or(Refusal::Fenced)),
         };
@@ -273,8 +301,48 @@ impl Shard {
         self.settle_unstored(header, bytes, &outcome);
     }
 
+    /// Says what became of a send when it was sent first, which may still wait for a flush.
+    #[cold]
+    fn answer_retry(
+        &mut self,
+        header: &MessageHeader,
+        bytes: Bytes<'_>,
+        first: &Outcome,
+    ) -> Result<(), Fault> {
+        let waits_for = self.journal.as_deref().map(Durable::all_so_far);
+        let Some(batch) = waits_for.filter(|_| header.flags.get() & flags::FLUSHED != 0) else {
+            self.settle_unstored(header, bytes, first);
+            return Ok(());
+        };
+        let mut run = completion(header, first);
+        if first.is_stored() {
+            run.durability = Durability::Flushed as u8;
+        }
+        self.settle_unstored_as(header, bytes, batch, run);
+        Ok(())
+    }
+
+    /// Has a producer's outcomes looked at when more is durable, if it is not yet.
+    #[inline]
+    pub(super) fn await_flush(&mut self, producer: Handle, is_first: bool) {
+        if is_first && let Some(journal) = &mut self.journal {
+            journal.hold(producer);
+        }
+    }
+
     /// Notes the outcome of a message that is not stored now.
     fn settle_unstored(&mut self, header: &MessageHeader, bytes: Bytes<'_>, outcome: &Outcome) {
+        let run = completion(header, outcome);
+        self.settle_unstored_as(header, bytes, BatchNumber(0), run);
+    }
+
+    fn settle_unstored_as(
+        &mut self,
+        header: &MessageHeader,
+        bytes: Bytes<'_>,
+        batch: BatchNumber,
+        run: CompletionRun,
+    ) {
         if let Bytes::Chained(head, _) = bytes {
             self.arena.give_chain(head);
         }
@@ -285,7 +353,10 @@ impl Shard {
         let size = bytes.size();
         producer.credit.received(size);
         self.reserved -= size as u64;
-        if producer.complete(completion(header, outcome)) {
+        if batch > BatchNumber(0) {
+            let is_first = producer.complete_with(batch, run);
+            self.await_flush(handle, is_first);
+        } else if producer.complete(run) {
             self.completing.push(handle);
         }
     }
@@ -371,7 +442,7 @@ fn objection(
 
 /// The one copy of a message, or the adoption of the chunks that it lies in.
 #[inline]
-fn append(
+pub(super) fn append(
     partition: &mut Partition,
     arena: &mut Arena,
     bytes: Bytes<'_>,

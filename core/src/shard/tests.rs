@@ -3,10 +3,12 @@
 mod administration;
 mod blocks;
 mod burst;
+mod durable;
 mod handover;
 mod mesh;
 
 use super::*;
+use crate::frame::Durability;
 use crate::frame::control::Fields;
 use crate::frame::control::{
     AckRun, Acknowledge, Allow, AskStats, CompletionRun, Control, OpenConsumer, OpenProducer,
@@ -32,6 +34,8 @@ struct Opened {
     sequence: u64,
     /// Frame bytes that were sent.
     spent: u64,
+    /// Of what is sent.
+    durability: Durability,
 }
 
 fn shard() -> Shard {
@@ -185,6 +189,7 @@ impl Peer {
             epoch: Epoch(1),
             sequence: Sequence(producer.sequence),
             partition_sequence: PartitionSequence(partition_sequence),
+            durability: producer.durability,
             ..Envelope::default()
         };
         let mut bytes = vec![0; encode::message_size(0, body.len())];
@@ -209,6 +214,7 @@ fn opened(answers: &[u8]) -> Opened {
             producer: fields.producer.get(),
             sequence: 0,
             spent: 0,
+            durability: Durability::Memory,
         },
         ref other => panic!("{other:?}"),
     }

@@ -62,6 +62,9 @@ struct Entry {
 
 const _: () = assert!(size_of::<Entry>() == 24);
 
+/// Who holds what an earlier run may have delivered, until all of it is known.
+const NOBODY: Handle = Handle(u32::MAX);
+
 /// What one unsettled message takes up, its rest included.
 pub const ENTRY_SIZE: usize = size_of::<Entry>() + size_of::<Reverse<(Monotonic, Offset)>>();
 /// What one unsettled message takes up in a part where keys decide.
@@ -408,6 +411,35 @@ impl Part {
         }
         self.forget(outcome.settled);
         outcome
+    }
+
+    /// In an earlier run `count` offsets from `first` on were settled. What lies before
+    /// them and was not counts as delivered to nobody, until [`Part::go_on`].
+    #[cold]
+    pub fn settled_before(&mut self, arena: &mut Arena, log: &mut Log, first: Offset, count: u64) {
+        let end = Offset(first.0.saturating_add(count));
+        loop {
+            let mut next = self.fresh;
+            if log.look(arena, &mut next).is_none() || next.offset >= end {
+                break;
+            }
+            let limit = RunLimit {
+                messages: end.0 - next.offset.0,
+                bytes: u64::MAX,
+            };
+            let Some(run) = log.read(arena, &mut self.fresh, limit) else {
+                break;
+            };
+            self.handed_out(run, NOBODY, 0);
+        }
+        self.acknowledge(arena, log, NOBODY, first, count);
+    }
+
+    /// All is known of earlier runs: what was not settled waits for whoever comes, and was
+    /// delivered to nobody as far as is known.
+    #[cold]
+    pub fn go_on(&mut self) {
+        self.consumer_gone(NOBODY, 0);
     }
 
     /// Settles `last` and everything that `consumer` was delivered before it.

@@ -1,0 +1,602 @@
+//! The writer: entries become batches, batches are written, and those that are on the
+//! device with all before them are durable.
+//!
+//! ```text
+//!  entries ─> open batch ─> sealed when a place in the file and in the device's queue
+//!             (fills while     is free ─> written ─> durable, in the order of numbers
+//!              others are
+//!              written)
+//! ```
+//!
+//! Nothing waits for a batch to fill: what came while the last ones were written is the
+//! next one. A batch lies in a chain of chunks of the arena, from its first entry until
+//! it is durable.
+//!
+//! When a file is full the next one is there: the writer asks for it as soon as it
+//! begins the one before, and has its header written before anything is put into it.
+//!
+//! After an error nothing is written any more: what is on the device then is known only
+//! to the next run.
+//!
+//! Invariants: the numbers of the batches that are kept here rise by one; at most
+//! [`IN_FLIGHT_MAX`] of them are being written, the others wait behind; `durable` is the
+//! number before the first of them; every chunk of `chunks` is in one batch.
+
+use std::collections::VecDeque;
+
+use super::batch::{self, HEADER_SIZE, Label, Seal};
+use super::entry::Entry;
+use super::file::{FIRST_BATCH, Header};
+use super::survey::Slot;
+use super::{BLOCK_SIZE, Origin};
+use crate::id::{BatchNumber, FileSequence};
+use crate::limits;
+use crate::memory::{Arena, CHUNK, ChunkId};
+use crate::partition::log::ArenaFull;
+use crate::pieces::Pieces;
+use crate::time::Wall;
+
+/// Batches that are being written at a time: while one is flushed the next is on its way.
+pub const IN_FLIGHT_MAX: usize = 2;
+
+/// What the writer would have done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// Make a file of so many bytes, all zeros, that is there after a power cut too; the
+    /// answer is [`Writer::prepared`].
+    Prepare {
+        /// Which.
+        file: Slot,
+        /// Bytes.
+        size: u64,
+    },
+    /// Write [`Writer::pieces`] of the token, so that they are on the device; the answer
+    /// is [`Writer::written`].
+    Write {
+        /// Where to.
+        file: Slot,
+        /// Where in it, in bytes.
+        position: u64,
+        /// What.
+        token: Token,
+    },
+}
+
+/// Names something that is being written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Token(pub u64);
+
+/// The header of the next file.
+const HEADER: Token = Token(0);
+
+/// What a writer begins with.
+#[derive(Clone, Copy, Debug)]
+pub struct Beginning {
+    /// Whose journal, which run.
+    pub origin: Origin,
+    /// The last batch that was kept of earlier runs.
+    pub recovered: BatchNumber,
+    /// The file that this run begins with: it is prepared, and its header written.
+    pub file: Slot,
+    /// Its header.
+    pub header: Header,
+    /// The lowest number that no file has.
+    pub next_file: Slot,
+}
+
+/// A file that is written to.
+#[derive(Clone, Copy, Debug)]
+struct Current {
+    number: Slot,
+    sequence: FileSequence,
+    size: u64,
+    /// Where the next batch goes.
+    position: u64,
+}
+
+/// How far the file is that comes next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    Unasked,
+    Asked,
+    /// It is there and has no header.
+    Prepared,
+    /// Its header, in this chunk, is being written.
+    Heading(ChunkId),
+    Ready,
+}
+
+/// A batch that is filled.
+#[derive(Clone, Copy, Debug)]
+struct Filling {
+    head: ChunkId,
+    tail: ChunkId,
+    chunks: usize,
+    /// Bytes of the last chunk that are filled.
+    used: usize,
+    seal: Seal,
+}
+
+/// A batch that takes nothing more.
+#[derive(Clone, Copy, Debug)]
+struct Full {
+    filling: Filling,
+    /// Where it is written, once it is.
+    place: Option<Place>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    file: Slot,
+    position: u64,
+    /// Bytes with the zeros behind.
+    size: usize,
+    /// How many of them are on the device.
+    written: usize,
+}
+
+impl Place {
+    fn is_written(&self) -> bool {
+        self.written == self.size
+    }
+}
+
+/// The writer of one journal.
+#[derive(Debug)]
+pub struct Writer {
+    origin: Origin,
+    recovered: BatchNumber,
+    current: Current,
+    next: Next,
+    next_file: Slot,
+    /// Not durable, by number: the first is `durable` + 1.
+    full: VecDeque<Full>,
+    open: Option<Filling>,
+    durable: BatchNumber,
+    wishes: VecDeque<Wish>,
+    /// Chunks of the arena that it has.
+    chunks: usize,
+    is_broken: bool,
+}
+
+impl Writer {
+    /// A writer that goes on behind what was recovered.
+    #[must_use]
+    pub fn new(beginning: &Beginning) -> Self {
+        Self {
+            origin: beginning.origin,
+            recovered: beginning.recovered,
+            current: Current {
+                number: beginning.file,
+                sequence: beginning.header.sequence,
+                size: beginning.header.size,
+                position: FIRST_BATCH,
+            },
+            next: Next::Unasked,
+            next_file: beginning.next_file,
+            full: VecDeque::with_capacity(IN_FLIGHT_MAX + 2),
+            open: None,
+            durable: beginning.recovered,
+            wishes: VecDeque::with_capacity(IN_FLIGHT_MAX + 2),
+            chunks: 0,
+            is_broken: false,
+        }
+    }
+
+    /// The batch that the next entry becomes durable with.
+    #[must_use]
+    pub fn open(&self) -> BatchNumber {
+        BatchNumber(self.durable.0 + self.full.len() as u64 + 1)
+    }
+
+    /// The last entry that there is becomes durable with this batch; the last durable one
+    /// if all are.
+    #[must_use]
+    pub fn last(&self) -> BatchNumber {
+        match self.open {
+            Some(_) => self.open(),
+            None => BatchNumber(self.open().0 - 1),
+        }
+    }
+
+    /// All batches up to this one are durable.
+    #[inline]
+    #[must_use]
+    pub fn durable(&self) -> BatchNumber {
+        self.durable
+    }
+
+    /// Whether an error has ended it.
+    #[must_use]
+    pub fn is_broken(&self) -> bool {
+        self.is_broken
+    }
+
+    /// Chunks of the arena that it has.
+    #[must_use]
+    pub fn chunks(&self) -> usize {
+        self.chunks
+    }
+
+    /// Chunks that entries of so many bytes may take.
+    #[must_use]
+    pub fn chunks_for(bytes: usize) -> usize {
+        (bytes + HEADER_SIZE).div_ceil(CHUNK) + 1
+    }
+
+    /// Adds an entry, and says which batch it is in.
+    ///
+    /// # Errors
+    ///
+    /// If the arena has no chunk left; nothing is added then.
+    pub fn append(
+        &mut self,
+        arena: &mut Arena,
+        entry: &Entry<'_>,
+        scratch: &mut Vec<u8>,
+    ) -> Result<BatchNumber, ArenaFull> {
+        let size = entry.size();
+        scratch.clear();
+        scratch.resize(size, 0);
+        entry.write(scratch);
+        let number = self.claim(arena, size, 1)?;
+        let mut bytes = &scratch[..];
+        while !bytes.is_empty() {
+            let (chunk, start, room) = self.place(arena);
+            let (now, rest) = bytes.split_at(bytes.len().min(room));
+            arena.bytes_mut(chunk)[start..start + now.len()].copy_from_slice(now);
+            self.filled(arena, chunk, start, now.len());
+            bytes = rest;
+        }
+        Ok(number)
+    }
+
+    /// Adds `count` messages of `size` bytes in all as they lie in the arena, from `start`
+    /// of a chunk on and in those chained behind it; says which batch they are in.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Writer::append`].
+    pub fn append_messages(
+        &mut self,
+        arena: &mut Arena,
+        (source, start): (ChunkId, usize),
+        size: usize,
+        count: u32,
+    ) -> Result<BatchNumber, ArenaFull> {
+        let number = self.claim(arena, size, count)?;
+        let (mut source, mut from, mut left) = (source, start, size);
+        while left > 0 {
+            let (chunk, to, room) = self.place(arena);
+            let now = left.min(room).min(CHUNK - from);
+            arena.copy((source, from), (chunk, to), now);
+            self.filled(arena, chunk, to, now);
+            left -= now;
+            from += now;
+            if from == CHUNK {
+                (source, from) = (arena.next(source), 0);
+            }
+        }
+        Ok(number)
+    }
+
+    /// Sees to it that entries of `size` bytes find chunks and stay in one batch.
+    fn claim(
+        &mut self,
+        arena: &mut Arena,
+        size: usize,
+        entries: u32,
+    ) -> Result<BatchNumber, ArenaFull> {
+        if arena.free() < Self::chunks_for(size) {
+            return Err(ArenaFull);
+        }
+        let most = limits::BATCH_SIZE_MAX as usize;
+        if let Some(open) = self.open
+            && open.seal.length() + size > most
+        {
+            self.close(open);
+        }
+        let open = match &mut self.open {
+            Some(open) => open,
+            none => {
+                let head = arena.take().ok_or(ArenaFull)?;
+                self.chunks += 1;
+                none.insert(Filling {
+                    head,
+                    tail: head,
+                    chunks: 1,
+                    used: HEADER_SIZE,
+                    seal: Seal::new(),
+                })
+            }
+        };
+        open.seal.count(entries);
+        Ok(self.open())
+    }
+
+    /// Where the open batch goes on: the chunk, the place in it, and the room there.
+    fn place(&mut self, arena: &mut Arena) -> (ChunkId, usize, usize) {
+        let open = self.open.as_mut().expect("a claim opens a batch");
+        if open.used == CHUNK {
+            let chunk = arena.take().expect("a claim sees to it that there is one");
+            arena.chain(open.tail, chunk);
+            open.tail = chunk;
+            open.used = 0;
+            open.chunks += 1;
+            self.chunks += 1;
+        }
+        (open.tail, open.used, CHUNK - open.used)
+    }
+
+    /// So many bytes were put there.
+    fn filled(&mut self, arena: &Arena, chunk: ChunkId, start: usize, size: usize) {
+        if let Some(open) = &mut self.open {
+            open.seal.extend(&arena.bytes(chunk)[start..start + size]);
+            open.used += size;
+        }
+    }
+
+    /// The open batch takes nothing more.
+    fn close(&mut self, filling: Filling) {
+        self.open = None;
+        self.full.push_back(Full {
+            filling,
+            place: None,
+        });
+    }
+
+    /// Has written what can be. To be called once a turn, behind its last entry.
+    pub fn turn(&mut self, arena: &mut Arena, now: Wall) {
+        if self.is_broken {
+            return;
+        }
+        self.look_ahead(arena);
+        loop {
+            let begun = self.full.iter().take_while(|it| it.place.is_some()).count();
+            let being_written = |it: &&Full| it.place.is_some_and(|place| !place.is_written());
+            if self.full.iter().filter(being_written).count() >= IN_FLIGHT_MAX {
+                return;
+            }
+            if begun == self.full.len() {
+                match self.open {
+                    Some(open) => self.close(open),
+                    None => return,
+                }
+            }
+            if !self.begin(arena, begun, now) {
+                return;
+            }
+        }
+    }
+
+    /// Has the batch at `index` written, if there is a place for it.
+    fn begin(&mut self, arena: &mut Arena, index: usize, now: Wall) -> bool {
+        let filling = self.full[index].filling;
+        let size = batch::size(filling.seal.length());
+        if self.current.size - self.current.position < size as u64 && !self.change_files() {
+            return false;
+        }
+        let position = self.current.position;
+        let label = Label {
+            number: BatchNumber(self.durable.0 + index as u64 + 1),
+            durable_before: self.durable,
+            written: now,
+        };
+        let header = filling.seal.finish(&self.origin, position, label);
+        arena.bytes_mut(filling.head)[..HEADER_SIZE].copy_from_slice(&header);
+        let end = filling.used.next_multiple_of(BLOCK_SIZE);
+        arena.bytes_mut(filling.tail)[filling.used..end].fill(0);
+        self.current.position += size as u64;
+        self.full[index].place = Some(Place {
+            file: self.current.number,
+            position,
+            size,
+            written: 0,
+        });
+        self.wishes.push_back(Wish::Write {
+            file: self.current.number,
+            position,
+            token: Token(label.number.0),
+        });
+        true
+    }
+
+    /// Goes on in the next file, if it is ready.
+    fn change_files(&mut self) -> bool {
+        if self.next != Next::Ready {
+            return false;
+        }
+        self.current = Current {
+            number: self.next_file,
+            sequence: FileSequence(self.current.sequence.0 + 1),
+            size: limits::JOURNAL_FILE_SIZE.into(),
+            position: FIRST_BATCH,
+        };
+        self.next_file.0 += 1;
+        self.next = Next::Unasked;
+        true
+    }
+
+    /// Brings the next file one step further.
+    fn look_ahead(&mut self, arena: &mut Arena) {
+        match self.next {
+            Next::Unasked => {
+                self.next = Next::Asked;
+                self.wishes.push_back(Wish::Prepare {
+                    file: self.next_file,
+                    size: limits::JOURNAL_FILE_SIZE.into(),
+                });
+            }
+            Next::Prepared => {
+                let Some(chunk) = arena.take() else { return };
+                self.chunks += 1;
+                let header = Header {
+                    origin: self.origin,
+                    sequence: FileSequence(self.current.sequence.0 + 1),
+                    recovered: self.recovered,
+                    size: limits::JOURNAL_FILE_SIZE.into(),
+                };
+                arena.bytes_mut(chunk)[..BLOCK_SIZE].copy_from_slice(&header.block());
+                self.next = Next::Heading(chunk);
+                self.wishes.push_back(Wish::Write {
+                    file: self.next_file,
+                    position: 0,
+                    token: HEADER,
+                });
+            }
+            Next::Asked | Next::Heading(_) | Next::Ready => {}
+        }
+    }
+
+    /// What is to be done, until `None`.
+    pub fn wish(&mut self) -> Option<Wish> {
+        self.wishes.pop_front()
+    }
+
+    /// What is to be written of a token next. It stays where it is until
+    /// [`Writer::written`].
+    pub fn pieces<'a>(&self, arena: &'a Arena, token: Token, pieces: &mut Pieces<'a>) {
+        if token == HEADER {
+            if let Next::Heading(chunk) = self.next {
+                pieces.push(&arena.bytes(chunk)[..BLOCK_SIZE]);
+            }
+            return;
+        }
+        let Some((full, place)) = self.being_written(token) else {
+            return;
+        };
+        let (mut chunk, mut skipped, mut left) = (full.filling.head, place.written, place.size);
+        while left > 0 {
+            let size = left.min(CHUNK);
+            if skipped < size && !pieces.push(&arena.bytes(chunk)[skipped..size]) {
+                return;
+            }
+            skipped = skipped.saturating_sub(size);
+            left -= size;
+            chunk = arena.next(chunk);
+        }
+    }
+
+    fn being_written(&self, token: Token) -> Option<(&Full, Place)> {
+        let full = self.full.get(self.index_of(token)?)?;
+        Some((full, full.place.filter(|place| !place.is_written())?))
+    }
+
+    fn index_of(&self, token: Token) -> Option<usize> {
+        usize::try_from(token.0.checked_sub(self.durable.0 + 1)?).ok()
+    }
+
+    /// So many bytes of a token's pieces are on the device, or it is not known what is.
+    /// Fewer than were given is legal, in whole blocks; whether more is durable now.
+    pub fn written(
+        &mut self,
+        arena: &mut Arena,
+        token: Token,
+        result: Result<usize, WriteFailed>,
+    ) -> bool {
+        let Ok(bytes) = result else {
+            self.is_broken = true;
+            return false;
+        };
+        if token == HEADER {
+            return self.headed(arena, bytes);
+        }
+        let Some(index) = self.index_of(token) else {
+            return false;
+        };
+        let Some(place) = self.full.get_mut(index).and_then(|it| it.place.as_mut()) else {
+            return false;
+        };
+        // The rest of a block is written once more.
+        let end = place.size.min(place.written + bytes);
+        let whole = if end == place.size {
+            end
+        } else {
+            end / BLOCK_SIZE * BLOCK_SIZE
+        };
+        let is_stuck = whole == place.written;
+        place.written = whole;
+        if is_stuck {
+            self.is_broken = true;
+            return false;
+        }
+        if !place.is_written() {
+            self.wishes.push_back(Wish::Write {
+                file: place.file,
+                position: place.position + whole as u64,
+                token,
+            });
+            return false;
+        }
+        let before = self.durable;
+        while let Some(full) = self.full.front()
+            && full.place.is_some_and(|place| place.is_written())
+        {
+            arena.give_chain(full.filling.head);
+            self.chunks -= full.filling.chunks;
+            self.durable = self.durable.next();
+            self.full.pop_front();
+        }
+        self.durable > before
+    }
+
+    fn headed(&mut self, arena: &mut Arena, bytes: usize) -> bool {
+        if let Next::Heading(chunk) = self.next {
+            self.is_broken |= bytes < BLOCK_SIZE;
+            arena.give(chunk);
+            self.chunks -= 1;
+            self.next = Next::Ready;
+        }
+        false
+    }
+
+    /// The file that was asked for is there, or is not to be had: then it is asked for
+    /// again when `turn` is called after [`Writer::try_again`].
+    pub fn prepared(&mut self, file: Slot, is_there: bool) {
+        if file == self.next_file && self.next == Next::Asked && is_there {
+            self.next = Next::Prepared;
+        }
+    }
+
+    /// Whether [`Writer::turn`] would do something.
+    #[must_use]
+    pub fn has_work(&self) -> bool {
+        if self.is_broken {
+            return false;
+        }
+        let begun = |it: &&Full| it.place.is_some_and(|place| !place.is_written());
+        let has_some = self.open.is_some() || self.full.iter().any(|it| it.place.is_none());
+        !self.wishes.is_empty()
+            || matches!(self.next, Next::Unasked | Next::Prepared)
+            || has_some
+                && self.full.iter().filter(begun).count() < IN_FLIGHT_MAX
+                && self.has_place()
+    }
+
+    /// Whether the next batch finds a place, as far as can be said before it is sealed.
+    fn has_place(&self) -> bool {
+        let next = self.full.iter().find(|it| it.place.is_none());
+        let filling = next.map(|it| it.filling).or(self.open);
+        let size = filling.map_or(0, |it| batch::size(it.seal.length()));
+        self.current.size - self.current.position >= size as u64 || self.next == Next::Ready
+    }
+
+    /// Gives all memory back; nothing is written any more.
+    pub fn clear(&mut self, arena: &mut Arena) {
+        for full in self.full.drain(..) {
+            arena.give_chain(full.filling.head);
+        }
+        if let Some(open) = self.open.take() {
+            arena.give_chain(open.head);
+        }
+        if let Next::Heading(chunk) = self.next {
+            arena.give(chunk);
+        }
+        self.chunks = 0;
+        self.is_broken = true;
+    }
+}
+
+/// It is not known what a write left on the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WriteFailed;

@@ -1,0 +1,452 @@
+//! What a flush has to cover before anybody hears of it or sees it.
+//!
+//! ```text
+//!  send ──> log (hidden) ──> journal, batch 7 ──> written ──> durable 7
+//!  settled ────────────────> journal, batch 7                    |
+//!                                                                v
+//!     messages of batch 7 are shown; outcomes and confirmations that wait for it leave
+//! ```
+//!
+//! One flush serves all partitions of a shard. What waits for one says for which batch,
+//! and batches become durable in their order, so each list here is served from its front.
+//! Outcomes wait at their producers, where those behind them wait too.
+//!
+//! A shard without a journal has none of this: whatever it is asked, it answers at once.
+//!
+//! Invariant: what is hidden in a partition is named in `hiding` for each of its batches.
+
+use std::collections::VecDeque;
+
+use super::identity::Access;
+use super::locals::Local;
+use super::{Fault, Shard};
+use crate::catalog::Change;
+use crate::error::Refusal;
+use crate::frame::Durability;
+use crate::frame::control::Acknowledge;
+use crate::frame::flags;
+use crate::id::{
+    BatchNumber, CatalogVersion, DestinationNumber, Handle, Offset, PartitionIndex, ProducerId,
+    SubscriptionNumber,
+};
+use crate::journal::entry::{Entry, Place};
+use crate::journal::survey::Slot;
+use crate::journal::writer::{Beginning, Token, Wish, WriteFailed, Writer};
+use crate::limits;
+use crate::memory::Arena;
+use crate::pieces::Pieces;
+use crate::time::Now;
+
+/// The subscription that every queue has.
+pub(super) const OF_THE_QUEUE: SubscriptionNumber = SubscriptionNumber(1);
+
+/// Once less than this is reserved of a partition's offsets, more is.
+const RESERVED_LEAST: u64 = limits::OFFSETS_RESERVED as u64 / 2;
+
+/// As many runs of what is settled stand in one entry.
+const SETTLED_PER_ENTRY: usize = 256;
+
+/// The journal of a shard, and what waits for it.
+#[derive(Debug)]
+pub(super) struct Durable {
+    writer: Writer,
+    /// Where an entry is put together.
+    scratch: Vec<u8>,
+    /// What has been acted on.
+    seen: BatchNumber,
+    /// Whether it was told that it ended.
+    is_over: bool,
+    /// Partitions in which a batch has hidden messages.
+    hiding: VecDeque<(BatchNumber, DestinationNumber, PartitionIndex)>,
+    /// Producers with outcomes that wait.
+    holding: Vec<Handle>,
+    /// Confirmations that wait, each with the link that it goes to.
+    confirms: VecDeque<(BatchNumber, Handle, Confirmation)>,
+}
+
+/// A confirmation of what a consumer settled.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Confirmation {
+    pub(super) consumer: Handle,
+    pub(super) confirm: u32,
+    pub(super) refusal: u16,
+}
+
+/// How safe messages are that were stored, and what their outcomes wait for.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Safety {
+    /// Nothing, if it is 0.
+    pub(super) batch: BatchNumber,
+    pub(super) durability: Durability,
+}
+
+/// A run of messages of one partition.
+#[derive(Clone, Copy)]
+pub(super) struct Stored {
+    pub(super) partition: PartitionIndex,
+    pub(super) first: Offset,
+    pub(super) count: u32,
+    /// Bytes of their frames.
+    pub(super) size: usize,
+    /// Those of the first, and of all others.
+    pub(super) flags: u16,
+}
+
+impl Durable {
+    /// With a writer that goes on behind what was recovered.
+    pub(super) fn new(beginning: &Beginning) -> Self {
+        let writer = Writer::new(beginning);
+        Self {
+            seen: writer.durable(),
+            writer,
+            is_over: false,
+            scratch: Vec::new(),
+            hiding: VecDeque::new(),
+            holding: Vec::new(),
+            confirms: VecDeque::new(),
+        }
+    }
+
+    /// Why messages with such flags that take `size` bytes cannot be stored, if they
+    /// cannot.
+    #[inline]
+    pub(super) fn objection(&self, arena: &Arena, flags: u16, size: usize) -> Option<Refusal> {
+        if flags & flags::FLUSHED != 0 && self.writer.is_broken() {
+            Some(Refusal::StorageFailed)
+        } else if arena.free() < 2 * Writer::chunks_for(size) {
+            Some(Refusal::OutOfMemory)
+        } else {
+            None
+        }
+    }
+
+    /// Messages were stored in a log: those that are to be flushed go into the journal,
+    /// and for the others their offsets are reserved.
+    pub(super) fn stored(&mut self, arena: &mut Arena, local: &mut Local, it: &Stored) -> Safety {
+        let destination = local.number;
+        let log = &mut local.partitions[it.partition.0 as usize].log;
+        let is_flushed = it.flags & flags::FLUSHED != 0;
+        if is_flushed && local.keeps {
+            let batch = self
+                .writer
+                .append_messages(arena, log.tail(it.size), it.size, it.count)
+                .expect("it was seen that there is room");
+            if log.hide(it.first, batch) {
+                self.hiding.push_back((batch, destination, it.partition));
+            }
+            return Safety {
+                batch,
+                durability: Durability::Flushed,
+            };
+        }
+        let reserved = log.reserved();
+        let next = log.next();
+        if self.writer.is_broken() || next.0 + RESERVED_LEAST <= reserved.0 {
+            return Safety::default();
+        }
+        let place = Place {
+            destination,
+            partition: it.partition,
+        };
+        let until = Offset(next.0 + u64::from(limits::OFFSETS_RESERVED));
+        log.reserve(until);
+        let entry = Entry::OffsetsReserved { place, next: until };
+        let batch = self.append(arena, &entry);
+        // Ahead of need only the first ones wait for it.
+        Safety {
+            batch: if next > reserved {
+                batch
+            } else {
+                BatchNumber(0)
+            },
+            durability: Durability::Memory,
+        }
+    }
+
+    /// Adds an entry of a few bytes, for which there is always a chunk.
+    pub(super) fn append(&mut self, arena: &mut Arena, entry: &Entry<'_>) -> BatchNumber {
+        self.writer
+            .append(arena, entry, &mut self.scratch)
+            .unwrap_or(self.writer.last())
+    }
+
+    /// Has the outcomes of a producer looked at once more is durable.
+    pub(super) fn hold(&mut self, producer: Handle) {
+        self.holding.push(producer);
+    }
+
+    /// What an answer waits for that says that all so far is durable; 0 if it is.
+    pub(super) fn all_so_far(&self) -> BatchNumber {
+        let last = self.writer.last();
+        if last > self.writer.durable() {
+            last
+        } else {
+            BatchNumber(0)
+        }
+    }
+
+    #[inline]
+    fn has_news(&self) -> bool {
+        self.seen != self.writer.durable() || self.writer.is_broken() && !self.is_over
+    }
+
+    pub(super) fn chunks(&self) -> usize {
+        self.writer.chunks()
+    }
+}
+
+impl Shard {
+    /// Gives the shard a journal. Before anything else but what is restored.
+    pub fn keep(&mut self, beginning: &Beginning) {
+        self.journal = Some(Box::new(Durable::new(beginning)));
+        for local in self.locals.iter_mut() {
+            if local.is_queue {
+                local.note_settled();
+            }
+        }
+        self.reserve_ids();
+    }
+
+    /// Whether everything that was to be written is durable, or never will be.
+    #[must_use]
+    pub fn is_durable(&self) -> bool {
+        let journal = self.journal.as_deref();
+        journal.is_none_or(|it| it.writer.is_broken() || it.all_so_far() == BatchNumber(0))
+    }
+
+    /// Whether an error of the storage has ended its journal.
+    #[must_use]
+    pub fn is_broken(&self) -> bool {
+        self.journal
+            .as_deref()
+            .is_some_and(|it| it.writer.is_broken())
+    }
+
+    /// Whether what is stored here may be durable.
+    #[must_use]
+    pub fn keeps(&self) -> bool {
+        self.journal.is_some()
+    }
+
+    /// What is to be done with files, until `None`.
+    pub fn storage_wish(&mut self) -> Option<Wish> {
+        self.journal.as_mut()?.writer.wish()
+    }
+
+    /// What is to be written of a token. It stays where it is until [`Shard::written`].
+    pub fn storage_pieces<'a>(&'a self, token: Token, pieces: &mut Pieces<'a>) {
+        if let Some(journal) = &self.journal {
+            journal.writer.pieces(&self.arena, token, pieces);
+        }
+    }
+
+    /// So many bytes of a token's pieces are on the device, or it is not known what is.
+    pub fn written(&mut self, token: Token, result: Result<usize, WriteFailed>) {
+        if let Some(journal) = &mut self.journal {
+            journal.writer.written(&mut self.arena, token, result);
+        }
+    }
+
+    /// A file that was wished for is there, or is not to be had.
+    pub fn prepared(&mut self, file: Slot, is_there: bool) {
+        if let Some(journal) = &mut self.journal {
+            journal.writer.prepared(file, is_there);
+        }
+    }
+
+    /// Whether the journal has something to do, or something to tell.
+    pub(super) fn has_storage_work(&self) -> bool {
+        self.journal
+            .as_deref()
+            .is_some_and(|journal| journal.writer.has_work() || journal.has_news())
+    }
+
+    /// Acts on what has become durable.
+    #[inline]
+    pub(super) fn flushed(&mut self, now: Now) {
+        if let Some(journal) = self.journal.as_deref()
+            && journal.has_news()
+        {
+            self.tell_flushed(now);
+            self.tell_broken(now);
+        }
+    }
+
+    #[inline(never)]
+    fn tell_flushed(&mut self, now: Now) {
+        let Some(mut journal) = self.journal.take() else {
+            return;
+        };
+        let durable = journal.writer.durable();
+        journal.seen = durable;
+        while let Some(&(batch, destination, partition)) = journal.hiding.front()
+            && batch <= durable
+        {
+            journal.hiding.pop_front();
+            if let Some(local) = self.locals.get_mut(destination) {
+                local.partitions[partition.0 as usize].log.show(durable);
+                self.queue(destination, partition);
+            }
+        }
+        let (producers, completing) = (&mut self.producers, &mut self.completing);
+        journal.holding.retain(|handle| {
+            let Some(producer) = producers.get_mut(*handle) else {
+                return false;
+            };
+            if producer.release(durable) {
+                completing.push(*handle);
+            }
+            producer.holds()
+        });
+        let due = journal.confirms.iter();
+        let due = due.take_while(|(batch, ..)| *batch <= durable).count();
+        let confirms: Vec<_> = journal.confirms.drain(..due).collect();
+        self.journal = Some(journal);
+        self.carry_out_decided(now, durable);
+        for (_, link, confirmation) in confirms {
+            if let Err(fault) = self.confirm_on(now, link, &confirmation) {
+                self.fault(now, link, &fault);
+            }
+        }
+    }
+
+    /// Writes down a change of the catalogue that is decided, and says which batch it is
+    /// durable with; `None` without a journal.
+    pub(super) fn journal_change(&mut self, change: &Change) -> Option<Result<BatchNumber, Fault>> {
+        let version = CatalogVersion(self.catalog.version().0 + 1);
+        let journal = self.journal.as_mut()?;
+        if journal.writer.is_broken() {
+            return Some(Err(Refusal::StorageFailed.into()));
+        }
+        let change = change.clone();
+        let entry = Entry::CatalogChanged { version, change };
+        Some(Ok(journal.append(&mut self.arena, &entry)))
+    }
+
+    /// Writes down that a producer is attached, and in which incarnation.
+    pub(super) fn journal_attached(&mut self, handle: Handle) {
+        if let Some(journal) = &mut self.journal
+            && let Some(producer) = self.producers.get(handle)
+        {
+            let identity = &producer.identity;
+            let entry = Entry::ProducerAttached {
+                producer: identity.id,
+                epoch: identity.epoch,
+                destination: identity.destination,
+                term: identity.term,
+                principal: identity.principal,
+                exclusive: identity.access == Access::Exclusive,
+                name: &identity.name,
+            };
+            journal.append(&mut self.arena, &entry);
+        }
+    }
+
+    /// Writes down that a producer is not known any more.
+    pub(super) fn journal_forgotten(&mut self, producer: ProducerId) {
+        if let Some(journal) = &mut self.journal {
+            journal.append(&mut self.arena, &Entry::ProducerForgotten { producer });
+        }
+    }
+
+    /// Reserves ids of producers ahead, if few are left.
+    pub(super) fn reserve_ids(&mut self) {
+        if let Some(journal) = &mut self.journal
+            && let Some(next) = self.remembered.reserve_ids()
+        {
+            journal.append(&mut self.arena, &Entry::ProducerIdsReserved { next });
+        }
+    }
+
+    /// Writes down what was settled in a partition, if that is kept; whether it is.
+    #[inline(never)]
+    pub(super) fn journal_settled(
+        &mut self,
+        destination: DestinationNumber,
+        partition: PartitionIndex,
+    ) -> bool {
+        let Some(journal) = &mut self.journal else {
+            return false;
+        };
+        let log = &mut self.locals[destination].partitions[partition.0 as usize].log;
+        let Some(settled) = log.settled() else {
+            return journal.all_so_far() > BatchNumber(0);
+        };
+        for runs in settled.chunks(SETTLED_PER_ENTRY) {
+            let entry = Entry::Settled {
+                place: Place {
+                    destination,
+                    partition,
+                },
+                subscription: OF_THE_QUEUE,
+                runs,
+            };
+            journal.append(&mut self.arena, &entry);
+        }
+        settled.clear();
+        true
+    }
+
+    /// Confirms an acknowledgement once everything so far is durable.
+    pub(super) fn confirm_once_durable(
+        &mut self,
+        now: Now,
+        link: Handle,
+        consumer: Handle,
+        fields: &Acknowledge,
+        refusal: Option<Refusal>,
+    ) -> Result<(), Fault> {
+        if fields.confirm.get() == 0 {
+            return Ok(());
+        }
+        let confirmation = Confirmation {
+            consumer,
+            confirm: fields.confirm.get(),
+            refusal: refusal.map_or(0, Refusal::code),
+        };
+        match &mut self.journal {
+            Some(journal) => {
+                let batch = journal.writer.last();
+                journal.confirms.push_back((batch, link, confirmation));
+                Ok(())
+            }
+            None => self.confirm_on(now, link, &confirmation),
+        }
+    }
+
+    /// Nothing will be durable any more: whoever waits for that is told so, once.
+    #[cold]
+    fn tell_broken(&mut self, now: Now) {
+        let Some(journal) = &mut self.journal else {
+            return;
+        };
+        if !journal.writer.is_broken() || core::mem::replace(&mut journal.is_over, true) {
+            return;
+        }
+        for handle in journal.holding.drain(..) {
+            if let Some(producer) = self.producers.get_mut(handle)
+                && producer.give_up_flushes(Refusal::StorageFailed)
+            {
+                self.completing.push(handle);
+            }
+        }
+        let confirms = core::mem::take(&mut journal.confirms);
+        for (_, link, confirmation) in confirms {
+            let confirmation = Confirmation {
+                refusal: Refusal::StorageFailed.code(),
+                ..confirmation
+            };
+            if let Err(fault) = self.confirm_on(now, link, &confirmation) {
+                self.fault(now, link, &fault);
+            }
+        }
+        self.refuse_decided(now);
+    }
+
+    /// Has written what this turn came to. Behind everything that adds entries.
+    pub(super) fn write_journal(&mut self, now: Now) {
+        if let Some(journal) = &mut self.journal {
+            journal.writer.turn(&mut self.arena, now.wall);
+        }
+    }
+}

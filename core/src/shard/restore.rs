@@ -1,0 +1,240 @@
+//! How a shard comes to what it was: the entries of the journals, one after the other.
+//!
+//! Every shard is told every entry of every journal, in the order in which they hold, and
+//! takes what is its own by today's placement: another number of shards than before finds
+//! the same messages, offsets and answers.
+//!
+//! Entries say what is, not what changes, so one that is told twice changes nothing.
+
+use core::fmt;
+
+use super::Shard;
+use super::durable::OF_THE_QUEUE;
+use super::identity::Identity;
+use super::positions::Outcome;
+use super::remembered::Place as Known;
+use super::send::{Bytes, append};
+use crate::frame::MessageHeader;
+use crate::id::{Epoch, Offset, PartitionIndex, ProducerId};
+use crate::journal::entry::{Entry, Place, Run};
+use crate::time::Wall;
+
+/// What was kept does not fit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooLittleMemory {
+    /// The memory of each shard, in bytes.
+    pub bound: u64,
+}
+
+impl fmt::Display for TooLittleMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "what is kept does not fit into {} bytes of memory: start the broker with more",
+            self.bound
+        )
+    }
+}
+
+impl std::error::Error for TooLittleMemory {}
+
+impl Shard {
+    /// Takes what an entry says, as far as it is about this shard.
+    ///
+    /// # Errors
+    ///
+    /// If there is no memory for it: then the broker cannot start.
+    pub fn restore(&mut self, entry: &Entry<'_>) -> Result<(), TooLittleMemory> {
+        match entry {
+            Entry::CatalogChanged { version, change } => {
+                if *version > self.catalog.version() {
+                    self.apply(*version, change);
+                }
+            }
+            Entry::Message(message) => self.restore_message(message.header, message.bytes)?,
+            Entry::OffsetsReserved { place, next } => {
+                if let Some(partition) = self.own_partition(*place) {
+                    let reserved = partition.log.reserved().max(*next);
+                    partition.log.reserve(reserved);
+                }
+            }
+            Entry::ProducerIdsReserved { next } => self.remembered.go_on_at(*next),
+            Entry::ProducerAttached {
+                producer,
+                epoch,
+                destination,
+                term,
+                principal,
+                name,
+                ..
+            } => {
+                if let Some(local) = self.locals.get(*destination) {
+                    let partitions = local.partitions.len();
+                    let mut identity =
+                        Identity::new(*producer, *principal, *destination, partitions, name);
+                    identity.term = *term;
+                    self.restore_producer(identity, *epoch);
+                }
+            }
+            Entry::ProducerForgotten { producer } => {
+                if let Some(Known::Detached(number)) = self.remembered.place(*producer)
+                    && let Some(identity) = self.remembered.take(number)
+                {
+                    self.remembered.forget(&identity);
+                }
+            }
+            Entry::SendRefused {
+                producer,
+                place,
+                sequence,
+                partition_sequence,
+                refusal,
+                ..
+            } => {
+                if self.own_partition(*place).is_some() {
+                    let turn = (partition_sequence.0, sequence.0);
+                    let outcome = Outcome::refused(*refusal);
+                    self.restore_turn(*producer, place.partition, turn, &outcome);
+                }
+            }
+            Entry::Settled {
+                place,
+                subscription,
+                runs,
+            } => {
+                if *subscription == OF_THE_QUEUE {
+                    self.restore_settled(*place, runs);
+                }
+            }
+            Entry::PartBegun { .. }
+            | Entry::SubscriptionMade { .. }
+            | Entry::SubscriptionEnded { .. }
+            | Entry::Cursor { .. }
+            | Entry::Returned { .. }
+            | Entry::Emptied { .. } => {}
+        }
+        Ok(())
+    }
+
+    /// All entries were told: whatever was delivered and not settled waits for whoever
+    /// comes, and offsets go on where none was given out.
+    pub fn restored(&mut self) {
+        for local in self.locals.iter_mut() {
+            for index in local.own.indexes() {
+                let partition = &mut local.partitions[index];
+                let reserved = partition.log.reserved();
+                partition.log.go_on_at(&mut self.arena, reserved);
+                for (_, part) in &mut partition.parts {
+                    part.go_on();
+                }
+            }
+        }
+    }
+
+    fn own_partition(&mut self, place: Place) -> Option<&mut crate::partition::Partition> {
+        let local = self.locals.get_mut(place.destination)?;
+        let index = place.partition.0 as usize;
+        let is_own = local.own.has(index);
+        local.partitions.get_mut(index).filter(|_| is_own)
+    }
+
+    fn restore_message(
+        &mut self,
+        header: &MessageHeader,
+        frame: &[u8],
+    ) -> Result<(), TooLittleMemory> {
+        let place = Place {
+            destination: crate::id::DestinationNumber(header.handle.get()),
+            partition: PartitionIndex(header.partition.get()),
+        };
+        let bound = self.plan.bound;
+        let Some(local) = (self.locals.get_mut(place.destination))
+            .filter(|local| local.own.has(place.partition.0 as usize))
+        else {
+            return Ok(());
+        };
+        let partition = &mut local.partitions[place.partition.0 as usize];
+        let offset = Offset(header.offset.get());
+        if offset < partition.log.next() {
+            return Ok(());
+        }
+        partition.log.skip_to(&mut self.arena, offset);
+        let time = Wall(header.append_time.get());
+        append(partition, &mut self.arena, Bytes::Whole(frame), time)
+            .map_err(|_| TooLittleMemory { bound })?;
+        local.stored += 1;
+        let outcome = Outcome {
+            offset: offset.0,
+            append_time: time,
+            refusal: 0,
+        };
+        let turn = (header.partition_sequence.get(), header.sequence.get());
+        let producer = ProducerId(header.producer.get());
+        self.restore_turn(producer, place.partition, turn, &outcome);
+        self.queue(place.destination, place.partition);
+        Ok(())
+    }
+
+    fn restore_turn(
+        &mut self,
+        producer: ProducerId,
+        partition: PartitionIndex,
+        (partition_sequence, sequence): (u64, u64),
+        outcome: &Outcome,
+    ) {
+        let Some(Known::Detached(number)) = self.remembered.place(producer) else {
+            return;
+        };
+        let Some(mut identity) = self.remembered.take(number) else {
+            return;
+        };
+        let remembered = &mut self.remembered;
+        identity.had_turn_before(
+            partition.0,
+            (partition_sequence, sequence),
+            outcome,
+            |bytes| remembered.grow(bytes),
+        );
+        self.remembered.detach_again(number, identity);
+    }
+
+    /// A producer of an earlier run, in the incarnation that is said.
+    fn restore_producer(&mut self, mut identity: Identity, epoch: Epoch) {
+        identity.epoch = epoch;
+        let known = match self.remembered.place(identity.id) {
+            Some(Known::Detached(number)) => self.remembered.take(number).map(|it| (number, it)),
+            _ => None,
+        };
+        match known {
+            Some((number, mut known)) => {
+                known.epoch = known.epoch.max(epoch);
+                known.term = known.term.max(identity.term);
+                self.remembered.detach_again(number, known);
+            }
+            None => {
+                let partitions = self.locals[identity.destination].partitions.len();
+                if self.remembered.reserve(partitions, identity.name.len()) {
+                    self.remembered.detach(identity);
+                }
+            }
+        }
+    }
+
+    fn restore_settled(&mut self, place: Place, runs: &[Run]) {
+        let Some(local) = (self.locals.get_mut(place.destination))
+            .filter(|local| local.own.has(place.partition.0 as usize))
+        else {
+            return;
+        };
+        let partition = &mut local.partitions[place.partition.0 as usize];
+        if let Some((_, part)) = partition.parts.first_mut() {
+            for run in runs {
+                let (first, count) = (Offset(run.first.get()), run.count.get());
+                part.settled_before(&mut self.arena, &mut partition.log, first, count);
+            }
+        }
+        if let Some(settled) = partition.log.settled() {
+            settled.clear();
+        }
+    }
+}

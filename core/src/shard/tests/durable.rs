@@ -1,0 +1,423 @@
+//! A shard with a journal on a device of memory: what is told before a flush, what after
+//! it, and what the next run makes of it.
+
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::id::{JournalNumber, Run};
+use crate::journal::file::Header;
+use crate::journal::recover::{self, Plan};
+use crate::journal::survey::{Slot, Survey};
+use crate::journal::writer::{Beginning, Token, Wish, WriteFailed};
+use crate::journal::{Identity, Origin};
+
+/// The files of a journal, and what was wished and not done.
+#[derive(Default)]
+struct Device {
+    files: BTreeMap<Slot, Vec<u8>>,
+    writes: Vec<(Slot, u64, Token)>,
+}
+
+const IDENTITY: Identity = Identity {
+    installation: Installation(7),
+    journal: JournalNumber(0),
+};
+const FILE_SIZE: u64 = limits::JOURNAL_FILE_SIZE as u64;
+
+impl Device {
+    /// A shard that has what the files say, and goes on there.
+    fn start(&mut self) -> Shard {
+        let (mut shard, plan) = self.recover();
+        let origin = Origin {
+            identity: IDENTITY,
+            run: Run(plan.run_last.0 + 1),
+            salt: 99,
+        };
+        let header = Header {
+            origin,
+            sequence: plan.sequence_next,
+            recovered: plan.kept,
+            size: FILE_SIZE,
+        };
+        let slot = Slot(u32::try_from(self.files.len()).unwrap() + 1);
+        self.create(slot);
+        self.put(slot, 0, &header.block());
+        shard.keep(&Beginning {
+            origin,
+            recovered: plan.kept,
+            file: slot,
+            header,
+            next_file: Slot(slot.0 + 1),
+        });
+        self.settle(&mut shard);
+        assert!(shard.is_durable());
+        shard
+    }
+
+    fn recover(&self) -> (Shard, Plan) {
+        let surveys: Vec<Survey> = self
+            .files
+            .iter()
+            .map(|(slot, image)| Survey::of(*slot, &IDENTITY, None, image))
+            .collect();
+        let plan = recover::decide(&IDENTITY, None, &surveys).unwrap();
+        let mut shard = shard();
+        for step in &plan.steps {
+            for batch in step.batches(&self.files[&step.slot]) {
+                for entry in batch.unwrap().entries() {
+                    shard.restore(&entry.unwrap()).unwrap();
+                }
+            }
+        }
+        shard.restored();
+        shard.audit();
+        (shard, plan)
+    }
+
+    fn create(&mut self, slot: Slot) {
+        let size = usize::try_from(FILE_SIZE).unwrap();
+        self.files.insert(slot, vec![0; size]);
+    }
+
+    fn put(&mut self, slot: Slot, position: u64, bytes: &[u8]) {
+        let start = usize::try_from(position).unwrap();
+        self.files.get_mut(&slot).unwrap()[start..start + bytes.len()].copy_from_slice(bytes);
+    }
+
+    /// Takes what the shard wishes.
+    fn hear(&mut self, shard: &mut Shard) {
+        shard.turn(now());
+        while let Some(wish) = shard.storage_wish() {
+            match wish {
+                Wish::Prepare { file, size } => {
+                    assert_eq!(size, FILE_SIZE);
+                    self.create(file);
+                    shard.prepared(file, true);
+                }
+                Wish::Write {
+                    file,
+                    position,
+                    token,
+                } => self.writes.push((file, position, token)),
+            }
+        }
+    }
+
+    /// Carries the write at `index` out, as far as `most` bytes.
+    fn write(&mut self, shard: &mut Shard, index: usize, most: usize) {
+        let (file, position, token) = self.writes.remove(index);
+        let mut pieces = Pieces::new();
+        shard.storage_pieces(token, &mut pieces);
+        let mut bytes = pieces.slices().concat();
+        assert!(bytes.len() % 4096 == 0 && !bytes.is_empty());
+        bytes.truncate(most);
+        self.put(file, position, &bytes);
+        shard.written(token, Ok(bytes.len()));
+    }
+
+    /// Carries out all that is wished, until there is nothing more.
+    fn settle(&mut self, shard: &mut Shard) {
+        self.hear(shard);
+        while !self.writes.is_empty() {
+            self.write(shard, 0, usize::MAX);
+            self.hear(shard);
+        }
+        shard.audit();
+    }
+}
+
+/// An answer that waits for the device as well.
+fn exchange(peer: &mut Peer, shard: &mut Shard, device: &mut Device) -> Vec<u8> {
+    let mut answers = peer.exchange(shard);
+    device.settle(shard);
+    answers.extend(take(shard, peer.link));
+    answers
+}
+
+fn flushed_producer(peer: &mut Peer, shard: &mut Shard, device: &mut Device, name: &str) -> Opened {
+    let fields = OpenProducer {
+        session: peer.session.into(),
+        destination_length: u16::try_from(name.len()).unwrap().into(),
+        partitions: 2.into(),
+        ..OpenProducer::default()
+    };
+    peer.control(2, &fields, &[name.as_bytes()]);
+    let producer = opened(&exchange(peer, shard, device));
+    Opened {
+        durability: Durability::Flushed,
+        ..producer
+    }
+}
+
+fn consumer(
+    peer: &mut Peer,
+    shard: &mut Shard,
+    device: &mut Device,
+    name: &str,
+) -> (Handle, Vec<u8>) {
+    let fields = OpenConsumer {
+        session: peer.session.into(),
+        destination_length: u16::try_from(name.len()).unwrap().into(),
+        messages: 100.into(),
+        bytes: (1 << 20).into(),
+        ..OpenConsumer::default()
+    };
+    peer.control(3, &fields, &[name.as_bytes()]);
+    let answers = exchange(peer, shard, device);
+    let first = frames(&answers);
+    let Frame::Control {
+        control: Control::ConsumerOpened(fields, _),
+        ..
+    } = first[0].0
+    else {
+        panic!("{first:?}")
+    };
+    (Handle(fields.handle.get()), answers[first[0].1..].to_vec())
+}
+
+/// (sequence, count, durability, refusal) of each run.
+fn outcomes(bytes: &[u8]) -> Vec<(u64, u32, u8, u16)> {
+    let runs = completions(bytes).into_iter();
+    runs.map(|run| {
+        let (sequence, count) = (run.sequence.get(), run.count.get());
+        (sequence, count, run.durability, run.refusal.get())
+    })
+    .collect()
+}
+
+#[test]
+fn what_is_to_be_flushed_is_told_and_shown_once_it_is() {
+    let mut device = Device::default();
+    let mut shard = device.start();
+    let mut peer = Peer::new(&mut shard);
+    let mut producer = flushed_producer(&mut peer, &mut shard, &mut device, "/default/q");
+    consumer(&mut peer, &mut shard, &mut device, "/default/q");
+    peer.message_to(0, 1, &mut producer, b"kept");
+    producer.durability = Durability::Memory;
+    peer.message_to(0, 2, &mut producer, b"behind it");
+    let answers = peer.exchange(&mut shard);
+    assert_eq!(outcomes(&answers), [], "nothing is durable yet");
+    assert_eq!(bodies(&answers), []);
+    device.hear(&mut shard);
+    assert_eq!(device.writes.len(), 1);
+    device.write(&mut shard, 0, usize::MAX);
+    let answers = take(&mut shard, peer.link);
+    assert_eq!(outcomes(&answers)[0], (1, 1, 1, 0));
+    assert_eq!(
+        bodies(&answers).len(),
+        2,
+        "what is behind it is shown with it"
+    );
+    device.settle(&mut shard);
+    let answers = [answers, take(&mut shard, peer.link)].concat();
+    assert_eq!(outcomes(&answers), [(1, 1, 1, 0), (2, 1, 0, 0)]);
+}
+
+#[test]
+fn outcomes_keep_the_order_of_their_sends_whatever_each_waits_for() {
+    let mut device = Device::default();
+    let mut shard = device.start();
+    let mut peer = Peer::new(&mut shard);
+    let mut producer = flushed_producer(&mut peer, &mut shard, &mut device, "/default/q");
+    let mut next = [0, 0];
+    for index in 0..40_u32 {
+        let partition = index % 2;
+        next[partition as usize] += 1;
+        producer.durability = match index % 3 {
+            0 => Durability::Flushed,
+            _ => Durability::Memory,
+        };
+        peer.message_to(partition, next[partition as usize], &mut producer, b"x");
+        if index % 4 == 0 {
+            peer.exchange(&mut shard);
+            device.hear(&mut shard);
+        }
+    }
+    let mut answers = peer.exchange(&mut shard);
+    device.hear(&mut shard);
+    // The device finishes the later one first: nothing is told of it before the other.
+    assert_eq!(device.writes.len(), 2);
+    device.write(&mut shard, 1, usize::MAX);
+    let early = take(&mut shard, peer.link);
+    assert_eq!(outcomes(&early), []);
+    device.settle(&mut shard);
+    answers.extend(take(&mut shard, peer.link));
+    let mut expected = 1;
+    for (sequence, count, _, refusal) in outcomes(&answers) {
+        assert_eq!((sequence, refusal), (expected, 0));
+        expected += u64::from(count);
+    }
+    assert_eq!(expected, 41);
+}
+
+#[test]
+fn a_new_run_has_what_was_told_in_its_place_and_nothing_that_was_settled() {
+    let mut device = Device::default();
+    let mut shard = device.start();
+    let mut peer = Peer::new(&mut shard);
+    let mut producer = flushed_producer(&mut peer, &mut shard, &mut device, "/default/q");
+    let large = vec![7; 200_000];
+    let want = crate::frame::control::WantCredit {
+        bytes: 300_000.into(),
+    };
+    peer.control(producer.handle.0, &want, &[]);
+    exchange(&mut peer, &mut shard, &mut device);
+    for (index, body) in [&b"a"[..], b"b", &large, b"d", b"e"].iter().enumerate() {
+        peer.message_to(0, index as u64 + 1, &mut producer, body);
+    }
+    let answers = exchange(&mut peer, &mut shard, &mut device);
+    let stored: u32 = outcomes(&answers).iter().map(|outcome| outcome.1).sum();
+    assert_eq!(stored, 5);
+    let (handle, _) = consumer(&mut peer, &mut shard, &mut device, "/default/q");
+    for (first, count) in [(0, 1), (3, 1)] {
+        let ack = Acknowledge {
+            runs: 1.into(),
+            confirm: 5.into(),
+            ..Acknowledge::default()
+        };
+        let run = AckRun {
+            first: u64::into(first),
+            count: u64::into(count),
+        };
+        peer.control(handle.0, &ack, &[run.as_bytes()]);
+    }
+    let early = peer.exchange(&mut shard);
+    let confirmed = |bytes: &[u8]| {
+        let all = frames(bytes);
+        all.iter()
+            .filter(|(frame, _)| {
+                matches!(
+                    frame,
+                    Frame::Control {
+                        control: Control::Acknowledged(..),
+                        ..
+                    }
+                )
+            })
+            .count()
+    };
+    assert_eq!(confirmed(&early), 0, "nothing is durable yet");
+    device.settle(&mut shard);
+    assert_eq!(confirmed(&take(&mut shard, peer.link)), 2);
+    // Neither durable nor told.
+    peer.message_to(0, 6, &mut producer, b"lost");
+    peer.exchange(&mut shard);
+    drop(shard);
+
+    for _ in 0..2 {
+        device.recover();
+    }
+    let mut shard = device.start();
+    let mut peer = Peer::new(&mut shard);
+    let (_, answers) = consumer(&mut peer, &mut shard, &mut device, "/default/q");
+    let found = bodies(&answers);
+    let found: Vec<(u64, &[u8])> = found.iter().map(|it| (it.1, &it.2[..])).collect();
+    assert_eq!(found, [(1, &b"b"[..]), (2, &large), (4, b"e")]);
+    let mut other = flushed_producer(&mut peer, &mut shard, &mut device, "/default/q");
+    assert!(
+        other.producer > producer.producer,
+        "ids are never given twice"
+    );
+    peer.message_to(0, 1, &mut other, b"next");
+    let answers = exchange(&mut peer, &mut shard, &mut device);
+    assert_eq!(completions(&answers)[0].offset.get(), 5);
+}
+
+#[test]
+fn a_retry_finds_its_first_place_in_the_next_run() {
+    let mut device = Device::default();
+    let mut shard = device.start();
+    let mut peer = Peer::new(&mut shard);
+    let mut producer = flushed_producer(&mut peer, &mut shard, &mut device, "/default/q");
+    for partition in [0, 1] {
+        peer.message_to(partition, 1, &mut producer, b"once");
+        exchange(&mut peer, &mut shard, &mut device);
+    }
+    drop(shard);
+    let mut shard = device.start();
+    let mut peer = Peer::new(&mut shard);
+    let name = "/default/q";
+    let fields = OpenProducer {
+        session: peer.session.into(),
+        destination_length: u16::try_from(name.len()).unwrap().into(),
+        producer: producer.producer.into(),
+        ..OpenProducer::default()
+    };
+    peer.control(2, &fields, &[name.as_bytes()]);
+    let mut again = opened(&exchange(&mut peer, &mut shard, &mut device));
+    assert_eq!(again.producer, producer.producer);
+    again.durability = Durability::Flushed;
+    again.sequence = 1;
+    peer.message_to(1, 1, &mut again, b"once");
+    peer.message_to(1, 2, &mut again, b"new");
+    let answers = exchange(&mut peer, &mut shard, &mut device);
+    let places: Vec<u64> = completions(&answers)
+        .iter()
+        .flat_map(|run| (0..u64::from(run.count.get())).map(|it| run.offset.get() + it))
+        .collect();
+    assert_eq!(places, [0, 1]);
+    assert_eq!(shard.counters().read(Counter::Retries), 1);
+}
+
+#[test]
+fn offsets_of_messages_that_a_crash_took_are_not_given_again() {
+    let mut device = Device::default();
+    let mut shard = device.start();
+    let mut peer = Peer::new(&mut shard);
+    let mut producer = flushed_producer(&mut peer, &mut shard, &mut device, "/default/q");
+    producer.durability = Durability::Memory;
+    peer.message_to(0, 1, &mut producer, b"in memory");
+    let early = peer.exchange(&mut shard);
+    assert_eq!(outcomes(&early), [], "its offset is not reserved yet");
+    device.settle(&mut shard);
+    assert_eq!(outcomes(&take(&mut shard, peer.link)), [(1, 1, 0, 0)]);
+    peer.message_to(0, 2, &mut producer, b"in memory too");
+    let told = peer.exchange(&mut shard);
+    assert_eq!(outcomes(&told), [(2, 1, 0, 0)], "it waits for nothing");
+    drop(shard);
+    let mut shard = device.start();
+    let mut peer = Peer::new(&mut shard);
+    let mut producer = flushed_producer(&mut peer, &mut shard, &mut device, "/default/q");
+    peer.message_to(0, 1, &mut producer, b"next");
+    let answers = exchange(&mut peer, &mut shard, &mut device);
+    assert!(completions(&answers)[0].offset.get() >= 2);
+}
+
+#[test]
+fn a_write_that_failed_completes_nothing_and_is_not_made_again() {
+    let mut device = Device::default();
+    let mut shard = device.start();
+    let mut peer = Peer::new(&mut shard);
+    let mut producer = flushed_producer(&mut peer, &mut shard, &mut device, "/default/q");
+    peer.message_to(0, 1, &mut producer, b"where is it");
+    peer.exchange(&mut shard);
+    device.hear(&mut shard);
+    let (_, _, token) = device.writes.remove(0);
+    shard.written(token, Err(WriteFailed));
+    assert!(shard.is_broken());
+    device.hear(&mut shard);
+    assert!(device.writes.is_empty());
+    peer.message_to(0, 2, &mut producer, b"and this");
+    let answers = peer.exchange(&mut shard);
+    assert_eq!(bodies(&answers), []);
+    let failed = Refusal::StorageFailed.code();
+    assert_eq!(outcomes(&answers), [(1, 1, 0, failed), (2, 1, 0, failed)]);
+    // What needs no device goes on, and nothing else does.
+    producer.durability = Durability::Memory;
+    peer.message_to(1, 1, &mut producer, b"in memory");
+    assert_eq!(outcomes(&peer.exchange(&mut shard)), [(3, 1, 0, 0)]);
+    let name = "/default/another";
+    let fields = OpenProducer {
+        session: peer.session.into(),
+        destination_length: u16::try_from(name.len()).unwrap().into(),
+        ..OpenProducer::default()
+    };
+    peer.control(2, &fields, &[name.as_bytes()]);
+    let answers = peer.exchange(&mut shard);
+    let is_refused = |(frame, _): &(Frame<'_>, usize)| {
+        matches!(frame, Frame::Control { control: Control::Refused(fields, _), .. }
+            if fields.refusal.get() == failed)
+    };
+    assert!(frames(&answers).iter().any(is_refused));
+    shard.audit();
+}
