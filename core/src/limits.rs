@@ -39,6 +39,8 @@ pub const BATCH_SIZE_MAX: u32 = 8 * MIB;
 pub const OFFSETS_RESERVED: u32 = 65_536;
 /// Ids of producers that are reserved ahead: as many may be left out at a start.
 pub const PRODUCER_IDS_RESERVED: u32 = 65_536;
+/// The first file that a run begins, in bytes: a start waits for it.
+pub const JOURNAL_FILE_SIZE_FIRST: u32 = 16 * MIB;
 /// A file of a journal, in bytes.
 pub const JOURNAL_FILE_SIZE: u32 = 64 * MIB;
 /// Shards of a broker: the rings between them grow with the square.
@@ -155,7 +157,10 @@ const _: () = assert!(
     "a batch holds the largest frame"
 );
 const _: () = assert!(
-    BATCH_SIZE_MAX + 4 * KIB <= JOURNAL_FILE_SIZE && JOURNAL_FILE_SIZE.is_multiple_of(4 * KIB),
+    BATCH_SIZE_MAX + 4 * KIB <= JOURNAL_FILE_SIZE_FIRST
+        && JOURNAL_FILE_SIZE_FIRST <= JOURNAL_FILE_SIZE
+        && JOURNAL_FILE_SIZE_FIRST.is_multiple_of(4 * KIB)
+        && JOURNAL_FILE_SIZE.is_multiple_of(4 * KIB),
     "an empty file holds the largest batch"
 );
 const _: () = assert!(PREFETCH_MESSAGES <= UNSETTLED_MAX);

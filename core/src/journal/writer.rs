@@ -76,22 +76,28 @@ pub struct Beginning {
     pub origin: Origin,
     /// The last batch that was kept of earlier runs.
     pub recovered: BatchNumber,
-    /// The file that this run begins with: it is prepared, and its header written.
-    pub file: Slot,
-    /// Its header.
-    pub header: Header,
-    /// The lowest number that no file has.
-    pub next_file: Slot,
+    /// Which of the journal's files comes next.
+    pub sequence: FileSequence,
+    /// The lowest slot behind those of all files that there are.
+    pub slot: Slot,
 }
 
 /// A file that is written to.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Current {
-    number: Slot,
-    sequence: FileSequence,
+    slot: Slot,
     size: u64,
     /// Where the next batch goes.
     position: u64,
+}
+
+/// The file that comes next.
+#[derive(Clone, Copy, Debug)]
+struct Coming {
+    slot: Slot,
+    sequence: FileSequence,
+    size: u64,
+    stage: Next,
 }
 
 /// How far the file is that comes next.
@@ -146,9 +152,9 @@ impl Place {
 pub struct Writer {
     origin: Origin,
     recovered: BatchNumber,
+    /// None has a size of 0.
     current: Current,
-    next: Next,
-    next_file: Slot,
+    coming: Coming,
     /// Not durable, by number: the first is `durable` + 1.
     full: VecDeque<Full>,
     open: Option<Filling>,
@@ -166,14 +172,14 @@ impl Writer {
         Self {
             origin: beginning.origin,
             recovered: beginning.recovered,
-            current: Current {
-                number: beginning.file,
-                sequence: beginning.header.sequence,
-                size: beginning.header.size,
-                position: FIRST_BATCH,
+            current: Current::default(),
+            coming: Coming {
+                slot: beginning.slot,
+                sequence: beginning.sequence,
+                // Sooner there than a larger one.
+                size: limits::JOURNAL_FILE_SIZE_FIRST.into(),
+                stage: Next::Unasked,
             },
-            next: Next::Unasked,
-            next_file: beginning.next_file,
             full: VecDeque::with_capacity(IN_FLIGHT_MAX + 2),
             open: None,
             durable: beginning.recovered,
@@ -357,24 +363,26 @@ impl Writer {
             if self.full.iter().filter(being_written).count() >= IN_FLIGHT_MAX {
                 return;
             }
+            // One that has no place yet goes on filling.
+            if !self.has_place() {
+                return;
+            }
             if begun == self.full.len() {
                 match self.open {
                     Some(open) => self.close(open),
                     None => return,
                 }
             }
-            if !self.begin(arena, begun, now) {
-                return;
-            }
+            self.begin(arena, begun, now);
         }
     }
 
-    /// Has the batch at `index` written, if there is a place for it.
-    fn begin(&mut self, arena: &mut Arena, index: usize, now: Wall) -> bool {
+    /// Has the batch at `index` written, for which there is a place.
+    fn begin(&mut self, arena: &mut Arena, index: usize, now: Wall) {
         let filling = self.full[index].filling;
         let size = batch::size(filling.seal.length());
-        if self.current.size - self.current.position < size as u64 && !self.change_files() {
-            return false;
+        if self.current.size - self.current.position < size as u64 {
+            self.change_files();
         }
         let position = self.current.position;
         let label = Label {
@@ -388,58 +396,60 @@ impl Writer {
         arena.bytes_mut(filling.tail)[filling.used..end].fill(0);
         self.current.position += size as u64;
         self.full[index].place = Some(Place {
-            file: self.current.number,
+            file: self.current.slot,
             position,
             size,
             written: 0,
         });
         self.wishes.push_back(Wish::Write {
-            file: self.current.number,
+            file: self.current.slot,
             position,
             token: Token(label.number.0),
         });
-        true
     }
 
-    /// Goes on in the next file, if it is ready.
-    fn change_files(&mut self) -> bool {
-        if self.next != Next::Ready {
-            return false;
-        }
+    /// Goes on in the next file, which is ready.
+    fn change_files(&mut self) {
+        let coming = self.coming;
         self.current = Current {
-            number: self.next_file,
-            sequence: FileSequence(self.current.sequence.0 + 1),
-            size: limits::JOURNAL_FILE_SIZE.into(),
+            slot: coming.slot,
+            size: coming.size,
             position: FIRST_BATCH,
         };
-        self.next_file.0 += 1;
-        self.next = Next::Unasked;
-        true
+        self.coming = Coming {
+            slot: Slot(coming.slot.0 + 1),
+            sequence: FileSequence(coming.sequence.0 + 1),
+            size: limits::JOURNAL_FILE_SIZE.into(),
+            stage: Next::Unasked,
+        };
     }
 
     /// Brings the next file one step further.
     fn look_ahead(&mut self, arena: &mut Arena) {
-        match self.next {
+        let Coming {
+            slot,
+            sequence,
+            size,
+            stage,
+        } = self.coming;
+        match stage {
             Next::Unasked => {
-                self.next = Next::Asked;
-                self.wishes.push_back(Wish::Prepare {
-                    file: self.next_file,
-                    size: limits::JOURNAL_FILE_SIZE.into(),
-                });
+                self.coming.stage = Next::Asked;
+                self.wishes.push_back(Wish::Prepare { file: slot, size });
             }
             Next::Prepared => {
                 let Some(chunk) = arena.take() else { return };
                 self.chunks += 1;
                 let header = Header {
                     origin: self.origin,
-                    sequence: FileSequence(self.current.sequence.0 + 1),
+                    sequence,
                     recovered: self.recovered,
-                    size: limits::JOURNAL_FILE_SIZE.into(),
+                    size,
                 };
                 arena.bytes_mut(chunk)[..BLOCK_SIZE].copy_from_slice(&header.block());
-                self.next = Next::Heading(chunk);
+                self.coming.stage = Next::Heading(chunk);
                 self.wishes.push_back(Wish::Write {
-                    file: self.next_file,
+                    file: slot,
                     position: 0,
                     token: HEADER,
                 });
@@ -457,7 +467,7 @@ impl Writer {
     /// [`Writer::written`].
     pub fn pieces<'a>(&self, arena: &'a Arena, token: Token, pieces: &mut Pieces<'a>) {
         if token == HEADER {
-            if let Next::Heading(chunk) = self.next {
+            if let Next::Heading(chunk) = self.coming.stage {
                 pieces.push(&arena.bytes(chunk)[..BLOCK_SIZE]);
             }
             return;
@@ -541,20 +551,19 @@ impl Writer {
     }
 
     fn headed(&mut self, arena: &mut Arena, bytes: usize) -> bool {
-        if let Next::Heading(chunk) = self.next {
+        if let Next::Heading(chunk) = self.coming.stage {
             self.is_broken |= bytes < BLOCK_SIZE;
             arena.give(chunk);
             self.chunks -= 1;
-            self.next = Next::Ready;
+            self.coming.stage = Next::Ready;
         }
         false
     }
 
-    /// The file that was asked for is there, or is not to be had: then it is asked for
-    /// again when `turn` is called after [`Writer::try_again`].
+    /// The file that was asked for is there, or is not to be had.
     pub fn prepared(&mut self, file: Slot, is_there: bool) {
-        if file == self.next_file && self.next == Next::Asked && is_there {
-            self.next = Next::Prepared;
+        if file == self.coming.slot && self.coming.stage == Next::Asked && is_there {
+            self.coming.stage = Next::Prepared;
         }
     }
 
@@ -567,7 +576,7 @@ impl Writer {
         let begun = |it: &&Full| it.place.is_some_and(|place| !place.is_written());
         let has_some = self.open.is_some() || self.full.iter().any(|it| it.place.is_none());
         !self.wishes.is_empty()
-            || matches!(self.next, Next::Unasked | Next::Prepared)
+            || matches!(self.coming.stage, Next::Unasked | Next::Prepared)
             || has_some
                 && self.full.iter().filter(begun).count() < IN_FLIGHT_MAX
                 && self.has_place()
@@ -578,7 +587,7 @@ impl Writer {
         let next = self.full.iter().find(|it| it.place.is_none());
         let filling = next.map(|it| it.filling).or(self.open);
         let size = filling.map_or(0, |it| batch::size(it.seal.length()));
-        self.current.size - self.current.position >= size as u64 || self.next == Next::Ready
+        self.current.size - self.current.position >= size as u64 || self.coming.stage == Next::Ready
     }
 
     /// Gives all memory back; nothing is written any more.
@@ -589,7 +598,7 @@ impl Writer {
         if let Some(open) = self.open.take() {
             arena.give_chain(open.head);
         }
-        if let Next::Heading(chunk) = self.next {
+        if let Next::Heading(chunk) = self.coming.stage {
             arena.give(chunk);
         }
         self.chunks = 0;

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::id::{JournalNumber, Run};
-use crate::journal::file::Header;
 use crate::journal::recover::{self, Plan};
 use crate::journal::survey::{Slot, Survey};
 use crate::journal::writer::{Beginning, Token, Wish, WriteFailed};
@@ -22,7 +21,6 @@ const IDENTITY: Identity = Identity {
     installation: Installation(7),
     journal: JournalNumber(0),
 };
-const FILE_SIZE: u64 = limits::JOURNAL_FILE_SIZE as u64;
 
 impl Device {
     /// A shard that has what the files say, and goes on there.
@@ -33,21 +31,12 @@ impl Device {
             run: Run(plan.run_last.0 + 1),
             salt: 99,
         };
-        let header = Header {
-            origin,
-            sequence: plan.sequence_next,
-            recovered: plan.kept,
-            size: FILE_SIZE,
-        };
-        let slot = Slot(u32::try_from(self.files.len()).unwrap() + 1);
-        self.create(slot);
-        self.put(slot, 0, &header.block());
+        let files = u32::try_from(self.files.len()).unwrap();
         shard.keep(&Beginning {
             origin,
             recovered: plan.kept,
-            file: slot,
-            header,
-            next_file: Slot(slot.0 + 1),
+            sequence: plan.sequence_next,
+            slot: Slot(files + 1),
         });
         self.settle(&mut shard);
         assert!(shard.is_durable());
@@ -74,8 +63,8 @@ impl Device {
         (shard, plan)
     }
 
-    fn create(&mut self, slot: Slot) {
-        let size = usize::try_from(FILE_SIZE).unwrap();
+    fn create(&mut self, slot: Slot, size: u64) {
+        let size = usize::try_from(size).unwrap();
         self.files.insert(slot, vec![0; size]);
     }
 
@@ -90,8 +79,7 @@ impl Device {
         while let Some(wish) = shard.storage_wish() {
             match wish {
                 Wish::Prepare { file, size } => {
-                    assert_eq!(size, FILE_SIZE);
-                    self.create(file);
+                    self.create(file, size);
                     shard.prepared(file, true);
                 }
                 Wish::Write {
@@ -118,8 +106,10 @@ impl Device {
     /// Carries out all that is wished, until there is nothing more.
     fn settle(&mut self, shard: &mut Shard) {
         self.hear(shard);
-        while !self.writes.is_empty() {
-            self.write(shard, 0, usize::MAX);
+        while !self.writes.is_empty() || shard.has_storage_work() {
+            if !self.writes.is_empty() {
+                self.write(shard, 0, usize::MAX);
+            }
             self.hear(shard);
         }
         shard.audit();
