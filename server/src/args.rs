@@ -112,6 +112,9 @@ pub(crate) struct ServeOptions {
     /// The memory bound, such as 256MiB
     #[arg(long, value_name = "SIZE", default_value = "1GiB", allow_negative_numbers = true, value_parser = quantity::size)]
     pub(crate) memory: u64,
+    /// Where what is to be durable is kept; nothing is, without
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
     /// Whether a destination that is opened and does not exist is created
     #[arg(long, value_name = "ON|OFF", value_enum, default_value_t = Switch::On)]
     pub(crate) auto_create: Switch,

@@ -261,6 +261,7 @@ fn not_started(error: &StartError) -> Status {
         StartError::Listen { .. }
         | StartError::IoUring(_)
         | StartError::MemoryNotThere { .. }
+        | StartError::Store(_)
         | StartError::Kernel { .. } => Status::Failed,
     }
 }

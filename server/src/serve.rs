@@ -35,7 +35,7 @@ pub(crate) fn serve(options: &ServeOptions) -> Result<(), CommandError> {
     let mut stop = Stop::listen().map_err(ServeError::Signals)?;
     let broker = Broker::start(config).map_err(ServeError::Start)?;
     output::print(&format_args!(
-        "courser {}\n{}\ndurability memory only: what is stored ends with this process\n",
+        "courser {}\n{}\n",
         env!("CARGO_PKG_VERSION"),
         broker.setting(),
     ))?;
@@ -61,6 +61,7 @@ fn config(options: &ServeOptions) -> Result<BrokerConfig, ServeError> {
         spin_budget: options.spin_budget.0,
         memory: options.memory,
         auto_create: options.auto_create == Switch::On,
+        data_directory: options.data_dir.clone(),
         ..BrokerConfig::default()
     })
 }

@@ -19,6 +19,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::num::NonZeroU16;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::process::abort;
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -32,6 +33,7 @@ use courser_core::mesh::{self, Ends, mesh};
 use courser_core::shard::{MemoryPlan, Shard, ShardConfig};
 
 use crate::affinity::{AffinityError, Cores, Placement, Topology};
+use crate::disk::{DataDirectory, DiskFile};
 use crate::door::{DoorControl, DoorStats, Porter, ShardEntrance};
 use crate::doorbell::Doorbell;
 use crate::engine::Engine;
@@ -43,6 +45,7 @@ use crate::ring::epoll::EpollRing;
 use crate::ring::io_uring::IoUringRing;
 use crate::ring::{IoUringRefused, Ring, RingSize};
 use crate::stats::{Publisher, ShardStats};
+use crate::store::{Kept, Store, StoreError};
 use crate::sys::{self, Errno};
 use crate::worker::{Arrival, Company, Control, Worker, Workers};
 
@@ -113,6 +116,8 @@ pub struct BrokerConfig {
     pub ring: RingSize,
     /// Whether a destination that is opened and does not exist is created.
     pub auto_create: bool,
+    /// Where what is to be durable is kept; nothing is, without. Made if it is not there.
+    pub data_directory: Option<PathBuf>,
 }
 
 impl Default for BrokerConfig {
@@ -133,6 +138,7 @@ impl Default for BrokerConfig {
                 ..RingSize::default()
             },
             auto_create: true,
+            data_directory: None,
         }
     }
 }
@@ -217,6 +223,9 @@ pub enum StartError {
         /// What the machine has, in bytes.
         total: u64,
     },
+    /// What is kept cannot be used.
+    #[error("cannot start on what is kept: {0}")]
+    Store(#[from] StoreError),
     /// The kernel refused something that every broker needs.
     #[error("the kernel refused {what}: {errno}")]
     Kernel {
@@ -262,6 +271,7 @@ impl StartError {
             Self::Kernel { .. } => "C1303",
             Self::MemoryNotThere { .. } => "C1304",
             Self::WithoutThreads { .. } => "C1305",
+            Self::Store(_) => "C1306",
         }
     }
 
@@ -285,6 +295,19 @@ pub struct Setting {
     pub memory: MemoryPlan,
     /// Whether a strategy was replaced.
     pub spin_refused: Option<SpinRefused>,
+    /// Where what is durable is kept, if anything is.
+    pub data: Option<DataSetting>,
+}
+
+/// What is kept, and how far it goes back.
+#[derive(Debug, Clone)]
+pub struct DataSetting {
+    /// The directory.
+    pub directory: PathBuf,
+    /// How often a broker has started on it, this time included.
+    pub run: u64,
+    /// Writes that were cut short, and had been told to nobody.
+    pub cut: Vec<String>,
 }
 
 /// What one shard runs with.
@@ -314,7 +337,9 @@ impl Setting {
         let spin = self
             .spin_refused
             .map(|refused| (SpinRefused::CODE, refused.to_string()));
-        refused.into_iter().chain(spin).collect()
+        let cut = self.data.iter().flat_map(|data| &data.cut);
+        let cut = cut.map(|cut| ("C1307", cut.clone()));
+        refused.into_iter().chain(spin).chain(cut).collect()
     }
 }
 
@@ -335,6 +360,18 @@ impl fmt::Display for Setting {
                 "shard {index}    {}{isolated}, {}",
                 shard.placement, shard.ring
             )?;
+        }
+        match &self.data {
+            Some(data) => writeln!(
+                f,
+                "data       {}, run {}",
+                data.directory.display(),
+                data.run
+            )?,
+            None => writeln!(
+                f,
+                "data       nothing is kept: what is stored ends with this process"
+            )?,
         }
         write!(f, "idle       {}", self.idle)?;
         if self.idle == IdleStrategy::Adaptive {
@@ -396,6 +433,7 @@ impl Broker {
             mut setting,
             listener,
             installation,
+            kept,
             departures,
             departed,
         } = Outset::new(&config, &topology, placements.len())?;
@@ -407,6 +445,7 @@ impl Broker {
             let (go, told) = mpsc::channel();
             let plan = ShardPlan {
                 shard: shard_config(&config, installation, ends.shard(), setting.memory)?,
+                kept: kept.clone(),
                 ends,
                 told,
                 placement,
@@ -477,12 +516,14 @@ impl Broker {
             mut setting,
             listener,
             installation,
+            kept,
             departures,
             departed,
         } = Outset::new(&config, &topology, 1)?;
-        let ring = epoll_ring(config.listen.map(|_| config.ring))?;
+        let mut ring = epoll_ring(config.listen.map(|_| config.ring))?;
         let shard = shard_config(&config, installation, ShardIndex(0), setting.memory)?;
-        let shard = make_shard(shard, 1, config.links_in_process)?;
+        let mut shard = make_shard(shard, 1, config.links_in_process)?;
+        let store = open_store(kept.as_ref(), &mut shard, &mut ring)?;
         let (entrance, inbox) = entrance(&ring, &shard);
         let (way, stats) = (entrance.sender.clone(), entrance.stats.clone());
         setting.shards.push(ShardSetting {
@@ -501,7 +542,7 @@ impl Broker {
         let (control, doorbell) = (Control::default(), ring.doorbell().clone());
         let worker = Worker::new(
             ring,
-            shard,
+            (shard, store),
             inbox,
             workers,
             control.clone(),
@@ -634,6 +675,7 @@ struct Outset {
     setting: Setting,
     listener: Option<TcpListener>,
     installation: Installation,
+    kept: Option<Arc<Kept>>,
     departures: mpsc::Sender<IpAddr>,
     departed: mpsc::Receiver<IpAddr>,
 }
@@ -667,7 +709,17 @@ impl Outset {
         };
         let address = listener.as_ref().map(|(_, address)| *address);
         let random = StartError::kernel("randomness");
-        let installation = Installation(u128::from_le_bytes(sys::random_bytes().map_err(&random)?));
+        let kept = match &config.data_directory {
+            Some(path) => {
+                let directory = DataDirectory::open(path).map_err(StoreError::from)?;
+                Some(Arc::new(Kept::find(directory)?))
+            }
+            None => None,
+        };
+        let installation = match &kept {
+            Some(kept) => kept.installation(),
+            None => Installation(u128::from_le_bytes(sys::random_bytes().map_err(&random)?)),
+        };
         let (departures, departed) = mpsc::channel();
         Ok(Self {
             setting: Setting {
@@ -677,9 +729,11 @@ impl Outset {
                 spin_budget,
                 memory,
                 spin_refused,
+                data: kept.as_deref().map(Kept::setting),
             },
             listener: listener.map(|(listener, _)| listener),
             installation,
+            kept,
             departures,
             departed,
         })
@@ -747,6 +801,7 @@ fn place(config: &BrokerConfig, topology: &Topology) -> Result<Vec<Placement>, S
 /// What a shard's thread needs to begin.
 struct ShardPlan {
     shard: ShardConfig,
+    kept: Option<Arc<Kept>>,
     ends: Ends,
     /// The others, once all are ready; hung up if the broker does not start.
     told: mpsc::Receiver<Workers>,
@@ -853,8 +908,8 @@ fn memory_total() -> Result<u64, StartError> {
     sys::memory_total().map_err(StartError::kernel("the size of its memory"))
 }
 
-fn run_on<R: Ring<Socket = std::os::fd::OwnedFd>>(
-    ring: R,
+fn run_on<R: Ring<Socket = std::os::fd::OwnedFd, File = DiskFile>>(
+    mut ring: R,
     io_uring_refused: Option<IoUringRefused>,
     plan: ShardPlan,
     report: &Report,
@@ -865,6 +920,10 @@ fn run_on<R: Ring<Socket = std::os::fd::OwnedFd>>(
         Err(error) => return tell(report, Err(error)),
     };
     shard.join(plan.ends);
+    let store = match open_store(plan.kept.as_ref(), &mut shard, &mut ring) {
+        Ok(store) => store,
+        Err(error) => return tell(report, Err(error.into())),
+    };
     let doorbell = ring.doorbell().clone();
     let (entrance, inbox) = entrance(&ring, &shard);
     let stats = entrance.stats.clone();
@@ -885,7 +944,7 @@ fn run_on<R: Ring<Socket = std::os::fd::OwnedFd>>(
     };
     let worker = Worker::new(
         ring,
-        shard,
+        (shard, store),
         inbox,
         workers,
         plan.control,
@@ -913,6 +972,20 @@ fn make_shard(config: ShardConfig, shards: u16, links: u16) -> Result<Shard, Sta
         }
         refusal => unreachable!("a shard refuses a bound only: {refusal}"),
     })
+}
+
+/// What is kept, told to a shard that has its ring; it goes on there when this returns.
+fn open_store<R: Ring<File = DiskFile>>(
+    kept: Option<&Arc<Kept>>,
+    shard: &mut Shard,
+    ring: &mut R,
+) -> Result<Option<Store>, StoreError> {
+    let Some(kept) = kept else {
+        return Ok(None);
+    };
+    let mut store = Store::open(kept, shard.index(), shard, ring.doorbell().clone())?;
+    store.settle(ring, shard)?;
+    Ok(Some(store))
 }
 
 /// What the door has to know of a shard, and where the shard takes what comes.

@@ -43,7 +43,9 @@ mod laws;
 mod planted;
 pub mod ring;
 pub mod stats;
+mod store;
 pub mod sys;
 mod worker;
 
 pub use broker::{Broker, BrokerConfig, StartError, Transport};
+pub use store::StoreError;

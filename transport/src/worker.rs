@@ -29,6 +29,7 @@ use courser_core::time::{Monotonic, Now};
 
 use crate::clock::Clock;
 use crate::connection::{Connections, Event};
+use crate::disk::DiskFile;
 use crate::guests::{Guests, Phase, Place};
 use crate::handoff::{Inbox, Sender};
 use crate::idle::{Idle, Rest};
@@ -36,6 +37,7 @@ use crate::in_process::Guest;
 use crate::ring::outgoing;
 use crate::ring::{Calls, Ring, RingFault, Slot, Wait};
 use crate::stats::{Figures, Publisher};
+use crate::store::Store;
 
 /// A spinning shard reads the clock on turns with work, and else once in so many.
 const IDLE_TURNS_PER_CLOCK: u32 = 16;
@@ -153,6 +155,8 @@ pub(crate) struct Worker<R: Ring> {
     shard: Shard,
     links: Links,
     guests: Guests,
+    /// If it keeps anything on a device.
+    store: Option<Store>,
     inbox: Inbox<Arrival<R::Socket>>,
     workers: Workers<R::Socket>,
     control: Control,
@@ -190,10 +194,10 @@ pub(crate) enum Turned {
     Over,
 }
 
-impl<R: Ring> Worker<R> {
+impl<R: Ring<File = DiskFile>> Worker<R> {
     pub(crate) fn new(
         ring: R,
-        shard: Shard,
+        (shard, store): (Shard, Option<Store>),
         inbox: Inbox<Arrival<R::Socket>>,
         workers: Workers<R::Socket>,
         control: Control,
@@ -206,6 +210,7 @@ impl<R: Ring> Worker<R> {
             shard,
             links: Links::new(slots),
             guests: Guests::default(),
+            store,
             inbox,
             workers,
             control,
@@ -233,6 +238,7 @@ impl<R: Ring> Worker<R> {
             || !self.inbox.is_empty()
             || !self.shard.mesh_is_empty()
             || self.guests.have_news()
+            || self.store.as_ref().is_some_and(Store::has_news)
             || self.pace.idle_turns.is_multiple_of(IDLE_TURNS_PER_CLOCK)
             || rests == Rests::Never
         {
@@ -251,6 +257,11 @@ impl<R: Ring> Worker<R> {
         }
         if !self.guests.is_empty() {
             work += self.hear(now);
+        }
+
+        if let Some(store) = self.store.as_mut().filter(|store| store.has_news()) {
+            store.hear(self.connections.ring_mut(), &mut self.shard);
+            work += 1;
         }
 
         // 3. What other shards sent: outcomes of what was forwarded can leave in this
@@ -293,7 +304,16 @@ impl<R: Ring> Worker<R> {
             work += 1;
         }
 
-        // 8. Enqueue: one send per connection, out of everything it has waiting. For
+        // 8. What the shard wishes of its files: under way before the answers, so that the
+        //    device works beside us.
+        if let Some(store) = &mut self.store {
+            work += store.serve(self.connections.ring_mut(), &mut self.shard);
+            if let Some(trouble) = store.trouble() {
+                eprintln!("error: {trouble}");
+            }
+        }
+
+        // 9. Enqueue: one send per connection, out of everything it has waiting. For
         //    those without a socket that is all there is to it.
         while let Some(slot) = self.connections.next_ready() {
             self.send(slot);
@@ -302,7 +322,7 @@ impl<R: Ring> Worker<R> {
             work += self.tell(now);
         }
 
-        // 9. The end: nobody left at any shard, or no more time for goodbyes. What is
+        // 10. The end: nobody left at any shard, or no more time for goodbyes. What is
         //    dropped here is cancelled and drained by the ring.
         let stop_by = self.pace.stop_by;
         if let Some(deadline) = stop_by {
@@ -320,7 +340,7 @@ impl<R: Ring> Worker<R> {
             }
         }
 
-        // 10. Whether there is reason to wait. Only after the doorbell was armed is
+        // 11. Whether there is reason to wait. Only after the doorbell was armed is
         //    a look at the queues worth anything; see the interleaving there.
         let rest = match rests {
             Rests::Sleeping => self.idle.rest(work > 0, now.monotonic),
@@ -332,14 +352,16 @@ impl<R: Ring> Worker<R> {
             self.connections.ring().doorbell().announce_sleep();
             let is_told = stop_by.is_none() && self.control.is_stopping();
             let is_over = stop_by.is_some() && self.workers.company.has_gone();
-            let is_quiet =
-                self.inbox.is_empty() && self.shard.mesh_is_empty() && self.guests.are_quiet();
+            let is_quiet = self.inbox.is_empty()
+                && self.shard.mesh_is_empty()
+                && self.guests.are_quiet()
+                && !self.store.as_ref().is_some_and(Store::has_news);
             if is_quiet && !is_told && !is_over {
                 wait = Wait::AtMost(Some(self.sleep_time(now, stop_by)));
             }
         }
 
-        // 11. Submit once: hands over what was enqueued, lets the kernel do its share
+        // 12. Submit once: hands over what was enqueued, lets the kernel do its share
         //    and, with nothing else to do, sleeps in the same call.
         let counters = self.shard.counters_mut();
         if wait != Wait::No {
@@ -420,12 +442,16 @@ impl<R: Ring> Worker<R> {
                 }
             }
             Event::Parted { slot } => self.hand_over(now, slot),
-            // A shard that keeps nothing on disk begins no write.
             Event::Written {
                 file,
                 token,
                 result,
-            } => debug_assert!(false, "nobody wrote {token} to {file:?}: {result:?}"),
+            } => {
+                if let Some(store) = &mut self.store {
+                    let ring = self.connections.ring_mut();
+                    store.written(ring, &mut self.shard, (file, token), result);
+                }
+            }
         }
     }
 
@@ -561,7 +587,7 @@ impl<R: Ring> Worker<R> {
 }
 
 /// Links without a socket. Nothing of them is ever under way: what is copied has left.
-impl<R: Ring> Worker<R> {
+impl<R: Ring<File = DiskFile>> Worker<R> {
     /// Takes in one that was introduced elsewhere, or not yet.
     fn take_in(&mut self, now: Now, guest: Guest, attached: Option<Attached>) {
         guest.taken_in(self.workers.own);

@@ -33,8 +33,10 @@ use crate::id::{BatchNumber, FileSequence};
 use crate::limits;
 use crate::memory::{Arena, CHUNK, ChunkId};
 use crate::partition::log::ArenaFull;
-use crate::pieces::Pieces;
 use crate::time::Wall;
+
+/// The most pieces that one write has: those of the largest batch.
+pub const PIECES_MAX: usize = (limits::BATCH_SIZE_MAX as usize).div_ceil(CHUNK);
 
 /// Batches that are being written at a time: while one is flushed the next is on its way.
 pub const IN_FLIGHT_MAX: usize = 2;
@@ -65,6 +67,14 @@ pub enum Wish {
 /// Names something that is being written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Token(pub u64);
+
+impl Token {
+    /// Whether it is a batch, and not what a file begins with.
+    #[must_use]
+    pub fn is_batch(self) -> bool {
+        self != HEADER
+    }
+}
 
 /// The header of the next file.
 const HEADER: Token = Token(0);
@@ -127,24 +137,15 @@ struct Filling {
 #[derive(Clone, Copy, Debug)]
 struct Full {
     filling: Filling,
-    /// Where it is written, once it is.
+    /// Once it is being written.
     place: Option<Place>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Place {
-    file: Slot,
-    position: u64,
     /// Bytes with the zeros behind.
     size: usize,
-    /// How many of them are on the device.
-    written: usize,
-}
-
-impl Place {
-    fn is_written(&self) -> bool {
-        self.written == self.size
-    }
+    is_written: bool,
 }
 
 /// The writer of one journal.
@@ -359,7 +360,7 @@ impl Writer {
         self.look_ahead(arena);
         loop {
             let begun = self.full.iter().take_while(|it| it.place.is_some()).count();
-            let being_written = |it: &&Full| it.place.is_some_and(|place| !place.is_written());
+            let being_written = |it: &&Full| it.place.is_some_and(|place| !place.is_written);
             if self.full.iter().filter(being_written).count() >= IN_FLIGHT_MAX {
                 return;
             }
@@ -396,10 +397,8 @@ impl Writer {
         arena.bytes_mut(filling.tail)[filling.used..end].fill(0);
         self.current.position += size as u64;
         self.full[index].place = Some(Place {
-            file: self.current.slot,
-            position,
             size,
-            written: 0,
+            is_written: false,
         });
         self.wishes.push_back(Wish::Write {
             file: self.current.slot,
@@ -463,101 +462,69 @@ impl Writer {
         self.wishes.pop_front()
     }
 
-    /// What is to be written of a token next. It stays where it is until
-    /// [`Writer::written`].
-    pub fn pieces<'a>(&self, arena: &'a Arena, token: Token, pieces: &mut Pieces<'a>) {
-        if token == HEADER {
-            if let Next::Heading(chunk) = self.coming.stage {
-                pieces.push(&arena.bytes(chunk)[..BLOCK_SIZE]);
-            }
-            return;
-        }
-        let Some((full, place)) = self.being_written(token) else {
-            return;
-        };
-        let (mut chunk, mut skipped, mut left) = (full.filling.head, place.written, place.size);
-        while left > 0 {
+    /// What is to be written of a token: at most [`PIECES_MAX`] slices of whole blocks.
+    /// They stay where they are until [`Writer::written`].
+    pub fn pieces<'a>(&self, arena: &'a Arena, token: Token) -> impl Iterator<Item = &'a [u8]> {
+        let (mut chunk, mut left) = self.being_written(token).unwrap_or((ChunkId::NONE, 0));
+        core::iter::from_fn(move || {
             let size = left.min(CHUNK);
-            if skipped < size && !pieces.push(&arena.bytes(chunk)[skipped..size]) {
-                return;
+            if size == 0 {
+                return None;
             }
-            skipped = skipped.saturating_sub(size);
+            let piece = &arena.bytes(chunk)[..size];
             left -= size;
             chunk = arena.next(chunk);
-        }
+            Some(piece)
+        })
     }
 
-    fn being_written(&self, token: Token) -> Option<(&Full, Place)> {
+    /// Where its bytes begin, and how many they are.
+    fn being_written(&self, token: Token) -> Option<(ChunkId, usize)> {
+        if token == HEADER {
+            return match self.coming.stage {
+                Next::Heading(chunk) => Some((chunk, BLOCK_SIZE)),
+                _ => None,
+            };
+        }
         let full = self.full.get(self.index_of(token)?)?;
-        Some((full, full.place.filter(|place| !place.is_written())?))
+        let place = full.place.filter(|place| !place.is_written)?;
+        Some((full.filling.head, place.size))
     }
 
     fn index_of(&self, token: Token) -> Option<usize> {
         usize::try_from(token.0.checked_sub(self.durable.0 + 1)?).ok()
     }
 
-    /// So many bytes of a token's pieces are on the device, or it is not known what is.
-    /// Fewer than were given is legal, in whole blocks; whether more is durable now.
-    pub fn written(
-        &mut self,
-        arena: &mut Arena,
-        token: Token,
-        result: Result<usize, WriteFailed>,
-    ) -> bool {
-        let Ok(bytes) = result else {
+    /// A token's pieces are on the device, or it is not known what is.
+    pub fn written(&mut self, arena: &mut Arena, token: Token, result: Result<(), WriteFailed>) {
+        if result.is_err() {
             self.is_broken = true;
-            return false;
-        };
+            return;
+        }
         if token == HEADER {
-            return self.headed(arena, bytes);
+            return self.headed(arena);
         }
-        let Some(index) = self.index_of(token) else {
-            return false;
-        };
-        let Some(place) = self.full.get_mut(index).and_then(|it| it.place.as_mut()) else {
-            return false;
-        };
-        // The rest of a block is written once more.
-        let end = place.size.min(place.written + bytes);
-        let whole = if end == place.size {
-            end
-        } else {
-            end / BLOCK_SIZE * BLOCK_SIZE
-        };
-        let is_stuck = whole == place.written;
-        place.written = whole;
-        if is_stuck {
-            self.is_broken = true;
-            return false;
+        let index = self.index_of(token);
+        let full = index.and_then(|index| self.full.get_mut(index));
+        if let Some(place) = full.and_then(|full| full.place.as_mut()) {
+            place.is_written = true;
         }
-        if !place.is_written() {
-            self.wishes.push_back(Wish::Write {
-                file: place.file,
-                position: place.position + whole as u64,
-                token,
-            });
-            return false;
-        }
-        let before = self.durable;
         while let Some(full) = self.full.front()
-            && full.place.is_some_and(|place| place.is_written())
+            && full.place.is_some_and(|place| place.is_written)
         {
             arena.give_chain(full.filling.head);
             self.chunks -= full.filling.chunks;
             self.durable = self.durable.next();
             self.full.pop_front();
         }
-        self.durable > before
     }
 
-    fn headed(&mut self, arena: &mut Arena, bytes: usize) -> bool {
+    fn headed(&mut self, arena: &mut Arena) {
         if let Next::Heading(chunk) = self.coming.stage {
-            self.is_broken |= bytes < BLOCK_SIZE;
             arena.give(chunk);
             self.chunks -= 1;
             self.coming.stage = Next::Ready;
         }
-        false
     }
 
     /// The file that was asked for is there, or is not to be had.
@@ -573,7 +540,7 @@ impl Writer {
         if self.is_broken {
             return false;
         }
-        let begun = |it: &&Full| it.place.is_some_and(|place| !place.is_written());
+        let begun = |it: &&Full| it.place.is_some_and(|place| !place.is_written);
         let has_some = self.open.is_some() || self.full.iter().any(|it| it.place.is_none());
         !self.wishes.is_empty()
             || matches!(self.coming.stage, Next::Unasked | Next::Prepared)

@@ -34,7 +34,6 @@ use crate::journal::survey::Slot;
 use crate::journal::writer::{Beginning, Token, Wish, WriteFailed, Writer};
 use crate::limits;
 use crate::memory::Arena;
-use crate::pieces::Pieces;
 use crate::time::Now;
 
 /// The subscription that every queue has.
@@ -234,14 +233,14 @@ impl Shard {
     }
 
     /// What is to be written of a token. It stays where it is until [`Shard::written`].
-    pub fn storage_pieces<'a>(&'a self, token: Token, pieces: &mut Pieces<'a>) {
-        if let Some(journal) = &self.journal {
-            journal.writer.pieces(&self.arena, token, pieces);
-        }
+    pub fn storage_pieces(&self, token: Token) -> impl Iterator<Item = &[u8]> {
+        let journal = self.journal.as_deref();
+        let pieces = journal.map(|it| it.writer.pieces(&self.arena, token));
+        pieces.into_iter().flatten()
     }
 
-    /// So many bytes of a token's pieces are on the device, or it is not known what is.
-    pub fn written(&mut self, token: Token, result: Result<usize, WriteFailed>) {
+    /// A token's pieces are on the device, or it is not known what is.
+    pub fn written(&mut self, token: Token, result: Result<(), WriteFailed>) {
         if let Some(journal) = &mut self.journal {
             journal.writer.written(&mut self.arena, token, result);
         }

@@ -705,6 +705,12 @@ impl Shard {
         }
     }
 
+    /// Which one it is.
+    #[must_use]
+    pub fn index(&self) -> ShardIndex {
+        self.config.shard
+    }
+
     /// Whether no link is left.
     #[must_use]
     pub fn is_drained(&self) -> bool {

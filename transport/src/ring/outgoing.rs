@@ -7,6 +7,7 @@
 //! the send's completion, and drops the ring before the shard).
 
 use courser_core::id::Handle;
+use courser_core::journal::writer::{self, Token};
 use courser_core::shard::{self, Pieces, Shard};
 
 use super::{PIECES_MAX, Ring, Slot, WRITE_PIECES_MAX};
@@ -15,6 +16,11 @@ use crate::disk::Rest;
 const _: () = assert!(
     shard::PIECES_MAX <= PIECES_MAX,
     "one send takes all the pieces that a shard gives"
+);
+
+const _: () = assert!(
+    writer::PIECES_MAX <= WRITE_PIECES_MAX,
+    "one write takes all the pieces of a batch"
 );
 
 /// What a send was given.
@@ -48,6 +54,20 @@ pub(crate) fn send_pieces<R: Ring>(
         bytes: u32::try_from(bytes).unwrap_or(u32::MAX),
         more: slices.len() == shard::PIECES_MAX,
     })
+}
+
+/// Begins what is left of a write of the shard's journal.
+pub(crate) fn write_pieces<R: Ring>(ring: &mut R, shard: &Shard, rest: Rest) {
+    let mut pieces = [&[][..]; WRITE_PIECES_MAX];
+    let mut count = 0;
+    for piece in shard.storage_pieces(Token(rest.token)) {
+        pieces[count] = piece;
+        count += 1;
+    }
+    // SAFETY: `Shard::storage_pieces` promises that the slices stay where they are until
+    // `written` for this token, and the worker calls it only after it took the last of
+    // the write's completions from the ring; it drops the ring before the shard.
+    unsafe { begin_write(ring, rest, &pieces[..count]) };
 }
 
 /// Begins what is left of a write whose pieces, all of them, are these.

@@ -33,7 +33,7 @@ pub(crate) struct Running {
 
 impl Running {
     /// Starts it; the ring is made on its thread, where it stays.
-    pub(crate) fn start<R: Ring<Socket = OwnedFd>>(
+    pub(crate) fn start<R: Ring<Socket = OwnedFd, File = DiskFile>>(
         make: impl FnOnce() -> R + Send + 'static,
     ) -> Self {
         let (report, reported) = mpsc::channel();
@@ -57,7 +57,16 @@ impl Running {
                 report.send((sender, stats.clone())).unwrap();
                 let idle = Idle::new(IdleStrategy::Adaptive, Duration::from_micros(50));
                 let publisher = Publisher::new(stats);
-                Worker::new(ring, shard, inbox, workers, control, idle, publisher).run()
+                Worker::new(
+                    ring,
+                    (shard, None),
+                    inbox,
+                    workers,
+                    control,
+                    idle,
+                    publisher,
+                )
+                .run()
             })
         };
         let (sender, stats) = reported.recv().unwrap();
@@ -108,7 +117,7 @@ impl Running {
 
 /// A connection that the door let in found no slot, was closed without a word, and its
 /// client could not tell that from a broken network.
-fn who_finds_no_slot_is_told_why<R: Ring<Socket = OwnedFd>>(
+fn who_finds_no_slot_is_told_why<R: Ring<Socket = OwnedFd, File = DiskFile>>(
     make: impl FnOnce() -> R + Send + 'static,
 ) {
     let shard = Running::start(make);

@@ -91,16 +91,13 @@ impl Device {
         }
     }
 
-    /// Carries the write at `index` out, as far as `most` bytes.
-    fn write(&mut self, shard: &mut Shard, index: usize, most: usize) {
+    /// Carries the write at `index` out.
+    fn write(&mut self, shard: &mut Shard, index: usize) {
         let (file, position, token) = self.writes.remove(index);
-        let mut pieces = Pieces::new();
-        shard.storage_pieces(token, &mut pieces);
-        let mut bytes = pieces.slices().concat();
+        let bytes = shard.storage_pieces(token).collect::<Vec<_>>().concat();
         assert!(bytes.len() % 4096 == 0 && !bytes.is_empty());
-        bytes.truncate(most);
         self.put(file, position, &bytes);
-        shard.written(token, Ok(bytes.len()));
+        shard.written(token, Ok(()));
     }
 
     /// Carries out all that is wished, until there is nothing more.
@@ -108,7 +105,7 @@ impl Device {
         self.hear(shard);
         while !self.writes.is_empty() || shard.has_storage_work() {
             if !self.writes.is_empty() {
-                self.write(shard, 0, usize::MAX);
+                self.write(shard, 0);
             }
             self.hear(shard);
         }
@@ -190,7 +187,7 @@ fn what_is_to_be_flushed_is_told_and_shown_once_it_is() {
     assert_eq!(bodies(&answers), []);
     device.hear(&mut shard);
     assert_eq!(device.writes.len(), 1);
-    device.write(&mut shard, 0, usize::MAX);
+    device.write(&mut shard, 0);
     let answers = take(&mut shard, peer.link);
     assert_eq!(outcomes(&answers)[0], (1, 1, 1, 0));
     assert_eq!(
@@ -227,7 +224,7 @@ fn outcomes_keep_the_order_of_their_sends_whatever_each_waits_for() {
     device.hear(&mut shard);
     // The device finishes the later one first: nothing is told of it before the other.
     assert_eq!(device.writes.len(), 2);
-    device.write(&mut shard, 1, usize::MAX);
+    device.write(&mut shard, 1);
     let early = take(&mut shard, peer.link);
     assert_eq!(outcomes(&early), []);
     device.settle(&mut shard);
