@@ -33,7 +33,7 @@ use courser_core::mesh::{self, Ends, mesh};
 use courser_core::shard::{MemoryPlan, Shard, ShardConfig};
 
 use crate::affinity::{AffinityError, Cores, Placement, Topology};
-use crate::disk::{DataDirectory, DiskFile};
+use crate::disk::{DataDirectory, DiskFile, Recovery};
 use crate::door::{DoorControl, DoorStats, Porter, ShardEntrance};
 use crate::doorbell::Doorbell;
 use crate::engine::Engine;
@@ -45,7 +45,7 @@ use crate::ring::epoll::EpollRing;
 use crate::ring::io_uring::IoUringRing;
 use crate::ring::{IoUringRefused, Ring, RingSize};
 use crate::stats::{Publisher, ShardStats};
-use crate::store::{Kept, Store, StoreError};
+use crate::store::{Store, StoreError};
 use crate::sys::{self, Errno};
 use crate::worker::{Arrival, Company, Control, Worker, Workers};
 
@@ -310,6 +310,20 @@ pub struct DataSetting {
     pub cut: Vec<String>,
 }
 
+impl DataSetting {
+    fn of(recovery: &Recovery) -> Self {
+        let cut = recovery.tails().map(|(file, tail)| {
+            let journal = file.journal;
+            format!("journal {journal}: {tail}; nobody was told of it")
+        });
+        Self {
+            directory: recovery.directory().path().to_owned(),
+            run: recovery.run().0,
+            cut: cut.collect(),
+        }
+    }
+}
+
 /// What one shard runs with.
 #[derive(Debug, Clone)]
 pub struct ShardSetting {
@@ -433,7 +447,7 @@ impl Broker {
             mut setting,
             listener,
             installation,
-            kept,
+            recovery,
             departures,
             departed,
         } = Outset::new(&config, &topology, placements.len())?;
@@ -445,7 +459,7 @@ impl Broker {
             let (go, told) = mpsc::channel();
             let plan = ShardPlan {
                 shard: shard_config(&config, installation, ends.shard(), setting.memory)?,
-                kept: kept.clone(),
+                recovery: recovery.clone(),
                 ends,
                 told,
                 placement,
@@ -516,14 +530,14 @@ impl Broker {
             mut setting,
             listener,
             installation,
-            kept,
+            recovery,
             departures,
             departed,
         } = Outset::new(&config, &topology, 1)?;
         let mut ring = epoll_ring(config.listen.map(|_| config.ring))?;
         let shard = shard_config(&config, installation, ShardIndex(0), setting.memory)?;
         let mut shard = make_shard(shard, 1, config.links_in_process)?;
-        let store = open_store(kept.as_ref(), &mut shard, &mut ring)?;
+        let store = open_store(recovery.as_deref(), &mut shard, &mut ring)?;
         let (entrance, inbox) = entrance(&ring, &shard);
         let (way, stats) = (entrance.sender.clone(), entrance.stats.clone());
         setting.shards.push(ShardSetting {
@@ -675,7 +689,7 @@ struct Outset {
     setting: Setting,
     listener: Option<TcpListener>,
     installation: Installation,
-    kept: Option<Arc<Kept>>,
+    recovery: Option<Arc<Recovery>>,
     departures: mpsc::Sender<IpAddr>,
     departed: mpsc::Receiver<IpAddr>,
 }
@@ -709,15 +723,16 @@ impl Outset {
         };
         let address = listener.as_ref().map(|(_, address)| *address);
         let random = StartError::kernel("randomness");
-        let kept = match &config.data_directory {
+        let recovery = match &config.data_directory {
             Some(path) => {
                 let directory = DataDirectory::open(path).map_err(StoreError::from)?;
-                Some(Arc::new(Kept::find(directory)?))
+                let recovery = Recovery::read(&directory).map_err(StoreError::from)?;
+                Some(Arc::new(recovery))
             }
             None => None,
         };
-        let installation = match &kept {
-            Some(kept) => kept.installation(),
+        let installation = match &recovery {
+            Some(recovery) => recovery.directory().installation(),
             None => Installation(u128::from_le_bytes(sys::random_bytes().map_err(&random)?)),
         };
         let (departures, departed) = mpsc::channel();
@@ -729,11 +744,11 @@ impl Outset {
                 spin_budget,
                 memory,
                 spin_refused,
-                data: kept.as_deref().map(Kept::setting),
+                data: recovery.as_deref().map(DataSetting::of),
             },
             listener: listener.map(|(listener, _)| listener),
             installation,
-            kept,
+            recovery,
             departures,
             departed,
         })
@@ -801,7 +816,7 @@ fn place(config: &BrokerConfig, topology: &Topology) -> Result<Vec<Placement>, S
 /// What a shard's thread needs to begin.
 struct ShardPlan {
     shard: ShardConfig,
-    kept: Option<Arc<Kept>>,
+    recovery: Option<Arc<Recovery>>,
     ends: Ends,
     /// The others, once all are ready; hung up if the broker does not start.
     told: mpsc::Receiver<Workers>,
@@ -920,7 +935,7 @@ fn run_on<R: Ring<Socket = std::os::fd::OwnedFd, File = DiskFile>>(
         Err(error) => return tell(report, Err(error)),
     };
     shard.join(plan.ends);
-    let store = match open_store(plan.kept.as_ref(), &mut shard, &mut ring) {
+    let store = match open_store(plan.recovery.as_deref(), &mut shard, &mut ring) {
         Ok(store) => store,
         Err(error) => return tell(report, Err(error.into())),
     };
@@ -976,14 +991,14 @@ fn make_shard(config: ShardConfig, shards: u16, links: u16) -> Result<Shard, Sta
 
 /// What is kept, told to a shard that has its ring; it goes on there when this returns.
 fn open_store<R: Ring<File = DiskFile>>(
-    kept: Option<&Arc<Kept>>,
+    recovery: Option<&Recovery>,
     shard: &mut Shard,
     ring: &mut R,
 ) -> Result<Option<Store>, StoreError> {
-    let Some(kept) = kept else {
+    let Some(recovery) = recovery else {
         return Ok(None);
     };
-    let mut store = Store::open(kept, shard.index(), shard, ring.doorbell().clone())?;
+    let mut store = Store::open(recovery, shard, ring.doorbell().clone())?;
     store.settle(ring, shard)?;
     Ok(Some(store))
 }
