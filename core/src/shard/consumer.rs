@@ -508,6 +508,14 @@ impl Shard {
             Kind::Exclusive if consumers > 0 && open.member.is_none() => {
                 Err(Refusal::Exclusive.into())
             }
+            Kind::Exclusive
+                if (found.membership.members().iter())
+                    .any(|member| open.member.is_some_and(|joins| joins < member.number)) =>
+            {
+                // The home let somebody else in since, so this one has left there, and
+                // the word of that is on its way.
+                Err(Refusal::Exclusive.into())
+            }
             Kind::Exclusive => {
                 // The home let this one in, so who is here still has left there and is
                 // about to be gone.

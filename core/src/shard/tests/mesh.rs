@@ -1005,6 +1005,57 @@ fn an_exclusive_subscription_has_one_consumer_on_all_shards_together() {
     shards.consumer(&mut two, topic, "s", 10).unwrap();
 }
 
+/// One that had been let in first, and had gone, was heard of last by a slow shard: it
+/// took the place of who had come after it, and that never heard of its partition again.
+#[test]
+fn who_has_an_exclusive_subscription_keeps_it_where_an_earlier_one_is_heard_of_later() {
+    for (at, slow) in [(1, 2), (2, 1)] {
+        let mut shards = Shards::new(3);
+        let topic = (1, "/default/t");
+        shards.create("topic:/default/t", 3);
+        let open = |client: &mut Client| {
+            let fields = OpenConsumer {
+                session: client.peer.session.into(),
+                destination: 1,
+                destination_length: 10.into(),
+                subscription_length: 1.into(),
+                messages: 10.into(),
+                bytes: 10_000.into(),
+                ..OpenConsumer::default()
+            };
+            client.peer.control(3, &fields, &[topic.1.as_bytes(), b"s"]);
+        };
+        let awake = |shards: &mut Shards| {
+            for _ in 0..4 {
+                shards.turn(at);
+                shards.turn(0);
+            }
+        };
+        let mut earlier = shards.client(at);
+        open(&mut earlier);
+        shards.write(&mut earlier);
+        awake(&mut shards);
+        shards.all[at].closed(now(), earlier.peer.link);
+        awake(&mut shards);
+        let mut later = shards.client(0);
+        open(&mut later);
+        let answers = shards.exchange(&mut later);
+        let handle = frames(&answers)
+            .into_iter()
+            .find_map(|(frame, _)| match frame {
+                Frame::Control {
+                    control: Control::ConsumerOpened(fields, _),
+                    ..
+                } => Some(Handle(fields.handle.get())),
+                _ => None,
+            });
+        shards.fill_with(topic, 3, 1, 10);
+        let told = shards.read(&later);
+        let got = deliveries(&told, handle.unwrap());
+        assert_eq!(got.len(), 3, "shard {slow} was slow");
+    }
+}
+
 #[test]
 fn what_a_broken_link_held_goes_to_the_next_consumer_first_and_counted() {
     let mut shards = Shards::new(3);
