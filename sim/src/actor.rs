@@ -8,8 +8,9 @@
 use core::time::Duration;
 
 use courser_core::client::{
-    Cause, Client, Completion, Config, ConsumerKey, ConsumerRequest, Event, Failure, LinkEnd,
-    Outgoing, ProducerKey, ProducerRequest, Route, SendError, Sharing, Start, StatsReport,
+    AdminRequest, Cause, Client, Completion, Config, ConsumerKey, ConsumerRequest, Event, Failure,
+    LinkEnd, Location, Outgoing, PollState, ProducerKey, ProducerRequest, Route, SendError,
+    Sharing, Start, StatsReport,
 };
 use courser_core::error::Refusal;
 use courser_core::frame::control::Control;
@@ -23,9 +24,10 @@ use courser_core::routing;
 use courser_core::time::{Monotonic, Now};
 
 use crate::model::{Asked, Circumstances, Content, Handed, Model, Named};
+use crate::passing::Passing;
 use crate::plan::{
-    Acks, ActorPlan, ConsumerPlan, DestinationPlan, MILLISECOND, ProducerPlan, Routes, SECOND,
-    SUBSCRIPTIONS, Sizes,
+    Access, Acks, ActorPlan, ConsumerPlan, DestinationPlan, MILLISECOND, ProducerPlan, Routes,
+    SECOND, SUBSCRIPTIONS, Sizes,
 };
 use crate::random::Random;
 use crate::trace::{Fact, Trace, digest};
@@ -68,6 +70,29 @@ struct ProducerSlot {
     /// Opened once, to found its destination.
     founding: bool,
     founded: bool,
+    /// Was turned away, and does not ask again before.
+    asks_at: u64,
+    waits: Option<Waits>,
+}
+
+/// A producer that waits to have its destination alone.
+#[derive(Clone, Copy, Debug)]
+struct Waits {
+    /// Its number in the model.
+    taker: usize,
+    probe: Probe,
+}
+
+/// How its client finds out that what asked for it has arrived where it waits: answers
+/// come in the order of the questions, as long as they are the shard's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Probe {
+    Due,
+    /// Asked where the destination is; behind the answer the opening leaves.
+    Where(RequestId),
+    /// It is on the shard of the link: asked for an answer behind the opening.
+    Behind(RequestId),
+    Over,
 }
 
 struct ConsumerSlot {
@@ -79,7 +104,17 @@ struct ConsumerSlot {
     left: u64,
     /// Handed out since the last cumulative acknowledgement.
     since: u64,
+    handed: u64,
     from_calm: bool,
+    poll: Option<Poll>,
+}
+
+/// A question whether there is anything.
+#[derive(Clone, Copy, Debug)]
+struct Poll {
+    token: u32,
+    /// Messages that the application had been handed.
+    handed: u64,
 }
 
 /// See the module.
@@ -91,6 +126,9 @@ pub(crate) struct Actor {
     producers: Vec<ProducerSlot>,
     consumers: Vec<ConsumerSlot>,
     leaving: bool,
+    passing: Option<Passing>,
+    /// Whom it asked to have shut out.
+    fences: Vec<(RequestId, u64)>,
     stats_asked: bool,
     stats: Option<StatsReport>,
     /// The installation that its machine talked to last.
@@ -148,6 +186,8 @@ impl Actor {
                 }
             }
         }
+        // From a stream of its own, as if it were somebody else.
+        let passing = plan.passes.then(|| Passing::new(random.clone().fork()));
         Self {
             index,
             plan,
@@ -156,6 +196,8 @@ impl Actor {
             producers,
             consumers,
             leaving: false,
+            passing,
+            fences: Vec::new(),
             stats_asked: false,
             stats: None,
             installation: None,
@@ -364,13 +406,18 @@ impl Actor {
             slot.number
                 .is_none_or(|number| model.held(number).is_empty())
         });
-        sends && held
+        let asked = self.consumers.iter().any(|slot| slot.poll.is_some());
+        let passed = self.passing.as_ref().is_none_or(Passing::is_at_rest);
+        sends && held && !asked && passed
     }
 
     /// What it is waiting for, for a failure's text.
     pub(crate) fn describe(&self, model: &Model) -> String {
         use core::fmt::Write as _;
         let mut text = format!("actor {}:", self.index);
+        if let Some(passing) = self.passing.as_ref().filter(|it| !it.is_at_rest()) {
+            write!(text, " {passing:?};").expect("a string takes everything");
+        }
         for slot in &self.producers {
             let answered = slot.number.is_none_or(|it| model.is_answered(it));
             if slot.left > 0 || !answered {
@@ -386,8 +433,8 @@ impl Actor {
             let held = slot.number.map_or(0, |number| model.held(number).len());
             write!(
                 text,
-                " consumer {:?} {:?} holds {held};",
-                slot.number, slot.state
+                " consumer {:?} {:?} holds {held} asks {:?};",
+                slot.number, slot.state, slot.poll
             )
             .expect("a string takes everything");
         }
@@ -420,6 +467,15 @@ impl Actor {
             && self.random.chance(1, mean)
         {
             self.churn(scene)?;
+        }
+        if let (Some(passing), Some(machine)) = (&mut self.passing, &mut self.machine) {
+            passing.act(machine, scene)?;
+        }
+        if let Some(mean) = self.plan.fences
+            && !scene.calm
+            && self.random.chance(1, mean)
+        {
+            self.fence(scene);
         }
         if self.plan.warden.is_some() && scene.calm && !self.stats_asked {
             let machine = self.machine.as_mut().expect("it was looked at above");
@@ -458,7 +514,7 @@ impl Actor {
             } else {
                 slot.left == 0
             };
-            if slot.state != State::Closed || done {
+            if slot.state != State::Closed || done || scene.now.monotonic.0 < slot.asks_at {
                 continue;
             }
             let shape = &scene.destinations[slot.plan.destination];
@@ -470,8 +526,13 @@ impl Actor {
             request.batch = slot.plan.batch;
             request.messages_in_flight_max = slot.plan.messages_in_flight_max;
             request.bytes_in_flight_max = slot.plan.bytes_in_flight_max;
+            request.exclusive = slot.plan.access != Access::Shared;
+            request.waits = slot.plan.access == Access::Taking;
             if let Ok(request) = machine.open_producer(request) {
                 slot.state = State::Opening(request);
+                if is_open {
+                    slot.asked(scene, machine.installation(), true);
+                }
             }
         }
         let drains = scene.calm && has_founded;
@@ -506,7 +567,65 @@ impl Actor {
         }
     }
 
+    /// Finds out whether a producer that waits stands in line, or has it wait no longer.
+    fn wait(&mut self, scene: &mut Scene<'_>, index: usize) {
+        let slot = &mut self.producers[index];
+        let (State::Opening(request), Some(waits), Some(machine)) =
+            (slot.state, &mut slot.waits, &mut self.machine)
+        else {
+            return;
+        };
+        if !scene.calm && self.random.chance(1, 200) {
+            scene.trace.note(Fact::Cancelled { peer: self.index });
+            scene.model.taker_gone(waits.taker);
+            machine.cancel(request);
+            slot.waits = None;
+        } else if waits.probe == Probe::Due && machine.is_open() {
+            let destination = &scene.destinations[slot.plan.destination].destination;
+            let asked = machine.lookup(destination.clone());
+            waits.probe = asked.map_or(Probe::Due, Probe::Where);
+        }
+    }
+
+    /// An answer that a probe may wait for; `is_here` where the destination's home is the
+    /// shard of the link.
+    fn probed(&mut self, scene: &mut Scene<'_>, request: RequestId, is_here: bool) {
+        let waits = self.producers.iter_mut().filter_map(|it| it.waits.as_mut());
+        for waits in waits {
+            if waits.probe == Probe::Where(request) {
+                let machine = self.machine.as_mut().filter(|_| is_here);
+                let asked = machine.and_then(|machine| machine.ping(scene.now.monotonic).ok());
+                waits.probe = asked.map_or(Probe::Over, Probe::Behind);
+            } else if waits.probe == Probe::Behind(request) {
+                waits.probe = Probe::Over;
+                scene.trace.note(Fact::InLine { taker: waits.taker });
+                scene.model.taker_in_line(waits.taker);
+            }
+        }
+    }
+
+    /// Has some producer shut out.
+    fn fence(&mut self, scene: &mut Scene<'_>) {
+        let Some(machine) = self.machine.as_mut().filter(|machine| machine.is_open()) else {
+            return;
+        };
+        let attached = scene.model.attached(machine.installation());
+        if attached.is_empty() {
+            return;
+        }
+        let id = self.random.pick(&attached);
+        if let Ok(request) = machine.administer(AdminRequest::Fence(ProducerId(id))) {
+            scene.trace.note(Fact::FenceAsked {
+                peer: self.index,
+                id,
+            });
+            scene.model.fence_asked(id);
+            self.fences.push((request, id));
+        }
+    }
+
     fn send(&mut self, scene: &mut Scene<'_>, index: usize) -> Result<(), Violation> {
+        self.wait(scene, index);
         let slot = &mut self.producers[index];
         let (State::Open(key), Some(number)) = (slot.state, slot.number) else {
             return Ok(());
@@ -522,6 +641,7 @@ impl Actor {
             // Closing answers once every send so far is answered.
             if let Ok(request) = machine.close_producer(key) {
                 slot.state = State::Closing(request, key);
+                scene.model.producer_departs(number);
             }
             return Ok(());
         }
@@ -647,6 +767,7 @@ impl Actor {
             });
             scene.model.handed(number, &handed)?;
             slot.since += 1;
+            slot.handed += 1;
             slot.left = slot.left.saturating_sub(1);
             let held = scene.model.held(number);
             if !scene.calm && !held.is_empty() && self.random.chance(slot.plan.returns, 1000) {
@@ -705,7 +826,21 @@ impl Actor {
             scene.model.confirm_asked(number, token, in_doubt);
         }
         if slot.left == 0 && !scene.calm {
-            self.close_consumer(scene, index)?;
+            return self.close_consumer(scene, index);
+        }
+        if slot.poll.is_none()
+            && slot.plan.polls > 0
+            && !scene.calm
+            && !machine.has_message(key)
+            && self.random.chance(slot.plan.polls, 1000)
+            && let Ok(token) = machine.ask_for_messages(key)
+        {
+            slot.poll = Some(Poll {
+                token,
+                handed: slot.handed,
+            });
+            scene.trace.note(Fact::PollAsked { consumer: number });
+            scene.model.poll_asked(number);
         }
         Ok(())
     }
@@ -744,6 +879,9 @@ impl Actor {
                     && let Ok(request) = machine.close_producer(key)
                 {
                     slot.state = State::Closing(request, key);
+                    if let Some(number) = slot.number {
+                        scene.model.producer_departs(number);
+                    }
                 }
                 Ok(())
             }
@@ -792,6 +930,7 @@ impl Actor {
                 take_outcomes(machine, scene, number, key, &mut self.overdue)?;
             }
         }
+        look_at_polls(machine, &mut self.consumers, scene)?;
         let late = machine.counters().late_completions;
         if late > self.overdue {
             return Err(Violation::new(
@@ -812,6 +951,11 @@ impl Actor {
     }
 
     fn event(&mut self, scene: &mut Scene<'_>, event: Event) -> Result<(), Violation> {
+        if let (Some(passing), Some(machine)) = (&mut self.passing, &mut self.machine)
+            && passing.event(machine, scene, &event)?
+        {
+            return Ok(());
+        }
         match event {
             Event::Disconnected => {
                 scene.trace.note(Fact::Disconnected { peer: self.index });
@@ -820,6 +964,7 @@ impl Actor {
             }
             Event::Opened { installation, .. } => {
                 scene.trace.note(Fact::Opened { peer: self.index });
+                scene.model.connection_opened(scene.connection);
                 self.opened(scene, installation)?;
             }
             Event::ProducerOpened {
@@ -829,12 +974,19 @@ impl Actor {
                 epoch,
                 partitions,
             } => {
-                let named = self.named(id, epoch, partitions);
+                let named = self.named(scene, id, epoch, partitions);
                 if let Some(slot) = self
                     .producers
                     .iter_mut()
                     .find(|slot| slot.state == State::Opening(request))
                 {
+                    let named = Named {
+                        access: slot.plan.access,
+                        ..named
+                    };
+                    if let Some(waits) = slot.waits.take() {
+                        scene.model.taker_served(waits.taker)?;
+                    }
                     let number = scene.model.producer_opened(slot.plan.destination, &named)?;
                     slot.state = State::Open(producer);
                     slot.number = Some(number);
@@ -851,12 +1003,25 @@ impl Actor {
                 epoch,
                 partitions,
             } => {
-                let named = self.named(id, epoch, partitions);
+                let named = self.named(scene, id, epoch, partitions);
                 let slot = self
                     .producers
                     .iter()
                     .find(|slot| slot.key() == Some(producer));
-                if let Some(number) = slot.and_then(|slot| slot.number) {
+                if let Some(slot) = slot
+                    && let Some(number) = slot.number
+                {
+                    // One that is being closed may be gone by now.
+                    let is_closing = matches!(slot.state, State::Closing(..));
+                    let named = Named {
+                        access: slot.plan.access,
+                        connection: if is_closing {
+                            usize::MAX
+                        } else {
+                            named.connection
+                        },
+                        ..named
+                    };
                     scene.trace.note(Fact::ProducerResumed {
                         producer: number,
                         id: id.0,
@@ -882,15 +1047,11 @@ impl Actor {
                     scene.model.consumer_opened(number, &starts)?;
                 }
             }
-            Event::ProducerLost { code, text, .. } => {
-                return Err(Violation::new(
-                    Rule::Request,
-                    format!(
-                        "a producer of actor {} was not attached again, with code {code}: {text}",
-                        self.index
-                    ),
-                ));
-            }
+            Event::ProducerLost {
+                producer,
+                code,
+                text,
+            } => self.producer_lost(scene, producer, code, &text)?,
             Event::ConsumerLost {
                 consumer,
                 code,
@@ -965,14 +1126,26 @@ impl Actor {
                 self.stats = Some(report);
                 self.stats_asked = false;
             }
-            Event::Located { .. } | Event::Pong { .. } => {}
-            Event::Changed { .. } | Event::Listed { .. } => {
+            Event::Located { request, location } => {
+                let own = self.machine.as_ref().map(Client::shard);
+                let is_here =
+                    matches!(&location, Location::Here { shard, .. } if Some(*shard) == own);
+                self.probed(scene, request, is_here);
+            }
+            Event::Pong { request, .. } => self.probed(scene, request, true),
+            Event::Changed { request, .. } => self.changed(scene, request)?,
+            Event::Listed { .. } => {
                 return Err(Violation::new(
                     Rule::Request,
                     "an answer to what nobody asked for".to_owned(),
                 ));
             }
-            Event::ProducerEnded { code, .. } | Event::ConsumerEnded { code, .. } => {
+            Event::ProducerEnded {
+                producer,
+                code,
+                text,
+            } => self.producer_ended(scene, producer, code, &text)?,
+            Event::ConsumerEnded { code, .. } => {
                 return Err(Violation::new(
                     Rule::Request,
                     format!("ended by the broker as {code}, though nobody administers it"),
@@ -1024,6 +1197,14 @@ impl Actor {
                 scene.model.abandoned(number, installation)?;
             }
         }
+        for slot in &mut self.producers {
+            if let Some(waits) = slot.waits.take() {
+                scene.model.taker_gone(waits.taker);
+            }
+            if matches!(slot.state, State::Opening(_)) {
+                slot.asked(scene, installation, false);
+            }
+        }
         for slot in &mut self.consumers {
             let (destination, name) = (slot.plan.destination, slot.plan.subscription);
             let start = slot.plan.start;
@@ -1048,13 +1229,112 @@ impl Actor {
     }
 
     /// As what the broker of this connection knows a producer.
-    fn named(&self, id: ProducerId, epoch: Epoch, partitions: u32) -> Named {
+    fn named(&self, scene: &Scene<'_>, id: ProducerId, epoch: Epoch, partitions: u32) -> Named {
+        let is_open = self.machine.as_ref().is_some_and(Client::is_open);
         Named {
             installation: self.installation.unwrap_or_default(),
             id,
             epoch,
             partitions,
+            connection: if is_open {
+                scene.connection
+            } else {
+                usize::MAX
+            },
+            access: Access::Shared,
         }
+    }
+
+    /// What it asked for as an administrator is so.
+    fn changed(&mut self, scene: &mut Scene<'_>, request: RequestId) -> Result<(), Violation> {
+        let Some(index) = self.fences.iter().position(|(asked, _)| *asked == request) else {
+            return Err(Violation::new(
+                Rule::Request,
+                "an answer to what nobody asked for".to_owned(),
+            ));
+        };
+        let (_, id) = self.fences.swap_remove(index);
+        let installation = self.installation.unwrap_or_default();
+        if let Some(producer) = scene.model.fenced(installation, id) {
+            scene.trace.note(Fact::Fenced { producer });
+        }
+        Ok(())
+    }
+
+    /// The broker has ended a producer: its client closes it once all is answered.
+    fn producer_ended(
+        &mut self,
+        scene: &mut Scene<'_>,
+        key: ProducerKey,
+        code: u16,
+        text: &str,
+    ) -> Result<(), Violation> {
+        let slot = (self.producers.iter_mut()).find(|slot| slot.key() == Some(key));
+        let Some(slot) = slot else { return Ok(()) };
+        let Some(number) = slot.number else {
+            return Ok(());
+        };
+        scene.trace.note(Fact::ProducerShutOut {
+            producer: number,
+            code,
+        });
+        scene.model.producer_departs(number);
+        let is_fair = Refusal::from_code(code) == Some(Refusal::Fenced);
+        if !is_fair || !scene.model.may_be_shut_out(number) {
+            return Err(Violation::new(
+                Rule::Request,
+                format!("producer {number} was ended with code {code}: {text}"),
+            ));
+        }
+        if let (State::Open(_), Some(machine)) = (slot.state, &mut self.machine)
+            && let Ok(request) = machine.close_producer(key)
+        {
+            slot.state = State::Closing(request, key);
+        }
+        Ok(())
+    }
+
+    /// A producer was not attached again: its client's application opens another one.
+    fn producer_lost(
+        &mut self,
+        scene: &mut Scene<'_>,
+        key: ProducerKey,
+        code: u16,
+        text: &str,
+    ) -> Result<(), Violation> {
+        self.look_at_outcomes(scene)?;
+        let slot = (self.producers.iter_mut()).find(|slot| slot.key() == Some(key));
+        let Some(slot) = slot else { return Ok(()) };
+        let Some(number) = slot.number.take() else {
+            return Ok(());
+        };
+        scene.trace.note(Fact::ProducerShutOut {
+            producer: number,
+            code,
+        });
+        slot.state = State::Closed;
+        slot.asks_at = scene.now.monotonic.0 + 10 * MILLISECOND;
+        let is_fair = matches!(
+            Refusal::from_code(code),
+            Some(Refusal::Fenced | Refusal::Exclusive)
+        );
+        if !is_fair || !scene.model.may_be_shut_out(number) {
+            return Err(Violation::new(
+                Rule::Request,
+                format!("producer {number} was not attached again, with code {code}: {text}"),
+            ));
+        }
+        scene.model.turned_away();
+        scene.model.producer_departs(number);
+        scene.model.producer_ended(number)?;
+        let machine = self.machine.as_mut();
+        if machine.is_some_and(|machine| machine.forget_producer(key)) {
+            return Ok(());
+        }
+        Err(Violation::new(
+            Rule::Request,
+            "a producer that was lost cannot be forgotten".into(),
+        ))
     }
 
     fn consumer_lost(
@@ -1185,6 +1465,32 @@ impl Actor {
             peer: self.index,
             code,
         });
+        if let Some(index) = self.fences.iter().position(|(asked, _)| *asked == request)
+            && refusal == Some(Refusal::NotFound)
+        {
+            // It was closed meanwhile, or its installation is no more.
+            self.fences.swap_remove(index);
+            return Ok(());
+        }
+        let producer =
+            (self.producers.iter_mut()).find(|slot| slot.state == State::Opening(request));
+        if let Some(slot) = producer {
+            let is_fair = match refusal {
+                Some(Refusal::Exclusive) => scene.destinations[slot.plan.destination].contested,
+                Some(Refusal::Fenced) => scene.model.is_any_fence_asked(),
+                _ => false,
+            };
+            if is_fair {
+                if let Some(waits) = slot.waits.take() {
+                    scene.model.taker_gone(waits.taker);
+                }
+                slot.state = State::Closed;
+                let wait = self.random.range(MILLISECOND, 100 * MILLISECOND);
+                slot.asks_at = scene.now.monotonic.0 + wait;
+                scene.model.turned_away();
+                return Ok(());
+            }
+        }
         let slot = self
             .consumers
             .iter_mut()
@@ -1221,14 +1527,47 @@ impl Actor {
         for slot in &mut self.producers {
             slot.state = State::Closed;
             slot.number = None;
+            slot.waits = None;
+        }
+        self.fences.clear();
+        if let Some(passing) = &mut self.passing {
+            passing.forget();
         }
         for slot in &mut self.consumers {
             slot.state = State::Closed;
             slot.number = None;
+            slot.poll = None;
         }
         self.leaving = false;
         self.stats_asked = false;
     }
+}
+
+/// Looks which questions were answered, before what came in front of the answers is
+/// handed out.
+fn look_at_polls(
+    machine: &Client,
+    consumers: &mut [ConsumerSlot],
+    scene: &mut Scene<'_>,
+) -> Result<(), Violation> {
+    for slot in consumers {
+        let Some(poll) = slot.poll else { continue };
+        let (Some(key), Some(consumer)) = (slot.key(), slot.number) else {
+            slot.poll = None;
+            continue;
+        };
+        match machine.poll_state(key, poll.token) {
+            PollState::Asked => continue,
+            PollState::Lost => {}
+            PollState::Answered => {
+                let nothing = slot.handed == poll.handed && !machine.has_message(key);
+                scene.trace.note(Fact::Polled { consumer, nothing });
+                scene.model.polled(consumer, nothing)?;
+            }
+        }
+        slot.poll = None;
+    }
+    Ok(())
 }
 
 /// Takes every outcome of a producer that is there.
@@ -1417,7 +1756,22 @@ impl ProducerSlot {
             rest: 0,
             founding,
             founded: false,
+            asks_at: 0,
+            waits: None,
         }
+    }
+
+    /// It is asked for on this connection.
+    fn asked(&mut self, scene: &mut Scene<'_>, installation: Installation, is_fresh: bool) {
+        self.waits = (self.plan.access == Access::Taking).then(|| Waits {
+            taker: scene.model.taker_asked(
+                scene.connection,
+                installation,
+                self.plan.destination,
+                is_fresh,
+            ),
+            probe: Probe::Due,
+        });
     }
 }
 
@@ -1437,7 +1791,9 @@ impl ConsumerSlot {
             number: None,
             left: 0,
             since: 0,
+            handed: 0,
             from_calm,
+            poll: None,
         }
     }
 }
@@ -1458,6 +1814,7 @@ impl ProducerPlan {
             messages_in_flight_max: 1,
             bytes_in_flight_max: limits::MIB,
             patience: None,
+            access: Access::Shared,
         }
     }
 }
@@ -1475,6 +1832,7 @@ impl ConsumerPlan {
             appetite: 500,
             lifetime: None,
             returns: 0,
+            polls: 0,
         }
     }
 }

@@ -26,6 +26,7 @@
 mod actor;
 mod model;
 mod network;
+mod passing;
 mod plan;
 mod random;
 mod report;

@@ -16,7 +16,10 @@
 //! clients hand out, and which links the world has broken. Each rule is one
 //! sentence of [`Rule`] and a few lines here.
 
+mod asking;
 mod claims;
+mod lives;
+mod tenure;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -25,9 +28,12 @@ use courser_core::error::Refusal;
 use courser_core::frame::{MESSAGE_HEADER_SIZE, padded};
 use courser_core::id::{Epoch, Installation, Offset, ProducerId};
 
-use crate::plan::DestinationPlan;
+use crate::plan::{Access, DestinationPlan};
 use crate::violation::{Rule, Violation};
+use asking::Asking;
 use claims::{Claims, Subject};
+use lives::Lives;
+use tenure::{Standing, Taker, Tenures};
 
 /// A message as its producer knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +69,8 @@ struct Sent {
     offset: Option<u64>,
     /// When it was taken, in calls of the model.
     at: u64,
+    /// The last tenure of its destination that had begun for certain.
+    term: u32,
 }
 
 /// A producer of a client, whatever brokers call it.
@@ -76,6 +84,7 @@ struct ProducerModel {
     completed: usize,
     /// Sends that went to the partition whose turn it was.
     turns: u64,
+    standing: Standing,
 }
 
 /// Who a producer is said to be.
@@ -85,6 +94,9 @@ pub(crate) struct Named {
     pub(crate) id: ProducerId,
     pub(crate) epoch: Epoch,
     pub(crate) partitions: u32,
+    /// Where its client heard of it.
+    pub(crate) connection: usize,
+    pub(crate) access: Access,
 }
 
 /// What a client knows when it gives an outcome.
@@ -114,6 +126,7 @@ struct PartitionModel {
     by_key: BTreeMap<Subject, BTreeSet<u64>>,
     /// Frame bytes of all messages that may be there.
     bytes_most: u64,
+    tenures: Tenures,
 }
 
 impl PartitionModel {
@@ -222,6 +235,7 @@ struct ConsumerModel {
     acked: Vec<(u32, u64)>,
     /// Confirmations on their way, in order.
     asked: Vec<ConfirmationAsked>,
+    asking: Option<Asking>,
 }
 
 /// A confirmation that was asked for.
@@ -262,6 +276,18 @@ pub(crate) struct Model {
     lineages: Vec<Lineage>,
     subscriptions: Vec<SubscriptionModel>,
     consumers: Vec<ConsumerModel>,
+    /// Connections that are broken, or about to be.
+    broken: BTreeSet<usize>,
+    /// When a client heard that its connection is open, in calls of the model.
+    opened: BTreeMap<usize, u64>,
+    takers: Vec<Taker>,
+    lives: Lives,
+    /// How often each destination of an installation was one producer's alone.
+    terms: BTreeMap<(u128, usize), u32>,
+    /// Ids of producers that somebody asked to have shut out.
+    fences: BTreeSet<u64>,
+    /// Peers take messages out of queues of which nothing is known here.
+    strangers: bool,
     calls: u64,
     /// What the report says.
     pub(crate) tally: Tally,
@@ -283,6 +309,13 @@ pub(crate) struct Tally {
     pub(crate) given_back: u64,
     pub(crate) producers_resumed: u64,
     pub(crate) consumers_resumed: u64,
+    pub(crate) tenures: u64,
+    pub(crate) takers: u64,
+    pub(crate) turned_away: u64,
+    pub(crate) fenced: u64,
+    pub(crate) polls: u64,
+    pub(crate) nothings: u64,
+    pub(crate) deletions: u64,
 }
 
 fn broken<T>(rule: Rule, detail: String) -> Result<T, Violation> {
@@ -291,9 +324,14 @@ fn broken<T>(rule: Rule, detail: String) -> Result<T, Violation> {
 
 impl Model {
     /// A model of an empty broker.
-    pub(crate) fn new(destinations: &[DestinationPlan], installation: Installation) -> Self {
+    pub(crate) fn new(
+        destinations: &[DestinationPlan],
+        installation: Installation,
+        strangers: bool,
+    ) -> Self {
         let mut model = Self {
             destinations: destinations.to_vec(),
+            strangers,
             ..Self::default()
         };
         model.begins(installation);
@@ -305,6 +343,9 @@ impl Model {
         self.installation = installation.0;
         for consumer in 0..self.consumers.len() {
             self.consumer_gone(consumer);
+        }
+        for producer in 0..self.producers.len() {
+            self.producer_departs(producer);
         }
         let logs = self.destinations.iter().map(|plan| {
             (0..plan.partitions)
@@ -338,8 +379,10 @@ impl Model {
             sends: Vec::new(),
             completed: 0,
             turns: 0,
+            standing: Standing::default(),
         });
         self.name(number, named)?;
+        self.producer_attached(number, named)?;
         Ok(number)
     }
 
@@ -360,7 +403,8 @@ impl Model {
                         sent.epoch = named.epoch.0;
                     }
                 }
-                self.name(number, named)
+                self.name(number, named)?;
+                self.producer_attached(number, named)
             }
             Some(known) if *known == number => {
                 let before = self.producers[number].epoch;
@@ -374,7 +418,8 @@ impl Model {
                     );
                 }
                 self.producers[number].epoch = named.epoch.0;
-                self.check_shape(number, named)
+                self.check_shape(number, named)?;
+                self.producer_attached(number, named)
             }
             Some(other) => broken(
                 Rule::ProducerId,
@@ -454,6 +499,7 @@ impl Model {
             verdict: Verdict::Open,
             offset: None,
             at,
+            term: producer.standing.term(installation),
         });
         let frame = MESSAGE_HEADER_SIZE + content.properties + content.body;
         self.log(installation.0, destination, partition).bytes_most += padded(frame) as u64;
@@ -468,6 +514,7 @@ impl Model {
         result: &Result<Stored, Failure>,
         known: &Circumstances,
     ) -> Result<(), Violation> {
+        let may_be_shut_out = self.may_be_shut_out(number);
         let producer = &mut self.producers[number];
         let next = producer.completed as u64 + 1;
         if sequence != next || producer.completed == producer.sends.len() {
@@ -487,6 +534,7 @@ impl Model {
             Ok(_) | Err(Failure::Refused(Refusal::AlreadyStored)) => Verdict::Stored,
             Err(Failure::Unknown(_)) => Verdict::Perhaps,
             Err(Failure::NotStored(_)) => Verdict::Never,
+            Err(Failure::Refused(Refusal::Fenced)) if may_be_shut_out => Verdict::Never,
             Err(Failure::Refused(refusal)) => {
                 return broken(
                     Rule::Refused,
@@ -508,7 +556,7 @@ impl Model {
                 Cause::DeadlinePassed => sent.deadline <= known.now,
                 Cause::LinkEnded | Cause::Left => known.ended,
                 Cause::OtherInstallation => sent.installation != known.installation.0,
-                Cause::Fenced => false,
+                Cause::Fenced => may_be_shut_out,
             },
             _ => true,
         };
@@ -545,7 +593,7 @@ impl Model {
                 self.tally.unknown += 1;
                 Ok(())
             }
-            Err(Failure::Refused(_)) => {
+            Err(Failure::Refused(Refusal::AlreadyStored)) => {
                 self.tally.stored += 1;
                 self.tally.placeless += 1;
                 Ok(())
@@ -636,6 +684,8 @@ impl Model {
             Some(_) => return Ok(()),
             None => sent.offset = Some(offset),
         }
+        self.check_tenure(number, sequence, offset)?;
+        let sent = &self.producers[number].sends[crate::random::size(sequence - 1)];
         let subject = Subject::of(sent.content.key_hash, number);
         let log = self.log(installation, destination, partition);
         log.by_key.entry(subject).or_default().insert(offset);
@@ -770,6 +820,7 @@ impl Model {
             held: Vec::new(),
             acked: Vec::new(),
             asked: Vec::new(),
+            asking: None,
         });
         let number = self.consumers.len() - 1;
         if self.subscriptions[subscription].installation != self.installation {
@@ -899,6 +950,7 @@ impl Model {
         for consumer in self.consumers_of(connection) {
             self.consumer_departs(consumer);
         }
+        self.producers_depart(connection);
     }
 
     /// The broker has noticed that a connection is gone, or has ended it.
@@ -906,6 +958,7 @@ impl Model {
         for consumer in self.consumers_of(connection) {
             self.consumer_gone(consumer);
         }
+        self.producers_depart(connection);
     }
 
     fn consumers_of(&self, connection: usize) -> Vec<usize> {

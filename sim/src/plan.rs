@@ -151,6 +151,8 @@ pub(crate) struct DestinationPlan {
     /// How many consumers a topic's lasting subscriptions have at once, and what of
     /// them is whose.
     pub(crate) sharing: [Sharing; SUBSCRIPTIONS.len()],
+    /// Whether some of its producers want it alone.
+    pub(crate) contested: bool,
 }
 
 impl DestinationPlan {
@@ -206,6 +208,10 @@ pub(crate) struct ActorPlan {
     pub(crate) moves: bool,
     pub(crate) producers: Vec<ProducerPlan>,
     pub(crate) consumers: Vec<ConsumerPlan>,
+    /// The mean number of acts after which it shuts a producer out, of whomever.
+    pub(crate) fences: Option<u64>,
+    /// Has to do with destinations that come and go.
+    pub(crate) passes: bool,
     /// Looks after a shard.
     pub(crate) warden: Option<Warden>,
 }
@@ -259,6 +265,17 @@ pub(crate) struct ProducerPlan {
     pub(crate) bytes_in_flight_max: u32,
     /// How long a send may take; `None` is for ever.
     pub(crate) patience: Option<u64>,
+    pub(crate) access: Access,
+}
+
+/// Whether a producer has its destination alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    Shared,
+    /// Alone, or not at all for now.
+    Exclusive,
+    /// Alone, once nobody else is there.
+    Taking,
 }
 
 /// How large bodies are.
@@ -308,6 +325,8 @@ pub(crate) struct ConsumerPlan {
     pub(crate) lifetime: Option<u64>,
     /// Of 1000 messages so many are given back.
     pub(crate) returns: u64,
+    /// Of 1000 acts that find nothing so many ask the broker whether there is anything.
+    pub(crate) polls: u64,
 }
 
 /// When a consumer acknowledges.
@@ -375,9 +394,48 @@ impl Plan {
             let founds = shard == founder;
             plan.actors.push(ActorPlan::warden(shard, founds, drains));
         }
+        // From a stream of its own: worlds without any of it are what they would be.
+        plan.rival(&mut random.clone().fork(), weight);
         plan
     }
+
+    /// Has producers compete for their destinations, shuts some out, has destinations come
+    /// and go, and has consumers ask.
+    fn rival(&mut self, random: &mut Random, weight: Weight) {
+        if random.chance(1, 3) {
+            let producers = self.actors.iter_mut().flat_map(|it| &mut it.producers);
+            for producer in producers {
+                producer.access = random.pick(&[
+                    Access::Shared,
+                    Access::Exclusive,
+                    Access::Taking,
+                    Access::Taking,
+                ]);
+                if producer.access != Access::Shared {
+                    self.destinations[producer.destination].contested = true;
+                    // One is done after the other, before the run is over.
+                    producer.quota = producer.quota.min(RIVAL_QUOTA_MAX);
+                }
+            }
+        }
+        for actor in &mut self.actors {
+            if actor.warden.is_none() && random.chance(1, 12) {
+                actor.fences = Some(random.magnitude(10, 300));
+            }
+        }
+        if weight == Weight::Light && random.chance(1, 3) {
+            for actor in self.actors.iter_mut().filter(|it| it.warden.is_none()) {
+                actor.passes = random.chance(2, 3);
+            }
+        }
+        for consumer in self.actors.iter_mut().flat_map(|it| &mut it.consumers) {
+            consumer.polls = random.pick(&[0, 0, 20, 300]);
+        }
+    }
 }
+
+/// The most messages of a producer that wants its destination alone.
+const RIVAL_QUOTA_MAX: u64 = 200;
 
 impl ActorPlan {
     fn warden(shard: ShardIndex, founds: bool, drains: Vec<usize>) -> Self {
@@ -391,6 +449,8 @@ impl ActorPlan {
             moves: false,
             producers: Vec::new(),
             consumers: Vec::new(),
+            fences: None,
+            passes: false,
             warden: Some(Warden { founds, drains }),
         }
     }
@@ -501,6 +561,7 @@ fn destination(
         partitions,
         retain,
         sharing: [(); SUBSCRIPTIONS.len()].map(|()| random.pick(&SHARINGS)),
+        contested: false,
     }
 }
 
@@ -553,6 +614,8 @@ fn actor(
         consumers: (0..consumers)
             .map(|_| consumer(random, destinations, weight))
             .collect(),
+        fences: None,
+        passes: false,
         warden: None,
     }
 }
@@ -610,6 +673,7 @@ fn producer(random: &mut Random, destinations: usize, weight: Weight) -> Produce
             Some(50 * MILLISECOND),
             None,
         ]),
+        access: Access::Shared,
     }
 }
 
@@ -638,5 +702,6 @@ fn consumer(random: &mut Random, destinations: &[DestinationPlan], weight: Weigh
         appetite: random.magnitude(1, if weight == Weight::Light { 200 } else { 20 }),
         lifetime: random.chance(1, 4).then(|| random.magnitude(5, 300)),
         returns: random.pick(&[0, 0, 20, 300]),
+        polls: 0,
     }
 }

@@ -54,6 +54,20 @@ pub struct Report {
     pub producers_resumed: u64,
     /// Consumers that were opened again.
     pub consumers_resumed: u64,
+    /// Producers that had their destination alone.
+    pub tenures: u64,
+    /// Of these, those that waited for it.
+    pub takers: u64,
+    /// Producers that were refused because of others.
+    pub turned_away: u64,
+    /// Producers that an administrator shut out.
+    pub fenced: u64,
+    /// Answers to consumers that asked whether there was anything.
+    pub polls: u64,
+    /// Of these, those that there was nothing, where that was certain.
+    pub nothings: u64,
+    /// Deletions of destinations.
+    pub deletions: u64,
     /// Connections.
     pub connections: u64,
     /// Logs that were thinned out.
@@ -90,6 +104,13 @@ impl Report {
         self.reconnects += other.reconnects;
         self.producers_resumed += other.producers_resumed;
         self.consumers_resumed += other.consumers_resumed;
+        self.tenures += other.tenures;
+        self.takers += other.takers;
+        self.turned_away += other.turned_away;
+        self.fenced += other.fenced;
+        self.polls += other.polls;
+        self.nothings += other.nothings;
+        self.deletions += other.deletions;
         self.connections += other.connections;
         self.thinnings += other.thinnings;
         self.chunks_most = self.chunks_most.max(other.chunks_most);
@@ -118,6 +139,10 @@ impl fmt::Display for Report {
             ("  moved to another shard", self.moves),
             ("  after one that was lost", self.reconnects),
             ("producers attached again", self.producers_resumed),
+            ("  alone", self.tenures),
+            ("    that had waited", self.takers),
+            ("  turned away", self.turned_away),
+            ("  shut out", self.fenced),
             ("consumers opened again", self.consumers_resumed),
             ("sends", self.sends),
             ("  stored", self.stored),
@@ -129,8 +154,11 @@ impl fmt::Display for Report {
             ("messages handed out", self.handed),
             ("  again", self.redelivered),
             ("  given back", self.given_back),
+            ("  asked for", self.polls),
+            ("    and certainly not there", self.nothings),
             ("acknowledgements", self.acknowledged),
             ("  confirmed", self.confirmed),
+            ("destinations deleted", self.deletions),
             ("logs thinned out", self.thinnings),
             ("most chunks in use", self.chunks_most as u64),
         ] {

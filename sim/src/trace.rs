@@ -103,6 +103,46 @@ pub(crate) enum Fact {
         peer: usize,
         producer: usize,
     },
+    /// The broker has ended a producer, or does not attach it again.
+    ProducerShutOut {
+        producer: usize,
+        code: u16,
+    },
+    /// A producer waits for its destination in line for certain.
+    InLine {
+        taker: usize,
+    },
+    /// A client waits no longer.
+    Cancelled {
+        peer: usize,
+    },
+    /// A consumer asks whether there is anything, and is answered.
+    PollAsked {
+        consumer: usize,
+    },
+    Polled {
+        consumer: usize,
+        nothing: bool,
+    },
+    DeletionAsked {
+        name: usize,
+    },
+    Deleted {
+        deletion: usize,
+    },
+    PassingEnded {
+        code: u16,
+    },
+    PassingHanded {
+        number: u64,
+    },
+    FenceAsked {
+        peer: usize,
+        id: u64,
+    },
+    Fenced {
+        producer: usize,
+    },
     ConsumerOpened {
         peer: usize,
         consumer: usize,

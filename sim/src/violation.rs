@@ -62,6 +62,22 @@ pub enum Rule {
     /// Back too soon.
     #[error("what is given back rests for as long as it was asked to")]
     Rest,
+    /// Two at once.
+    #[error("who has a destination alone is its only producer")]
+    Alone,
+    /// Wrote all the same.
+    #[error(
+        "who was shut out, by an administrator or by who has the destination alone, stays so, and stores nothing any more"
+    )]
+    ShutOut,
+    /// Came over from an earlier one.
+    #[error(
+        "what belongs to a destination that was deleted never comes to a later one of its name"
+    )]
+    Revenant,
+    /// Out of turn.
+    #[error("those who wait to have a destination alone have it in the order in which they asked")]
+    Turn,
     /// Out of order.
     #[error("a consumer gets each partition in order, except what others gave back")]
     ConsumerOrder,
@@ -102,6 +118,11 @@ pub enum Rule {
     /// Another token.
     #[error("confirmations come in the order in which they were asked for")]
     Confirmation,
+    /// Said to be nothing.
+    #[error(
+        "a consumer that asks is told of nothing only if nothing was there that had to go to it"
+    )]
+    Polled,
     /// Never came.
     #[error("each subscription gets every message")]
     Lost,

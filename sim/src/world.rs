@@ -228,7 +228,11 @@ impl World {
             seats.push(Seat::new(Peer::Rogue(Box::new(rogue))));
         }
         let mut world = Self {
-            model: Model::new(&plan.destinations, installation),
+            model: Model::new(
+                &plan.destinations,
+                installation,
+                plan.rogues + plan.stallers > 0,
+            ),
             door: new_door(&plan, random.word()),
             random: random.fork(),
             now: 1,

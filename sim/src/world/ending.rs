@@ -5,6 +5,7 @@ use courser_core::counters::Counter;
 
 use super::{Act, DRAINED_WITHIN, Event, Figures, Past, Peer, Worker, World};
 use crate::actor::Scene;
+use crate::passing;
 use crate::plan::SECOND;
 use crate::report::Report;
 use crate::trace::Fact;
@@ -52,13 +53,19 @@ impl World {
             return Ok(false);
         }
         let figures = self.figures();
+        // What came and went has gone.
+        let passing = passing::destinations();
+        let rows = (self.answers.iter().flatten()).flat_map(|it| &it.destinations);
+        let are_gone = !rows
+            .into_iter()
+            .any(|row| passing.contains(&row.destination));
         self.answers.fill_with(|| None);
         self.last_figures.clone_from(&figures);
         let resting = self.seats.iter().all(|seat| match &seat.peer {
             Peer::Actor(actor) => actor.is_connected() && actor.is_at_rest(&self.model),
             Peer::Rogue(_) => seat.done,
         });
-        let settled = figures.iter().all(|it| it.unsettled == 0);
+        let settled = are_gone && figures.iter().all(|it| it.unsettled == 0);
         // What a shard says may be older than the rest of the peers, and so may be what
         // another says in the next round; of the round after that nothing is.
         let rounds = match self.resting.take() {
@@ -227,6 +234,13 @@ impl World {
             given_back: self.model.tally.given_back,
             producers_resumed: self.model.tally.producers_resumed,
             consumers_resumed: self.model.tally.consumers_resumed,
+            tenures: self.model.tally.tenures,
+            takers: self.model.tally.takers,
+            turned_away: self.model.tally.turned_away,
+            fenced: self.model.tally.fenced,
+            polls: self.model.tally.polls,
+            nothings: self.model.tally.nothings,
+            deletions: self.model.tally.deletions,
             chunks_most: done.chunks_most,
             faults: self.faults,
         }
