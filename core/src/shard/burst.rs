@@ -15,7 +15,7 @@
 use zerocopy::FromBytes;
 
 use super::Shard;
-use super::durable::{Safety, Stored};
+use super::durable::Stored;
 use super::positions::Outcome;
 use crate::auth::{self, Operation, Target};
 use crate::counters::Counter;
@@ -23,7 +23,7 @@ use crate::frame::control::CompletionRun;
 use crate::frame::{
     ALIGNMENT, Kind, MESSAGE_HEADER_SIZE, MessageHeader, VERSION, checksum, flags, padded, property,
 };
-use crate::id::{BatchNumber, DestinationNumber, Handle, PartitionIndex};
+use crate::id::{DestinationNumber, Handle, PartitionIndex};
 use crate::memory::CHUNK;
 use crate::time::Now;
 
@@ -170,17 +170,6 @@ impl Shard {
             return 0;
         };
         local.stored += u64::from(messages);
-        let mut safety = Safety::default();
-        if let Some(journal) = &mut self.journal {
-            let stored = Stored {
-                partition,
-                first: offset,
-                count: messages,
-                size,
-                flags: due.flushed,
-            };
-            safety = journal.stored(&mut self.arena, local, &stored);
-        }
         self.reserved -= size as u64;
         self.counters
             .add(Counter::MessagesStored, u64::from(messages));
@@ -207,13 +196,23 @@ impl Shard {
             append_time: now.wall.0.into(),
             count: messages.into(),
             partition: partition.0.into(),
-            durability: safety.durability as u8,
             ..CompletionRun::default()
         };
-        if safety.batch > BatchNumber(0) {
-            let is_first = producer.complete_with(safety.batch, run);
-            self.await_flush(handle, is_first);
-        } else if producer.complete(run) {
+        let is_first = match &mut self.journal {
+            None => producer.complete_now(run),
+            Some(journal) => {
+                let stored = Stored {
+                    partition,
+                    first: offset,
+                    count: messages,
+                    size,
+                    flags: due.flushed,
+                };
+                let local = &mut self.locals[room.destination];
+                journal.stored(&mut self.arena, local, &stored, (handle, producer), run)
+            }
+        };
+        if is_first {
             self.completing.push(handle);
         }
         size

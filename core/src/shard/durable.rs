@@ -19,11 +19,12 @@ use std::collections::VecDeque;
 
 use super::identity::Access;
 use super::locals::Local;
+use super::producer::Producer;
 use super::{Fault, Shard};
 use crate::catalog::Change;
 use crate::error::Refusal;
 use crate::frame::Durability;
-use crate::frame::control::Acknowledge;
+use crate::frame::control::{Acknowledge, CompletionRun};
 use crate::frame::flags;
 use crate::id::{
     BatchNumber, CatalogVersion, DestinationNumber, Handle, Offset, PartitionIndex, ProducerId,
@@ -73,10 +74,10 @@ pub(super) struct Confirmation {
 
 /// How safe messages are that were stored, and what their outcomes wait for.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Safety {
+struct Safety {
     /// Nothing, if it is 0.
-    pub(super) batch: BatchNumber,
-    pub(super) durability: Durability,
+    batch: BatchNumber,
+    durability: Durability,
 }
 
 /// A run of messages of one partition.
@@ -119,9 +120,34 @@ impl Durable {
         }
     }
 
-    /// Messages were stored in a log: those that are to be flushed go into the journal,
-    /// and for the others their offsets are reserved.
-    pub(super) fn stored(&mut self, arena: &mut Arena, local: &mut Local, it: &Stored) -> Safety {
+    /// Messages were stored in a log, and this is what became of them: it is told once it
+    /// may be. Returns whether it is the first that the producer has to tell.
+    #[inline(never)]
+    pub(super) fn stored(
+        &mut self,
+        arena: &mut Arena,
+        local: &mut Local,
+        stored: &Stored,
+        (handle, producer): (Handle, &mut Producer),
+        run: CompletionRun,
+    ) -> bool {
+        let safety = self.make_safe(arena, local, stored);
+        let run = CompletionRun {
+            durability: safety.durability as u8,
+            ..run
+        };
+        if safety.batch == BatchNumber(0) {
+            return producer.complete(run);
+        }
+        if producer.complete_with(safety.batch, run) {
+            self.hold(handle);
+        }
+        false
+    }
+
+    /// Those that are to be flushed go into the journal, and for the others their offsets
+    /// are reserved.
+    fn make_safe(&mut self, arena: &mut Arena, local: &mut Local, it: &Stored) -> Safety {
         let destination = local.number;
         let log = &mut local.partitions[it.partition.0 as usize].log;
         let is_flushed = it.flags & flags::FLUSHED != 0;
@@ -260,18 +286,18 @@ impl Shard {
             .is_some_and(|journal| journal.writer.has_work() || journal.has_news())
     }
 
-    /// Acts on what has become durable.
-    #[inline]
-    pub(super) fn flushed(&mut self, now: Now) {
-        if let Some(journal) = self.journal.as_deref()
-            && journal.has_news()
-        {
+    /// Acts on what has become durable, and has written what has come since.
+    #[inline(never)]
+    pub(super) fn turn_journal(&mut self, now: Now) {
+        if self.journal.as_deref().is_some_and(Durable::has_news) {
             self.tell_flushed(now);
             self.tell_broken(now);
         }
+        if let Some(journal) = &mut self.journal {
+            journal.writer.turn(&mut self.arena, now.wall);
+        }
     }
 
-    #[inline(never)]
     fn tell_flushed(&mut self, now: Now) {
         let Some(mut journal) = self.journal.take() else {
             return;
@@ -440,12 +466,5 @@ impl Shard {
             }
         }
         self.refuse_decided(now);
-    }
-
-    /// Has written what this turn came to. Behind everything that adds entries.
-    pub(super) fn write_journal(&mut self, now: Now) {
-        if let Some(journal) = &mut self.journal {
-            journal.writer.turn(&mut self.arena, now.wall);
-        }
     }
 }

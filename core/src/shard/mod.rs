@@ -611,7 +611,9 @@ impl Shard {
     /// the order in which they got something to send, and a message is wanted
     /// more urgently than the news that it was stored.
     pub fn turn(&mut self, now: Now) {
-        self.flushed(now);
+        if self.journal.is_some() {
+            self.turn_journal(now);
+        }
         self.resume();
         if self.remembered.is_sweeping() {
             let locals = &self.locals;
@@ -630,7 +632,6 @@ impl Shard {
         self.report(now);
         self.close_sessions(now);
         self.finish(now);
-        self.write_journal(now);
         for index in 0..self.dirty.len() {
             let link = self.dirty[index];
             if let Some(entry) = self.links.get_mut(link) {

@@ -147,6 +147,12 @@ impl Producer {
             self.hold(BatchNumber(0), run);
             return false;
         }
+        self.complete_now(run)
+    }
+
+    /// As [`Producer::complete`], where no journal holds anything.
+    #[inline]
+    pub(super) fn complete_now(&mut self, run: CompletionRun) -> bool {
         self.wait(run);
         !core::mem::replace(&mut self.completing, true)
     }
@@ -689,11 +695,10 @@ impl Shard {
         let Some(link) = self.links.get_mut(link_handle) else {
             return;
         };
-        let closing = producer.closing.filter(|_| may_close);
-        let answers = closing.is_some_and(|it| it.request.is_some());
+        let answers = may_close && producer.closing.is_some_and(|it| it.request.is_some());
         let has_something = !producer.runs.is_empty() || answers;
         if link.state == LinkState::Ending || !has_something {
-            if closing.is_some() {
+            if may_close {
                 self.remove_producer(now, handle, true);
             }
             return;
@@ -729,7 +734,27 @@ impl Shard {
             self.counters.add(Counter::Completions, messages);
             self.counters.add(Counter::CompletionFrames, 1);
         }
-        if let Some(request) = closing.and_then(|it| it.request) {
+        if may_close {
+            return self.answer_close(now, handle);
+        }
+        let low = producer.credit.is_low();
+        self.mark_dirty(link_handle);
+        if low {
+            self.renew(now, handle);
+        }
+    }
+
+    /// All outcomes of a producer are written whose end was asked for: it ends, and whoever
+    /// asked is told, if there is room for that.
+    #[cold]
+    fn answer_close(&mut self, now: Now, handle: Handle) {
+        let Some(producer) = self.producers.get(handle) else {
+            return;
+        };
+        let (link_handle, closing) = (producer.link, producer.closing);
+        if let Some(request) = closing.and_then(|it| it.request)
+            && let Some(link) = self.links.get_mut(link_handle)
+        {
             let closed = Closed {
                 handle: handle.0.into(),
                 ..Closed::default()
@@ -741,13 +766,8 @@ impl Shard {
                 return self.starve(link_handle);
             }
         }
-        let low = producer.credit.is_low();
         self.mark_dirty(link_handle);
-        if closing.is_some() {
-            self.remove_producer(now, handle, true);
-        } else if low {
-            self.renew(now, handle);
-        }
+        self.remove_producer(now, handle, true);
     }
 
     /// Passes the outcomes of a branch on; of a front, says whether it can be closed:

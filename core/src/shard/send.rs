@@ -10,7 +10,7 @@
 //! messages came. The way straight through is kept free of everything that the
 //! other ways need.
 
-use super::durable::{Durable, Safety, Stored};
+use super::durable::{Durable, Stored};
 use super::identity::{NoSend, Turn};
 use super::positions::Outcome;
 use super::producer::{Producer, not_open};
@@ -177,17 +177,6 @@ impl Shard {
             return Ok(());
         };
         local.stored += 1;
-        let mut safety = Safety::default();
-        if let Some(journal) = &mut self.journal {
-            let stored = Stored {
-                partition: PartitionIndex(partition),
-                first: offset,
-                count: 1,
-                size,
-                flags,
-            };
-            safety = journal.stored(&mut self.arena, local, &stored);
-        }
         producer.credit.received(size);
         let outcome = Outcome {
             offset: offset.0,
@@ -200,12 +189,21 @@ impl Shard {
             .had_turn(partition, header.sequence.get(), &outcome, |bytes| {
                 remembered.grow(bytes)
             });
-        let mut run = completion(header, &outcome);
-        run.durability = safety.durability as u8;
-        if safety.batch > BatchNumber(0) {
-            let is_first = producer.complete_with(safety.batch, run);
-            self.await_flush(handle, is_first);
-        } else if producer.complete(run) {
+        let run = completion(header, &outcome);
+        let is_first = match &mut self.journal {
+            None => producer.complete_now(run),
+            Some(journal) => {
+                let stored = Stored {
+                    partition: PartitionIndex(partition),
+                    first: offset,
+                    count: 1,
+                    size,
+                    flags,
+                };
+                journal.stored(&mut self.arena, local, &stored, (handle, producer), run)
+            }
+        };
+        if is_first {
             self.completing.push(handle);
         }
         self.reserved -= size as u64;
