@@ -18,6 +18,10 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use courser_core::limits;
 
 use super::BLOCK_SIZE;
 use super::directory::Held;
@@ -34,7 +38,10 @@ const DIRECT: [(i64, &str); 4] = [
 
 /// Zeros are written in pieces of so many bytes; between two of them whoever prepares can
 /// be called off.
-const ZEROS: usize = 1024 * 1024;
+const ZEROS: usize = 512 * 1024;
+
+/// The longest rest between two of them, on however slow a device.
+const REST_MAX: Duration = Duration::from_millis(100);
 
 /// How a write becomes durable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -201,9 +208,17 @@ fn write_out(path: &Path, size: u64, called_off: &AtomicBool) -> Result<(), Fail
                 return Err(("go on preparing", io::Error::other("it was called off")));
             }
             let count = usize::try_from(size - position).map_or(ZEROS, |rest| rest.min(ZEROS));
+            let begun = Instant::now();
             file.write_all_at(&zeros[..count], position)
                 .map_err(while_doing("write zeros to"))?;
             position += count as u64;
+            if size > u64::from(limits::JOURNAL_FILE_SIZE_FIRST) {
+                // Nobody waits for it yet, while a shard's writes do wait for the device:
+                // it is theirs for as long as this piece had it, and no flush of theirs
+                // has more than a piece of ours before it.
+                file.sync_data().map_err(while_doing("flush"))?;
+                thread::sleep(begun.elapsed().min(REST_MAX));
+            }
         }
     }
     file.sync_all().map_err(while_doing("flush"))?;
