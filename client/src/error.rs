@@ -102,6 +102,9 @@ pub enum Cause {
     /// The broker does not know the producer any more, or knows a newer one.
     #[error("the producer was fenced")]
     Fenced,
+    /// The broker's storage failed: what is kept shows when it is started again.
+    #[error("the broker's storage failed, and nothing is made durable before it is started again")]
+    StorageFailed,
     /// The client was closed before.
     #[error("the client was closed")]
     Closed,
@@ -164,6 +167,7 @@ impl SendError {
             (client::Cause::LinkEnded, None) => Cause::LinkEnded(Arc::new(LinkEnd::Lost)),
             (client::Cause::OtherInstallation, _) => Cause::OtherInstallation,
             (client::Cause::Fenced, _) => Cause::Fenced,
+            (client::Cause::StorageFailed, _) => Cause::StorageFailed,
             (client::Cause::Left, _) => Cause::Closed,
         };
         match failure {

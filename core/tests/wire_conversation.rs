@@ -533,7 +533,7 @@ fn outcomes_come_in_the_order_of_the_sends_and_a_refusal_has_its_place() {
     client.send(&mut producer, 1, 1, b"b");
     producer.sequence += 1;
     let reserved = changed(message(&producer, 0, 2, b"c"), |header| {
-        header.flags = flags::FLUSHED.into();
+        header.flags = (1 << 2).into();
     });
     client.out.extend(reserved);
     // The refused send counts in its partition; a number of the producer may be left out.

@@ -19,6 +19,8 @@ pub enum Cause {
     OtherInstallation,
     /// The broker does not know the producer any more, or knows a newer one.
     Fenced,
+    /// The broker's storage failed, perhaps behind it.
+    StorageFailed,
     /// The application left.
     Left,
 }
@@ -30,6 +32,7 @@ impl fmt::Display for Cause {
             Self::LinkEnded => "the link to the broker ended",
             Self::OtherInstallation => "another installation answers in the broker's place",
             Self::Fenced => "the producer was fenced",
+            Self::StorageFailed => "the broker's storage failed",
             Self::Left => "the client was closed",
         })
     }

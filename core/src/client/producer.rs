@@ -113,6 +113,8 @@ fn failure(code: u16, refusal: Option<Refusal>, is_uncertain: bool) -> Failure {
         Some(Refusal::Fenced | Refusal::NotFound) if is_uncertain => {
             Failure::Unknown(Cause::Fenced)
         }
+        // The device may have it all the same.
+        Some(Refusal::StorageFailed) => Failure::Unknown(Cause::StorageFailed),
         Some(refusal) => Failure::Refused(refusal),
     }
 }
