@@ -557,6 +557,8 @@ impl Model {
                 Cause::LinkEnded | Cause::Left => known.ended,
                 Cause::OtherInstallation => sent.installation != known.installation.0,
                 Cause::Fenced => may_be_shut_out,
+                // Nothing is kept.
+                Cause::StorageFailed => false,
             },
             _ => true,
         };
