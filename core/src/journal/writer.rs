@@ -567,6 +567,7 @@ impl Writer {
         }
         if let Next::Heading(chunk) = self.coming.stage {
             arena.give(chunk);
+            self.coming.stage = Next::Asked;
         }
         self.chunks = 0;
         self.is_broken = true;
@@ -576,3 +577,6 @@ impl Writer {
 /// It is not known what a write left on the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WriteFailed;
+
+#[cfg(test)]
+mod tests;
