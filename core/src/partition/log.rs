@@ -168,8 +168,11 @@ pub struct Log {
     shown: Offset,
     /// Which batches have to be durable, and what of each is the first.
     hidden: VecDeque<(BatchNumber, Offset)>,
-    /// Offsets from here on are given out once that is written down.
+    /// Offsets below this one may be given out: that is durable.
     reserved: Offset,
+    /// Those below this one may be, too, once the batch is durable; nothing more if they
+    /// are none.
+    reserving: (BatchNumber, Offset),
     /// What was settled since it was taken last, if it is to be written down.
     settled: Option<Vec<SettledRun>>,
 }
@@ -198,6 +201,7 @@ impl Log {
             shown: ALL,
             hidden: VecDeque::new(),
             reserved: Offset(0),
+            reserving: (BatchNumber(0), Offset(0)),
             settled: None,
         }
     }
@@ -385,9 +389,24 @@ impl Log {
         self.reserved
     }
 
-    /// The offsets below this one may be given out, once that is written down.
+    /// The offsets below this one may be given out: that is durable.
     pub fn reserve(&mut self, until: Offset) {
         self.reserved = until;
+    }
+
+    /// The offsets below this one may be given out once `batch` is durable.
+    pub fn reserve_with(&mut self, batch: BatchNumber, until: Offset) {
+        self.reserving = (batch, until);
+    }
+
+    /// What is being reserved, and with which batch, if it is not durable yet.
+    pub fn reserving(&mut self, durable: BatchNumber) -> Option<(BatchNumber, Offset)> {
+        let (batch, until) = self.reserving;
+        if batch <= durable {
+            self.reserved = self.reserved.max(until);
+            return None;
+        }
+        Some((batch, until))
     }
 
     /// Has what is settled from here on noted, for [`Log::take_settled`].

@@ -23,18 +23,19 @@ use super::producer::Producer;
 use super::{Fault, Shard};
 use crate::catalog::Change;
 use crate::error::Refusal;
-use crate::frame::Durability;
 use crate::frame::control::{Acknowledge, CompletionRun};
 use crate::frame::flags;
+use crate::frame::{Durability, MessageHeader};
 use crate::id::{
-    BatchNumber, CatalogVersion, DestinationNumber, Handle, Offset, PartitionIndex, ProducerId,
-    SubscriptionNumber,
+    BatchNumber, CatalogVersion, DestinationNumber, Epoch, Handle, Offset, PartitionIndex,
+    PartitionSequence, ProducerId, Sequence, SubscriptionNumber,
 };
 use crate::journal::entry::{Entry, Place};
 use crate::journal::survey::Slot;
 use crate::journal::writer::{Beginning, Token, Wish, WriteFailed, Writer};
 use crate::limits;
 use crate::memory::Arena;
+use crate::partition::log::Log;
 use crate::time::Now;
 
 /// The subscription that every queue has.
@@ -164,22 +165,31 @@ impl Durable {
                 durability: Durability::Flushed,
             };
         }
-        let reserved = log.reserved();
-        let next = log.next();
-        if self.writer.is_broken() || next.0 + RESERVED_LEAST <= reserved.0 {
+        if log.next().0 + RESERVED_LEAST <= log.reserved().0 || self.writer.is_broken() {
             return Safety::default();
         }
         let place = Place {
             destination,
             partition: it.partition,
         };
-        let until = Offset(next.0 + u64::from(limits::OFFSETS_RESERVED));
-        log.reserve(until);
-        let entry = Entry::OffsetsReserved { place, next: until };
-        let batch = self.append(arena, &entry);
-        // Ahead of need only the first ones wait for it.
+        self.reserve_offsets(arena, log, place)
+    }
+
+    /// Reserves offsets ahead, if few are left, and says what the last one given out
+    /// waits for: nothing, if it was reserved before.
+    #[cold]
+    fn reserve_offsets(&mut self, arena: &mut Arena, log: &mut Log, place: Place) -> Safety {
+        let next = log.next();
+        let coming = log.reserving(self.writer.durable());
+        let (mut batch, until) = coming.unwrap_or((BatchNumber(0), log.reserved()));
+        if next.0 + RESERVED_LEAST > until.0 {
+            let next = Offset(next.0 + u64::from(limits::OFFSETS_RESERVED));
+            let entry = Entry::OffsetsReserved { place, next };
+            batch = self.append(arena, &entry);
+            log.reserve_with(batch, next);
+        }
         Safety {
-            batch: if next > reserved {
+            batch: if next > log.reserved() {
                 batch
             } else {
                 BatchNumber(0)
@@ -188,11 +198,47 @@ impl Durable {
         }
     }
 
-    /// Adds an entry of a few bytes, for which there is always a chunk.
+    /// Adds an entry of a few bytes, for which there is always a chunk. One that would
+    /// never be written is not kept.
     pub(super) fn append(&mut self, arena: &mut Arena, entry: &Entry<'_>) -> BatchNumber {
+        if self.writer.is_broken() {
+            return self.writer.last();
+        }
         self.writer
             .append(arena, entry, &mut self.scratch)
             .unwrap_or(self.writer.last())
+    }
+
+    /// A send that was to be flushed had its turn and is not stored; says with which
+    /// batch the next run knows it.
+    pub(super) fn refused(
+        &mut self,
+        arena: &mut Arena,
+        destination: DestinationNumber,
+        header: &MessageHeader,
+        refusal: Refusal,
+    ) -> BatchNumber {
+        let entry = Entry::SendRefused {
+            producer: ProducerId(header.producer.get()),
+            epoch: Epoch(header.epoch.get()),
+            place: Place {
+                destination,
+                partition: PartitionIndex(header.partition.get()),
+            },
+            refusal,
+            sequence: Sequence(header.sequence.get()),
+            partition_sequence: PartitionSequence(header.partition_sequence.get()),
+        };
+        let batch = self.append(arena, &entry);
+        if self.writer.is_broken() {
+            BatchNumber(0)
+        } else {
+            batch
+        }
+    }
+
+    pub(super) fn is_broken(&self) -> bool {
+        self.writer.is_broken()
     }
 
     /// Has the outcomes of a producer looked at once more is durable.
@@ -424,19 +470,21 @@ impl Shard {
         if fields.confirm.get() == 0 {
             return Ok(());
         }
-        let confirmation = Confirmation {
+        let mut confirmation = Confirmation {
             consumer,
             confirm: fields.confirm.get(),
             refusal: refusal.map_or(0, Refusal::code),
         };
-        match &mut self.journal {
-            Some(journal) => {
-                let batch = journal.writer.last();
+        if let Some(journal) = &mut self.journal {
+            let batch = journal.all_so_far();
+            if journal.writer.is_broken() {
+                confirmation.refusal = Refusal::StorageFailed.code();
+            } else if batch > BatchNumber(0) {
                 journal.confirms.push_back((batch, link, confirmation));
-                Ok(())
+                return Ok(());
             }
-            None => self.confirm_on(now, link, &confirmation),
         }
+        self.confirm_on(now, link, &confirmation)
     }
 
     /// Nothing will be durable any more: whoever waits for that is told so, once.

@@ -16,6 +16,9 @@ struct Lane {
     last: u64,
     /// The producer's sequence of it.
     sequence: u64,
+    /// While `last + 1` is this, the next one may leave some out: those of an earlier run
+    /// that were not to be flushed, of which nothing is known. 0 if none was.
+    resumed: u64,
 }
 
 /// Where a send stands among those of its producer to its partition.
@@ -164,6 +167,41 @@ impl Identity {
         self.lanes
             .get(partition as usize)
             .is_some_and(|lane| partition_sequence == lane.last + 1 && sequence > lane.sequence)
+    }
+
+    /// What was sent in earlier runs is told: some of it may be missing at the end.
+    pub(super) fn resume(&mut self) {
+        for lane in &mut self.lanes {
+            lane.resumed = lane.last + 1;
+        }
+    }
+
+    /// Whether a send to a partition is the first of this run, whose producer goes on
+    /// behind others that are not known any more; it is the next one then.
+    #[cold]
+    pub(super) fn goes_on_with(
+        &mut self,
+        partition: u32,
+        partition_sequence: u64,
+        sequence: u64,
+    ) -> bool {
+        let Some(lane) = self.lanes.get_mut(partition as usize) else {
+            return false;
+        };
+        let goes_on = lane.resumed == lane.last + 1
+            && partition_sequence > lane.resumed
+            && sequence > lane.sequence;
+        if goes_on {
+            lane.last = partition_sequence - 1;
+        }
+        goes_on
+    }
+
+    /// The send that was due is refused, and will come again: nothing leaves it out.
+    pub(super) fn is_waited_for(&mut self, partition: u32) {
+        if let Some(lane) = self.lanes.get_mut(partition as usize) {
+            lane.resumed = 0;
+        }
     }
 
     /// Where a send stands.

@@ -21,6 +21,7 @@ use crate::auth::Principal;
 use crate::catalog::Wanted;
 use crate::counters::Counter;
 use crate::error::Refusal;
+use crate::frame::MessageHeader;
 use crate::frame::control::{Batch, Closed, CompletionRun, Completions};
 use crate::id::{BatchNumber, DestinationNumber, Epoch, Handle, ProducerId, RequestId};
 use crate::name::Destination;
@@ -200,6 +201,16 @@ impl Producer {
             }
         }
         self.release(BatchNumber::MAX)
+    }
+
+    /// Whether a send that is not the next one is where it goes on in this run.
+    #[cold]
+    pub(super) fn goes_on_with(&mut self, header: &MessageHeader) -> bool {
+        let (partition, sequence) = (header.partition.get(), header.sequence.get());
+        self.known
+            && header.producer.get() == self.identity.id.0
+            && (1..=self.identity.epoch.0).contains(&header.epoch.get())
+            && (self.identity).goes_on_with(partition, header.partition_sequence.get(), sequence)
     }
 
     /// Whether it has outcomes that may not be told.

@@ -166,6 +166,13 @@ impl Remembered {
         self.places.get(&id).copied()
     }
 
+    /// What was sent in earlier runs is told.
+    pub(super) fn resume(&mut self) {
+        for identity in self.detached.values_mut() {
+            identity.resume();
+        }
+    }
+
     /// A producer that is detached.
     pub(super) fn detached(&self, number: u64) -> Option<&Identity> {
         self.detached.get(&number).map(|identity| &**identity)

@@ -119,6 +119,7 @@ impl Shard {
     /// All entries were told: whatever was delivered and not settled waits for whoever
     /// comes, and offsets go on where none was given out.
     pub fn restored(&mut self) {
+        self.remembered.resume();
         for local in self.locals.iter_mut() {
             for index in local.own.indexes() {
                 let partition = &mut local.partitions[index];
@@ -228,10 +229,13 @@ impl Shard {
         };
         let partition = &mut local.partitions[place.partition.0 as usize];
         if let Some((_, part)) = partition.parts.first_mut() {
+            let before = part.entries_size();
             for run in runs {
                 let (first, count) = (Offset(run.first.get()), run.count.get());
                 part.settled_before(&mut self.arena, &mut partition.log, first, count);
             }
+            // What was settled out of its order takes as much as it did before.
+            self.parts.take_anyway(part.entries_size() - before);
         }
         if let Some(settled) = partition.log.settled() {
             settled.clear();

@@ -10,7 +10,7 @@
 //! messages came. The way straight through is kept free of everything that the
 //! other ways need.
 
-use super::durable::{Durable, Stored};
+use super::durable::Stored;
 use super::identity::{NoSend, Turn};
 use super::positions::Outcome;
 use super::producer::{Producer, not_open};
@@ -149,7 +149,7 @@ impl Shard {
                 header.partition_sequence.get(),
                 header.sequence.get(),
             );
-        if !is_next {
+        if !is_next && !producer.goes_on_with(header) {
             #[cfg(any(planted = "forget_retry", planted = "ignore_epoch"))]
             if self.is_taken_for_new(header) {
                 return self.store_out_of_turn(now, header, bytes);
@@ -280,23 +280,34 @@ impl Shard {
     #[cold]
     fn refuse_send(&mut self, header: &MessageHeader, bytes: Bytes<'_>, refusal: Refusal) {
         let outcome = Outcome::refused(refusal);
-        if !refusal.is_retryable()
-            && let Some(producer) = self.producers.get_mut(Handle(header.handle.get()))
-        {
-            let remembered = &mut self.remembered;
-            producer.identity.had_turn(
-                header.partition.get(),
-                header.sequence.get(),
-                &outcome,
-                |bytes| remembered.grow(bytes),
-            );
+        let mut batch = BatchNumber(0);
+        if let Some(producer) = self.producers.get_mut(Handle(header.handle.get())) {
+            if refusal.is_retryable() {
+                producer.identity.is_waited_for(header.partition.get());
+            } else {
+                let remembered = &mut self.remembered;
+                producer.identity.had_turn(
+                    header.partition.get(),
+                    header.sequence.get(),
+                    &outcome,
+                    |bytes| remembered.grow(bytes),
+                );
+                // Or the next run would say of a retry that it was stored.
+                if header.flags.get() & flags::FLUSHED != 0
+                    && let Some(journal) = &mut self.journal
+                {
+                    let destination = producer.identity.destination;
+                    batch = journal.refused(&mut self.arena, destination, header, refusal);
+                }
+            }
         }
         let counter = match refusal {
             Refusal::GivenUp => Counter::SendsGivenUp,
             _ => Counter::SendsRefused,
         };
         self.counters.add(counter, 1);
-        self.settle_unstored(header, bytes, &outcome);
+        let run = completion(header, &outcome);
+        self.settle_unstored_as(header, bytes, batch, run);
     }
 
     /// Says what became of a send when it was sent first, which may still wait for a flush.
@@ -307,17 +318,32 @@ impl Shard {
         bytes: Bytes<'_>,
         first: &Outcome,
     ) -> Result<(), Fault> {
-        let waits_for = self.journal.as_deref().map(Durable::all_so_far);
-        let Some(batch) = waits_for.filter(|_| header.flags.get() & flags::FLUSHED != 0) else {
+        let Some(journal) = self.journal.as_deref().filter(|_| first.is_stored()) else {
             self.settle_unstored(header, bytes, first);
             return Ok(());
         };
+        let is_flushed = header.flags.get() & flags::FLUSHED != 0;
         let mut run = completion(header, first);
-        if first.is_stored() {
+        // Also the offset of one that is not flushed may wait until it is reserved.
+        let mut batch = journal.all_so_far();
+        if journal.is_broken() {
+            // Nothing will be durable that is not, and it is not known what this one is.
+            batch = BatchNumber(0);
+            if is_flushed {
+                run = completion(header, &Outcome::refused(Refusal::StorageFailed));
+            }
+        } else if is_flushed && self.keeps_what(header) {
             run.durability = Durability::Flushed as u8;
         }
         self.settle_unstored_as(header, bytes, batch, run);
         Ok(())
+    }
+
+    /// Whether what is sent with this header is kept in the journal.
+    fn keeps_what(&self, header: &MessageHeader) -> bool {
+        let producer = self.producers.get(Handle(header.handle.get()));
+        let local = producer.and_then(|it| self.locals.get(it.identity.destination));
+        local.is_some_and(|local| local.keeps)
     }
 
     /// Has a producer's outcomes looked at when more is durable, if it is not yet.

@@ -12,9 +12,10 @@ use crate::journal::{Identity, Origin};
 
 /// The files of a journal, and what was wished and not done.
 #[derive(Default)]
-struct Device {
+pub(super) struct Device {
     files: BTreeMap<Slot, Vec<u8>>,
-    writes: Vec<(Slot, u64, Token)>,
+    pub(super) writes: Vec<(Slot, u64, Token)>,
+    starts: u64,
 }
 
 const IDENTITY: Identity = Identity {
@@ -24,12 +25,13 @@ const IDENTITY: Identity = Identity {
 
 impl Device {
     /// A shard that has what the files say, and goes on there.
-    fn start(&mut self) -> Shard {
+    pub(super) fn start(&mut self) -> Shard {
         let (mut shard, plan) = self.recover();
+        self.starts += 1;
         let origin = Origin {
             identity: IDENTITY,
             run: Run(plan.run_last.0 + 1),
-            salt: 99,
+            salt: 99 + self.starts,
         };
         let files = u32::try_from(self.files.len()).unwrap();
         shard.keep(&Beginning {
@@ -43,7 +45,7 @@ impl Device {
         shard
     }
 
-    fn recover(&self) -> (Shard, Plan) {
+    pub(super) fn recover(&self) -> (Shard, Plan) {
         let surveys: Vec<Survey> = self
             .files
             .iter()
@@ -73,8 +75,25 @@ impl Device {
         self.files.get_mut(&slot).unwrap()[start..start + bytes.len()].copy_from_slice(bytes);
     }
 
+    /// The power is cut: of each write that was on its way those sectors are there that
+    /// `keeps` says.
+    pub(super) fn cut(&mut self, shard: &Shard, keeps: &mut impl FnMut(usize) -> bool) {
+        for (slot, position, token) in core::mem::take(&mut self.writes) {
+            let bytes = shard.storage_pieces(token).collect::<Vec<_>>().concat();
+            let start = usize::try_from(position).unwrap();
+            let image = self.files.get_mut(&slot).unwrap();
+            let image = &mut image[start..start + bytes.len()];
+            let sectors = image.chunks_mut(512).zip(bytes.chunks(512));
+            for (index, (old, new)) in sectors.enumerate() {
+                if keeps(index) {
+                    old.copy_from_slice(new);
+                }
+            }
+        }
+    }
+
     /// Takes what the shard wishes.
-    fn hear(&mut self, shard: &mut Shard) {
+    pub(super) fn hear(&mut self, shard: &mut Shard) {
         shard.turn(now());
         while let Some(wish) = shard.storage_wish() {
             match wish {
@@ -92,7 +111,7 @@ impl Device {
     }
 
     /// Carries the write at `index` out.
-    fn write(&mut self, shard: &mut Shard, index: usize) {
+    pub(super) fn write(&mut self, shard: &mut Shard, index: usize) {
         let (file, position, token) = self.writes.remove(index);
         let bytes = shard.storage_pieces(token).collect::<Vec<_>>().concat();
         assert!(bytes.len() % 4096 == 0 && !bytes.is_empty());
@@ -101,7 +120,7 @@ impl Device {
     }
 
     /// Carries out all that is wished, until there is nothing more.
-    fn settle(&mut self, shard: &mut Shard) {
+    pub(super) fn settle(&mut self, shard: &mut Shard) {
         self.hear(shard);
         while !self.writes.is_empty() || shard.has_storage_work() {
             if !self.writes.is_empty() {
@@ -323,15 +342,7 @@ fn a_retry_finds_its_first_place_in_the_next_run() {
     drop(shard);
     let mut shard = device.start();
     let mut peer = Peer::new(&mut shard);
-    let name = "/default/q";
-    let fields = OpenProducer {
-        session: peer.session.into(),
-        destination_length: u16::try_from(name.len()).unwrap().into(),
-        producer: producer.producer.into(),
-        ..OpenProducer::default()
-    };
-    peer.control(2, &fields, &[name.as_bytes()]);
-    let mut again = opened(&exchange(&mut peer, &mut shard, &mut device));
+    let mut again = attach_again(&mut peer, &mut shard, &mut device, producer.producer);
     assert_eq!(again.producer, producer.producer);
     again.durability = Durability::Flushed;
     again.sequence = 1;
@@ -407,4 +418,185 @@ fn a_write_that_failed_completes_nothing_and_is_not_made_again() {
     };
     assert!(frames(&answers).iter().any(is_refused));
     shard.audit();
+}
+
+fn attach_again(peer: &mut Peer, shard: &mut Shard, device: &mut Device, producer: u64) -> Opened {
+    let name = "/default/q";
+    let fields = OpenProducer {
+        session: peer.session.into(),
+        destination_length: u16::try_from(name.len()).unwrap().into(),
+        producer: producer.into(),
+        ..OpenProducer::default()
+    };
+    peer.control(2, &fields, &[name.as_bytes()]);
+    opened(&exchange(peer, shard, device))
+}
+
+/// The first send of a partition waited until its offset was reserved, and those of other
+/// producers behind it did not: a crash gave their offsets to somebody else.
+#[test]
+fn nobody_is_told_an_offset_before_it_is_reserved() {
+    let mut device = Device::default();
+    let mut shard = device.start();
+    let mut first = Peer::new(&mut shard);
+    let mut one = flushed_producer(&mut first, &mut shard, &mut device, "/default/q");
+    let mut second = Peer::new(&mut shard);
+    let mut other = flushed_producer(&mut second, &mut shard, &mut device, "/default/q");
+    (one.durability, other.durability) = (Durability::Memory, Durability::Memory);
+    first.message_to(0, 1, &mut one, b"first");
+    assert_eq!(outcomes(&first.exchange(&mut shard)), []);
+    second.message_to(0, 1, &mut other, b"second");
+    assert_eq!(outcomes(&second.exchange(&mut shard)), []);
+    device.settle(&mut shard);
+    assert_eq!(outcomes(&take(&mut shard, second.link)), [(1, 1, 0, 0)]);
+    second.message_to(0, 2, &mut other, b"third");
+    let told = outcomes(&second.exchange(&mut shard));
+    assert_eq!(told, [(2, 1, 0, 0)], "its offset is reserved");
+}
+
+/// What asked for the device only after it had failed was answered never.
+#[test]
+fn behind_a_failed_write_retries_and_acknowledgements_are_answered() {
+    let mut device = Device::default();
+    let mut shard = device.start();
+    let mut peer = Peer::new(&mut shard);
+    let mut producer = flushed_producer(&mut peer, &mut shard, &mut device, "/default/q");
+    peer.message_to(0, 1, &mut producer, b"kept");
+    exchange(&mut peer, &mut shard, &mut device);
+    let (handle, _) = consumer(&mut peer, &mut shard, &mut device, "/default/q");
+    peer.message_to(0, 2, &mut producer, b"where is it");
+    peer.exchange(&mut shard);
+    device.hear(&mut shard);
+    let (_, _, token) = device.writes.remove(0);
+    shard.written(token, Err(WriteFailed));
+    let failed = Refusal::StorageFailed.code();
+    assert_eq!(outcomes(&take(&mut shard, peer.link)), [(2, 1, 0, failed)]);
+    let chunks = shard.chunks_free();
+    producer.sequence = 1;
+    peer.message_to(0, 2, &mut producer, b"where is it");
+    let ack = Acknowledge {
+        runs: 1.into(),
+        confirm: 9.into(),
+        ..Acknowledge::default()
+    };
+    let run = AckRun {
+        first: 0.into(),
+        count: 1.into(),
+    };
+    peer.control(handle.0, &ack, &[run.as_bytes()]);
+    let answers = peer.exchange(&mut shard);
+    assert_eq!(outcomes(&answers), [(2, 1, 0, failed)]);
+    let confirmed = frames(&answers).iter().any(|(frame, _)| {
+        matches!(frame, Frame::Control { control: Control::Acknowledged(fields, _), .. }
+            if fields.confirm.get() == 9 && fields.refusal.get() == failed)
+    });
+    assert!(confirmed);
+    assert!(
+        shard.chunks_free() >= chunks,
+        "nothing is kept for the device"
+    );
+    shard.audit();
+}
+
+/// The next run knew only that others were stored behind it, and said that it was, too.
+#[test]
+fn what_was_refused_stays_refused_in_the_next_run() {
+    let mut device = Device::default();
+    let mut shard = device.start();
+    let mut peer = Peer::new(&mut shard);
+    let mut producer = flushed_producer(&mut peer, &mut shard, &mut device, "/default/q");
+    let malformed = |peer: &mut Peer, producer: &Opened, epoch| {
+        let envelope = Envelope {
+            handle: producer.handle,
+            producer: ProducerId(producer.producer),
+            epoch: Epoch(epoch),
+            sequence: Sequence(1),
+            partition_sequence: PartitionSequence(1),
+            durability: Durability::Flushed,
+            ..Envelope::default()
+        };
+        let mut bytes = vec![0; encode::message_size(8, 1)];
+        encode::message(&envelope, &[0xff; 8], b"x", &mut bytes);
+        peer.out.extend_from_slice(&bytes);
+    };
+    let refusal = Refusal::InvalidProperties.code();
+    malformed(&mut peer, &producer, 1);
+    assert_eq!(
+        outcomes(&peer.exchange(&mut shard)),
+        [],
+        "it is not durable"
+    );
+    device.settle(&mut shard);
+    let told = outcomes(&take(&mut shard, peer.link));
+    assert_eq!(told, [(1, 1, 0, refusal)]);
+    producer.sequence = 1;
+    peer.message_to(0, 2, &mut producer, b"behind it");
+    exchange(&mut peer, &mut shard, &mut device);
+    drop(shard);
+    let mut shard = device.start();
+    let mut peer = Peer::new(&mut shard);
+    let again = attach_again(&mut peer, &mut shard, &mut device, producer.producer);
+    malformed(&mut peer, &again, 2);
+    let answers = exchange(&mut peer, &mut shard, &mut device);
+    assert_eq!(outcomes(&answers), [(1, 1, 0, refusal)]);
+}
+
+/// A run knows nothing of what earlier ones had in memory: whatever its producer sent
+/// next was too early for ever.
+#[test]
+fn a_producer_goes_on_behind_what_a_crash_took_and_leaves_nothing_out_after_that() {
+    let mut device = Device::default();
+    let mut shard = device.start();
+    let mut peer = Peer::new(&mut shard);
+    let mut producer = flushed_producer(&mut peer, &mut shard, &mut device, "/default/q");
+    peer.message_to(0, 1, &mut producer, b"flushed");
+    producer.durability = Durability::Memory;
+    peer.message_to(0, 2, &mut producer, b"in memory");
+    peer.message_to(0, 3, &mut producer, b"in memory");
+    let told = outcomes(&exchange(&mut peer, &mut shard, &mut device));
+    assert_eq!(told, [(1, 1, 1, 0), (2, 2, 0, 0)]);
+    drop(shard);
+    let mut shard = device.start();
+    let mut peer = Peer::new(&mut shard);
+    let mut again = attach_again(&mut peer, &mut shard, &mut device, producer.producer);
+    again.durability = Durability::Flushed;
+    again.sequence = 3;
+    peer.message_to(0, 4, &mut again, b"flushed");
+    again.sequence = 5;
+    peer.message_to(0, 6, &mut again, b"too early");
+    let told = outcomes(&exchange(&mut peer, &mut shard, &mut device));
+    let early = Refusal::OutOfOrder.code();
+    assert_eq!(told, [(4, 1, 1, 0), (6, 1, 0, early)]);
+}
+
+/// What a run was told of messages that were settled before others grew its tables, and
+/// nobody paid for it.
+#[test]
+fn what_was_settled_out_of_its_order_takes_its_memory_in_the_next_run() {
+    let mut device = Device::default();
+    let mut shard = device.start();
+    let mut peer = Peer::new(&mut shard);
+    let mut producer = flushed_producer(&mut peer, &mut shard, &mut device, "/default/q");
+    for sequence in 1..=90 {
+        peer.message_to(0, sequence, &mut producer, b"x");
+    }
+    exchange(&mut peer, &mut shard, &mut device);
+    let (handle, answers) = consumer(&mut peer, &mut shard, &mut device, "/default/q");
+    assert_eq!(bodies(&answers).len(), 90);
+    let ack = Acknowledge {
+        runs: 1.into(),
+        ..Acknowledge::default()
+    };
+    let run = AckRun {
+        first: 80.into(),
+        count: 10.into(),
+    };
+    peer.control(handle.0, &ack, &[run.as_bytes()]);
+    exchange(&mut peer, &mut shard, &mut device);
+    drop(shard);
+    // It audits what it comes to.
+    let mut shard = device.start();
+    let mut peer = Peer::new(&mut shard);
+    let (_, answers) = consumer(&mut peer, &mut shard, &mut device, "/default/q");
+    assert_eq!(bodies(&answers).len(), 80);
 }
