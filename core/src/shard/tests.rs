@@ -6,6 +6,7 @@ mod burst;
 mod durable;
 mod handover;
 mod mesh;
+mod powercut;
 
 use super::*;
 use crate::frame::Durability;
