@@ -13,6 +13,8 @@
 
 #[path = "support/book.rs"]
 mod book;
+#[path = "support/choices.rs"]
+mod choices;
 #[path = "support/proxy.rs"]
 mod proxy;
 mod support;
@@ -24,6 +26,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use book::{Book, Delivery, Name, Order, Receiver, body};
+use choices::Choices;
 use courser::embedded::{self, BrokerConfig};
 use courser::{AcknowledgeError, Client, Consumer, Message, Producer, TrySendError};
 use proxy::Proxy;
@@ -42,33 +45,6 @@ const KEYS: u64 = 12;
 const CUTS_MS: (u64, u64) = (20, 2000);
 /// A hasty send gives up while its connection is made again.
 const HASTE: Duration = Duration::from_millis(15);
-
-/// Steele, Lea and Flood's SplitMix64: choices that a seed repeats.
-struct Choices(u64);
-
-impl Choices {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-
-    fn one_in(&mut self, bound: u64) -> bool {
-        self.below(bound) == 0
-    }
-
-    /// Each doubling is as likely as the next one.
-    fn pause(&mut self, (least, most): (u64, u64)) -> Duration {
-        let doublings = (most / least).ilog2();
-        let low = least << self.below(u64::from(doublings) + 1);
-        Duration::from_millis((low + self.below(low)).min(most))
-    }
-}
 
 /// What all threads of a churn share.
 struct Churn {

@@ -1,8 +1,8 @@
 //! Ack logs and dumps, joined: what was acknowledged against what was received.
 
-#![allow(clippy::unwrap_used, unreachable_pub)]
+#![allow(clippy::unwrap_used, dead_code, unreachable_pub)]
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
 /// Who a message is: producer and sequence.
@@ -80,4 +80,33 @@ pub fn assert_exactly_once_in_order(acknowledged: &[Record], received: &[Record]
         *offset += 1;
     }
     assert!(expected.is_empty(), "never received: {}", expected.len());
+}
+
+/// What was received, each message once: its offsets are dense and each producer's
+/// messages in order within each partition. Nothing is said of what was acknowledged.
+pub fn assert_once_in_order(received: &[Record]) {
+    assert_exactly_once_in_order(received, received);
+}
+
+/// Those acknowledged messages that were not received as they were sent.
+pub fn lost<'a>(acknowledged: &'a [Record], received: &[Record]) -> Vec<&'a Record> {
+    let received: HashMap<Id, &Record> = received.iter().map(|it| (it.id, it)).collect();
+    let is_there = |sent: &Record| received.get(&sent.id).is_some_and(|it| *it == sent);
+    acknowledged.iter().filter(|sent| !is_there(sent)).collect()
+}
+
+/// Every acknowledged message was received, as [`assert_once_in_order`] has it. What else
+/// was received are messages of which their senders were told nothing.
+pub fn assert_kept(acknowledged: &[Record], received: &[Record]) {
+    let ids: HashSet<Id> = acknowledged.iter().map(|it| it.id).collect();
+    assert_eq!(ids.len(), acknowledged.len(), "acknowledged twice");
+    assert_once_in_order(received);
+    let lost = lost(acknowledged, received);
+    assert!(
+        lost.is_empty(),
+        "of {} acknowledged messages {} are lost: {:?}",
+        acknowledged.len(),
+        lost.len(),
+        &lost[..lost.len().min(5)]
+    );
 }

@@ -99,6 +99,13 @@ impl Running {
         }
     }
 
+    /// Has what it prints read and dropped, so that it never has to wait for a reader.
+    pub fn ignore_output(&mut self) {
+        let (_closed, nothing) = sync_channel(0);
+        let stdout = std::mem::replace(&mut self.stdout, nothing);
+        thread::spawn(move || stdout.iter().for_each(drop));
+    }
+
     pub fn pid(&self) -> Pid {
         Pid::from_child(&self.child)
     }
@@ -174,9 +181,14 @@ impl Broker {
     }
 
     fn try_start_placed(transport: &str, memory: &str, placed: [&str; 2]) -> Result<Self, Ended> {
-        let arguments = ["serve", "--listen", "127.0.0.1:0", "--memory", memory];
+        let arguments = ["--listen", "127.0.0.1:0", "--memory", memory];
         let arguments = [&arguments[..], &["--transport", transport], &placed];
-        let mut running = Running::start(&arguments.concat());
+        Self::serve(&arguments.concat())
+    }
+
+    /// One that is told everything, if it starts.
+    pub fn serve(arguments: &[&str]) -> Result<Self, Ended> {
+        let mut running = Running::start(&[&["serve"], arguments].concat());
         while let Some(line) = running.next_line() {
             if let Some(address) = line.strip_prefix("listening ") {
                 let address = address.trim().to_owned();
@@ -244,6 +256,13 @@ impl Broker {
     /// Waits for the broker's end.
     pub fn end(self) -> Ended {
         self.running.end()
+    }
+
+    /// Ends the broker as a kernel that is out of memory does, and waits until it is gone.
+    pub fn kill(self) {
+        self.signal(Signal::KILL);
+        let ended = self.end();
+        assert_eq!(ended.signal, Some(Signal::KILL.as_raw()), "{ended:?}");
     }
 }
 

@@ -1,0 +1,205 @@
+//! Brokers that are killed, and others that start on what they kept: whatever a producer
+//! was told is there, once, in order and at its offset; what was settled stays settled;
+//! and no offset is given out twice.
+//!
+//! `KILLS` says how often the long test kills, 4 unless said otherwise, and `KILLS_SEED`
+//! repeats the choices of a run; `scripts/kills` runs it for long and with the release
+//! binary.
+//!
+//! A kill loses what is in the process, never what the kernel has: so this finds outcomes
+//! that were told before a write was given to the kernel, and not those that were told
+//! before the device had it.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "support/accounts.rs"]
+mod accounts;
+#[path = "support/choices.rs"]
+mod choices;
+#[path = "support/home.rs"]
+mod home;
+mod support;
+
+use std::collections::HashMap;
+
+use accounts::{Record, assert_exactly_once_in_order, assert_kept, dump};
+use choices::Choices;
+use home::{Home, Sender, wait_for_more};
+use rustix::process::Signal;
+use support::Broker;
+
+const QUEUE: &str = "queue:/kept/work";
+const SENDERS: usize = 3;
+/// Messages for each kill, of all senders together.
+const MESSAGES: u64 = 6000;
+/// Kills on one directory: each start sets files aside, and memory holds what is kept.
+const KILLS_MAX: u64 = 10;
+/// Longer than a broker takes to come back.
+const PATIENCE: &str = "60s";
+/// Nothing more comes. A queue that is asked has sent what is ready long before.
+const SILENCE: &str = "500ms";
+
+/// Sends and looks what offset it got: the next one, or one was given out twice or left
+/// out.
+fn assert_goes_on_at(home: &Home, next: u64) {
+    let told = home.sender(QUEUE, 1, 1, PATIENCE).complete();
+    assert_eq!(told[0].offset, next, "{told:?}");
+    let last = home.receive(QUEUE, SILENCE);
+    assert_eq!(last, told, "everything else was settled");
+}
+
+fn all(senders: &mut [Sender]) -> Vec<Record> {
+    senders.iter_mut().flat_map(Sender::complete).collect()
+}
+
+/// Kills brokers under senders who do not know of it but by waiting, and has brokers of
+/// other numbers of shards find what they were told. Returns how much that was.
+fn senders_outlive_brokers(
+    kills: u64,
+    [shards, fewer, more]: [u16; 3],
+    partitions: u32,
+    seed: u64,
+) -> usize {
+    let (home, mut choices) = (Home::new(), Choices(seed));
+    let mut broker = home.start_either(shards, &mut choices);
+    let each = MESSAGES * (kills + 1) / SENDERS as u64;
+    let mut senders: Vec<Sender> = (0..SENDERS)
+        .map(|_| home.sender(QUEUE, each, partitions, PATIENCE))
+        .collect();
+    for _ in 0..kills {
+        wait_for_more(&senders, 1 + choices.below(MESSAGES));
+        broker.kill();
+        home.assert_whole();
+        broker = home.start_either(shards, &mut choices);
+    }
+    let told = all(&mut senders);
+    // Nobody has settled anything, so it is there for whoever asks, again and again.
+    broker.kill();
+    let broker = home.start_either(fewer, &mut choices);
+    assert_exactly_once_in_order(&told, &home.receive(QUEUE, SILENCE));
+    // Settled, and confirmed to be: nothing comes again.
+    broker.kill();
+    home.assert_whole();
+    let broker = home.start_either(more, &mut choices);
+    if partitions == 1 {
+        assert_goes_on_at(&home, told.len() as u64);
+    } else {
+        assert_eq!(home.receive(QUEUE, SILENCE), []);
+    }
+    broker.kill();
+    told.len()
+}
+
+#[test]
+fn what_was_acknowledged_is_there_once_and_in_order_after_every_kill() {
+    let kills = std::env::var("KILLS").map_or(4, |kills| kills.parse().unwrap());
+    let mut choices = Choices::of("KILLS_SEED");
+    let (mut left, mut told) = (kills, 0);
+    while left > 0 {
+        let (now, seed) = (left.min(KILLS_MAX), choices.next());
+        // In turn on one shard and on several.
+        told += if (left / KILLS_MAX).is_multiple_of(2) {
+            senders_outlive_brokers(now, [1, 1, 2], 1, seed)
+        } else {
+            senders_outlive_brokers(now, [2, 1, 3], 4, seed)
+        };
+        left -= now;
+    }
+    println!("killed {kills} times, acknowledged {told}, lost 0, stored twice 0");
+}
+
+#[test]
+fn another_number_of_shards_finds_what_those_before_it_kept() {
+    let mut choices = Choices::of("KILLS_SEED");
+    senders_outlive_brokers(2, [2, 1, 3], 4, choices.next());
+}
+
+/// Its last messages may be there or not. Its successor's are behind them.
+#[test]
+fn what_a_sender_was_told_is_kept_though_the_broker_never_came_back_to_it() {
+    let mut choices = Choices::of("KILLS_SEED");
+    let home = Home::new();
+    let broker = home.start_either(1, &mut choices);
+    let mut senders: Vec<Sender> = (0..SENDERS)
+        .map(|_| home.sender(QUEUE, 1_000_000, 1, "2s"))
+        .collect();
+    wait_for_more(&senders, 1 + choices.below(MESSAGES));
+    broker.kill();
+    let told: Vec<Record> = senders.iter_mut().flat_map(Sender::give_up).collect();
+    assert!(!told.is_empty());
+    home.assert_whole();
+    let broker = home.start_either(1, &mut choices);
+    let received = home.receive(QUEUE, SILENCE);
+    assert_kept(&told, &received);
+    assert_goes_on_at(&home, received.len() as u64);
+    broker.kill();
+}
+
+/// The earliest time that each message was received, in that order.
+fn first_of_each(dumps: &[Vec<Record>]) -> Vec<Record> {
+    let mut seen = HashMap::new();
+    let records = dumps.iter().flatten();
+    let new = records.filter(|record| {
+        let before = seen.insert(record.id, (*record).clone());
+        before.is_none_or(|before| {
+            assert_eq!(before, **record, "the same again");
+            false
+        })
+    });
+    new.cloned().collect()
+}
+
+#[test]
+fn what_a_killed_receiver_had_not_settled_comes_again() {
+    let mut choices = Choices::of("KILLS_SEED");
+    let home = Home::new();
+    let mut broker = home.start_either(1, &mut choices);
+    let told = home.sender(QUEUE, MESSAGES, 1, PATIENCE).complete();
+    let mut dumps = Vec::new();
+    // The receiver first, then the broker under another one, who is not told.
+    for is_receiver in [true, false] {
+        let (receiver, file) = home.receiver(QUEUE, "2s");
+        let wanted = 1 + choices.below(MESSAGES / 3);
+        let received = || std::fs::metadata(&file).map_or(0, |file| file.len());
+        while received() < wanted * 16 {
+            std::thread::park_timeout(std::time::Duration::from_micros(200));
+        }
+        if is_receiver {
+            receiver.signal(Signal::KILL);
+        } else {
+            broker.kill();
+            home.assert_whole();
+            broker = home.start_either(1, &mut choices);
+        }
+        let ended = receiver.end();
+        assert_eq!(ended.signal.is_some(), is_receiver, "{ended:?}");
+        dumps.push(dump(file));
+    }
+    assert_exactly_once_in_order(&told, &first_of_each(&dumps));
+    let again = dumps[0].len() + dumps[1].len() - told.len();
+    assert!(again < told.len(), "what was settled stays so: {again}");
+    broker.kill();
+    let broker = home.start_either(1, &mut choices);
+    assert_goes_on_at(&home, MESSAGES);
+    broker.kill();
+}
+
+#[test]
+fn a_second_broker_on_a_directory_is_refused_at_once() {
+    let home = Home::new();
+    let broker = home.start(1, "auto");
+    let serve = ["--listen", "127.0.0.1:0", "--data-dir", &home.data];
+    let Err(refused) = Broker::serve(&serve) else {
+        panic!("there are two brokers on {}", home.data);
+    };
+    assert_eq!(refused.status, Some(1), "{refused:?}");
+    let named = format!("is in use by process {}", broker.pid().as_raw_nonzero());
+    assert!(refused.stderr.contains(&named), "{refused:?}");
+    assert!(refused.stderr.contains("\n  fix "), "{refused:?}");
+    // The first one does not notice, and leaves the directory to others when it is gone.
+    let told = home.sender(QUEUE, 10, 1, PATIENCE).complete();
+    broker.kill();
+    let broker = home.start(1, "auto");
+    assert_eq!(home.receive(QUEUE, SILENCE), told);
+    broker.kill();
+}
