@@ -15,7 +15,6 @@
 
 use std::collections::VecDeque;
 
-use super::credit::RESERVE_FACTOR;
 use super::{LinkState, Shard};
 use crate::id::Handle;
 use crate::memory::CHUNK;
@@ -192,8 +191,8 @@ impl Shard {
     /// for the chunk that they write on, to what was granted.
     #[cold]
     pub(super) fn has_chunks_to_spare(&self) -> bool {
-        let granted = (self.reserved * RESERVE_FACTOR).div_ceil(CHUNK as u64);
-        let kept = self.blocks.share + self.partitions + self.arrivals_kept();
+        let granted = (self.reserved * self.reserve_factor()).div_ceil(CHUNK as u64);
+        let kept = self.blocks.share + self.partitions + self.arrivals_kept() + self.journal_kept();
         let promised = kept as u64 + granted;
         self.arena.free() as u64 > promised
     }

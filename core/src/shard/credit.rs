@@ -287,12 +287,20 @@ impl Shard {
         self.plan.arrivals_chunks().saturating_sub(self.arriving)
     }
 
+    /// What frames may take up, as a multiple of their bytes: in chunks of a log and, where
+    /// there is a journal, in a batch as well.
+    pub(super) fn reserve_factor(&self) -> u64 {
+        RESERVE_FACTOR + u64::from(self.keeps())
+    }
+
     /// Frame bytes that may still be granted: the rest of the pool, and no more
     /// than finds a place beside what egress and the partitions may need.
     fn ingress_room(&self) -> u64 {
         let free = (self.arena.free() * CHUNK) as u64;
-        let kept = self.plan.egress + ((self.partitions + self.arrivals_kept()) * CHUNK) as u64;
-        let placeable = (free.saturating_sub(kept) / RESERVE_FACTOR).saturating_sub(self.reserved);
+        let chunks = self.partitions + self.arrivals_kept() + self.journal_kept();
+        let kept = self.plan.egress + (chunks * CHUNK) as u64;
+        let factor = self.reserve_factor();
+        let placeable = (free.saturating_sub(kept) / factor).saturating_sub(self.reserved);
         (self.plan.ingress - self.reserved).min(placeable)
     }
 }

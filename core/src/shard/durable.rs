@@ -32,7 +32,7 @@ use crate::id::{
 };
 use crate::journal::entry::{Entry, Place};
 use crate::journal::survey::Slot;
-use crate::journal::writer::{Beginning, Token, Wish, WriteFailed, Writer};
+use crate::journal::writer::{Beginning, IN_FLIGHT_MAX, Token, Wish, WriteFailed, Writer};
 use crate::limits;
 use crate::memory::Arena;
 use crate::partition::log::Log;
@@ -293,6 +293,15 @@ impl Shard {
             .is_some_and(|it| it.writer.is_broken())
     }
 
+    /// Chunks that a journal may need beside the bytes that are written: each batch begins
+    /// one, and so does the header of a file.
+    pub(super) fn journal_kept(&self) -> usize {
+        match &self.journal {
+            Some(_) => IN_FLIGHT_MAX + 2,
+            None => 0,
+        }
+    }
+
     /// Whether what is stored here may be durable.
     #[must_use]
     pub fn keeps(&self) -> bool {
@@ -375,9 +384,17 @@ impl Shard {
         self.journal = Some(journal);
         self.carry_out_decided(now, durable);
         for (_, link, confirmation) in confirms {
-            if let Err(fault) = self.confirm_on(now, link, &confirmation) {
-                self.fault(now, link, &fault);
-            }
+            self.confirm_late(now, link, &confirmation);
+        }
+    }
+
+    /// Confirms what had to wait, unless the consumer has gone meanwhile: then nobody knows
+    /// its handle any more.
+    fn confirm_late(&mut self, now: Now, link: Handle, confirmation: &Confirmation) {
+        if self.consumers.get(confirmation.consumer).is_some()
+            && let Err(fault) = self.confirm_on(now, link, confirmation)
+        {
+            self.fault(now, link, &fault);
         }
     }
 
@@ -509,9 +526,7 @@ impl Shard {
                 refusal: Refusal::StorageFailed.code(),
                 ..confirmation
             };
-            if let Err(fault) = self.confirm_on(now, link, &confirmation) {
-                self.fault(now, link, &fault);
-            }
+            self.confirm_late(now, link, &confirmation);
         }
         self.refuse_decided(now);
     }
