@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
+use crate::frame::Kind;
 use crate::id::{JournalNumber, Run};
 use crate::journal::recover::{self, Plan};
 use crate::journal::survey::{Slot, Survey};
@@ -599,4 +600,46 @@ fn what_was_settled_out_of_its_order_takes_its_memory_in_the_next_run() {
     let mut peer = Peer::new(&mut shard);
     let (_, answers) = consumer(&mut peer, &mut shard, &mut device, "/default/q");
     assert_eq!(bodies(&answers).len(), 80);
+}
+
+/// A confirmation that waited for the device came behind the end of its consumer, whose
+/// handle meant nothing to the client any more.
+#[test]
+fn a_consumer_that_has_gone_is_confirmed_nothing() {
+    let mut device = Device::default();
+    let mut shard = device.start();
+    let mut peer = Peer::new(&mut shard);
+    let mut producer = flushed_producer(&mut peer, &mut shard, &mut device, "/default/q");
+    peer.message_to(0, 1, &mut producer, b"x");
+    exchange(&mut peer, &mut shard, &mut device);
+    let (handle, _) = consumer(&mut peer, &mut shard, &mut device, "/default/q");
+    let ack = Acknowledge {
+        runs: 1.into(),
+        confirm: 5.into(),
+        ..Acknowledge::default()
+    };
+    let run = AckRun {
+        first: 0.into(),
+        count: 1.into(),
+    };
+    peer.control(handle.0, &ack, &[run.as_bytes()]);
+    let close = crate::frame::control::Close {
+        handle: handle.0.into(),
+        ..crate::frame::control::Close::default()
+    };
+    peer.control(9, &close, &[]);
+    let answers = exchange(&mut peer, &mut shard, &mut device);
+    let kinds: Vec<Kind> = frames(&answers)
+        .iter()
+        .filter_map(|(frame, _)| match frame {
+            Frame::Control { control, .. } => Some(control.kind()),
+            Frame::Message(_) => None,
+        })
+        .collect();
+    let closed = kinds.iter().position(|kind| *kind == Kind::Closed);
+    let closed = closed.expect("the consumer is closed");
+    assert!(
+        !kinds[closed..].contains(&Kind::Acknowledged),
+        "nothing is about it any more: {kinds:?}"
+    );
 }
