@@ -42,7 +42,12 @@ fn it_says_what_it_runs_with_and_stops_in_order_at_a_signal() {
             broker.signal(signal);
             let ended = broker.end();
             assert_eq!((ended.status, ended.signal), (Some(0), None), "{ended:?}");
-            for word in ["shard 0", "idle", "memory     256 MiB", "data       nothing is kept"] {
+            for word in [
+                "shard 0",
+                "idle",
+                "memory     256 MiB",
+                "data       nothing is kept",
+            ] {
                 assert!(ended.stdout.contains(word), "{word}: {ended:?}");
             }
             assert!(ended.stderr.starts_with("stopping"), "{ended:?}");
