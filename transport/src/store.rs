@@ -73,12 +73,17 @@ impl Store {
         let journal = JournalNumber(shard.index().0);
         let directory = recovery.directory();
         directory.make_journal(journal)?;
-        let files = ShardJournal::start(directory, journal, doorbell).map_err(|error| {
+        let mut files = ShardJournal::start(directory, journal, doorbell).map_err(|error| {
             StoreError::Kernel {
                 what: "a thread",
                 errno: Errno::of(&error),
             }
         })?;
+        // What is left of them when too many wait goes at a later start.
+        let mut spares = recovery.spares().filter(|file| file.journal == journal);
+        while let Some(file) = spares.next()
+            && files.remove(file.slot)
+        {}
         let next = recovery.next(journal);
         shard.keep(&Beginning {
             origin: next.origin,

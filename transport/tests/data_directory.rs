@@ -7,7 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use courser_core::limits;
+use courser_transport::affinity::Cores;
 use courser_transport::disk::{DataDirectory, DirectoryError};
+use courser_transport::{Broker, BrokerConfig, Transport};
 
 const DIRECTORY: &str = "COURSER_TAKEN_DIRECTORY";
 
@@ -55,6 +58,31 @@ fn a_directory_is_refused_at_once_while_another_process_has_it_and_free_when_tha
         drop(owner);
         let directory = DataDirectory::open(&path).unwrap();
         assert!(!directory.is_new(), "the other one gave it its name");
+    }
+    std::fs::remove_dir_all(&path).unwrap();
+}
+
+#[test]
+fn a_start_that_keeps_little_leaves_one_small_file() {
+    let path = std::env::temp_dir().join(format!("courser-starts-{}", std::process::id()));
+    for starts in 1..=3 {
+        let broker = Broker::start(BrokerConfig {
+            listen: Some(([127, 0, 0, 1], 0).into()),
+            transport: Transport::Epoll,
+            cores: Cores::Unpinned,
+            memory: limits::MEMORY_MIN,
+            data_directory: Some(path.clone()),
+            ..BrokerConfig::default()
+        })
+        .unwrap();
+        assert_eq!(broker.setting().data.as_ref().unwrap().run, starts);
+        broker.stop();
+        let files = DataDirectory::open(&path).unwrap().list().unwrap().files;
+        let sizes: Vec<u64> = files.iter().map(|(_, size)| *size).collect();
+        let most = usize::try_from(starts).unwrap();
+        assert!(sizes.len() <= most, "{sizes:?} after {starts} starts");
+        let small = u64::from(limits::JOURNAL_FILE_SIZE_FIRST);
+        assert!(sizes.iter().all(|size| *size == small), "{sizes:?}");
     }
     std::fs::remove_dir_all(&path).unwrap();
 }

@@ -12,8 +12,8 @@
 //! next one. A batch lies in a chain of chunks of the arena, from its first entry until
 //! it is durable.
 //!
-//! When a file is full the next one is there: the writer asks for it as soon as it
-//! begins the one before, and has its header written before anything is put into it.
+//! When a file is full the next one is there: the writer asks for it when a quarter of the
+//! one before is written, and has its header written before anything is put into it.
 //!
 //! After an error nothing is written any more: what is on the device then is known only
 //! to the next run.
@@ -432,7 +432,7 @@ impl Writer {
             stage,
         } = self.coming;
         match stage {
-            Next::Unasked => {
+            Next::Unasked if self.wants_next() => {
                 self.coming.stage = Next::Asked;
                 self.wishes.push_back(Wish::Prepare { file: slot, size });
             }
@@ -453,8 +453,14 @@ impl Writer {
                     token: HEADER,
                 });
             }
-            Next::Asked | Next::Heading(_) | Next::Ready => {}
+            Next::Unasked | Next::Asked | Next::Heading(_) | Next::Ready => {}
         }
+    }
+
+    /// Whether it is time for the next file: a quarter of this one is written, so that a
+    /// broker with little to keep has one file, and one with much has the next in time.
+    fn wants_next(&self) -> bool {
+        self.current.position >= self.current.size / 4
     }
 
     /// What is to be done, until `None`.
@@ -543,7 +549,8 @@ impl Writer {
         let begun = |it: &&Full| it.place.is_some_and(|place| !place.is_written);
         let has_some = self.open.is_some() || self.full.iter().any(|it| it.place.is_none());
         !self.wishes.is_empty()
-            || matches!(self.coming.stage, Next::Unasked | Next::Prepared)
+            || self.coming.stage == Next::Prepared
+            || self.coming.stage == Next::Unasked && self.wants_next()
             || has_some
                 && self.full.iter().filter(begun).count() < IN_FLIGHT_MAX
                 && self.has_place()
