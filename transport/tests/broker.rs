@@ -446,10 +446,14 @@ fn the_start_reports_what_it_runs_with() {
     assert!(lines[1].starts_with("shard 0    cpu"), "{report}");
     assert!(lines[1].contains("epoll"), "{report}");
     assert!(
-        lines[2].starts_with("idle       adaptive, spins "),
+        lines[2].starts_with("data       nothing is kept"),
         "{report}"
     );
-    assert!(lines[3].starts_with("memory     128 MiB: "), "{report}");
+    assert!(
+        lines[3].starts_with("idle       adaptive, spins "),
+        "{report}"
+    );
+    assert!(lines[4].starts_with("memory     128 MiB: "), "{report}");
     assert!(broker.setting().warnings().is_empty());
     broker.stop();
 }
