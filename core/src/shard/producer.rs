@@ -60,7 +60,7 @@ pub(super) struct Producer {
     ))]
     planted: u64,
     #[cfg(planted = "swap_completions")]
-    held: Option<CompletionRun>,
+    swapped: Option<CompletionRun>,
 }
 
 /// How a producer ends that is to be closed.
@@ -101,7 +101,7 @@ impl Producer {
             ))]
             planted: 0,
             #[cfg(planted = "swap_completions")]
-            held: None,
+            swapped: None,
         }
     }
 
@@ -289,7 +289,7 @@ impl Producer {
                 self.runs.push_back(run);
                 #[cfg(planted = "swap_completions")]
                 {
-                    self.held = Some(run);
+                    self.swapped = Some(run);
                     return;
                 }
             }
@@ -301,8 +301,8 @@ impl Producer {
             _ => self.runs.push_back(run),
         }
         #[cfg(planted = "swap_completions")]
-        if let Some(held) = self.held.take() {
-            self.runs.push_back(held);
+        if let Some(swapped) = self.swapped.take() {
+            self.runs.push_back(swapped);
         }
     }
 }
