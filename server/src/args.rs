@@ -112,9 +112,12 @@ pub(crate) struct ServeOptions {
     /// The memory bound, such as 256MiB
     #[arg(long, value_name = "SIZE", default_value = "1GiB", allow_negative_numbers = true, value_parser = quantity::size)]
     pub(crate) memory: u64,
-    /// Where what is to be durable is kept; nothing is, without
-    #[arg(long, value_name = "DIR")]
-    pub(crate) data_dir: Option<PathBuf>,
+    /// Where what is to be durable is kept
+    #[arg(long, value_name = "DIR", default_value = "./courser-data")]
+    pub(crate) data_dir: PathBuf,
+    /// Keep nothing: whatever is stored ends with the process
+    #[arg(long, conflicts_with = "data_dir")]
+    pub(crate) ephemeral: bool,
     /// Whether a destination that is opened and does not exist is created
     #[arg(long, value_name = "ON|OFF", value_enum, default_value_t = Switch::On)]
     pub(crate) auto_create: Switch,
@@ -179,6 +182,12 @@ pub(crate) struct SendOptions {
     /// How much each partition keeps of what every subscription has acknowledged
     #[arg(long, value_name = "SIZE", allow_negative_numbers = true, value_parser = quantity::size)]
     pub(crate) retain: Option<u64>,
+    /// Acknowledge each message when it would survive a power cut: the default
+    #[arg(long, overrides_with = "no_persistent")]
+    pub(crate) persistent: bool,
+    /// Acknowledge each message when it is in the broker's memory
+    #[arg(long, overrides_with = "persistent")]
+    pub(crate) no_persistent: bool,
     /// Write a line for each acknowledgement, in their order:
     /// sequence, partition, offset, CRC-32C of the body, producer
     #[arg(long, value_name = "FILE")]

@@ -16,7 +16,8 @@ use std::io;
 use std::time::Duration;
 
 use courser::{
-    Cause, Client, Completion, LinkEnd, Message, Producer, SendError, Sequence, TrySendError,
+    Cause, Client, Completion, Durability, LinkEnd, Message, Producer, SendError, Sequence,
+    TrySendError,
 };
 use courser_bench::units;
 use courser_core::frame::checksum;
@@ -67,6 +68,8 @@ pub(crate) enum SendFailed {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Tally {
     acknowledged: u64,
+    /// Those of the acknowledged that would survive a power cut.
+    durable: u64,
     /// Certainly not in the broker.
     not_stored: u64,
     /// Perhaps in the broker.
@@ -114,17 +117,35 @@ pub(crate) fn send(options: &SendOptions) -> Result<(), CommandError> {
     } = sending;
     // Everything is acknowledged; how the goodbye goes changes nothing about that.
     let _told = producer.close().and_then(|()| client.close());
-    output::print(&format_args!(
-        "acknowledged {} messages\n",
-        units::count(tally.acknowledged)
-    ))
+    let in_memory = tally.acknowledged - tally.durable;
+    if options.persistent && in_memory > 0 {
+        output::remark(&format_args!(
+            "warning: {} of them are in the broker's memory only: nothing is kept there of {}",
+            units::count(in_memory),
+            options.destination
+        ));
+    }
+    let acknowledged = units::count(tally.acknowledged);
+    if tally.durable == 0 {
+        output::print(&format_args!("acknowledged {acknowledged} messages\n"))
+    } else {
+        let durable = units::count(tally.durable);
+        output::print(&format_args!(
+            "acknowledged {acknowledged} messages, {durable} of them durable\n"
+        ))
+    }
 }
 
 fn open(client: &Client, options: &SendOptions) -> Result<Producer, CommandError> {
     let mut builder = client
         .producer(&options.destination)
         .name("courser send")
-        .send_timeout(options.timeout);
+        .send_timeout(options.timeout)
+        .durability(if options.no_persistent {
+            Durability::Memory
+        } else {
+            Durability::Flushed
+        });
     if let Some(partitions) = options.partitions {
         builder = builder.partitions(partitions);
     }
@@ -259,6 +280,7 @@ impl Sending<'_> {
         match result {
             Ok(receipt) => {
                 self.tally.acknowledged += 1;
+                self.tally.durable += u64::from(receipt.durability == Durability::Flushed);
                 if let Some(log) = &mut self.log {
                     log.acknowledged(receipt.position, checksum, receipt.id)?;
                 }

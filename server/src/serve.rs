@@ -61,7 +61,7 @@ fn config(options: &ServeOptions) -> Result<BrokerConfig, ServeError> {
         spin_budget: options.spin_budget.0,
         memory: options.memory,
         auto_create: options.auto_create == Switch::On,
-        data_directory: options.data_dir.clone(),
+        data_directory: (!options.ephemeral).then(|| options.data_dir.clone()),
         ..BrokerConfig::default()
     })
 }

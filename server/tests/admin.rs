@@ -129,6 +129,7 @@ fn what_is_in_use_is_deleted_by_force_and_who_uses_it_hears_it() {
 fn a_broker_that_creates_nothing_by_itself_waits_for_who_does() {
     let mut serve = Running::start(&[
         "serve",
+        "--ephemeral",
         "--listen",
         "127.0.0.1:0",
         "--cores",

@@ -21,12 +21,13 @@ mod home;
 mod support;
 
 use std::collections::HashMap;
+use std::os::unix::fs::PermissionsExt as _;
 
 use accounts::{Record, assert_exactly_once_in_order, assert_kept, dump};
 use choices::Choices;
 use home::{Home, Sender, wait_for_more};
 use rustix::process::Signal;
-use support::Broker;
+use support::{Broker, Directory, Running};
 
 const QUEUE: &str = "queue:/kept/work";
 const SENDERS: usize = 3;
@@ -202,4 +203,60 @@ fn a_second_broker_on_a_directory_is_refused_at_once() {
     let broker = home.start(1, "auto");
     assert_eq!(home.receive(QUEUE, SILENCE), told);
     broker.kill();
+}
+
+#[test]
+fn a_sender_is_told_how_much_of_it_is_durable() {
+    let home = Home::new();
+    let broker = home.start(1, "auto");
+    let told = |line: &str| {
+        let ended = broker.courser(line);
+        assert_eq!(ended.status, Some(0), "{ended:?}");
+        assert_eq!(ended.stderr, "");
+        ended.stdout
+    };
+    let durable = "acknowledged 3 messages, 3 of them durable\n";
+    assert_eq!(told("send q --count 3"), durable);
+    assert_eq!(told("send q --count 3 --persistent"), durable);
+    assert_eq!(
+        told("send q --count 3 --no-persistent --persistent"),
+        durable
+    );
+    assert_eq!(
+        told("send q --count 3 --no-persistent"),
+        "acknowledged 3 messages\n"
+    );
+    broker.kill();
+    let broker = Broker::start("auto");
+    let ended = broker.courser("send q --count 3 --persistent");
+    assert_eq!(ended.status, Some(0), "{ended:?}");
+    assert_eq!(ended.stdout, "acknowledged 3 messages\n");
+    let expected = "warning: 3 of them are in the broker's memory only";
+    assert!(ended.stderr.contains(expected), "{ended:?}");
+}
+
+#[test]
+fn a_broker_that_is_told_nothing_keeps_its_data_where_it_was_started() {
+    let directory = Directory::new();
+    let here = directory.file("");
+    let line = ["serve", "--listen", "127.0.0.1:0", "--cores", "none"];
+    let started = |flags: &[&str]| {
+        let mut broker = Running::start_in(&here, &[&line[..], flags].concat(), "");
+        let data = loop {
+            let said = broker.next_line().unwrap();
+            if let Some(data) = said.strip_prefix("data ") {
+                break data.trim().to_owned();
+            }
+        };
+        broker.signal(Signal::TERM);
+        assert_eq!(broker.end().status, Some(0));
+        data
+    };
+    assert!(started(&["--ephemeral"]).starts_with("nothing is kept"));
+    let data = std::path::PathBuf::from(directory.file("courser-data"));
+    assert!(!data.exists());
+    let kept = format!("{}, run 1", data.display());
+    assert_eq!(started(&[]), kept);
+    let mode = std::fs::metadata(&data).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o700);
 }

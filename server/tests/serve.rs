@@ -60,7 +60,7 @@ fn a_taken_port_is_named_with_what_to_do() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     refused(
-        &format!("serve --listen {address}"),
+        &format!("serve --ephemeral --listen {address}"),
         1,
         &format!("cannot listen on {address}"),
     );
@@ -111,7 +111,14 @@ fn it_idles_as_it_is_told() {
         ),
         (&["--spin-budget", "auto"], "idle       adaptive, spins "),
     ] {
-        let mut line = vec!["serve", "--listen", "127.0.0.1:0", "--cores", "none"];
+        let mut line = vec![
+            "serve",
+            "--ephemeral",
+            "--listen",
+            "127.0.0.1:0",
+            "--cores",
+            "none",
+        ];
         line.extend(flags);
         let mut broker = Running::start(&line);
         let mut said = broker.next_line().unwrap();
@@ -126,7 +133,7 @@ fn it_idles_as_it_is_told() {
 
 #[test]
 fn shards_share_the_memory_and_whatever_was_sent_to_one_is_received_from_any() {
-    let line = "serve --listen 127.0.0.1:0 --shards 2 --memory 256MiB";
+    let line = "serve --ephemeral --listen 127.0.0.1:0 --shards 2 --memory 256MiB";
     let mut broker = Running::start(&line.split(' ').collect::<Vec<_>>());
     let mut report = Vec::new();
     while !report
@@ -167,7 +174,14 @@ fn a_port_that_a_broker_left_can_be_taken_again_at_once() {
     let _open = TcpStream::connect(&address).unwrap();
     broker.signal(Signal::TERM);
     assert_eq!(broker.end().status, Some(0));
-    let mut again = Running::start(&["serve", "--listen", &address, "--cores", "none"]);
+    let mut again = Running::start(&[
+        "serve",
+        "--ephemeral",
+        "--listen",
+        &address,
+        "--cores",
+        "none",
+    ]);
     assert!(again.next_line().unwrap().starts_with("courser "));
     again.signal(Signal::TERM);
     assert_eq!(again.end().status, Some(0));

@@ -46,7 +46,13 @@ impl Running {
 
     /// Starts `courser` with `arguments` and a standard input.
     pub fn start_with_input<S: AsRef<OsStr>>(arguments: &[S], input: &str) -> Self {
+        Self::start_in(".", arguments, input)
+    }
+
+    /// Starts `courser` in a directory.
+    pub fn start_in<S: AsRef<OsStr>>(directory: &str, arguments: &[S], input: &str) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_courser"))
+            .current_dir(directory)
             .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -186,9 +192,13 @@ impl Broker {
         Self::serve(&arguments.concat())
     }
 
-    /// One that is told everything, if it starts.
+    /// One that is told everything, if it starts; without a directory it keeps nothing.
     pub fn serve(arguments: &[&str]) -> Result<Self, Ended> {
-        let mut running = Running::start(&[&["serve"], arguments].concat());
+        let kept: &[&str] = match arguments.contains(&"--data-dir") {
+            true => &["serve"],
+            false => &["serve", "--ephemeral"],
+        };
+        let mut running = Running::start(&[kept, arguments].concat());
         while let Some(line) = running.next_line() {
             if let Some(address) = line.strip_prefix("listening ") {
                 let address = address.trim().to_owned();
