@@ -17,6 +17,10 @@ pub struct Home {
     pub records: Directory,
     pub data: String,
     pub address: String,
+    /// In MiB.
+    pub memory_per_shard: u32,
+    /// Bytes of what senders send.
+    pub body: u64,
     files: AtomicU32,
 }
 
@@ -41,13 +45,16 @@ impl Home {
             records,
             data,
             address: free_address(),
+            memory_per_shard: 128,
+            body: 64,
             files: AtomicU32::new(0),
         }
     }
 
     /// Starts a broker that has so many shards, over epoll or over what there is.
     pub fn start(&self, shards: u16, transport: &str) -> Broker {
-        let (memory, shards) = (format!("{}MiB", 128 * shards), shards.to_string());
+        let memory = format!("{}MiB", self.memory_per_shard * u32::from(shards));
+        let shards = shards.to_string();
         let started = Broker::serve(&[
             "--listen",
             &self.address,
@@ -78,11 +85,22 @@ impl Home {
 
     /// Starts one who sends so many and reconnects for `patience`.
     pub fn sender(&self, queue: &str, count: u64, partitions: u32, patience: &str) -> Sender {
-        let log = self.file("acks");
+        self.sender_to(self.file("acks"), queue, count, partitions, patience)
+    }
+
+    /// The same with a log that was chosen before.
+    pub fn sender_to(
+        &self,
+        log: String,
+        queue: &str,
+        count: u64,
+        partitions: u32,
+        patience: &str,
+    ) -> Sender {
         let line = format!(
-            "send {queue} --count {count} --size 64 --partitions {partitions} \
+            "send {queue} --count {count} --size {} --partitions {partitions} \
              --timeout {patience} --ack-log {log} --connect {}",
-            self.address
+            self.body, self.address
         );
         let running = Running::start(&line.split_whitespace().collect::<Vec<_>>());
         Sender {
@@ -112,7 +130,8 @@ impl Home {
         (receiver, file)
     }
 
-    fn file(&self, name: &str) -> String {
+    /// Where a file of that name may be made.
+    pub fn file(&self, name: &str) -> String {
         let number = self.files.fetch_add(1, Ordering::Relaxed);
         self.records.file(&format!("{name}-{number}"))
     }
