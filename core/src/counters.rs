@@ -108,6 +108,10 @@ counters! {
     MessagesGivenBack = "messages_given_back",
     /// Links that were handed over to another shard, which opens them anew.
     LinksMoved = "links_moved",
+    /// Writes of the journal that were begun, each with its flush.
+    JournalWrites = "journal_writes",
+    /// Bytes of them, in whole blocks.
+    JournalBytes = "journal_bytes",
 }
 
 impl Counter {

@@ -10,6 +10,7 @@
 
 use std::time::Duration;
 
+use courser_core::counters::Counter;
 use courser_core::id::JournalNumber;
 use courser_core::journal::survey::Slot;
 use courser_core::journal::writer::{Beginning, Token, Wish, WriteFailed};
@@ -182,6 +183,9 @@ impl Store {
                         self.files.retire(ring, before);
                     }
                     let length = shard.storage_pieces(token).map(<[u8]>::len).sum::<usize>();
+                    let counters = shard.counters_mut();
+                    counters.add(Counter::JournalWrites, 1);
+                    counters.add(Counter::JournalBytes, length as u64);
                     let length = u32::try_from(length).expect("a batch has its limit");
                     let rest = self.files.begin(file, position, length, token.0);
                     write_pieces(ring, shard, rest);
