@@ -48,6 +48,12 @@ impl Histogram {
         self.counts.saturating_record(latency_ns);
     }
 
+    /// Records one latency of so many at once.
+    #[inline]
+    pub fn record_many_ns(&mut self, latency_ns: u64, count: u64) {
+        self.counts.saturating_record_n(latency_ns, count);
+    }
+
     /// Adds all samples of `other`.
     pub fn merge(&mut self, other: &Self) {
         self.counts

@@ -28,6 +28,8 @@
 //! | two builds of the whole, in alternating slices, and the gate on them | [`revisions`] |
 //! | what a gate says | [`gate`] |
 //! | processor time: of a message, and of none | [`cpu_use`] |
+//! | what lies beneath a directory | [`storage`] |
+//! | starts on what was kept | [`restart`] |
 //! | cores: which there are, which we may use, where a thread runs | [`pin`] |
 //! | the machine as a report has to describe it | [`machine`] |
 //! | results, tables, JSON | [`report`], [`table`], [`units`] |
@@ -52,7 +54,9 @@ pub mod page_buffer;
 pub mod pin;
 pub mod progress;
 pub mod report;
+pub mod restart;
 pub mod revisions;
+pub mod storage;
 pub mod table;
 pub mod units;
 pub mod workload;

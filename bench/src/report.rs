@@ -24,7 +24,9 @@ use crate::ledger::Ledger;
 use crate::load::{self, Load};
 use crate::machine::{Machine, StolenTime};
 use crate::pin::{Cores, Distance};
+use crate::restart::{self, Restart};
 use crate::series::LatencySeries;
+use crate::storage::Storage;
 use crate::table::{Align, Table};
 use crate::units;
 
@@ -44,6 +46,9 @@ pub struct Report {
     /// Processor time of a message.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub messages: Vec<MessageUse>,
+    /// Starts on what was kept.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub restarts: Vec<Restart>,
     /// Metrics that were held against a goal.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub goals: Vec<Goal>,
@@ -77,6 +82,7 @@ impl Report {
             loads: Vec::new(),
             idle: Vec::new(),
             messages: Vec::new(),
+            restarts: Vec::new(),
             goals: Vec::new(),
             histogram_log: None,
             histograms: HistogramLog::default(),
@@ -198,6 +204,9 @@ pub struct RunHeader {
     pub distance: Distance,
     /// What an acknowledgement means in this run: `memory` or `flushed`.
     pub durability: String,
+    /// Where what is flushed lies, if anything is.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub storage: Option<Storage>,
     /// The broker, if there was one.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub broker: Option<String>,
@@ -224,6 +233,7 @@ impl RunHeader {
             distance: cores.distance(),
             cores,
             durability: "memory".to_owned(),
+            storage: None,
             broker: None,
             retention: None,
             noise: None,
@@ -576,6 +586,9 @@ impl fmt::Display for Report {
             writeln!(formatter, "broker    {broker}")?;
         }
         writeln!(formatter, "acks      {}", header.durability)?;
+        if let Some(storage) = &header.storage {
+            writeln!(formatter, "storage   {storage}")?;
+        }
         if let Some(retention) = &header.retention {
             writeln!(formatter, "kept      {retention}")?;
         }
@@ -596,6 +609,7 @@ impl fmt::Display for Report {
             load::table(&self.loads),
             cpu_use::idle_table(&self.idle),
             cpu_use::message_table(&self.messages),
+            restart::table(&self.restarts),
             goal::table(&self.goals),
         ] {
             if !table.is_empty() {

@@ -30,6 +30,26 @@ fn measure(workload: Workload, seconds: u64, connect: Option<SocketAddr>) -> Rep
     run(workload, &options).unwrap()
 }
 
+/// A run of what is flushed, in a directory of its own, which has to be empty afterwards.
+fn measure_durable(within: &std::path::Path) -> Report {
+    let _alone = ONE_AT_A_TIME
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let directory = within.join(format!("courser-bench-durable-{}", std::process::id()));
+    std::fs::create_dir(&directory).unwrap();
+    let options = Options {
+        payloads: vec![64],
+        duration: Some(Duration::from_secs(3)),
+        directory: Some(directory.clone()),
+        ..Options::default()
+    };
+    let report = run(Workload::Durable, &options);
+    let left = std::fs::read_dir(&directory).unwrap().count();
+    std::fs::remove_dir_all(&directory).unwrap();
+    assert_eq!(left, 0, "a run leaves nothing behind");
+    report.unwrap()
+}
+
 /// The one result of a workload, mode and kind.
 fn result<'a>(report: &'a Report, workload: &str, mode: Mode, kind: &str) -> &'a Measurement {
     let mut found = report.results.iter().filter(|result| {
@@ -182,6 +202,76 @@ fn an_open_loop_reports_every_load_and_loses_nothing() {
     }
     assert!((report.loads[0].asked_msgs_per_s - 2_000.0).abs() < 1e-9);
     assert_eq!(report.loads[3].percent_of_saturation, Some(5.0));
+}
+
+#[test]
+fn what_is_flushed_is_measured_beside_its_device_and_all_there_after_every_restart() {
+    let report = measure_durable(&std::env::temp_dir());
+    assert_clean(&report, 4);
+    let storage = report.header.storage.as_ref().unwrap();
+    assert_ne!(storage.file_system, "unknown");
+    if storage.is_durable {
+        assert_eq!(report.header.durability, "flushed");
+    }
+    for mode in [Mode::Poll, Mode::Blocking] {
+        let result = result(&report, "produce to flushed ack", mode, "");
+        assert!(result.latency.unwrap().samples > 0, "{mode}");
+        assert_eq!(result.payload_bytes, 64);
+        let floor = result.floor.floor_kind.as_deref();
+        assert_eq!(floor, Some("a flush and an echo"), "{mode}");
+    }
+    let pipelined: Vec<_> = report
+        .results
+        .iter()
+        .filter(|result| result.workload == "produce to flushed ack, pipelined")
+        .collect();
+    let [latency, rate] = &pipelined[..] else {
+        panic!("{pipelined:?}")
+    };
+    assert!(latency.latency.unwrap().samples > 0);
+    assert!(rate.rate.unwrap().msgs_per_s > 0.0);
+    // A flush carries what came meanwhile, and not one message after the other.
+    let batch = report
+        .results
+        .iter()
+        .filter(|result| result.workload == "floor flush")
+        .map(|result| result.payload_bytes)
+        .max();
+    assert!(batch > Some(4096), "{batch:?}");
+    assert_eq!(report.restarts.len(), 6);
+    for restart in &report.restarts {
+        assert!(restart.journal_bytes > 16 << 20, "{restart:?}");
+        assert!(restart.messages_left > 0, "{restart:?}");
+        assert!(restart.ready_seconds <= restart.first_ack_seconds);
+        assert!(restart.bound_seconds > 2.0 * restart.read_seconds);
+    }
+    let names: Vec<&str> = report.goals.iter().map(|goal| goal.name.as_str()).collect();
+    assert_eq!(names, ["G13", "G14", "G14", "G20"]);
+    let json: serde_json::Value = serde_json::from_str(&report.to_json().unwrap()).unwrap();
+    assert!(json["header"]["storage"]["way"].is_string());
+    assert!(json["restarts"][0]["first_ack_seconds"].is_f64());
+}
+
+#[test]
+fn memory_that_looks_like_a_disk_is_not_called_durable() {
+    let directory = std::path::Path::new("/dev/shm");
+    if !directory.is_dir() {
+        eprintln!("SKIPPED: there is no /dev/shm here");
+        return;
+    }
+    let report = measure_durable(directory);
+    let storage = report.header.storage.as_ref().unwrap();
+    if storage.file_system != "tmpfs" {
+        eprintln!("SKIPPED: /dev/shm is no tmpfs here");
+        return;
+    }
+    assert_clean(&report, 4);
+    assert_eq!(report.header.durability, "memory (tmpfs is not durable)");
+    assert!(report.to_string().contains("NOT DURABLE"));
+    for goal in &report.goals {
+        assert_eq!(goal.outcome, Outcome::Skipped, "{goal:?}");
+        assert_eq!(goal.skipped.as_deref(), Some("tmpfs is not durable"));
+    }
 }
 
 /// Somebody who was not there adds up the slices and finds what was printed.

@@ -270,7 +270,8 @@ pub(crate) struct BenchOptions {
     /// open: the most messages on their way
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = value_parser!(u32).range(1..))]
     pub(crate) window: Option<u32>,
-    /// floor: write blocks to the device of this directory, too
+    /// floor: write blocks to the device of this directory, too; durable: keep the journal
+    /// in a fresh directory there, and not in the current one
     #[arg(long, value_name = "DIR")]
     pub(crate) directory: Option<PathBuf>,
     /// How the broker inside waits for work
@@ -319,6 +320,8 @@ pub(crate) enum Workload {
     Idle,
     /// What a thousand partitions, a thousand silent connections and 256 busy ones cost
     Scale,
+    /// Produce to flushed acknowledgement beside the device, and a start on what was kept
+    Durable,
 }
 
 /// How a measured broker waits for work.
@@ -350,6 +353,7 @@ impl From<Workload> for courser_bench::Workload {
             Workload::Open => Self::Open,
             Workload::Idle => Self::Idle,
             Workload::Scale => Self::Scale,
+            Workload::Durable => Self::Durable,
         }
     }
 }

@@ -49,10 +49,11 @@ fn check_fit(options: &BenchOptions) -> Result<(), CommandError> {
     let idle = workload == Workload::Idle;
     let scale = workload == Workload::Scale;
     let floor = workload == Workload::Floor;
+    let durable = workload == Workload::Durable;
     for (option, given, fits) in [
         ("--rate", !options.rate.is_empty(), open || idle),
         ("--window", options.window.is_some(), open),
-        ("--directory", options.directory.is_some(), floor),
+        ("--directory", options.directory.is_some(), floor || durable),
         (
             "--connections",
             options.connections.is_some(),

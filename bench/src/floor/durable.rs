@@ -1,8 +1,9 @@
-//! The floor of a durable send: one block of 4 KiB, on the device when it returns.
+//! The floor of a durable send: one block of 4 KiB, or as many as a batch has, on the
+//! device when it returns.
 //!
 //! The file is made beforehand and every block of it written with zeros, so that a write
-//! changes no metadata; blocks are written one behind the other, from the first again
-//! after the last. Two ways, side by side: past the page cache with a flush in the same
+//! changes no metadata; writes follow one another in it, from the front again after the
+//! last. Two ways, side by side: past the page cache with a flush in the same
 //! operation, over io_uring, spinning; and into the page cache with `fdatasync` behind it,
 //! as a program does that has neither.
 
@@ -18,13 +19,16 @@ use crate::error::BenchError;
 use crate::histogram::{Histogram, saturating_ns};
 use crate::page_buffer::{PAGE_BYTES, PageBuffer};
 
-/// Bytes that one write takes.
+/// Bytes of a block, the least that a write takes.
 pub const BLOCK_BYTES: u32 = 4096;
 
 const _: () = assert!(BLOCK_BYTES as usize == PAGE_BYTES);
 
-/// Blocks of a file: 16 MiB, larger than what a device writes between two slices.
-const BLOCKS: u64 = 4096;
+/// Bytes of a file: more than what a device writes between two slices.
+const FILE_BYTES: u64 = 16 << 20;
+
+/// So many writes of any size it takes.
+const WRITES_MIN: u64 = 8;
 
 /// How a block becomes durable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,15 +57,19 @@ impl fmt::Display for DurableKind {
 pub struct DurableFloor {
     kind: DurableKind,
     writer: Writer,
-    /// The next block.
-    block: u64,
+    /// Bytes of one write.
+    bytes: u32,
+    /// How many of them the file takes.
+    writes: u64,
+    /// The next one's place among them.
+    next: u64,
     /// Removed when it goes.
     file: Temporary,
 }
 
 enum Writer {
     Direct(Box<BlockWriter>),
-    Cached { file: File, block: PageBuffer },
+    Cached { file: File, blocks: PageBuffer },
 }
 
 /// A file that goes with this.
@@ -75,12 +83,27 @@ impl Drop for Temporary {
 }
 
 impl DurableFloor {
-    /// Makes a file there and writes all of it.
+    /// Makes a file there and writes all of it; a write is one block.
     ///
     /// # Errors
     /// If the file cannot be made, and if the machine does not offer that kind; then
     /// [`BenchError::is_unsupported`] says so.
     pub fn start(kind: DurableKind, directory: &Path) -> Result<Self, BenchError> {
+        Self::start_of(kind, directory, BLOCK_BYTES)
+    }
+
+    /// As [`Self::start`]; a write takes so many bytes in whole blocks.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    ///
+    /// # Panics
+    /// If they are none, or not whole blocks.
+    pub fn start_of(kind: DurableKind, directory: &Path, bytes: u32) -> Result<Self, BenchError> {
+        assert!(
+            bytes > 0 && bytes.is_multiple_of(BLOCK_BYTES),
+            "a write has whole blocks"
+        );
         /// Written and read to tell files of one process apart: nothing hangs on it.
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -93,23 +116,28 @@ impl DurableFloor {
             .map_err(BenchError::file("create", &path))?;
         let temporary = Temporary(path);
         let path = &temporary.0;
-        let zeros = vec![0; 1 << 20];
-        for position in (0..BLOCKS * u64::from(BLOCK_BYTES)).step_by(zeros.len()) {
-            file.write_all_at(&zeros, position)
+        let writes = (FILE_BYTES / u64::from(bytes)).max(WRITES_MIN);
+        let zeros = vec![0; bytes as usize];
+        for write in 0..writes {
+            file.write_all_at(&zeros, write * u64::from(bytes))
                 .map_err(BenchError::file("write", path))?;
         }
         file.sync_all().map_err(BenchError::file("flush", path))?;
         let writer = match kind {
-            DurableKind::Direct => Writer::Direct(Box::new(BlockWriter::open(path)?)),
+            DurableKind::Direct => {
+                Writer::Direct(Box::new(BlockWriter::open(path, bytes as usize)?))
+            }
             DurableKind::Cached => Writer::Cached {
                 file,
-                block: PageBuffer::new(PAGE_BYTES),
+                blocks: PageBuffer::new(bytes as usize),
             },
         };
         Ok(Self {
             kind,
             writer,
-            block: 0,
+            bytes,
+            writes,
+            next: 0,
             file: temporary,
         })
     }
@@ -120,7 +148,13 @@ impl DurableFloor {
         self.kind
     }
 
-    /// Writes for about so long, one block at a time; how long each took.
+    /// Bytes of one write.
+    #[must_use]
+    pub fn bytes(&self) -> u32 {
+        self.bytes
+    }
+
+    /// Writes for about so long, one at a time; how long each took.
     ///
     /// # Errors
     /// If a write fails.
@@ -141,13 +175,15 @@ impl DurableFloor {
     }
 
     fn write(&mut self) -> Result<(), BenchError> {
-        let position = self.block * u64::from(BLOCK_BYTES);
-        self.block = (self.block + 1) % BLOCKS;
+        let position = self.next * u64::from(self.bytes);
+        self.next = (self.next + 1) % self.writes;
         match &mut self.writer {
             Writer::Direct(writer) => writer.write(position),
-            Writer::Cached { file, block } => {
-                block[..8].copy_from_slice(&position.to_le_bytes());
-                file.write_all_at(block, position)
+            Writer::Cached { file, blocks } => {
+                for block in blocks.chunks_exact_mut(PAGE_BYTES) {
+                    block[..8].copy_from_slice(&position.to_le_bytes());
+                }
+                file.write_all_at(blocks, position)
                     .and_then(|()| file.sync_data())
                     .map_err(BenchError::file("write", &self.file.0))
             }

@@ -1,4 +1,4 @@
-//! One aligned block, written past the page cache and flushed by the same operation over
+//! Aligned blocks, written past the page cache and flushed by the same operation over
 //! io_uring, spinning for its end.
 //!
 //! Invariants: at most one write is in flight; its bytes are freed after its completion
@@ -18,20 +18,21 @@ use super::uring::{build_ring, failed};
 use crate::error::BenchError;
 use crate::page_buffer::{PAGE_BYTES, PageBuffer};
 
-/// How long a device may take over one block.
+/// How long a device may take over one write.
 const WRITE_WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// A file, and a ring for nothing but writing blocks to it.
 pub(super) struct BlockWriter {
     ring: IoUring,
     file: File,
-    block: ManuallyDrop<PageBuffer>,
+    blocks: ManuallyDrop<PageBuffer>,
     in_flight: bool,
 }
 
 impl BlockWriter {
-    /// Opens a file that is there.
-    pub(super) fn open(path: &Path) -> Result<Self, BenchError> {
+    /// Opens a file that is there, for writes of so many bytes in whole blocks.
+    pub(super) fn open(path: &Path, bytes: usize) -> Result<Self, BenchError> {
+        debug_assert!(bytes.is_multiple_of(PAGE_BYTES), "writes have whole blocks");
         let opened = OpenOptions::new()
             .write(true)
             .custom_flags(libc::O_DIRECT)
@@ -45,21 +46,23 @@ impl BlockWriter {
         Ok(Self {
             ring: build_ring()?,
             file,
-            block: ManuallyDrop::new(PageBuffer::new(PAGE_BYTES)),
+            blocks: ManuallyDrop::new(PageBuffer::new(bytes)),
             in_flight: false,
         })
     }
 
-    /// Writes one block and returns when it is on the device.
+    /// Writes once and returns when all of it is on the device.
     pub(super) fn write(&mut self, position: u64) -> Result<(), BenchError> {
         // What never changes a device may know already.
-        self.block[..8].copy_from_slice(&position.to_le_bytes());
-        let length = u32::try_from(self.block.len()).expect("a block is small");
-        let entry = opcode::Write::new(Fd(self.file.as_raw_fd()), self.block.as_ptr(), length)
+        for block in self.blocks.chunks_exact_mut(PAGE_BYTES) {
+            block[..8].copy_from_slice(&position.to_le_bytes());
+        }
+        let length = u32::try_from(self.blocks.len()).expect("a write is small");
+        let entry = opcode::Write::new(Fd(self.file.as_raw_fd()), self.blocks.as_ptr(), length)
             .offset(position)
             .rw_flags(libc::RWF_DSYNC)
             .build();
-        // SAFETY: the block lives, and nobody changes it, until the completion was taken.
+        // SAFETY: the blocks live, and nobody changes them, until the completion was taken.
         unsafe { self.ring.submission().push(&entry) }
             .expect("the queue is empty: one write is in flight at most");
         self.in_flight = true;
@@ -84,17 +87,17 @@ impl BlockWriter {
             if let Some(completion) = self.ring.completion().next() {
                 self.in_flight = false;
                 return match usize::try_from(completion.result()) {
-                    Ok(PAGE_BYTES) => Ok(()),
-                    Ok(_) => Err(failed("write a whole block")(std::io::Error::from(
+                    Ok(written) if written == self.blocks.len() => Ok(()),
+                    Ok(_) => Err(failed("write whole blocks")(std::io::Error::from(
                         std::io::ErrorKind::WriteZero,
                     ))),
-                    Err(_) => Err(failed("write a block")(std::io::Error::from_raw_os_error(
+                    Err(_) => Err(failed("write blocks")(std::io::Error::from_raw_os_error(
                         -completion.result(),
                     ))),
                 };
             }
             if began.elapsed() > WRITE_WAIT_MAX {
-                return Err(failed("write a block")(std::io::Error::from(
+                return Err(failed("write blocks")(std::io::Error::from(
                     std::io::ErrorKind::TimedOut,
                 )));
             }
@@ -106,7 +109,7 @@ impl Drop for BlockWriter {
     fn drop(&mut self) {
         if !self.in_flight {
             // SAFETY: dropped once, here, and no write names it any more.
-            unsafe { ManuallyDrop::drop(&mut self.block) };
+            unsafe { ManuallyDrop::drop(&mut self.blocks) };
         }
     }
 }

@@ -32,6 +32,8 @@ pub(super) struct Sender {
     first: u64,
     /// Of its queue, which its messages go to in turn.
     partitions: u32,
+    /// What an outcome has to say.
+    durability: Durability,
 }
 
 impl Sender {
@@ -41,7 +43,9 @@ impl Sender {
         queue: &str,
         ledger: &Ledger,
     ) -> Result<Self, BenchError> {
-        Self::open_with(address, queue, ledger, |producer| producer)
+        Self::open_with(address, queue, ledger, Durability::Memory, |producer| {
+            producer
+        })
     }
 
     /// As [`Self::open`], on a queue of so many partitions.
@@ -51,8 +55,21 @@ impl Sender {
         partitions: u32,
         ledger: &Ledger,
     ) -> Result<Self, BenchError> {
-        Self::open_with(address, queue, ledger, |producer| {
+        Self::open_with(address, queue, ledger, Durability::Memory, |producer| {
             producer.partitions(partitions)
+        })
+    }
+
+    /// As [`Self::open`], with so many messages on their way at most, each of which is
+    /// stored once a flush covers it.
+    pub(super) fn open_flushed(
+        address: SocketAddr,
+        queue: &str,
+        ledger: &Ledger,
+        window: u32,
+    ) -> Result<Self, BenchError> {
+        Self::open_with(address, queue, ledger, Durability::Flushed, |producer| {
+            producer.window(window)
         })
     }
 
@@ -63,18 +80,21 @@ impl Sender {
         ledger: &Ledger,
         window: u32,
     ) -> Result<Self, BenchError> {
-        Self::open_with(address, queue, ledger, |producer| producer.window(window))
+        Self::open_with(address, queue, ledger, Durability::Memory, |producer| {
+            producer.window(window)
+        })
     }
 
     fn open_with(
         address: SocketAddr,
         queue: &str,
         ledger: &Ledger,
+        durability: Durability,
         options: impl FnOnce(ProducerBuilder<'_>) -> ProducerBuilder<'_>,
     ) -> Result<Self, BenchError> {
         let client = connect(address)?;
-        // What is measured is a broker's memory; a device has a benchmark of its own.
-        let producer = client.producer(queue).durability(Durability::Memory);
+        // Said in so many words: a measurement is of one or the other.
+        let producer = client.producer(queue).durability(durability);
         let producer = options(producer)
             .create()
             .map_err(|error| BenchError::client("open a producer", error))?;
@@ -83,6 +103,7 @@ impl Sender {
             partitions: producer.partitions(),
             producer,
             first: ledger.next(),
+            durability,
         })
     }
 
@@ -124,7 +145,8 @@ impl Sender {
             .producer
             .send(&*body)
             .map_err(|error| BenchError::client("send", error))?;
-        ledger.completed(self.number(receipt.id.sequence), true);
+        let is_stored = receipt.durability == self.durability;
+        ledger.completed(self.number(receipt.id.sequence), is_stored);
         Ok(())
     }
 
@@ -135,7 +157,7 @@ impl Sender {
         let Some(Completion { sequence, result }) = self.producer.poll() else {
             return false;
         };
-        ledger.completed(self.number(sequence), result.is_ok());
+        ledger.completed(self.number(sequence), self.is_stored(&result));
         true
     }
 
@@ -166,7 +188,7 @@ impl Sender {
         self.producer.poll_into(&mut gathered.outcomes);
         let any = !gathered.outcomes.is_empty();
         for Completion { sequence, result } in gathered.outcomes.drain(..) {
-            ledger.completed(self.number(sequence), result.is_ok());
+            ledger.completed(self.number(sequence), self.is_stored(&result));
         }
         any
     }
@@ -230,6 +252,12 @@ impl Sender {
     pub(super) fn close(self) -> Result<(), BenchError> {
         drop(self.producer);
         close(self.client)
+    }
+
+    /// Whether it is as safe as was asked for.
+    #[inline]
+    fn is_stored(&self, result: &Result<Receipt, SendError>) -> bool {
+        matches!(result, Ok(receipt) if receipt.durability == self.durability)
     }
 
     fn number(&self, sequence: Sequence) -> u64 {

@@ -8,6 +8,7 @@
 //! | open loop | produce to ack from intended times, at several rates | the echo under the same load |
 //! | idle | processor time without work, and of a message | the echo that sleeps in epoll |
 //! | scale | produce to ack, with many partitions and connections | the same with one or none; an echo for many |
+//! | durable | produce to flushed ack, alone and of many; a start on what was kept | a flush of the same device, reading |
 //! | quick | all three at two sizes, within a minute | theirs |
 //!
 //! ```text
@@ -36,6 +37,7 @@ use crate::pin::Cores;
 use crate::report::Report;
 
 mod books;
+mod durable;
 mod end_to_end;
 mod idle;
 mod lane;
@@ -69,6 +71,8 @@ pub enum Workload {
     Idle,
     /// What many partitions and many connections cost.
     Scale,
+    /// Produce to flushed ack, and a start on what was kept.
+    Durable,
 }
 
 impl fmt::Display for Workload {
@@ -82,6 +86,7 @@ impl fmt::Display for Workload {
             Self::Open => "open loop",
             Self::Idle => "idle",
             Self::Scale => "scale",
+            Self::Durable => "durable",
         })
     }
 }
@@ -105,7 +110,8 @@ pub struct Options {
     pub connections: Option<u32>,
     /// How an embedded broker waits for work.
     pub idle: Idle,
-    /// Where a floor writes blocks to a device; none are written if not given.
+    /// Where a floor writes blocks to a device, none if not given; where a broker keeps
+    /// what is flushed, in a fresh directory within, the current one if not given.
     pub directory: Option<PathBuf>,
     /// Which cores; chosen by nearness if not given. A broker that runs elsewhere
     /// is where it is; its floors run on `cores.broker`.

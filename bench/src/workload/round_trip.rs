@@ -17,6 +17,8 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use courser::Durability;
+
 use super::books::{self, Sender};
 use super::patience::Patience;
 use super::queue_name;
@@ -35,6 +37,12 @@ const BACKLOG_MESSAGES_MIN: usize = 16;
 /// after a while that this connection is the one to attend to.
 const WARM_UP_ROUND_TRIPS: u64 = 256;
 
+/// The same of round trips that wait for a device: as long as those.
+const WARM_UP_ROUND_TRIPS_FLUSHED: u64 = 16;
+
+/// One would do.
+const WINDOW_FLUSHED: u32 = 16;
+
 /// How the client waits for a completion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Wait {
@@ -47,6 +55,7 @@ pub(super) enum Wait {
 /// See the module.
 pub(super) struct RoundTrip {
     wait: Wait,
+    durability: Durability,
     address: SocketAddr,
     queue: String,
     partitions: u32,
@@ -62,6 +71,7 @@ impl RoundTrip {
         let body = vec![0xA5; payload as usize];
         Self {
             wait,
+            durability: Durability::Memory,
             address,
             queue: queue_name("rtt"),
             partitions: 1,
@@ -74,6 +84,14 @@ impl RoundTrip {
     /// The same over a queue of so many partitions, which are sent to in turn.
     pub(super) fn over(self, partitions: u32) -> Self {
         Self { partitions, ..self }
+    }
+
+    /// The same, each with a flush, over one partition.
+    pub(super) fn flushed(self) -> Self {
+        Self {
+            durability: Durability::Flushed,
+            ..self
+        }
     }
 
     /// Goes on with the broker at `address`, from the next slice on.
@@ -93,9 +111,18 @@ impl RoundTrip {
         histogram: &mut Histogram,
     ) -> Result<(), BenchError> {
         let ends = Instant::now() + duration;
-        let sender = Sender::open_over(self.address, &self.queue, self.partitions, &self.ledger)?;
+        let (sender, warm_up) = match self.durability {
+            Durability::Memory => (
+                Sender::open_over(self.address, &self.queue, self.partitions, &self.ledger)?,
+                WARM_UP_ROUND_TRIPS,
+            ),
+            Durability::Flushed => (
+                Sender::open_flushed(self.address, &self.queue, &self.ledger, WINDOW_FLUSHED)?,
+                WARM_UP_ROUND_TRIPS_FLUSHED,
+            ),
+        };
         loop {
-            for _ in 0..WARM_UP_ROUND_TRIPS.min(self.backlog_max / 2) {
+            for _ in 0..warm_up.min(self.backlog_max / 2) {
                 self.round_trip(&sender)?;
             }
             let completed = loop {

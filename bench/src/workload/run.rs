@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use super::lane::{Instrument, Lane, Scratch, WarmUp};
 use super::target::Target;
 use super::{
-    Idle, Options, PAYLOAD_BYTES_MIN, Workload, idle, open, round_trip, scale, throughput,
+    Idle, Options, PAYLOAD_BYTES_MIN, Workload, durable, idle, open, round_trip, scale, throughput,
 };
 use crate::compare::{Noise, PairedRatio};
 use crate::error::BenchError;
@@ -70,6 +70,10 @@ pub(super) fn run(workload: Workload, options: &Options) -> Result<Report, Bench
         Some(cores) => cores.check()?,
         None => Cores::choose()?,
     };
+    // It starts brokers again and again, also behind what it measures pinned.
+    if let Job::Durable(plan) = &job {
+        return durable::run(plan, cores);
+    }
     // Before this thread's child is pinned, so that the broker's are not.
     let target = match workload {
         // Busy it would take its core whole, whatever it does.
@@ -89,6 +93,7 @@ pub(super) fn run(workload: Workload, options: &Options) -> Result<Report, Bench
                 Job::Open(plan) => open::run(plan, cores, &target),
                 Job::Idle(plan) => idle::run(plan, cores, &target),
                 Job::Scale(plan) => scale::run(plan, cores, &target, second),
+                Job::Durable(_) => unreachable!("it was answered above"),
             })
             .map_err(|source| BenchError::Thread {
                 name: name.to_owned(),
@@ -107,6 +112,7 @@ enum Job {
     Open(open::Plan),
     Idle(idle::Plan),
     Scale(scale::Plan),
+    Durable(durable::Plan),
 }
 
 impl Job {
@@ -115,6 +121,7 @@ impl Job {
             Workload::Open => open::Plan::of(options).map(Self::Open),
             Workload::Idle => idle::Plan::of(options).map(Self::Idle),
             Workload::Scale => scale::Plan::of(options).map(Self::Scale),
+            Workload::Durable => durable::Plan::of(options).map(Self::Durable),
             _ => Plan::of(workload, options).map(Self::Lanes),
         }
     }
@@ -146,7 +153,8 @@ impl Section {
             | Workload::Floor
             | Workload::Open
             | Workload::Idle
-            | Workload::Scale => 0,
+            | Workload::Scale
+            | Workload::Durable => 0,
         };
         per_payload * self.payloads.len()
     }
@@ -172,7 +180,11 @@ impl Plan {
             Workload::RoundTrip | Workload::EndToEnd => {
                 vec![section(workload, &[64, 256, 1024])]
             }
-            Workload::Floor | Workload::Open | Workload::Idle | Workload::Scale => Vec::new(),
+            Workload::Floor
+            | Workload::Open
+            | Workload::Idle
+            | Workload::Scale
+            | Workload::Durable => Vec::new(),
         };
         for &payload in sections.iter().flat_map(|section| &section.payloads) {
             if !(PAYLOAD_BYTES_MIN..=PAYLOAD_BYTES_MAX).contains(&payload) {
@@ -364,7 +376,8 @@ fn open(
             | Workload::Floor
             | Workload::Open
             | Workload::Idle
-            | Workload::Scale => Vec::new(),
+            | Workload::Scale
+            | Workload::Durable => Vec::new(),
         });
         target.rest();
     }

@@ -6,6 +6,7 @@
 //! is the turn of a spinning one, so nothing is given away by it.
 
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
@@ -20,6 +21,9 @@ use crate::pin::Cores;
 /// How long an embedded broker spins without work: above what a client takes
 /// between two messages even if the host takes its core away for a while.
 const SPIN_BUDGET: Duration = Duration::from_millis(1);
+
+/// The same of one that is measured with flushes: above what most devices take for one.
+const SPIN_BUDGET_KEEPING: Duration = Duration::from_millis(5);
 
 /// How long a broker that we did not configure is given to come to rest.
 const REMOTE_REST: Duration = Duration::from_millis(5);
@@ -44,17 +48,36 @@ impl Target {
         cores: Cores,
         idle: Idle,
     ) -> Result<Self, BenchError> {
-        if let Some(address) = address {
-            return Ok(Self::Remote(address));
+        match address {
+            Some(address) => Ok(Self::Remote(address)),
+            None => Self::start(cores, idle, None),
         }
+    }
+
+    /// A broker of our own that keeps what is flushed in that directory. As
+    /// [`Self::reach`], not to be called on a pinned thread.
+    ///
+    /// # Errors
+    /// If the broker does not start.
+    pub(super) fn keeping(directory: &Path, cores: Cores, idle: Idle) -> Result<Self, BenchError> {
+        Self::start(cores, idle, Some(directory.to_owned()))
+    }
+
+    fn start(
+        cores: Cores,
+        idle: Idle,
+        data_directory: Option<PathBuf>,
+    ) -> Result<Self, BenchError> {
         let cores: ShardCores = cores.broker.to_string().parse()?;
         let broker = Broker::start(BrokerConfig {
             listen: Some(SocketAddr::from(([127, 0, 0, 1], 0))),
             cores,
-            spin_budget: match idle {
-                Idle::Busy => Some(SPIN_BUDGET),
-                Idle::Adaptive => None,
+            spin_budget: match (idle, &data_directory) {
+                (Idle::Busy, None) => Some(SPIN_BUDGET),
+                (Idle::Busy, Some(_)) => Some(SPIN_BUDGET_KEEPING),
+                (Idle::Adaptive, _) => None,
             },
+            data_directory,
             ..BrokerConfig::default()
         })?;
         Ok(Self::Embedded(Box::new(broker)))

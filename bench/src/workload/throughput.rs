@@ -169,7 +169,9 @@ impl Throughput {
     }
 }
 
-fn poll_burst(
+/// Sends so many messages, or as many as go out until `ends` and some more, and returns
+/// once all of them are completed.
+pub(super) fn poll_burst(
     sender: &Sender,
     gathered: &mut Gathered,
     messages_max: u64,
