@@ -48,6 +48,9 @@ pub enum Unit {
     /// Turns of the shard per batch.
     #[serde(rename = "turns/batch")]
     TurnsPerBatch,
+    /// Writes to the device, each with its flush, per batch.
+    #[serde(rename = "flushes/batch")]
+    FlushesPerBatch,
     /// A size in memory.
     #[serde(rename = "bytes")]
     Bytes,
@@ -71,6 +74,7 @@ impl Unit {
             Self::Allocations => "allocations",
             Self::BytesPerMessage => "bytes/message",
             Self::TurnsPerBatch => "turns/batch",
+            Self::FlushesPerBatch => "flushes/batch",
             Self::Bytes => "bytes",
         }
     }

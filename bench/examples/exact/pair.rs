@@ -19,7 +19,12 @@ use courser_core::client::{
     Client, Config, ConsumerKey, ConsumerRequest, Durability, Event, Outgoing, ProducerKey,
     ProducerRequest, Route,
 };
-use courser_core::id::{Handle, Installation, ShardIndex};
+use courser_core::id::{
+    BatchNumber, FileSequence, Handle, Installation, JournalNumber, Run, ShardIndex,
+};
+use courser_core::journal::survey::Slot;
+use courser_core::journal::writer::{Beginning, IN_FLIGHT_MAX, Token, Wish};
+use courser_core::journal::{Identity, Origin};
 use courser_core::name::Destination;
 use courser_core::shard::{Attached, Output, Pieces, Shard, ShardConfig};
 use courser_core::time::{Monotonic, Now, Wall};
@@ -35,7 +40,21 @@ const TURN: Duration = Duration::from_micros(10);
 /// More turns than any exchange of a scenario takes.
 const TURNS_MAX: usize = 10_000;
 
+const INSTALLATION: Installation = Installation(0xfeed);
+
 const DESTINATION: &str = "queue:counted";
+
+/// Whether the shard has a journal, and what its producer asks for. The device is an
+/// instant one: what it is given is written before the shard's next turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Keeping {
+    /// There is no journal.
+    Nothing,
+    /// There is one, and sends are in memory all the same.
+    Others,
+    /// Each send is flushed.
+    Everything,
+}
 
 /// Whose work is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +74,10 @@ pub(crate) struct Passed {
     pub(crate) to_clients: u64,
     /// Turns of the shard.
     pub(crate) turns: u64,
+    /// Writes to its device.
+    pub(crate) writes: u64,
+    /// Bytes of them.
+    pub(crate) written: u64,
     /// Allocations of the machine that is counted.
     pub(crate) allocations: u64,
 }
@@ -77,8 +100,27 @@ pub(crate) struct Pair {
     producer: Option<ProducerKey>,
     consumer: Option<ConsumerKey>,
     body: Vec<u8>,
+    keeping: Keeping,
     pub(crate) counted: Counted,
     pub(crate) passed: Passed,
+}
+
+/// What a shard gave its device in one turn.
+struct Writes {
+    /// Batches, and the header of a file.
+    tokens: [Token; IN_FLIGHT_MAX + 1],
+    count: usize,
+    bytes: usize,
+}
+
+impl Default for Writes {
+    fn default() -> Self {
+        Self {
+            tokens: [Token(0); IN_FLIGHT_MAX + 1],
+            count: 0,
+            bytes: 0,
+        }
+    }
 }
 
 /// Links that the shard wants something sent on, in order.
@@ -92,19 +134,23 @@ struct Sends {
 impl Pair {
     /// A producer of bodies of `body_bytes`, and a consumer of the same queue if
     /// `consumed`.
-    pub(crate) fn new(body_bytes: usize, consumed: bool) -> Self {
+    pub(crate) fn new(body_bytes: usize, consumed: bool, keeping: Keeping) -> Self {
         let now = Now {
             monotonic: Monotonic(1_000_000_000),
             wall: Wall(1_700_000_000_000_000_000),
         };
         let mut shard = Shard::new(ShardConfig {
-            installation: Installation(0xfeed),
+            installation: INSTALLATION,
             shard: ShardIndex(0),
             memory: MEMORY,
             hash_seed: 1,
             auto_create: true,
         })
         .expect("the memory is enough for a shard");
+        if keeping != Keeping::Nothing {
+            shard.restored();
+            shard.keep(&beginning());
+        }
         let ends = [(); 2].map(|()| {
             let mut client = Client::new(Config::default());
             client.connected(now.monotonic);
@@ -128,10 +174,12 @@ impl Pair {
             producer: None,
             consumer: None,
             body: vec![0xA5; body_bytes],
+            keeping,
             counted: Counted::Nothing,
             passed: Passed::default(),
         };
         pair.settle();
+        assert!(pair.shard.is_durable(), "a journal begins");
         let destination = Destination::parse(DESTINATION).expect("the name is well formed");
         pair.ends[SENDER]
             .client
@@ -217,13 +265,24 @@ impl Pair {
 
     fn enqueue(&mut self, batch: u64) {
         let producer = self.producer();
+        let message = Outgoing {
+            properties: &[],
+            body: &self.body,
+            route: Route::Turn,
+            durability: Some(match self.keeping {
+                Keeping::Nothing | Keeping::Others => Durability::Memory,
+                Keeping::Everything => Durability::Flushed,
+            }),
+            // A deadline as the library sets it: the window has to keep track of it.
+            deadline: self.now.monotonic.after(Duration::from_secs(3)),
+        };
         let End { client, .. } = &mut self.ends[SENDER];
         let before = allocations::so_far();
         if self.counted == Counted::Sender {
-            counted_enqueue(client, self.now, producer, &self.body, batch);
+            counted_enqueue(client, self.now, producer, &message, batch);
             self.passed.allocations += allocations::so_far() - before;
         } else {
-            enqueue(client, self.now, producer, &self.body, batch);
+            enqueue(client, self.now, producer, &message, batch);
         }
     }
 
@@ -272,6 +331,9 @@ impl Pair {
         } else {
             turn(&mut self.shard, self.now, link, bytes, &mut sends);
         }
+        if self.keeping != Keeping::Nothing {
+            self.store();
+        }
         self.passed.turns += 1;
         self.passed.to_clients += sends.bytes as u64;
         for &link in &sends.links[..sends.count] {
@@ -295,6 +357,22 @@ impl Pair {
                 sent(&mut self.shard, self.now, link, bytes);
             }
         }
+    }
+
+    /// The device takes what the shard gives it, and has it.
+    fn store(&mut self) {
+        let mut writes = Writes::default();
+        let before = allocations::so_far();
+        if self.counted == Counted::Broker {
+            counted_wishes(&mut self.shard, &mut writes);
+            counted_written(&mut self.shard, &writes);
+            self.passed.allocations += allocations::so_far() - before;
+        } else {
+            wishes(&mut self.shard, &mut writes);
+            written(&mut self.shard, &writes);
+        }
+        self.passed.writes += writes.count as u64;
+        self.passed.written += writes.bytes as u64;
     }
 
     /// The producing client hears what came; returns completions.
@@ -338,6 +416,23 @@ impl Pair {
     }
 }
 
+/// A journal without a past.
+fn beginning() -> Beginning {
+    Beginning {
+        origin: Origin {
+            identity: Identity {
+                installation: INSTALLATION,
+                journal: JournalNumber(0),
+            },
+            run: Run(1),
+            salt: 1,
+        },
+        recovered: BatchNumber(0),
+        sequence: FileSequence(1),
+        slot: Slot(1),
+    }
+}
+
 // The machines' work, and its counted twins.
 
 #[inline(always)]
@@ -366,6 +461,37 @@ fn counted_turn(shard: &mut Shard, now: Now, link: Handle, bytes: &[u8], sends: 
 }
 
 #[inline(always)]
+fn wishes(shard: &mut Shard, writes: &mut Writes) {
+    while let Some(wish) = shard.storage_wish() {
+        match wish {
+            Wish::Prepare { file, .. } => shard.prepared(file, true),
+            Wish::Write { token, .. } => {
+                writes.bytes += shard.storage_pieces(token).map(<[u8]>::len).sum::<usize>();
+                writes.tokens[writes.count] = token;
+                writes.count += 1;
+            }
+        }
+    }
+}
+
+#[inline(never)]
+fn counted_wishes(shard: &mut Shard, writes: &mut Writes) {
+    wishes(shard, writes);
+}
+
+#[inline(always)]
+fn written(shard: &mut Shard, writes: &Writes) {
+    for &token in &writes.tokens[..writes.count] {
+        shard.written(token, Ok(()));
+    }
+}
+
+#[inline(never)]
+fn counted_written(shard: &mut Shard, writes: &Writes) {
+    written(shard, writes);
+}
+
+#[inline(always)]
 fn sent(shard: &mut Shard, now: Now, link: Handle, bytes: usize) {
     shard.sent(now, link, bytes);
 }
@@ -376,17 +502,15 @@ fn counted_sent(shard: &mut Shard, now: Now, link: Handle, bytes: usize) {
 }
 
 #[inline(always)]
-fn enqueue(client: &mut Client, now: Now, producer: ProducerKey, body: &[u8], batch: u64) {
-    let message = Outgoing {
-        properties: &[],
-        body,
-        route: Route::Turn,
-        durability: Some(Durability::Memory),
-        // A deadline as the library sets it: the window has to keep track of it.
-        deadline: now.monotonic.after(Duration::from_secs(3)),
-    };
+fn enqueue(
+    client: &mut Client,
+    now: Now,
+    producer: ProducerKey,
+    message: &Outgoing<'_>,
+    batch: u64,
+) {
     for _ in 0..batch {
-        if client.send(now, producer, black_box(&message)).is_err() {
+        if client.send(now, producer, black_box(message)).is_err() {
             panic!("the window has no room for a batch");
         }
     }
@@ -394,8 +518,14 @@ fn enqueue(client: &mut Client, now: Now, producer: ProducerKey, body: &[u8], ba
 }
 
 #[inline(never)]
-fn counted_enqueue(client: &mut Client, now: Now, producer: ProducerKey, body: &[u8], batch: u64) {
-    enqueue(client, now, producer, body, batch);
+fn counted_enqueue(
+    client: &mut Client,
+    now: Now,
+    producer: ProducerKey,
+    message: &Outgoing<'_>,
+    batch: u64,
+) {
+    enqueue(client, now, producer, message, batch);
 }
 
 #[inline(always)]

@@ -3,6 +3,8 @@
 //! | scenario | counted |
 //! |---|---|
 //! | `broker.store` | the shard: bytes of a batch in, completions out |
+//! | `broker.store.keeping` | the same, beside a journal that is not asked for |
+//! | `broker.store.flushed` | the same, and each batch through the journal to an instant device |
 //! | `broker.through` | the same, and deliveries out and acknowledgements in |
 //! | `client.send` | the client: sends, bytes out, answers in, outcomes taken |
 //! | `client.receive` | the client: deliveries in, messages taken and acknowledged |
@@ -21,7 +23,7 @@ use courser_core::frame::MessageHeader;
 use courser_core::frame::control::{AckRun, CompletionRun};
 
 use crate::order::{Arrival, Through};
-use crate::pair::{Counted, Pair, Passed};
+use crate::pair::{Counted, Keeping, Pair, Passed};
 
 const BODY_BYTES: usize = 64;
 const LARGER_BODY_BYTES: usize = 1024;
@@ -86,6 +88,18 @@ pub(crate) fn measure() -> Measured {
             true,
         );
     }
+    for batch in BATCHES {
+        for (name, keeping) in [
+            ("broker.store.keeping", Keeping::Others),
+            ("broker.store.flushed", Keeping::Everything),
+        ] {
+            let mut pair = Pair::new(BODY_BYTES, false, keeping);
+            let passed = count(&mut measured, name, &mut pair, batch, Counted::Broker);
+            if keeping == Keeping::Everything {
+                storage(&mut measured, &passed, batch);
+            }
+        }
+    }
     for arrival in [Arrival::InOrder, Arrival::Reversed] {
         order(&mut measured, "window", Through::window(), arrival);
         order(&mut measured, "unordered", Through::unordered(), arrival);
@@ -102,7 +116,17 @@ fn pair(
     counted: Counted,
     consumed: bool,
 ) -> Passed {
-    let mut pair = Pair::new(body_bytes, consumed);
+    let mut pair = Pair::new(body_bytes, consumed, Keeping::Nothing);
+    count(measured, name, &mut pair, batch, counted)
+}
+
+fn count(
+    measured: &mut Measured,
+    name: &str,
+    pair: &mut Pair,
+    batch: u64,
+    counted: Counted,
+) -> Passed {
     for _ in 0..MESSAGES / batch {
         pair.round(batch);
     }
@@ -161,6 +185,22 @@ fn wire(measured: &mut Measured, passed: &Passed, batch: u64) {
         value: courser_bench::units::to_f64(passed.turns)
             / courser_bench::units::to_f64(MESSAGES / batch),
         unit: Unit::TurnsPerBatch,
+    });
+}
+
+/// What a batch that is sent at once costs the device.
+fn storage(measured: &mut Measured, passed: &Passed, batch: u64) {
+    let bytes = courser_bench::units::to_f64(passed.written);
+    measured.figures.push(Figure {
+        name: format!("storage.written.batch_{batch}"),
+        value: bytes / courser_bench::units::to_f64(MESSAGES),
+        unit: Unit::BytesPerMessage,
+    });
+    measured.figures.push(Figure {
+        name: format!("storage.flushes.batch_{batch}"),
+        value: courser_bench::units::to_f64(passed.writes)
+            / courser_bench::units::to_f64(MESSAGES / batch),
+        unit: Unit::FlushesPerBatch,
     });
 }
 
