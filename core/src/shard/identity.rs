@@ -10,7 +10,7 @@ use crate::id::{DestinationNumber, Epoch, ProducerId};
 use crate::time::Monotonic;
 
 /// A producer's sends to one partition.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Debug, Default)]
 struct Lane {
     /// The partition sequence of the last one that had its turn.
     last: u64,
@@ -19,6 +19,7 @@ struct Lane {
     /// While `last + 1` is this, the next one may leave some out: those of an earlier run
     /// that were not to be flushed, of which nothing is known. 0 if none was.
     resumed: u64,
+    positions: Positions,
 }
 
 /// Where a send stands among those of its producer to its partition.
@@ -97,7 +98,6 @@ pub(super) struct Identity {
     /// What it calls itself.
     pub(super) name: Box<str>,
     lanes: Box<[Lane]>,
-    positions: Positions,
 }
 
 impl Identity {
@@ -118,8 +118,7 @@ impl Identity {
             access: Access::Shared,
             term: 0,
             name: name.into(),
-            lanes: vec![Lane::default(); partitions].into(),
-            positions: Positions::default(),
+            lanes: (0..partitions).map(|_| Lane::default()).collect(),
         }
     }
 
@@ -136,7 +135,6 @@ impl Identity {
             term: self.term,
             name: Box::default(),
             lanes: Box::default(),
-            positions: Positions::default(),
         }
     }
 
@@ -211,7 +209,7 @@ impl Identity {
     /// If the partition does not exist, there is no such partition sequence, or a new
     /// send has the sequence of an earlier one.
     pub(super) fn turn(
-        &mut self,
+        &self,
         partition: u32,
         partition_sequence: u64,
         sequence: u64,
@@ -226,10 +224,7 @@ impl Identity {
         if partition_sequence > lane.last {
             return Ok(Turn::Early);
         }
-        let partition = u16::try_from(partition).map_err(|_| NoSend)?;
-        Ok(Turn::Had(
-            self.positions.find(partition, partition_sequence),
-        ))
+        Ok(Turn::Had(lane.positions.find(partition_sequence)))
     }
 
     /// The send that was due has had its turn.
@@ -260,9 +255,7 @@ impl Identity {
         let first = lane.last + 1;
         lane.last += u64::from(count);
         lane.sequence = sequence;
-        #[expect(clippy::cast_possible_truncation, reason = "it is the index of a lane")]
-        let partition = partition as u16;
-        self.positions.note(partition, first, count, outcome, grow);
+        lane.positions.note(first, count, outcome, grow);
     }
 
     /// In an earlier run the send with this partition sequence and sequence had its turn,
@@ -284,17 +277,21 @@ impl Identity {
 
     /// Bytes of memory beside the identity itself.
     pub(super) fn bytes(&self) -> usize {
-        self.name.len() + size_of_val(&*self.lanes) + self.positions.bytes()
+        let positions = self.lanes.iter().map(|lane| lane.positions.bytes());
+        self.name.len() + size_of_val(&*self.lanes) + positions.sum::<usize>()
     }
 
     /// Gives back what it does not need while it sends nothing.
     pub(super) fn compact(&mut self) -> usize {
-        self.positions.compact()
+        let lanes = self.lanes.iter_mut();
+        lanes.map(|lane| lane.positions.compact()).sum()
     }
 
-    /// Forgets the positions of its last sends but the very last; returns how many bytes that gave back.
+    /// Forgets the positions of its last sends but those of the very last to each
+    /// partition; returns how many bytes that gave back.
     pub(super) fn forget_positions(&mut self) -> usize {
-        self.positions.clear()
+        let lanes = self.lanes.iter_mut();
+        lanes.map(|lane| lane.positions.clear()).sum()
     }
 }
 

@@ -1,9 +1,9 @@
-//! What became of a producer's last sends, so that a retry is answered with the
-//! outcome of the first try.
+//! What became of a producer's last sends to a partition, so that a retry is answered
+//! with the outcome of the first try.
 //!
 //! ```text
-//! closed:  | 3 sends, p0, at 17.. | 1 send, p1, refused | 9 sends, p0, at 20.. |   open: 4 sends, p0, at 29..
-//!          `- dropped once the sends behind it are enough                              `- grows with the next one
+//! closed:  | 3 sends, at 17.. | 1 send, refused | 9 sends, at 20.. |   open: 4 sends, at 29..
+//!          `- dropped once the sends behind it are enough                  `- grows with the next one
 //! ```
 //!
 //! Consecutive sends with consecutive places that were stored at one time share a
@@ -12,9 +12,11 @@
 //! [`remembered`](super::remembered) keeps, and not at all once there is one for
 //! each send of the window.
 //!
-//! Invariants: the runs of a partition rise by partition sequence and do not
-//! overlap; without the first of them, the closed runs have fewer than
-//! [`limits::POSITIONS_KEPT`] sends.
+//! Each partition has its own: what is told of one, in whatever order after a start,
+//! leaves that of the others where it is.
+//!
+//! Invariants: the runs rise by partition sequence and do not overlap; without the
+//! first of them, the closed runs have fewer than [`limits::POSITIONS_KEPT`] sends.
 
 use std::collections::VecDeque;
 
@@ -59,27 +61,24 @@ pub(super) struct Run {
     offset: u64,
     append_time: Wall,
     count: u32,
-    partition: u16,
     refusal: u16,
 }
 
 const _: () = assert!(size_of::<Run>() == 32);
-const _: () = assert!(limits::PARTITIONS_MAX <= 1 << 16);
 
 impl Run {
     #[inline]
-    fn is_continued_by(&self, partition: u16, sequence: u64, outcome: &Outcome) -> bool {
+    fn is_continued_by(&self, sequence: u64, outcome: &Outcome) -> bool {
         let count = u64::from(self.count);
-        self.partition == partition
-            && self.first + count == sequence
+        self.first + count == sequence
             && self.refusal == outcome.refusal
             && (self.refusal != 0
                 || self.offset + count == outcome.offset && self.append_time == outcome.append_time)
     }
 
-    fn find(&self, partition: u16, sequence: u64) -> Option<Outcome> {
+    fn find(&self, sequence: u64) -> Option<Outcome> {
         let index = sequence.checked_sub(self.first)?;
-        if self.partition != partition || index >= u64::from(self.count) {
+        if index >= u64::from(self.count) {
             return None;
         }
         Some(Outcome {
@@ -94,7 +93,7 @@ impl Run {
     }
 }
 
-/// The last sends of one producer.
+/// The last sends of one producer to one partition.
 #[derive(Debug, Default)]
 pub(super) struct Positions {
     /// What grows; without a send if its count is 0.
@@ -102,8 +101,6 @@ pub(super) struct Positions {
     closed: VecDeque<Run>,
     /// Sends in `closed`.
     sends: u64,
-    /// Where the last retry was found: the next one is there or behind it.
-    hint: usize,
 }
 
 impl Positions {
@@ -113,13 +110,12 @@ impl Positions {
     #[inline]
     pub(super) fn note(
         &mut self,
-        partition: u16,
         sequence: u64,
         count: u32,
         outcome: &Outcome,
         grow: impl FnOnce(usize) -> bool,
     ) {
-        if self.open.is_continued_by(partition, sequence, outcome) {
+        if self.open.is_continued_by(sequence, outcome) {
             self.open.count += count;
             return;
         }
@@ -129,26 +125,17 @@ impl Positions {
             offset: outcome.offset,
             append_time: outcome.append_time,
             count,
-            partition,
             refusal: outcome.refusal,
         };
     }
 
     /// What became of a send; `None` if that is no longer kept.
-    pub(super) fn find(&mut self, partition: u16, sequence: u64) -> Option<Outcome> {
-        let hint = self.hint.min(self.closed.len());
-        let behind = self.closed.range(hint..).zip(hint..);
-        let before = self.closed.range(..hint).zip(0..);
-        let found = behind
-            .chain(before)
-            .find_map(|(run, index)| Some((run.find(partition, sequence)?, index)));
-        match found {
-            Some((outcome, index)) => {
-                self.hint = index;
-                Some(outcome)
-            }
-            None => self.open.find(partition, sequence),
+    pub(super) fn find(&self, sequence: u64) -> Option<Outcome> {
+        if let Some(outcome) = self.open.find(sequence) {
+            return Some(outcome);
         }
+        let behind = self.closed.partition_point(|run| run.first <= sequence);
+        self.closed.get(behind.checked_sub(1)?)?.find(sequence)
     }
 
     /// Bytes that the runs take up.
@@ -214,7 +201,6 @@ impl Positions {
     fn drop_first(&mut self) {
         if let Some(run) = self.closed.pop_front() {
             self.sends -= u64::from(run.count);
-            self.hint = self.hint.saturating_sub(1);
         }
     }
 }

@@ -14,8 +14,7 @@ const PARTITIONS: usize = 3;
 struct Model {
     /// Partition and partition sequence.
     sends: Vec<(usize, u64)>,
-    /// Of each partition: which send of all it was, and its outcome.
-    lanes: [Vec<(usize, Outcome)>; PARTITIONS],
+    lanes: [Vec<Outcome>; PARTITIONS],
 }
 
 impl Model {
@@ -25,17 +24,16 @@ impl Model {
 
     fn send(&mut self, partition: usize, outcome: Outcome) {
         self.sends.push((partition, self.next(partition)));
-        self.lanes[partition].push((self.sends.len(), outcome));
+        self.lanes[partition].push(outcome);
     }
 
-    fn outcome(&self, partition: usize, sequence: u64) -> (usize, Outcome) {
+    fn outcome(&self, partition: usize, sequence: u64) -> Outcome {
         self.lanes[partition][usize::try_from(sequence - 1).unwrap()]
     }
 
     /// Whether the send is one of those whose outcome has to be known.
     fn is_kept(&self, partition: usize, sequence: u64) -> bool {
-        let (index, _) = self.outcome(partition, sequence);
-        index + limits::POSITIONS_KEPT as usize > self.sends.len()
+        sequence + u64::from(limits::POSITIONS_KEPT) >= self.next(partition)
     }
 }
 
@@ -117,7 +115,7 @@ proptest! {
                     for (partition, in_partition) in &model.sends[from..] {
                         let at = u32::try_from(*partition).unwrap();
                         let turn = identity.turn(at, *in_partition, 1).unwrap();
-                        let (_, outcome) = model.outcome(*partition, *in_partition);
+                        let outcome = model.outcome(*partition, *in_partition);
                         let kept = !starved && model.is_kept(*partition, *in_partition);
                         prop_assert!(
                             turn == Turn::Had(Some(outcome)) || !kept && turn == Turn::Had(None),
@@ -142,7 +140,7 @@ proptest! {
         // The very last one is known whatever happened.
         if let Some((partition, last)) = model.sends.last() {
             let at = u32::try_from(*partition).unwrap();
-            let (_, outcome) = model.outcome(*partition, *last);
+            let outcome = model.outcome(*partition, *last);
             prop_assert_eq!(identity.turn(at, *last, 1), Ok(Turn::Had(Some(outcome))));
         }
     }
