@@ -20,6 +20,7 @@ use courser::{
     TrySendError,
 };
 use courser_bench::units;
+use courser_core::error::Refusal;
 use courser_core::frame::checksum;
 
 use crate::args::SendOptions;
@@ -70,6 +71,8 @@ pub(crate) struct Tally {
     acknowledged: u64,
     /// Those of the acknowledged that would survive a power cut.
     durable: u64,
+    /// In the broker since an earlier try, at a place that is not known any more.
+    stored_before: u64,
     /// Certainly not in the broker.
     not_stored: u64,
     /// Perhaps in the broker.
@@ -78,13 +81,39 @@ pub(crate) struct Tally {
 
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} acknowledged, ", units::count(self.acknowledged))?;
+        if self.stored_before > 0 {
+            let count = units::count(self.stored_before);
+            write!(f, "{count} stored before, ")?;
+        }
         write!(
             f,
-            "{} acknowledged, {} not stored, {} unknown",
-            units::count(self.acknowledged),
+            "{} not stored, {} unknown",
             units::count(self.not_stored),
             units::count(self.unknown)
         )
+    }
+}
+
+impl Tally {
+    /// Counts what became of a send; whether it failed.
+    fn count<T>(&mut self, result: &Result<T, SendError>) -> bool {
+        let count = match result {
+            Ok(_) => &mut self.acknowledged,
+            Err(SendError::Refused(Refusal::AlreadyStored)) => &mut self.stored_before,
+            Err(SendError::Unknown { .. }) => &mut self.unknown,
+            Err(_) => &mut self.not_stored,
+        };
+        *count += 1;
+        !matches!(
+            result,
+            Ok(_) | Err(SendError::Refused(Refusal::AlreadyStored))
+        )
+    }
+
+    /// How many have an outcome.
+    fn all(&self) -> u64 {
+        self.acknowledged + self.stored_before + self.not_stored + self.unknown
     }
 }
 
@@ -117,6 +146,13 @@ pub(crate) fn send(options: &SendOptions) -> Result<(), CommandError> {
     } = sending;
     // Everything is acknowledged; how the goodbye goes changes nothing about that.
     let _told = producer.close().and_then(|()| client.close());
+    let before = tally.stored_before;
+    if before > 0 {
+        output::remark(&format_args!(
+            "{} more were stored before: the answer was lost, and where they are is not known any more",
+            units::count(before)
+        ));
+    }
     let in_memory = tally.acknowledged - tally.durable;
     if options.persistent && in_memory > 0 {
         output::remark(&format_args!(
@@ -277,19 +313,15 @@ impl Sending<'_> {
             .checksums
             .pop_front()
             .expect("each send has one outcome and came before it");
+        let failed = self.tally.count(result);
         match result {
             Ok(receipt) => {
-                self.tally.acknowledged += 1;
                 self.tally.durable += u64::from(receipt.durability == Durability::Flushed);
                 if let Some(log) = &mut self.log {
                     log.acknowledged(receipt.position, checksum, receipt.id)?;
                 }
             }
-            Err(error) => {
-                match error {
-                    SendError::Unknown { .. } => self.tally.unknown += 1,
-                    _ => self.tally.not_stored += 1,
-                }
+            Err(error) if failed => {
                 // A send that was not taken may be known before the outcomes of those
                 // before it.
                 let failure = &mut self.failure;
@@ -300,6 +332,7 @@ impl Sending<'_> {
                     *failure = Some((sequence.0, error.clone()));
                 }
             }
+            Err(_) => {}
         }
         Ok(())
     }
@@ -308,10 +341,33 @@ impl Sending<'_> {
     fn give_up(&mut self) {
         let missing = self.checksums.len() as u64;
         self.checksums.clear();
+        let first = self.tally.all();
         self.tally.unknown += missing;
-        let first = self.tally.acknowledged + self.tally.not_stored + self.tally.unknown - missing;
         let cause = Cause::TimedOut;
         self.failure
             .get_or_insert_with(|| (first + 1, SendError::Unknown { cause }));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A send whose first answer was lost with a broker was counted as not stored, and
+    /// ended the command.
+    #[test]
+    fn what_was_stored_before_is_stored_and_counted_apart() {
+        let mut tally = Tally::default();
+        let before = SendError::Refused(Refusal::AlreadyStored);
+        let cause = Cause::TimedOut;
+        assert!(!tally.count(&Ok(())));
+        assert!(!tally.count::<()>(&Err(before)));
+        assert!(tally.count::<()>(&Err(SendError::Refused(Refusal::OutOfMemory))));
+        assert!(tally.count::<()>(&Err(SendError::Unknown { cause })));
+        assert_eq!(
+            tally.to_string(),
+            "1 acknowledged, 1 stored before, 1 not stored, 1 unknown"
+        );
+        assert_eq!(tally.all(), 4);
     }
 }
