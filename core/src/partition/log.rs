@@ -359,7 +359,8 @@ impl Log {
         if self.hidden.is_empty() {
             self.shown = first;
         }
-        let is_first = self.hidden.back().is_none_or(|(last, _)| *last != batch);
+        // Behind what waits for a later one it is hidden anyway.
+        let is_first = self.hidden.back().is_none_or(|(last, _)| *last < batch);
         if is_first {
             self.hidden.push_back((batch, first));
         }
@@ -389,6 +390,17 @@ impl Log {
         self.reserved
     }
 
+    /// The offsets below this one may be given out, now that all batches up to `durable`
+    /// are durable.
+    pub fn reserved_by(&self, durable: BatchNumber) -> Offset {
+        let (batch, until) = self.reserving;
+        if batch <= durable {
+            self.reserved.max(until)
+        } else {
+            self.reserved
+        }
+    }
+
     /// The offsets below this one may be given out: that is durable.
     pub fn reserve(&mut self, until: Offset) {
         self.reserved = until;
@@ -402,11 +414,8 @@ impl Log {
     /// What is being reserved, and with which batch, if it is not durable yet.
     pub fn reserving(&mut self, durable: BatchNumber) -> Option<(BatchNumber, Offset)> {
         let (batch, until) = self.reserving;
-        if batch <= durable {
-            self.reserved = self.reserved.max(until);
-            return None;
-        }
-        Some((batch, until))
+        self.reserved = self.reserved_by(durable);
+        (batch > durable).then_some((batch, until))
     }
 
     /// Has what is settled from here on noted, for [`Log::take_settled`].

@@ -156,7 +156,8 @@ impl Shard {
         }
         let (handle, partition) = (Handle(due.handle), PartitionIndex(due.partition));
         if let Some(journal) = &self.journal
-            && (journal.objection(&self.arena, due.flushed, size)).is_some()
+            && let log = &self.locals[room.destination].partitions[partition.0 as usize].log
+            && (journal.objection(&self.arena, log, due.flushed, (size, messages))).is_some()
         {
             return 0;
         }

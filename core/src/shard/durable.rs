@@ -108,11 +108,19 @@ impl Durable {
         }
     }
 
-    /// Why messages with such flags that take `size` bytes cannot be stored, if they
-    /// cannot.
+    /// Why `count` messages with such flags that take `size` bytes cannot be stored in
+    /// `log`, if they cannot.
     #[inline]
-    pub(super) fn objection(&self, arena: &Arena, flags: u16, size: usize) -> Option<Refusal> {
-        if flags & flags::FLUSHED != 0 && self.writer.is_broken() {
+    pub(super) fn objection(
+        &self,
+        arena: &Arena,
+        log: &Log,
+        flags: u16,
+        (size, count): (usize, u32),
+    ) -> Option<Refusal> {
+        if self.writer.is_broken()
+            && (flags & flags::FLUSHED != 0 || !self.has_reserved(log, count))
+        {
             Some(Refusal::StorageFailed)
         } else if arena.free() < 2 * Writer::chunks_for(size) {
             Some(Refusal::OutOfMemory)
@@ -140,6 +148,19 @@ impl Durable {
         if safety.batch == BatchNumber(0) {
             return producer.complete(run);
         }
+    /// Whether the next `count` offsets may be given out: no later run begins before
+    /// them.
+    #[cold]
+    fn has_reserved(&self, log: &Log, count: u32) -> bool {
+        let reserved = log.reserved_by(self.writer.durable());
+        log.next().0 + u64::from(count) <= reserved.0
+    }
+
+    /// Whether an offset may be told that was given out.
+    pub(super) fn may_tell(&self, log: &Log, offset: Offset) -> bool {
+        offset < log.reserved_by(self.writer.durable())
+    }
+
         if producer.complete_with(safety.batch, run) {
             self.hold(handle);
         }
@@ -157,9 +178,11 @@ impl Durable {
                 .writer
                 .append_messages(arena, log.tail(it.size), it.size, it.count)
                 .expect("it was seen that there is room");
-            if log.hide(it.first, batch) {
-                self.hiding.push_back((batch, destination, it.partition));
-            }
+            let place = Place {
+                destination,
+                partition: it.partition,
+            };
+            self.hide(log, place, it.first, batch);
             return Safety {
                 batch: if cfg!(planted = "told_too_soon") {
                     BatchNumber(0)
@@ -176,7 +199,23 @@ impl Durable {
             destination,
             partition: it.partition,
         };
-        self.reserve_offsets(arena, log, place)
+        let safety = self.reserve_offsets(arena, log, place);
+        if safety.batch > BatchNumber(0) {
+            // Or a crash would give the offset of something that was seen to another.
+            self.hide(log, place, it.first, safety.batch);
+        }
+        safety
+    }
+
+    /// Nobody sees what was just stored in `log`, from `first` on, before `batch` is
+    /// durable.
+    fn hide(&mut self, log: &mut Log, place: Place, first: Offset, batch: BatchNumber) {
+        if log.hide(first, batch) {
+            // A reservation may be in an earlier batch than what was hidden last.
+            let at = self.hiding.partition_point(|(other, ..)| *other <= batch);
+            let hidden = (batch, place.destination, place.partition);
+            self.hiding.insert(at, hidden);
+        }
     }
 
     /// Reserves offsets ahead, if few are left, and says what the last one given out

@@ -24,7 +24,7 @@ use crate::frame::{Durability, MESSAGE_HEADER_SIZE, MessageHeader, flags, proper
 use crate::id::{BatchNumber, Epoch, Handle, Offset, PartitionIndex};
 use crate::memory::{Arena, CHUNK, ChunkId};
 use crate::partition::Partition;
-use crate::partition::log::ArenaFull;
+use crate::partition::log::{ArenaFull, Log};
 use crate::time::{Now, Wall};
 
 /// The bytes of a whole message, with its padding.
@@ -165,7 +165,8 @@ impl Shard {
         }
         let flags = header.flags.get();
         if let Some(journal) = &self.journal
-            && let Some(refusal) = journal.objection(&self.arena, flags, size)
+            && let log = &self.locals[destination].partitions[partition as usize].log
+            && let Some(refusal) = journal.objection(&self.arena, log, flags, (size, 1))
         {
             self.refuse_send(header, bytes, refusal);
             return Ok(());
@@ -329,7 +330,12 @@ impl Shard {
         if journal.is_broken() {
             // Nothing will be durable that is not, and it is not known what this one is.
             batch = BatchNumber(0);
-            if is_flushed {
+            let offset = Offset(first.offset);
+            if is_flushed
+                || !self
+                    .log_of(header)
+                    .is_some_and(|log| journal.may_tell(log, offset))
+            {
                 run = completion(header, &Outcome::refused(Refusal::StorageFailed));
             }
         } else if is_flushed && self.keeps_what(header) {
@@ -337,6 +343,14 @@ impl Shard {
         }
         self.settle_unstored_as(header, bytes, batch, run);
         Ok(())
+    }
+
+    /// The log that a message with this header is for.
+    fn log_of(&self, header: &MessageHeader) -> Option<&Log> {
+        let producer = self.producers.get(Handle(header.handle.get()))?;
+        let local = self.locals.get(producer.identity.destination)?;
+        let partition = local.partitions.get(header.partition.get() as usize)?;
+        Some(&partition.log)
     }
 
     /// Whether what is sent with this header is kept in the journal.

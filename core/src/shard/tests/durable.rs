@@ -388,6 +388,13 @@ fn a_write_that_failed_completes_nothing_and_is_not_made_again() {
     let mut shard = device.start();
     let mut peer = Peer::new(&mut shard);
     let mut producer = flushed_producer(&mut peer, &mut shard, &mut device, "/default/q");
+    // Offsets of the other partition are reserved.
+    producer.durability = Durability::Memory;
+    producer.sequence = 0;
+    peer.message_to(1, 1, &mut producer, b"in memory");
+    exchange(&mut peer, &mut shard, &mut device);
+    producer.durability = Durability::Flushed;
+    producer.sequence = 0;
     peer.message_to(0, 1, &mut producer, b"where is it");
     peer.exchange(&mut shard);
     device.hear(&mut shard);
@@ -403,7 +410,7 @@ fn a_write_that_failed_completes_nothing_and_is_not_made_again() {
     assert_eq!(outcomes(&answers), [(1, 1, 0, failed), (2, 1, 0, failed)]);
     // What needs no device goes on, and nothing else does.
     producer.durability = Durability::Memory;
-    peer.message_to(1, 1, &mut producer, b"in memory");
+    peer.message_to(1, 2, &mut producer, b"in memory");
     assert_eq!(outcomes(&peer.exchange(&mut shard)), [(3, 1, 0, 0)]);
     let name = "/default/another";
     let fields = OpenProducer {
@@ -636,10 +643,115 @@ fn a_consumer_that_has_gone_is_confirmed_nothing() {
             Frame::Message(_) => None,
         })
         .collect();
-    let closed = kinds.iter().position(|kind| *kind == Kind::Closed);
-    let closed = closed.expect("the consumer is closed");
-    assert!(
-        !kinds[closed..].contains(&Kind::Acknowledged),
-        "nothing is about it any more: {kinds:?}"
-    );
+    assert_eq!(kinds, [Kind::Acknowledged, Kind::Closed]);
+    shard.audit();
+}
+
+/// What was told of one partition pushed out what was kept of another: its retries were
+/// told that they are stored, and not where.
+#[test]
+fn the_last_sends_to_each_partition_keep_their_places_however_many_went_to_others() {
+    let mut device = Device::default();
+    let mut shard = device.start();
+    let mut peer = Peer::new(&mut shard);
+    let mut producer = flushed_producer(&mut peer, &mut shard, &mut device, "/default/q");
+    peer.message_to(0, 1, &mut producer, b"first");
+    exchange(&mut peer, &mut shard, &mut device);
+    for sequence in 1..=1_500 {
+        peer.message_to(1, sequence, &mut producer, b"others");
+        exchange(&mut peer, &mut shard, &mut device);
+    }
+    for _ in 0..2 {
+        let mut peer = Peer::new(&mut shard);
+        let mut again = attach_again(&mut peer, &mut shard, &mut device, producer.producer);
+        again.durability = Durability::Flushed;
+        again.sequence = 0;
+        peer.message_to(0, 1, &mut again, b"first");
+        let told = outcomes(&exchange(&mut peer, &mut shard, &mut device));
+        assert_eq!(told, [(1, 1, 1, 0)]);
+        shard = device.start();
+    }
+}
+
+/// Behind a failed write messages in memory went on without end, at offsets that the next
+/// run gives to others.
+#[test]
+fn behind_a_failed_write_offsets_are_given_out_up_to_where_they_were_reserved() {
+    let reserved = u64::from(limits::OFFSETS_RESERVED);
+    let mut device = Device::default();
+    let mut shard = device.start();
+    let mut peer = Peer::new(&mut shard);
+    // A topic that nobody reads keeps nothing, and counts all the same.
+    let name = "/default/topic";
+    let fields = OpenProducer {
+        session: peer.session.into(),
+        destination: 1,
+        destination_length: u16::try_from(name.len()).unwrap().into(),
+        ..OpenProducer::default()
+    };
+    peer.control(2, &fields, &[name.as_bytes()]);
+    let mut producer = opened(&exchange(&mut peer, &mut shard, &mut device));
+    let (mut told, mut last) = (Vec::new(), 0);
+    peer.message_to(0, 1, &mut producer, b"");
+    exchange(&mut peer, &mut shard, &mut device);
+    // As many again are reserved once half of them are used, and the device fails.
+    let mut breaks = false;
+    for sequence in 2..=reserved + 100 {
+        peer.message_to(0, sequence, &mut producer, b"");
+        let late = completions(&peer.exchange(&mut shard));
+        device.hear(&mut shard);
+        if !device.writes.is_empty() {
+            breaks = true;
+            let (_, _, token) = device.writes.remove(0);
+            shard.written(token, Err(WriteFailed));
+        }
+        for run in &late {
+            if run.refusal.get() == 0 {
+                last = last.max(run.offset.get() + u64::from(run.count.get()));
+            }
+        }
+        told.extend(late.into_iter().filter(|run| run.refusal.get() != 0));
+    }
+    assert!(breaks && shard.is_broken());
+    assert_eq!(last, reserved + 1, "what was reserved is used");
+    let failed = Refusal::StorageFailed.code();
+    assert!(!told.is_empty() && told.iter().all(|run| run.refusal.get() == failed));
+}
+
+/// A retry was told the place that its first try was not, as it was not reserved.
+#[test]
+fn behind_a_failed_write_a_retry_is_told_no_place_that_is_not_reserved() {
+    let mut device = Device::default();
+    let mut shard = device.start();
+    let mut peer = Peer::new(&mut shard);
+    let mut producer = flushed_producer(&mut peer, &mut shard, &mut device, "/default/q");
+    producer.durability = Durability::Memory;
+    peer.message_to(0, 1, &mut producer, b"in memory");
+    peer.exchange(&mut shard);
+    device.hear(&mut shard);
+    let (_, _, token) = device.writes.remove(0);
+    shard.written(token, Err(WriteFailed));
+    let failed = Refusal::StorageFailed.code();
+    assert_eq!(outcomes(&take(&mut shard, peer.link)), [(1, 1, 0, failed)]);
+    producer.sequence = 0;
+    peer.message_to(0, 1, &mut producer, b"in memory");
+    assert_eq!(outcomes(&peer.exchange(&mut shard)), [(1, 1, 0, failed)]);
+}
+
+/// A consumer had a message in memory whose offset a crash gave to another.
+#[test]
+fn nobody_sees_an_offset_before_it_is_reserved() {
+    let mut device = Device::default();
+    let mut shard = device.start();
+    let mut peer = Peer::new(&mut shard);
+    let mut producer = flushed_producer(&mut peer, &mut shard, &mut device, "/default/q");
+    consumer(&mut peer, &mut shard, &mut device, "/default/q");
+    producer.durability = Durability::Memory;
+    peer.message_to(0, 1, &mut producer, b"in memory");
+    peer.exchange(&mut shard);
+    device.hear(&mut shard);
+    assert_eq!(bodies(&take(&mut shard, peer.link)), []);
+    assert_eq!(device.writes.len(), 1, "its reservation");
+    device.settle(&mut shard);
+    assert_eq!(bodies(&take(&mut shard, peer.link)).len(), 1);
 }
