@@ -16,6 +16,7 @@
 //! other shards; in one that closes nothing is opened that was asked for later.
 
 use super::consumer::Consumer;
+use super::durable::LastWord;
 use super::producer::Producer;
 use super::{Fault, Rejection, Shard};
 use crate::error::Refusal;
@@ -81,7 +82,10 @@ impl Shard {
             return;
         };
         if consumer.gather().is_none() {
-            return self.remove_consumer(handle, true);
+            if !self.ends_late(handle) {
+                self.part_with_consumer(now, handle, true, LastWord::Nobody);
+            }
+            return;
         }
         // One that is not open is being opened, or closed already.
         if consumer.is_open_front() {

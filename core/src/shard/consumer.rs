@@ -575,6 +575,20 @@ impl Shard {
         self.detach_consumer(handle, &consumer, clean);
     }
 
+    /// As [`Shard::remove_consumer`], but the handle stays as a husk until it is removed:
+    /// there is something left to be told about it.
+    pub(super) fn retire_consumer(&mut self, handle: Handle, clean: bool) {
+        let Some(consumer) = self.consumers.get_mut(handle) else {
+            return;
+        };
+        if consumer.ended.is_none() {
+            consumer.ended = Some(Refusal::NotOpen);
+            let before = consumer.clone();
+            self.opened.take(tables::consumer_size(Kind::Exclusive, 0));
+            self.detach_consumer(handle, &before, clean);
+        }
+    }
+
     /// A consumer leaves its subscription.
     fn detach_consumer(&mut self, handle: Handle, consumer: &Consumer, clean: bool) {
         let local = &mut self.locals[consumer.destination];

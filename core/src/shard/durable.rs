@@ -23,7 +23,7 @@ use super::producer::Producer;
 use super::{Fault, Shard};
 use crate::catalog::Change;
 use crate::error::Refusal;
-use crate::frame::control::{Acknowledge, CompletionRun};
+use crate::frame::control::{Acknowledge, Closed, CompletionRun};
 use crate::frame::flags;
 use crate::frame::{Durability, MessageHeader};
 use crate::id::{
@@ -61,8 +61,26 @@ pub(super) struct Durable {
     hiding: VecDeque<(BatchNumber, DestinationNumber, PartitionIndex)>,
     /// Producers with outcomes that wait.
     holding: Vec<Handle>,
-    /// Confirmations that wait, each with the link that it goes to.
-    confirms: VecDeque<(BatchNumber, Handle, Confirmation)>,
+    /// What consumers wait to be told, each with the link that it goes to.
+    late: VecDeque<(BatchNumber, Handle, Late)>,
+}
+
+/// What a consumer is told once everything before it is durable.
+#[derive(Clone, Copy, Debug)]
+enum Late {
+    Confirmed(Confirmation),
+    /// It has ended.
+    Ended(Handle, LastWord),
+}
+
+/// Who is told that a consumer has ended.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum LastWord {
+    Nobody,
+    /// Whoever asked for it.
+    Closed(RequestId),
+    /// The front that it was a source of.
+    Left(ShardIndex, Handle),
 }
 
 /// A confirmation of what a consumer settled.
@@ -104,7 +122,7 @@ impl Durable {
             scratch: Vec::new(),
             hiding: VecDeque::new(),
             holding: Vec::new(),
-            confirms: VecDeque::new(),
+            late: VecDeque::new(),
         }
     }
 
@@ -130,6 +148,19 @@ impl Durable {
     }
 
     /// Messages were stored in a log, and this is what became of them: it is told once it
+    /// Whether the next `count` offsets may be given out: no later run begins before
+    /// them.
+    #[cold]
+    fn has_reserved(&self, log: &Log, count: u32) -> bool {
+        let reserved = log.reserved_by(self.writer.durable());
+        log.next().0 + u64::from(count) <= reserved.0
+    }
+
+    /// Whether an offset may be told that was given out.
+    pub(super) fn may_tell(&self, log: &Log, offset: Offset) -> bool {
+        offset < log.reserved_by(self.writer.durable())
+    }
+
     /// may be. Returns whether it is the first that the producer has to tell.
     #[inline(never)]
     pub(super) fn stored(
@@ -148,19 +179,6 @@ impl Durable {
         if safety.batch == BatchNumber(0) {
             return producer.complete(run);
         }
-    /// Whether the next `count` offsets may be given out: no later run begins before
-    /// them.
-    #[cold]
-    fn has_reserved(&self, log: &Log, count: u32) -> bool {
-        let reserved = log.reserved_by(self.writer.durable());
-        log.next().0 + u64::from(count) <= reserved.0
-    }
-
-    /// Whether an offset may be told that was given out.
-    pub(super) fn may_tell(&self, log: &Log, offset: Offset) -> bool {
-        offset < log.reserved_by(self.writer.durable())
-    }
-
         if producer.complete_with(safety.batch, run) {
             self.hold(handle);
         }
@@ -300,6 +318,14 @@ impl Durable {
     }
 
     #[inline]
+    /// Whether a consumer waits for confirmations, or to end behind them.
+    fn owes(&self, consumer: Handle) -> bool {
+        self.late.iter().any(|(_, _, late)| match late {
+            Late::Confirmed(confirmation) => confirmation.consumer == consumer,
+            Late::Ended(ended, _) => *ended == consumer,
+        })
+    }
+
     fn has_news(&self) -> bool {
         self.seen != self.writer.durable() || self.writer.is_broken() && !self.is_over
     }
@@ -421,13 +447,68 @@ impl Shard {
             }
             producer.holds()
         });
-        let due = journal.confirms.iter();
+        let due = journal.late.iter();
         let due = due.take_while(|(batch, ..)| *batch <= durable).count();
-        let confirms: Vec<_> = journal.confirms.drain(..due).collect();
+        let due: Vec<_> = journal.late.drain(..due).collect();
         self.journal = Some(journal);
         self.carry_out_decided(now, durable);
-        for (_, link, confirmation) in confirms {
-            self.confirm_late(now, link, &confirmation);
+        for (_, link, late) in due {
+            self.tell_late(now, link, late);
+        }
+    }
+
+    fn tell_late(&mut self, now: Now, link: Handle, late: Late) {
+        match late {
+            Late::Confirmed(confirmation) => self.confirm_late(now, link, &confirmation),
+            Late::Ended(consumer, last) => {
+                let is_there = self.consumers.get(consumer).is_some();
+                self.remove_consumer(consumer, true);
+                if is_there || matches!(last, LastWord::Left(..)) {
+                    self.say_last_word(now, (link, consumer), last);
+                }
+            }
+        }
+    }
+
+    /// A consumer ends, and whoever is to know is told, behind the confirmations that it
+    /// waits for. What it holds returns at once.
+    pub(super) fn part_with_consumer(
+        &mut self,
+        now: Now,
+        handle: Handle,
+        clean: bool,
+        last: LastWord,
+    ) {
+        let Some(link) = self.consumers.get(handle).map(|it| it.link) else {
+            return self.say_last_word(now, (Handle(0), handle), last);
+        };
+        if let Some(journal) = self.journal.as_mut().filter(|it| it.owes(handle)) {
+            let batch = journal.writer.last();
+            journal
+                .late
+                .push_back((batch, link, Late::Ended(handle, last)));
+            return self.retire_consumer(handle, clean);
+        }
+        self.remove_consumer(handle, clean);
+        self.say_last_word(now, (link, handle), last);
+    }
+
+    fn say_last_word(&mut self, now: Now, (link, consumer): (Handle, Handle), last: LastWord) {
+        match last {
+            LastWord::Nobody => {}
+            LastWord::Closed(request) => {
+                let closed = Closed {
+                    handle: consumer.0.into(),
+                    ..Closed::default()
+                };
+                if let Err(fault) = self.answer(now, link, request.0, &closed, &[]) {
+                    self.fault(now, link, &fault);
+                }
+            }
+            LastWord::Left(shard, front) if shard == self.config.shard => {
+                self.left_source(now, shard, front);
+            }
+            LastWord::Left(shard, front) => self.left_front(shard, front),
         }
     }
 
@@ -449,6 +530,20 @@ impl Shard {
         if journal.writer.is_broken() {
             return Some(Err(Refusal::StorageFailed.into()));
         }
+    /// Whether a consumer was closed, and waits for what comes before that.
+    pub(super) fn ends_late(&self, consumer: Handle) -> bool {
+        let ends = |late: &Late| matches!(late, Late::Ended(ended, _) if *ended == consumer);
+        let journal = self.journal.as_deref();
+        journal.is_some_and(|it| it.late.iter().any(|(_, _, late)| ends(late)))
+    }
+
+    /// Whether a consumer waits for confirmations, or to end behind them.
+    pub(super) fn owes_confirmations(&self, consumer: Handle) -> bool {
+        self.journal
+            .as_deref()
+            .is_some_and(|journal| journal.owes(consumer))
+    }
+
         let change = change.clone();
         let entry = Entry::CatalogChanged { version, change };
         Some(Ok(journal.append(&mut self.arena, &entry)))
@@ -540,7 +635,8 @@ impl Shard {
             if journal.writer.is_broken() {
                 confirmation.refusal = Refusal::StorageFailed.code();
             } else if batch > BatchNumber(0) {
-                journal.confirms.push_back((batch, link, confirmation));
+                let late = Late::Confirmed(confirmation);
+                journal.late.push_back((batch, link, late));
                 return Ok(());
             }
         }
@@ -563,13 +659,12 @@ impl Shard {
                 self.completing.push(handle);
             }
         }
-        let confirms = core::mem::take(&mut journal.confirms);
-        for (_, link, confirmation) in confirms {
-            let confirmation = Confirmation {
-                refusal: Refusal::StorageFailed.code(),
-                ..confirmation
-            };
-            self.confirm_late(now, link, &confirmation);
+        let waiting = core::mem::take(&mut journal.late);
+        for (_, link, mut late) in waiting {
+            if let Late::Confirmed(confirmation) = &mut late {
+                confirmation.refusal = Refusal::StorageFailed.code();
+            }
+            self.tell_late(now, link, late);
         }
         self.refuse_decided(now);
     }

@@ -16,6 +16,7 @@
 //! shard that does not answer holds up nothing for longer than an orderly stop may take.
 
 use super::consumer::Consumer;
+use super::durable::LastWord;
 use super::gather::Gather;
 use super::{Link, LinkState, Output, Shard};
 use crate::id::Handle;
@@ -95,6 +96,8 @@ impl Shard {
                 self.withdraw_sources(now, consumer);
             } else if !self.consumer_owes(consumer) {
                 self.remove_consumer(consumer, false);
+            } else if gather.is_none() && !self.ends_late(consumer) {
+                self.part_with_consumer(now, consumer, false, LastWord::Nobody);
             }
         }
     }
@@ -130,6 +133,6 @@ impl Shard {
 
     fn consumer_owes(&self, handle: Handle) -> bool {
         let gather = self.consumers.get(handle).and_then(Consumer::gather);
-        gather.is_some_and(Gather::owes)
+        gather.is_some_and(Gather::owes) || self.owes_confirmations(handle)
     }
 }

@@ -901,9 +901,11 @@ impl Shard {
         if shard != self.config.shard {
             return self.ask_to_leave(front, place, flags);
         }
-        self.take_source_out(handle, handed, flags & leave::CLEAN != 0);
+        let clean = flags & leave::CLEAN != 0;
         if flags & leave::ANSWERED != 0 {
-            self.left_source(now, shard, front);
+            self.part_with_source(now, (handle, handed), clean, (shard, front));
+        } else {
+            self.take_source_out(handle, handed, clean);
         }
     }
 

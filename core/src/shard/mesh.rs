@@ -432,7 +432,7 @@ impl Shard {
                 self.give_back_here(now, about, fields, runs);
             }
             request::LEAVE => {
-                self.end_source(shard, about, head.flags, fields(body));
+                self.end_source(now, shard, about, head.flags, fields(body));
             }
             request::PROPOSE
             | request::ALONE

@@ -1,6 +1,7 @@
 //! Sessions and the requests of the control plane.
 
 use super::consumer::{OpenConsumer, Start};
+use super::durable::LastWord;
 use super::identity::Access;
 use super::producer::OpenProducer;
 use super::{Fault, Rejection, Shard};
@@ -361,12 +362,10 @@ impl Shard {
             {
                 return Ok(self.close_gathering(now, handle, Some(request))?);
             }
-            self.remove_consumer(handle, true);
-            let closed = control::Closed {
-                handle: handle.0.into(),
-                ..Default::default()
-            };
-            self.answer(now, link, request.0, &closed, &[])?;
+            if self.ends_late(handle) {
+                return Err(Refusal::NotOpen.into());
+            }
+            self.part_with_consumer(now, handle, true, LastWord::Closed(request));
             return Ok(());
         }
         Err(Refusal::NotOpen.into())

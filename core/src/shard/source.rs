@@ -9,6 +9,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::branch::{Origin, refused};
 use super::consumer::{JoinConsumer, Start};
+use super::durable::LastWord;
 use super::ending::Ending;
 use super::fan::about;
 use super::mesh::BODY_MAX;
@@ -309,6 +310,7 @@ impl Shard {
     /// that it has the source names itself.
     pub(super) fn end_source(
         &mut self,
+        now: Now,
         shard: ShardIndex,
         named: Handle,
         flags: u8,
@@ -325,13 +327,21 @@ impl Shard {
             let found = consumers.find(|(_, it)| it.source().is_some_and(of_it));
             handle = found.map(|(source, _)| source);
         }
-        if let Some(handle) = handle {
-            self.take_source_out(handle, leave.handed.get(), flags & leave::CLEAN != 0);
+        let (clean, handed) = (flags & leave::CLEAN != 0, leave.handed.get());
+        let front = Handle(leave.front.get());
+        match handle {
+            Some(handle) if flags & leave::ANSWERED != 0 => {
+                self.part_with_source(now, (handle, handed), clean, (shard, front));
+            }
+            Some(handle) => self.take_source_out(handle, handed, clean),
+            None if flags & leave::ANSWERED != 0 => self.left_front(shard, front),
+            None => {}
         }
-        if flags & leave::ANSWERED != 0 {
-            let front = Handle(leave.front.get());
-            self.outcome_for(shard, &about(outcome::LEFT, front), &[]);
-        }
+    }
+
+    /// Tells a front on another shard that its source here has left.
+    pub(super) fn left_front(&mut self, shard: ShardIndex, front: Handle) {
+        self.outcome_for(shard, &about(outcome::LEFT, front), &[]);
     }
 
     /// Tells the front of a source that the broker has ended that.
@@ -351,5 +361,19 @@ impl Shard {
             consumer.was_handed(handed);
         }
         self.remove_consumer(handle, clean);
+    }
+
+    /// As that; its front is told, behind the confirmations that it waits for.
+    pub(super) fn part_with_source(
+        &mut self,
+        now: Now,
+        (handle, handed): (Handle, u64),
+        clean: bool,
+        (shard, front): (ShardIndex, Handle),
+    ) {
+        if let Some(consumer) = self.consumers.get_mut(handle) {
+            consumer.was_handed(handed);
+        }
+        self.part_with_consumer(now, handle, clean, LastWord::Left(shard, front));
     }
 }

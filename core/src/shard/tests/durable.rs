@@ -610,16 +610,19 @@ fn what_was_settled_out_of_its_order_takes_its_memory_in_the_next_run() {
 }
 
 /// A confirmation that waited for the device came behind the end of its consumer, whose
-/// handle meant nothing to the client any more.
+/// handle meant nothing to the client any more; and later not at all.
 #[test]
-fn a_consumer_that_has_gone_is_confirmed_nothing() {
+fn a_consumer_ends_behind_its_confirmations_and_what_it_holds_returns_at_once() {
     let mut device = Device::default();
     let mut shard = device.start();
     let mut peer = Peer::new(&mut shard);
     let mut producer = flushed_producer(&mut peer, &mut shard, &mut device, "/default/q");
     peer.message_to(0, 1, &mut producer, b"x");
+    peer.message_to(0, 2, &mut producer, b"y");
     exchange(&mut peer, &mut shard, &mut device);
     let (handle, _) = consumer(&mut peer, &mut shard, &mut device, "/default/q");
+    let mut other = Peer::new(&mut shard);
+    consumer(&mut other, &mut shard, &mut device, "/default/q");
     let ack = Acknowledge {
         runs: 1.into(),
         confirm: 5.into(),
@@ -635,7 +638,12 @@ fn a_consumer_that_has_gone_is_confirmed_nothing() {
         ..crate::frame::control::Close::default()
     };
     peer.control(9, &close, &[]);
-    let answers = exchange(&mut peer, &mut shard, &mut device);
+    let early = peer.exchange(&mut shard);
+    assert_eq!(frames(&early).len(), 0, "nothing is durable yet");
+    assert_eq!(bodies(&take(&mut shard, other.link)).len(), 1);
+    shard.audit();
+    device.settle(&mut shard);
+    let answers = take(&mut shard, peer.link);
     let kinds: Vec<Kind> = frames(&answers)
         .iter()
         .filter_map(|(frame, _)| match frame {
