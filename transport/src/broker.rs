@@ -488,11 +488,13 @@ impl Broker {
             .map(|entrance| entrance.sender.clone())
             .collect();
         let company = Company::of(entrances.len());
+        let unflushed = Company::of(entrances.len());
         for (own, go) in (0..).map(ShardIndex).zip(goes) {
             let workers = Workers {
                 own,
                 ways: ways.clone(),
                 company: company.clone(),
+                unflushed: unflushed.clone(),
                 departures: departures.clone(),
             };
             go.send(workers)
@@ -551,6 +553,7 @@ impl Broker {
             own: ShardIndex(0),
             ways: vec![way.clone()],
             company: Company::of(1),
+            unflushed: Company::of(1),
             departures,
         };
         let (control, doorbell) = (Control::default(), ring.doorbell().clone());
@@ -634,8 +637,9 @@ impl Broker {
         &self.door_stats
     }
 
-    /// Stops in order: nobody is let in any more, everybody is told, what waits to be
-    /// sent is sent, at most [`limits::DRAIN_TIMEOUT`] long; then the threads are gone.
+    /// Stops in order: nobody is let in any more, what was taken is made durable and told,
+    /// everybody is told of the end, what waits to be sent is sent, at most
+    /// [`limits::DRAIN_TIMEOUT`] long each; then the threads are gone.
     pub fn stop(mut self) {
         self.end();
     }

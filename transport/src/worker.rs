@@ -22,7 +22,7 @@ use std::time::Duration;
 use courser_core::counters::Counter;
 use courser_core::door::{self, Door};
 use courser_core::error::Refusal;
-use courser_core::id::{Handle, ShardIndex};
+use courser_core::id::{BatchNumber, Handle, ShardIndex};
 use courser_core::limits;
 use courser_core::shard::{Attached, Output, Pieces, Shard};
 use courser_core::time::{Monotonic, Now};
@@ -90,12 +90,13 @@ impl Control {
     }
 }
 
-/// Workers that still have connections while the broker stops. Each stays until none
-/// has: what one still owes its clients, another may have to answer.
+/// Workers that still have something to do while the broker stops: to have what came
+/// before written, and later to say goodbye. Each waits until none has: what one still
+/// owes its clients, another may have to answer.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Company {
-    /// Raised by each worker before any of them runs, lowered by each once it has said
-    /// goodbye to everybody. Release and acquire: who sees 0 sees what all others posted
+    /// Raised by each worker before any of them runs, lowered by each once it has done
+    /// that. Release and acquire: who sees 0 sees what all others posted
     /// before.
     busy: Arc<AtomicUsize>,
 }
@@ -125,6 +126,8 @@ pub(crate) struct Workers<S = OwnedFd> {
     /// The ways to each shard's worker, itself among them, by shard.
     pub(crate) ways: Vec<Sender<Arrival<S>>>,
     pub(crate) company: Company,
+    /// Those whose devices have not got all yet that came before the stop.
+    pub(crate) unflushed: Company,
     /// Where the door hears whose connections are over.
     pub(crate) departures: mpsc::Sender<IpAddr>,
 }
@@ -137,6 +140,7 @@ impl<S> Workers<S> {
             own: ShardIndex(0),
             ways: vec![way],
             company: Company::of(1),
+            unflushed: Company::of(1),
             departures,
         }
     }
@@ -171,10 +175,25 @@ pub(crate) struct Worker<R: Ring> {
 struct Pace {
     now: Now,
     idle_turns: u32,
+    /// Set once the broker is to stop.
+    last_flush: Option<LastFlush>,
     /// Set once the broker stops: how long goodbyes may take.
     stop_by: Option<Monotonic>,
     /// Whether everybody here was said goodbye to.
     is_done: bool,
+}
+
+/// What a stop waits for before anybody is told of it.
+#[derive(Debug, Clone, Copy)]
+struct LastFlush {
+    /// What came before is durable with this batch.
+    batch: BatchNumber,
+    /// How long that may take.
+    until: Monotonic,
+    /// Whether it is durable here, and told.
+    is_over: bool,
+    /// Whether it was everywhere, a turn ago.
+    was_everywhere: bool,
 }
 
 /// Whether a turn may end in a sleep.
@@ -282,7 +301,7 @@ impl<R: Ring<File = DiskFile>> Worker<R> {
         while let Some(place) = self.guests.overdue(now.monotonic) {
             self.part_from(now, place);
         }
-        if self.pace.stop_by.is_none() && self.control.is_stopping() {
+        if self.pace.stop_by.is_none() && self.control.is_stopping() && self.has_flushed(now) {
             self.pace.stop_by = Some(now.monotonic.after(limits::DRAIN_TIMEOUT));
             self.shard.stop(now);
             while let Some(stranger) = self.guests.stranger() {
@@ -389,6 +408,29 @@ impl<R: Ring<File = DiskFile>> Worker<R> {
         } else {
             Turned::Idle
         })
+    }
+
+    /// Whether what came before the stop is durable and told, at every shard, or the time
+    /// for that is over: clients shall not have to ask what became of what was taken.
+    #[cold]
+    fn has_flushed(&mut self, now: Now) -> bool {
+        let shard = &self.shard;
+        let mut flush = self.pace.last_flush.unwrap_or_else(|| LastFlush {
+            batch: shard.last_batch(),
+            until: now.monotonic.after(limits::DRAIN_TIMEOUT),
+            is_over: false,
+            was_everywhere: false,
+        });
+        if !flush.is_over && shard.has_told(flush.batch) {
+            flush.is_over = true;
+            self.workers.unflushed.leave();
+        }
+        // What others told with it came in at the latest at the beginning of the turn
+        // after the one in which they left.
+        let is_everywhere = self.workers.unflushed.has_gone();
+        let was_everywhere = core::mem::replace(&mut flush.was_everywhere, is_everywhere);
+        self.pace.last_flush = Some(flush);
+        was_everywhere || now.monotonic >= flush.until
     }
 
     /// Whether a turn has something to do though nothing happens.

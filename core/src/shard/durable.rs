@@ -358,6 +358,20 @@ impl Shard {
     #[must_use]
     pub fn is_broken(&self) -> bool {
         self.journal
+    /// The batch with which everything so far is durable.
+    #[must_use]
+    pub fn last_batch(&self) -> BatchNumber {
+        let journal = self.journal.as_deref();
+        journal.map_or(BatchNumber(0), |it| it.writer.last())
+    }
+
+    /// Whether whoever waited for this batch was told, or told that it never comes.
+    #[must_use]
+    pub fn has_told(&self, batch: BatchNumber) -> bool {
+        let journal = self.journal.as_deref();
+        journal.is_none_or(|it| it.seen >= batch || it.is_over)
+    }
+
             .as_deref()
             .is_some_and(|it| it.writer.is_broken())
     }
