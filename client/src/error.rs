@@ -99,6 +99,10 @@ pub enum Cause {
     /// place.
     #[error("the broker holds another installation's data now")]
     OtherInstallation,
+    /// The broker was started again, and the message was not to be flushed: if it was
+    /// there, it is not any more.
+    #[error("the broker was started again, without what it had in memory only")]
+    Restarted,
     /// The broker does not know the producer any more, or knows a newer one.
     #[error("the producer was fenced")]
     Fenced,
@@ -166,6 +170,7 @@ impl SendError {
             (client::Cause::LinkEnded, Some(end)) => Cause::LinkEnded(Arc::clone(end)),
             (client::Cause::LinkEnded, None) => Cause::LinkEnded(Arc::new(LinkEnd::Lost)),
             (client::Cause::OtherInstallation, _) => Cause::OtherInstallation,
+            (client::Cause::Restarted, _) => Cause::Restarted,
             (client::Cause::Fenced, _) => Cause::Fenced,
             (client::Cause::StorageFailed, _) => Cause::StorageFailed,
             (client::Cause::Left, _) => Cause::Closed,

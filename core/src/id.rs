@@ -129,6 +129,13 @@ impl DestinationNumber {
 }
 
 impl LinkNumber {
+    /// The first that a shard gives out in a run. Those of another run do not come again
+    /// before 65,536 of them.
+    #[must_use]
+    pub fn first_of(shard: ShardIndex, run: Run) -> Self {
+        Self(shard.first_number() + ((run.0 & 0xffff) << 32))
+    }
+
     /// The shard that gave the number out, as [`ShardIndex::first_number`] has it.
     #[must_use]
     pub fn shard(self) -> ShardIndex {

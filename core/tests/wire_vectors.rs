@@ -206,6 +206,7 @@ fn connection_frames(check: &mut Check) {
         frame_size_max: limits::FRAME_SIZE_MAX.into(),
         installation: 0x0011_2233_4455_6677_8899_aabb_ccdd_eeff.into(),
         link: 42.into(),
+        run: 3.into(),
         ..Welcome::default()
     };
     check.control("welcome", 0, Control::Welcome, &welcome, &[]);

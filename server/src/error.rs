@@ -281,7 +281,7 @@ fn send_failed(error: &SendError) -> Status {
         SendError::NotStored { cause } | SendError::Unknown { cause } => match cause {
             Cause::TimedOut => Status::TimedOut,
             Cause::LinkEnded(end) => link_ended(end),
-            Cause::OtherInstallation | Cause::Fenced => Status::CannotConnect,
+            Cause::OtherInstallation | Cause::Restarted | Cause::Fenced => Status::CannotConnect,
             _ => Status::Failed,
         },
         SendError::Refused(_) | SendError::RefusedWithCode(_) => Status::Refused,

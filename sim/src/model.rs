@@ -558,7 +558,7 @@ impl Model {
                 Cause::OtherInstallation => sent.installation != known.installation.0,
                 Cause::Fenced => may_be_shut_out,
                 // Nothing is kept.
-                Cause::StorageFailed => false,
+                Cause::StorageFailed | Cause::Restarted => false,
             },
             _ => true,
         };

@@ -17,6 +17,8 @@ pub enum Cause {
     LinkEnded,
     /// The link leads to another installation now, which knows nothing of it.
     OtherInstallation,
+    /// The broker was started again, and it was to be in memory only.
+    Restarted,
     /// The broker does not know the producer any more, or knows a newer one.
     Fenced,
     /// The broker's storage failed, perhaps behind it.
@@ -31,6 +33,7 @@ impl fmt::Display for Cause {
             Self::DeadlinePassed => "its deadline passed",
             Self::LinkEnded => "the link to the broker ended",
             Self::OtherInstallation => "another installation answers in the broker's place",
+            Self::Restarted => "the broker was started again",
             Self::Fenced => "the producer was fenced",
             Self::StorageFailed => "the broker's storage failed",
             Self::Left => "the client was closed",

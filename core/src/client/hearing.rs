@@ -20,7 +20,7 @@ use crate::frame::decode::{self, Frame, Step};
 use crate::frame::{Kind, VERSION};
 use crate::id::{
     CatalogVersion, Epoch, Handle, Installation, Offset, PartitionIndex, ProducerId, RequestId,
-    ShardIndex,
+    Run, ShardIndex,
 };
 use crate::limits;
 
@@ -187,10 +187,13 @@ impl Client {
         }
         self.frame_size_max = frame_size_max.min(limits::FRAME_SIZE_MAX);
         let installation = Installation(fields.installation.get());
+        let run = Run(fields.run.get());
         if self.resuming && installation != self.installation {
             self.abandoned();
+        } else if self.resuming && run != self.run {
+            self.restarted();
         }
-        self.installation = installation;
+        (self.installation, self.run) = (installation, run);
         self.link = fields.link.get();
         self.shard = ShardIndex(fields.shard.get());
         // Brokers that do not say have one.

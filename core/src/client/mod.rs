@@ -63,7 +63,7 @@ use hashbrown::HashMap;
 use crate::frame::control::{self};
 use crate::frame::{MAGIC, VERSION};
 use crate::id::{
-    Handle, Installation, MessageId, PartitionIndex, Position, RequestId, Sequence, ShardIndex,
+    Handle, Installation, MessageId, PartitionIndex, Position, RequestId, Run, Sequence, ShardIndex,
 };
 use crate::limits;
 use crate::name::Destination;
@@ -174,6 +174,7 @@ pub struct Client {
     phase: Phase,
     end: Option<LinkEnd>,
     installation: Installation,
+    run: Run,
     /// The link that was open last, by the number that the broker gave it.
     link: u64,
     /// A session was open once.
@@ -221,6 +222,7 @@ impl Client {
             phase: Phase::Idle,
             end: None,
             installation: Installation::default(),
+            run: Run::default(),
             link: 0,
             stood: false,
             resuming: false,

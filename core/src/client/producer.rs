@@ -735,21 +735,48 @@ impl Producer {
         if self.planned >= self.stamped_to {
             return;
         }
-        let (mut from, mut to, end) = (self.planned, self.planned, self.outbox.end());
+        let uncertain_to = self.uncertain_to;
+        self.give_up_stamped(self.planned, |window, from, header| {
+            let cause = Cause::DeadlinePassed;
+            let sequence = Sequence(header.sequence.get());
+            let is_overdue = window.is_overdue(sequence, now);
+            is_overdue.then_some(if from < uncertain_to {
+                Failure::Unknown(cause)
+            } else {
+                Failure::NotStored(cause)
+            })
+        });
+    }
+
+    /// The broker was started again. Of what it may have had, and was not to be flushed,
+    /// nothing is known any more: it is not sent again, or it might be there twice.
+    pub(super) fn restarted(&mut self) {
+        let uncertain_to = self.uncertain_to;
+        self.give_up_stamped(self.outbox.front(), |_, from, header| {
+            let is_lost = from < uncertain_to && header.flags.get() & flags::FLUSHED == 0;
+            is_lost.then_some(Failure::Unknown(Cause::Restarted))
+        });
+    }
+
+    /// Fails sends that are stamped and have not left on this connection, from a position
+    /// on: those with a failure. Of each that has failed, now or before, a header stays
+    /// that says so.
+    fn give_up_stamped(
+        &mut self,
+        first: u64,
+        failure: impl Fn(&CompletionWindow<Outcome>, u64, &MessageHeader) -> Option<Failure>,
+    ) {
+        let (mut from, mut to, end) = (first, first, self.outbox.end());
         let (uncertain_to, stamped_to) = (self.uncertain_to, self.stamped_to);
         while from < end {
             let size = self.frame_size(from);
-            let sequence = Sequence(self.header(from).sequence.get());
-            if from < stamped_to && self.window.is_overdue(sequence, now) {
-                let cause = Cause::DeadlinePassed;
-                self.settle(
-                    sequence,
-                    Err(if from < uncertain_to {
-                        Failure::Unknown(cause)
-                    } else {
-                        Failure::NotStored(cause)
-                    }),
-                );
+            let header = *self.header(from);
+            let sequence = Sequence(header.sequence.get());
+            if from < stamped_to
+                && !self.window.has_outcome(sequence)
+                && let Some(failure) = failure(&self.window, from, &header)
+            {
+                self.settle(sequence, Err(failure));
             }
             let kept = if from < stamped_to && self.window.has_outcome(sequence) {
                 empty(self.outbox.range_mut(from, from + size)) as u64

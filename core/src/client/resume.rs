@@ -4,7 +4,8 @@
 //! ```text
 //!   closed -> keep frames, drop the prefetch -> dial .. pause .. dial -> hello(previous link)
 //!                                                                          |
-//!         same installation: producers by their ids, everything unanswered again
+//!         same installation: producers by their ids, everything unanswered again;
+//!                            in another run what was to be in memory only fails instead
 //!         another one:       everything unanswered fails, producers and consumers anew
 //! ```
 
@@ -243,6 +244,19 @@ impl Client {
             if let Some(consumer) = self.consumers.get_mut(handle) {
                 consumer.forgotten();
             }
+        }
+    }
+
+    /// Another run of the installation answers: what the one before had in memory only is
+    /// gone, and it is not known what it had.
+    pub(super) fn restarted(&mut self) {
+        for handle in handles_of(&self.producers) {
+            if let Some(producer) = self.producers.get_mut(handle)
+                && producer.phase != producer::Phase::Ended
+            {
+                producer.restarted();
+            }
+            self.announce(ProducerKey(handle));
         }
     }
 

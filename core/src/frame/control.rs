@@ -408,6 +408,9 @@ fields! {
         features: U64,
         /// This link's number, never given to another.
         link: U64,
+        /// Which start of the broker on its data this is: what another one had in memory
+        /// only, this one has not.
+        run: U64,
     }
 
     /// A session is open; the subject is the request. No tail.

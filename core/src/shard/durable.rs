@@ -27,8 +27,9 @@ use crate::frame::control::{Acknowledge, Closed, CompletionRun};
 use crate::frame::flags;
 use crate::frame::{Durability, MessageHeader};
 use crate::id::{
-    BatchNumber, CatalogVersion, DestinationNumber, Epoch, Handle, Offset, PartitionIndex,
-    PartitionSequence, ProducerId, Sequence, SubscriptionNumber,
+    BatchNumber, CatalogVersion, DestinationNumber, Epoch, Handle, LinkNumber, Offset,
+    PartitionIndex, PartitionSequence, ProducerId, RequestId, Sequence, ShardIndex,
+    SubscriptionNumber,
 };
 use crate::journal::entry::{Entry, Place};
 use crate::journal::survey::Slot;
@@ -147,7 +148,6 @@ impl Durable {
         }
     }
 
-    /// Messages were stored in a log, and this is what became of them: it is told once it
     /// Whether the next `count` offsets may be given out: no later run begins before
     /// them.
     #[cold]
@@ -161,6 +161,7 @@ impl Durable {
         offset < log.reserved_by(self.writer.durable())
     }
 
+    /// Messages were stored in a log, and this is what became of them: it is told once it
     /// may be. Returns whether it is the first that the producer has to tell.
     #[inline(never)]
     pub(super) fn stored(
@@ -317,7 +318,6 @@ impl Durable {
         }
     }
 
-    #[inline]
     /// Whether a consumer waits for confirmations, or to end behind them.
     fn owes(&self, consumer: Handle) -> bool {
         self.late.iter().any(|(_, _, late)| match late {
@@ -326,6 +326,7 @@ impl Durable {
         })
     }
 
+    #[inline]
     fn has_news(&self) -> bool {
         self.seen != self.writer.durable() || self.writer.is_broken() && !self.is_over
     }
@@ -339,6 +340,9 @@ impl Shard {
     /// Gives the shard a journal. Before anything else but what is restored.
     pub fn keep(&mut self, beginning: &Beginning) {
         self.journal = Some(Box::new(Durable::new(beginning)));
+        self.run = beginning.origin.run;
+        // A client that comes back names the link that it had in another run.
+        self.next_link = LinkNumber::first_of(self.config.shard, self.run);
         for local in self.locals.iter_mut() {
             if local.is_queue {
                 local.note_settled();
@@ -354,10 +358,6 @@ impl Shard {
         journal.is_none_or(|it| it.writer.is_broken() || it.all_so_far() == BatchNumber(0))
     }
 
-    /// Whether an error of the storage has ended its journal.
-    #[must_use]
-    pub fn is_broken(&self) -> bool {
-        self.journal
     /// The batch with which everything so far is durable.
     #[must_use]
     pub fn last_batch(&self) -> BatchNumber {
@@ -372,6 +372,10 @@ impl Shard {
         journal.is_none_or(|it| it.seen >= batch || it.is_over)
     }
 
+    /// Whether an error of the storage has ended its journal.
+    #[must_use]
+    pub fn is_broken(&self) -> bool {
+        self.journal
             .as_deref()
             .is_some_and(|it| it.writer.is_broken())
     }
@@ -526,6 +530,20 @@ impl Shard {
         }
     }
 
+    /// Whether a consumer was closed, and waits for what comes before that.
+    pub(super) fn ends_late(&self, consumer: Handle) -> bool {
+        let ends = |late: &Late| matches!(late, Late::Ended(ended, _) if *ended == consumer);
+        let journal = self.journal.as_deref();
+        journal.is_some_and(|it| it.late.iter().any(|(_, _, late)| ends(late)))
+    }
+
+    /// Whether a consumer waits for confirmations, or to end behind them.
+    pub(super) fn owes_confirmations(&self, consumer: Handle) -> bool {
+        self.journal
+            .as_deref()
+            .is_some_and(|journal| journal.owes(consumer))
+    }
+
     /// Confirms what had to wait, unless the consumer has gone meanwhile: then nobody knows
     /// its handle any more.
     fn confirm_late(&mut self, now: Now, link: Handle, confirmation: &Confirmation) {
@@ -544,20 +562,6 @@ impl Shard {
         if journal.writer.is_broken() {
             return Some(Err(Refusal::StorageFailed.into()));
         }
-    /// Whether a consumer was closed, and waits for what comes before that.
-    pub(super) fn ends_late(&self, consumer: Handle) -> bool {
-        let ends = |late: &Late| matches!(late, Late::Ended(ended, _) if *ended == consumer);
-        let journal = self.journal.as_deref();
-        journal.is_some_and(|it| it.late.iter().any(|(_, _, late)| ends(late)))
-    }
-
-    /// Whether a consumer waits for confirmations, or to end behind them.
-    pub(super) fn owes_confirmations(&self, consumer: Handle) -> bool {
-        self.journal
-            .as_deref()
-            .is_some_and(|journal| journal.owes(consumer))
-    }
-
         let change = change.clone();
         let entry = Entry::CatalogChanged { version, change };
         Some(Ok(journal.append(&mut self.arena, &entry)))

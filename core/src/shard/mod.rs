@@ -66,7 +66,7 @@ use crate::error::Refusal;
 use crate::frame::control::{Farewell, Welcome};
 use crate::frame::{self, VERSION};
 use crate::id::{
-    DestinationNumber, Handle, Installation, LinkNumber, PartitionIndex, RequestId, ShardIndex,
+    DestinationNumber, Handle, Installation, LinkNumber, PartitionIndex, RequestId, Run, ShardIndex,
 };
 use crate::limits;
 use crate::memory::{Arena, CHUNK};
@@ -341,6 +341,8 @@ pub struct Shard {
     /// Each link by its number.
     link_numbers: HashMap<LinkNumber, Handle, SeedableRandomState>,
     next_link: LinkNumber,
+    /// Which start of the broker on its data this is; 0 if it keeps none.
+    run: Run,
     sessions: Slab<Session>,
     /// Those that are to be closed, in the order in which that was asked.
     closing: Vec<Handle>,
@@ -436,6 +438,7 @@ impl Shard {
             links: Slab::new(limits::LINKS_MAX),
             link_numbers: HashMap::with_hasher(hasher(config.hash_seed)),
             next_link: LinkNumber(config.shard.first_number()),
+            run: Run(0),
             sessions: Slab::new(handles),
             closing: Vec::new(),
             producers: Slab::new(handles),
@@ -540,6 +543,7 @@ impl Shard {
             frame_size_max: limits::FRAME_SIZE_MAX.into(),
             installation: self.config.installation.0.into(),
             link: entry.number.0.into(),
+            run: self.run.0.into(),
             ..Welcome::default()
         };
         if let Err(fault) = self.answer(now, link, request.0, &welcome, &[]) {

@@ -284,6 +284,63 @@ fn another_installation_leaves_what_had_left_unknown_and_takes_what_comes_next()
     assert_eq!(script.results(producer), [(3, Ok(0))]);
 }
 
+/// A message in memory was stored, its answer was lost with the broker, and sent again it
+/// was there a second time for whoever had seen the first.
+#[test]
+fn another_run_is_not_sent_again_what_was_to_be_in_memory_only() {
+    let mut script = patient();
+    let in_memory = ProducerRequest {
+        durability: Durability::Memory,
+        ..ProducerRequest::new(queue("q"))
+    };
+    let producer = script.producer(in_memory, &opened(100, 1));
+    let flushed = ProducerRequest {
+        durability: Durability::Flushed,
+        ..ProducerRequest::new(queue("other"))
+    };
+    let other = control::ProducerOpened {
+        producer: 6.into(),
+        ..opened(101, 1)
+    };
+    let other = script.producer(flushed, &other);
+    for producer in [producer, other] {
+        script.send(producer, b"1").unwrap();
+        script.send(producer, b"2").unwrap();
+    }
+    script.said();
+    script.lose();
+    script.send(producer, b"waits").unwrap();
+    let later = control::Welcome {
+        run: 2.into(),
+        ..welcome()
+    };
+    let said = script.reconnect(&later);
+    let unknown = Err(Failure::Unknown(Cause::Restarted));
+    assert_eq!(script.results(producer), [(1, unknown), (2, unknown)]);
+    assert_eq!(script.results(other), [], "those come again");
+    let (request, _) = said[0].fields::<control::OpenProducer>();
+    script.say(request, &again(200, 1), &[]);
+    // Their partition sequences are used up: the broker may wait for them.
+    assert_eq!(
+        stamps(&script.said()),
+        [(1, 1, 200, true), (2, 1, 200, true), (3, 1, 200, false)]
+    );
+    let given_up = [1, 2].map(|sequence| refused(sequence, Refusal::GivenUp));
+    script.complete(200, &[given_up[0], given_up[1], run(3, 1, 0)]);
+    assert_eq!(script.results(producer), [(3, Ok(0))]);
+    let (request, _) = said[1].fields::<control::OpenProducer>();
+    let known = control::ProducerOpened {
+        producer: 6.into(),
+        ..again(201, 1)
+    };
+    script.say(request, &known, &[]);
+    assert_eq!(
+        stamps(&script.said()),
+        [(1, 1, 201, false), (2, 1, 201, false)]
+    );
+    assert_eq!(script.client.counters().late_completions, 0);
+}
+
 /// The first try had been stored, and then the producer was shut out: the refusal of the
 /// second was passed on as if nothing were stored.
 #[test]
