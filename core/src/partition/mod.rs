@@ -50,6 +50,15 @@ impl Partition {
         from
     }
 
+    /// The part at this place begins anew at `from`, as in [`Partition::subscribe_as`].
+    pub fn begin_again(&mut self, arena: &mut Arena, index: usize, kind: Kind, from: Offset) {
+        let from = from.clamp(self.log.first(), self.log.next());
+        let (_, part) = &mut self.parts[index];
+        part.end(arena, &mut self.log);
+        *part = Part::new(kind, from);
+        self.log.claim(arena, from);
+    }
+
     /// Ends the part of `subscription`.
     pub fn unsubscribe(&mut self, arena: &mut Arena, subscription: Handle) {
         let mut parts = self.parts.iter();

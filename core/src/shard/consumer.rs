@@ -14,10 +14,11 @@
 //! ```
 
 use super::branch::Origin;
-use super::durable::Confirmation;
+use super::durable::{Asker, Confirmation};
 use super::egress::Pin;
 use super::ending::Ending;
 use super::gather::{Gather, LARGEST};
+use super::kept::OF_THE_QUEUE;
 use super::mesh::link_to;
 use super::returns::PartAddress;
 use super::source::Source;
@@ -29,7 +30,9 @@ use crate::counters::Counter;
 use crate::error::Refusal;
 use crate::frame::CONTROL_HEADER_SIZE;
 use crate::frame::control::{AckRun, Acknowledge, Acknowledged, Allow, ConsumerOpened, Delivery};
-use crate::id::{DestinationNumber, Handle, MemberNumber, Offset, PartitionIndex, RequestId};
+use crate::id::{
+    DestinationNumber, Handle, MemberNumber, Offset, PartitionIndex, RequestId, SubscriptionNumber,
+};
 use crate::limits;
 use crate::memory::CHUNK;
 use crate::name::{Destination, DestinationKind};
@@ -63,6 +66,9 @@ pub(super) struct Subscription {
     name: Option<Box<str>>,
     /// Ends with its last consumer.
     fleeting: bool,
+    /// What it is called in the journals, by each shard and run that wrote it down; the
+    /// first is used from here on. None if it is not kept.
+    pub(super) numbers: Vec<SubscriptionNumber>,
     /// Who consumes it, and what of it is whose.
     membership: Membership,
     /// Whose turn it is.
@@ -323,8 +329,29 @@ impl Shard {
         };
         let credit = (open.messages, open.bytes);
         let (handle, _) = self
-            .join_as((link, open.session), &join, credit, None)
+            .join_as((link, open.session), &join, (0, 0), None)
             .map_err(Rejection::Request)?;
+        if self.opens_once_durable(handle, Asker::Client(request, credit)) {
+            return Ok(());
+        }
+        Ok(self.consumer_opened(now, link, request, handle, credit)?)
+    }
+
+    /// The subscription of a consumer is there to stay: its client is told, and messages
+    /// may be delivered.
+    pub(super) fn consumer_opened(
+        &mut self,
+        now: Now,
+        link: Handle,
+        request: RequestId,
+        handle: Handle,
+        (messages, bytes): (u64, u64),
+    ) -> Result<(), Fault> {
+        let Some(consumer) = self.consumers.get_mut(handle) else {
+            return Ok(());
+        };
+        (consumer.granted_messages, consumer.granted_bytes) = (messages, bytes);
+        let destination = consumer.destination;
         let starts = self.starts_of(handle);
         let fields = ConsumerOpened {
             handle: handle.0.into(),
@@ -456,6 +483,11 @@ impl Shard {
             destination,
             name: name.map(Into::into),
             fleeting: name.is_none() && !self.is_queue(destination),
+            numbers: if self.is_queue(destination) {
+                vec![OF_THE_QUEUE]
+            } else {
+                Vec::new()
+            },
             membership: Membership::new(kind),
             turn: 0,
         };
@@ -475,6 +507,7 @@ impl Shard {
             };
             partition.subscribe_as(&self.arena, handle, kind, from);
         }
+        self.journal_subscription(handle);
         Ok(handle)
     }
 
@@ -491,6 +524,9 @@ impl Shard {
                 meant.then_some((*handle, found))
             });
         let Some((handle, found)) = found else {
+            if name.is_some() && self.is_broken() {
+                return Err(Refusal::StorageFailed.into());
+            }
             self.has_room_for_subscription(destination)?;
             return self.subscribe(destination, name, open.start, open.kind);
         };
@@ -670,6 +706,7 @@ impl Shard {
     /// A subscription ends that has no consumer any more, with its parts.
     pub(super) fn end_subscription(&mut self, handle: Handle) {
         if let Some(subscription) = self.subscriptions.remove(handle) {
+            self.journal_ended(&subscription);
             let local = &mut self.locals[subscription.destination];
             let Some(place) = local.place_of(handle) else {
                 return;
@@ -690,8 +727,13 @@ impl Shard {
                 size += part.entries_size();
                 self.returns.moved(address, part.next_return(), None);
                 partition.unsubscribe_at(&mut self.arena, place);
+                // What its end settles is not an acknowledgement.
+                if let Some(settled) = partition.log.settled() {
+                    settled.clear();
+                }
             }
             self.give_parts(size);
+            self.look_whether_kept(subscription.destination);
         }
     }
 
@@ -806,7 +848,7 @@ impl Shard {
         if ready {
             self.queue(destination, partition);
         }
-        if self.journal.is_some() && self.journal_settled(destination, partition) {
+        if self.journal.is_some() && self.journal_settled(destination, partition, subscription) {
             return self.confirm_once_durable(now, link, handle, fields, refusal);
         }
         self.confirm(now, link, handle, fields, refusal)

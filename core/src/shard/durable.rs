@@ -27,9 +27,8 @@ use crate::frame::control::{Acknowledge, Closed, CompletionRun};
 use crate::frame::flags;
 use crate::frame::{Durability, MessageHeader};
 use crate::id::{
-    BatchNumber, CatalogVersion, DestinationNumber, Epoch, Handle, LinkNumber, Offset,
-    PartitionIndex, PartitionSequence, ProducerId, RequestId, Sequence, ShardIndex,
-    SubscriptionNumber,
+    BatchNumber, CatalogVersion, DestinationNumber, Epoch, Handle, LinkNumber, MemberNumber,
+    Offset, PartitionIndex, PartitionSequence, ProducerId, RequestId, Sequence, ShardIndex,
 };
 use crate::journal::entry::{Entry, Place};
 use crate::journal::survey::Slot;
@@ -38,9 +37,6 @@ use crate::limits;
 use crate::memory::Arena;
 use crate::partition::log::Log;
 use crate::time::Now;
-
-/// The subscription that every queue has.
-pub(super) const OF_THE_QUEUE: SubscriptionNumber = SubscriptionNumber(1);
 
 /// Once less than this is reserved of a partition's offsets, more is.
 const RESERVED_LEAST: u64 = limits::OFFSETS_RESERVED as u64 / 2;
@@ -70,8 +66,26 @@ pub(super) struct Durable {
 #[derive(Clone, Copy, Debug)]
 enum Late {
     Confirmed(Confirmation),
+    /// It is open.
+    Opened(Opening),
     /// It has ended.
     Ended(Handle, LastWord),
+}
+
+/// A consumer that is to be open once its subscription is there to stay.
+#[derive(Clone, Copy, Debug)]
+struct Opening {
+    consumer: Handle,
+    whom: Asker,
+}
+
+/// Who asked for a consumer.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Asker {
+    /// The client on its link, with so much credit in messages and bytes.
+    Client(RequestId, (u64, u64)),
+    /// The front that it is a source of.
+    Front(ShardIndex, Handle, MemberNumber),
 }
 
 /// Who is told that a consumer has ended.
@@ -322,6 +336,7 @@ impl Durable {
     fn owes(&self, consumer: Handle) -> bool {
         self.late.iter().any(|(_, _, late)| match late {
             Late::Confirmed(confirmation) => confirmation.consumer == consumer,
+            Late::Opened(opening) => opening.consumer == consumer,
             Late::Ended(ended, _) => *ended == consumer,
         })
     }
@@ -348,6 +363,7 @@ impl Shard {
                 local.note_settled();
             }
         }
+        self.keep_subscriptions();
         self.reserve_ids();
     }
 
@@ -478,12 +494,65 @@ impl Shard {
     fn tell_late(&mut self, now: Now, link: Handle, late: Late) {
         match late {
             Late::Confirmed(confirmation) => self.confirm_late(now, link, &confirmation),
+            Late::Opened(opening) => self.open_late(now, link, opening),
             Late::Ended(consumer, last) => {
                 let is_there = self.consumers.get(consumer).is_some();
                 self.remove_consumer(consumer, true);
                 if is_there || matches!(last, LastWord::Left(..)) {
                     self.say_last_word(now, (link, consumer), last);
                 }
+            }
+        }
+    }
+
+    /// Whether a consumer is open only once all so far is durable: its subscription is one
+    /// that is kept. Whoever asked is told then.
+    pub(super) fn opens_once_durable(&mut self, consumer: Handle, whom: Asker) -> bool {
+        let opened = self.consumers.get(consumer);
+        let opened = opened.map(|it| (it.link, it.subscription()));
+        let Some((link, _)) = opened.filter(|it| self.is_kept(it.1)) else {
+            return false;
+        };
+        let Some(journal) = self.journal.as_mut().filter(|it| !it.is_over) else {
+            return false;
+        };
+        let batch = journal.all_so_far();
+        if batch == BatchNumber(0) {
+            return false;
+        }
+        let late = Late::Opened(Opening { consumer, whom });
+        journal.late.push_back((batch, link, late));
+        true
+    }
+
+    /// A consumer is open, if its subscription is there to stay and nobody ended it since.
+    fn open_late(&mut self, now: Now, link: Handle, opening: Opening) {
+        let Opening { consumer, whom } = opening;
+        let ended = match self.consumers.get(consumer) {
+            // Its link went.
+            None => return,
+            Some(_) if self.is_broken() => Some(Refusal::StorageFailed),
+            Some(found) => found.ended(),
+        };
+        if ended.is_some() {
+            self.remove_consumer(consumer, true);
+        }
+        match (whom, ended) {
+            (Asker::Client(request, credit), None) => {
+                if let Err(fault) = self.consumer_opened(now, link, request, consumer, credit) {
+                    self.fault(now, link, &fault);
+                }
+            }
+            (Asker::Client(request, _), Some(refusal)) => {
+                if let Err(fault) = self.refuse(now, link, request, &refusal.into()) {
+                    self.fault(now, link, &fault);
+                }
+            }
+            (Asker::Front(shard, front, member), None) => {
+                self.say_joined(now, (shard, front), consumer, member);
+            }
+            (Asker::Front(shard, front, _), Some(refusal)) => {
+                self.say_not_joined(now, (shard, front), &refusal.into());
             }
         }
     }
@@ -602,17 +671,28 @@ impl Shard {
         }
     }
 
-    /// Writes down what was settled in a partition, if that is kept; whether it is.
+    /// Writes down what a subscription settled in a partition, if that is kept; whether it
+    /// is. To be called whenever something was settled, so that what is noted there is this
+    /// subscription's.
     #[inline(never)]
     pub(super) fn journal_settled(
         &mut self,
         destination: DestinationNumber,
         partition: PartitionIndex,
+        subscription: Handle,
     ) -> bool {
         let Some(journal) = &mut self.journal else {
             return false;
         };
+        let subscription = self.subscriptions.get(subscription);
+        let number = subscription.and_then(|it| it.numbers.first());
         let log = &mut self.locals[destination].partitions[partition.0 as usize].log;
+        let Some(&subscription) = number else {
+            if let Some(settled) = log.settled() {
+                settled.clear();
+            }
+            return false;
+        };
         let Some(settled) = log.settled() else {
             return journal.all_so_far() > BatchNumber(0);
         };
@@ -622,7 +702,7 @@ impl Shard {
                     destination,
                     partition,
                 },
-                subscription: OF_THE_QUEUE,
+                subscription,
                 runs,
             };
             journal.append(&mut self.arena, &entry);

@@ -277,10 +277,7 @@ impl Shard {
         if shard != self.config.shard {
             return self.request_of(shard, &about(request::JOIN, front), &[join]);
         }
-        match self.join_source(shard, front, join) {
-            Ok((joined, starts)) => self.joined_source(now, shard, front, &joined, &starts),
-            Err(fault) => self.refused_source(now, front, &fault),
-        }
+        self.join_asked(now, shard, front, join);
     }
 
     /// A source has joined. After the home's the others are asked, then the client is

@@ -420,7 +420,7 @@ impl Shard {
                 self.want_on_branch(now, about, want.bytes.get());
             }
             request::DETACH => self.end_branch(now, shard, about, head.flags),
-            request::JOIN => self.join_asked(shard, about, body),
+            request::JOIN => self.join_asked(now, shard, about, body),
             request::LEASE => self.lend_to_source(about, fields(body)),
             request::ACKNOWLEDGE => {
                 let (fields, runs) = split(body);

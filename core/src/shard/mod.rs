@@ -35,6 +35,7 @@ mod gather;
 mod handover;
 mod identity;
 mod intake;
+mod kept;
 mod locals;
 mod mesh;
 mod poll;
@@ -81,6 +82,7 @@ use egress::{Egress, NoRoom};
 use ending::Notice;
 use gather::Leases;
 use intake::Intake;
+use kept::Kept;
 use locals::{Local, Locals};
 use mesh::Mesh;
 use producer::Producer;
@@ -362,6 +364,8 @@ pub struct Shard {
     reserved: u64,
     /// What is kept on a device, if anything is.
     journal: Option<Box<Durable>>,
+    /// Subscriptions that it keeps.
+    kept: Kept,
     /// Producers with completions to send.
     completing: Vec<Handle>,
     /// Producers that wait for credit.
@@ -456,6 +460,7 @@ impl Shard {
             relieved: 0,
             reserved: 0,
             journal: None,
+            kept: Kept::default(),
             completing: Vec::new(),
             waiting: VecDeque::new(),
             ready: VecDeque::new(),

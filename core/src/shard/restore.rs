@@ -9,13 +9,12 @@
 use core::fmt;
 
 use super::Shard;
-use super::durable::OF_THE_QUEUE;
 use super::identity::Identity;
 use super::positions::Outcome;
 use super::remembered::Place as Known;
 use super::send::{Bytes, append};
 use crate::frame::MessageHeader;
-use crate::id::{Epoch, Offset, PartitionIndex, ProducerId};
+use crate::id::{Epoch, Offset, PartitionIndex, ProducerId, SubscriptionNumber};
 use crate::journal::entry::{Entry, Place, Run};
 use crate::time::Wall;
 
@@ -102,16 +101,29 @@ impl Shard {
                 subscription,
                 runs,
             } => {
-                if *subscription == OF_THE_QUEUE {
-                    self.restore_settled(*place, runs);
+                self.restore_settled(*place, *subscription, runs);
+            }
+            Entry::SubscriptionMade {
+                destination,
+                subscription,
+                sharing,
+                durable,
+                name,
+            } => {
+                if *durable {
+                    self.restore_made(*destination, *subscription, (*sharing, name))?;
                 }
             }
-            Entry::PartBegun { .. }
-            | Entry::SubscriptionMade { .. }
-            | Entry::SubscriptionEnded { .. }
-            | Entry::Cursor { .. }
-            | Entry::Returned { .. }
-            | Entry::Emptied { .. } => {}
+            Entry::PartBegun {
+                place,
+                subscription,
+                start,
+            } => self.restore_begun(*place, *subscription, *start),
+            Entry::SubscriptionEnded {
+                destination,
+                subscription,
+            } => self.restore_ended(*destination, *subscription),
+            Entry::Cursor { .. } | Entry::Returned { .. } | Entry::Emptied { .. } => {}
         }
         Ok(())
     }
@@ -221,14 +233,17 @@ impl Shard {
         }
     }
 
-    fn restore_settled(&mut self, place: Place, runs: &[Run]) {
+    fn restore_settled(&mut self, place: Place, number: SubscriptionNumber, runs: &[Run]) {
+        let Some(at) = self.place_of_part(place, number) else {
+            return;
+        };
         let Some(local) = (self.locals.get_mut(place.destination))
             .filter(|local| local.own.has(place.partition.0 as usize))
         else {
             return;
         };
         let partition = &mut local.partitions[place.partition.0 as usize];
-        if let Some((_, part)) = partition.parts.first_mut() {
+        if let Some((_, part)) = partition.parts.get_mut(at) {
             let before = part.entries_size();
             for run in runs {
                 let (first, count) = (Offset(run.first.get()), run.count.get());

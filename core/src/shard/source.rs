@@ -9,7 +9,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::branch::{Origin, refused};
 use super::consumer::{JoinConsumer, Start};
-use super::durable::LastWord;
+use super::durable::{Asker, LastWord};
 use super::ending::Ending;
 use super::fan::about;
 use super::mesh::BODY_MAX;
@@ -74,29 +74,64 @@ impl Source {
 }
 
 impl Shard {
-    /// Another shard asks for a source for one of its fronts.
-    pub(super) fn join_asked(&mut self, shard: ShardIndex, front: Handle, join: &[u8]) {
+    /// The source of a front is to join; the front is told once it has, and its subscription
+    /// is there to stay, or why it has not.
+    pub(super) fn join_asked(&mut self, now: Now, shard: ShardIndex, front: Handle, join: &[u8]) {
         match self.join_source(shard, front, join) {
-            Ok((joined, starts)) => {
-                let head = about(outcome::JOINED, front);
-                self.outcome_for(shard, &head, &[joined.as_bytes(), &starts]);
+            Ok((handle, member)) => {
+                let whom = Asker::Front(shard, front, member);
+                if !self.opens_once_durable(handle, whom) {
+                    self.say_joined(now, (shard, front), handle, member);
+                }
             }
-            Err(fault) => {
-                let head = about(outcome::NOT_JOINED, front);
-                let refused = refused(&fault);
-                self.outcome_for(shard, &head, &[refused.as_bytes(), fault.text.as_bytes()]);
-            }
+            Err(fault) => self.say_not_joined(now, (shard, front), &fault),
         }
+    }
+
+    /// Tells a front that its source has joined.
+    pub(super) fn say_joined(
+        &mut self,
+        now: Now,
+        (shard, front): (ShardIndex, Handle),
+        handle: Handle,
+        member: MemberNumber,
+    ) {
+        let joined = records::Joined {
+            handle: handle.0.into(),
+            member: member.0.into(),
+            ..records::Joined::default()
+        };
+        let starts = self.starts_of(handle);
+        if shard == self.config.shard {
+            return self.joined_source(now, shard, front, &joined, &starts);
+        }
+        let head = about(outcome::JOINED, front);
+        self.outcome_for(shard, &head, &[joined.as_bytes(), &starts]);
+    }
+
+    /// Tells a front why its source has not.
+    pub(super) fn say_not_joined(
+        &mut self,
+        now: Now,
+        (shard, front): (ShardIndex, Handle),
+        fault: &Fault,
+    ) {
+        if shard == self.config.shard {
+            return self.refused_source(now, front, fault);
+        }
+        let head = about(outcome::NOT_JOINED, front);
+        let refused = refused(fault);
+        self.outcome_for(shard, &head, &[refused.as_bytes(), fault.text.as_bytes()]);
     }
 
     /// Has the source of a front join. The home decides whether it may, and which
     /// member it is; the others take over what it decided.
-    pub(super) fn join_source(
+    fn join_source(
         &mut self,
         shard: ShardIndex,
         front: Handle,
         join: &[u8],
-    ) -> Result<(records::Joined, Vec<u8>), Fault> {
+    ) -> Result<(Handle, MemberNumber), Fault> {
         let (join, subscription) =
             records::Join::ref_from_prefix(join).expect("a record has the fields of its kind");
         let subscription = core::str::from_utf8(subscription).expect("names are text");
@@ -112,13 +147,7 @@ impl Shard {
             member: Some(MemberNumber(join.member.get())).filter(|member| member.0 > 0),
         };
         let principal = Principal::from_number(join.principal.get());
-        let (handle, member) = self.join_subscription(&asked, Source::new(origin, principal))?;
-        let joined = records::Joined {
-            handle: handle.0.into(),
-            member: member.0.into(),
-            ..records::Joined::default()
-        };
-        Ok((joined, self.starts_of(handle)))
+        self.join_subscription(&asked, Source::new(origin, principal))
     }
 
     /// A front lends a source credit, and a place for what it delivers.

@@ -763,3 +763,179 @@ fn nobody_sees_an_offset_before_it_is_reserved() {
     device.settle(&mut shard);
     assert_eq!(bodies(&take(&mut shard, peer.link)).len(), 1);
 }
+
+/// A consumer of a subscription of a topic; what it was told until all is durable.
+fn subscriber(
+    peer: &mut Peer,
+    shard: &mut Shard,
+    device: &mut Device,
+    (name, sharing): (&str, u8),
+) -> (Handle, Vec<u8>) {
+    let topic = "/default/t";
+    let fields = OpenConsumer {
+        session: peer.session.into(),
+        destination: 1,
+        destination_length: u16::try_from(topic.len()).unwrap().into(),
+        subscription_length: u16::try_from(name.len()).unwrap().into(),
+        sharing,
+        messages: 100.into(),
+        bytes: (1 << 20).into(),
+        ..OpenConsumer::default()
+    };
+    peer.control(3, &fields, &[topic.as_bytes(), name.as_bytes()]);
+    let answers = exchange(peer, shard, device);
+    let handle = frames(&answers).iter().find_map(|(frame, _)| match frame {
+        Frame::Control {
+            control: Control::ConsumerOpened(fields, _),
+            ..
+        } => Some(Handle(fields.handle.get())),
+        _ => None,
+    });
+    (handle.expect("it is open"), answers)
+}
+
+fn topic_producer(peer: &mut Peer, shard: &mut Shard, device: &mut Device) -> Opened {
+    let name = "/default/t";
+    let fields = OpenProducer {
+        session: peer.session.into(),
+        destination: 1,
+        destination_length: u16::try_from(name.len()).unwrap().into(),
+        partitions: 2.into(),
+        ..OpenProducer::default()
+    };
+    peer.control(2, &fields, &[name.as_bytes()]);
+    let producer = opened(&exchange(peer, shard, device));
+    Opened {
+        durability: Durability::Flushed,
+        ..producer
+    }
+}
+
+fn settle_one(peer: &mut Peer, handle: Handle, partition: u32, first: u64) {
+    let ack = Acknowledge {
+        partition: partition.into(),
+        runs: 1.into(),
+        confirm: 5.into(),
+        ..Acknowledge::default()
+    };
+    let run = AckRun {
+        first: first.into(),
+        count: 1.into(),
+    };
+    peer.control(handle.0, &ack, &[run.as_bytes()]);
+}
+
+#[test]
+fn a_named_subscription_goes_on_where_it_was_in_every_later_run() {
+    let mut device = Device::default();
+    let mut shard = device.start();
+    let mut peer = Peer::new(&mut shard);
+    let mut producer = topic_producer(&mut peer, &mut shard, &mut device);
+    peer.message_to(0, 1, &mut producer, b"for nobody");
+    let told = outcomes(&exchange(&mut peer, &mut shard, &mut device));
+    assert_eq!(told, [(1, 1, 0, 0)], "nothing is kept, and it is said");
+    for name in ["books", "audit"] {
+        subscriber(&mut peer, &mut shard, &mut device, (name, 2));
+    }
+    for sequence in 2..=4 {
+        peer.message_to(0, sequence, &mut producer, b"kept");
+    }
+    peer.message_to(1, 1, &mut producer, b"kept");
+    let answers = exchange(&mut peer, &mut shard, &mut device);
+    assert!(outcomes(&answers).iter().all(|it| it.2 == 1 && it.3 == 0));
+    // One of the two settles one of them.
+    let mut reader = Peer::new(&mut shard);
+    shard.closed(now(), peer.link);
+    let (handle, _) = subscriber(&mut reader, &mut shard, &mut device, ("books", 2));
+    settle_one(&mut reader, handle, 0, 2);
+    exchange(&mut reader, &mut shard, &mut device);
+    drop(shard);
+    for _ in 0..3 {
+        let mut shard = device.start();
+        let mut peer = Peer::new(&mut shard);
+        let found = |peer: &mut Peer, shard: &mut Shard, device: &mut Device, name| {
+            let (_, answers) = subscriber(peer, shard, device, (name, 2));
+            let mut found: Vec<u64> = bodies(&answers).iter().map(|it| it.1).collect();
+            found.sort_unstable();
+            found
+        };
+        let books = found(&mut peer, &mut shard, &mut device, "books");
+        assert_eq!(books, [0, 1, 3]);
+        let audit = found(&mut peer, &mut shard, &mut device, "audit");
+        assert_eq!(audit, [0, 1, 2, 3]);
+        shard.audit();
+    }
+    // It is of the kind that it was made as.
+    let mut shard = device.start();
+    let mut peer = Peer::new(&mut shard);
+    let fields = OpenConsumer {
+        session: peer.session.into(),
+        destination: 1,
+        destination_length: 10.into(),
+        subscription_length: 5.into(),
+        sharing: 3,
+        ..OpenConsumer::default()
+    };
+    peer.control(3, &fields, &[b"/default/t", b"books"]);
+    let answers = exchange(&mut peer, &mut shard, &mut device);
+    let refusal = Refusal::PreconditionFailed.code();
+    assert!(frames(&answers).iter().any(|(frame, _)| matches!(frame,
+        Frame::Control { control: Control::Refused(fields, _), .. }
+            if fields.refusal.get() == refusal)));
+}
+
+#[test]
+fn a_subscription_is_open_once_it_is_there_to_stay() {
+    let mut device = Device::default();
+    let mut shard = device.start();
+    let mut peer = Peer::new(&mut shard);
+    topic_producer(&mut peer, &mut shard, &mut device);
+    let fields = OpenConsumer {
+        session: peer.session.into(),
+        destination: 1,
+        destination_length: 10.into(),
+        subscription_length: 5.into(),
+        sharing: 2,
+        messages: 100.into(),
+        bytes: (1 << 20).into(),
+        ..OpenConsumer::default()
+    };
+    peer.control(3, &fields, &[b"/default/t", b"books"]);
+    let early = peer.exchange(&mut shard);
+    assert_eq!(frames(&early).len(), 0, "it is not durable");
+    device.hear(&mut shard);
+    let (_, _, token) = device.writes.remove(0);
+    shard.written(token, Err(WriteFailed));
+    let failed = Refusal::StorageFailed.code();
+    let answers = take(&mut shard, peer.link);
+    assert!(matches!(frames(&answers)[..], [(Frame::Control {
+        control: Control::Refused(fields, _), .. }, _)] if fields.refusal.get() == failed));
+    shard.audit();
+}
+
+#[test]
+fn a_subscription_that_was_deleted_stays_so_and_one_of_its_name_begins_anew() {
+    let mut device = Device::default();
+    let mut shard = device.start();
+    let mut peer = Peer::new(&mut shard);
+    let mut producer = topic_producer(&mut peer, &mut shard, &mut device);
+    subscriber(&mut peer, &mut shard, &mut device, ("books", 2));
+    peer.message_to(0, 1, &mut producer, b"of the first");
+    exchange(&mut peer, &mut shard, &mut device);
+    let number = shard.locals.iter().next().unwrap().number;
+    shard.delete_subscription(number, "books", true).unwrap();
+    peer.message_to(0, 2, &mut producer, b"of nobody");
+    let told = outcomes(&exchange(&mut peer, &mut shard, &mut device));
+    assert_eq!(told, [(2, 1, 0, 0)], "nothing is kept any more");
+    let mut other = Peer::new(&mut shard);
+    subscriber(&mut other, &mut shard, &mut device, ("books", 2));
+    peer.message_to(0, 3, &mut producer, b"of the second");
+    exchange(&mut peer, &mut shard, &mut device);
+    drop(shard);
+    let mut shard = device.start();
+    let mut peer = Peer::new(&mut shard);
+    let (_, answers) = subscriber(&mut peer, &mut shard, &mut device, ("books", 2));
+    let found: Vec<Vec<u8>> = bodies(&answers).into_iter().map(|it| it.2).collect();
+    assert_eq!(found, [b"of the second"]);
+    shard.audit();
+}

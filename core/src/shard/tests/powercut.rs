@@ -18,6 +18,8 @@ use super::*;
 use crate::frame::control::WantCredit;
 
 const NAME: &str = "/default/q";
+/// The subscription, if it is a topic.
+const SUBSCRIPTION: &str = "books";
 const PARTITIONS: u32 = 2;
 const PRODUCERS: usize = 3;
 
@@ -80,6 +82,7 @@ struct Reader {
 
 struct World {
     device: Device,
+    is_topic: bool,
     shard: Shard,
     senders: Vec<Sender>,
     reader: Option<Reader>,
@@ -103,7 +106,8 @@ fn whose(body: &[u8]) -> Which {
 }
 
 impl World {
-    fn new() -> Self {
+    /// Of a queue, or of a topic with a subscription that is kept.
+    fn new(is_topic: bool) -> Self {
         let mut device = Device::default();
         let mut shard = device.start();
         let senders = (0..PRODUCERS)
@@ -122,6 +126,7 @@ impl World {
             .collect();
         let mut world = Self {
             device,
+            is_topic,
             shard,
             senders,
             reader: None,
@@ -129,6 +134,10 @@ impl World {
             confirm: 0,
         };
         world.open();
+        if is_topic {
+            world.reader();
+            world.leave();
+        }
         world
     }
 
@@ -139,6 +148,7 @@ impl World {
             sender.peer = Peer::new(&mut self.shard);
             let fields = OpenProducer {
                 session: sender.peer.session.into(),
+                destination: u8::from(self.is_topic),
                 destination_length: (NAME.len() as u16).into(),
                 partitions: PARTITIONS.into(),
                 producer: sender.id.into(),
@@ -268,15 +278,23 @@ impl World {
             return;
         }
         let mut peer = Peer::new(&mut self.shard);
+        let subscription = if self.is_topic { SUBSCRIPTION } else { "" };
         let fields = OpenConsumer {
             session: peer.session.into(),
+            destination: u8::from(self.is_topic),
             destination_length: (NAME.len() as u16).into(),
+            subscription_length: (subscription.len() as u16).into(),
+            sharing: if self.is_topic { 2 } else { 0 },
             messages: 100_000.into(),
             bytes: (1 << 40).into(),
             ..OpenConsumer::default()
         };
-        peer.control(3, &fields, &[NAME.as_bytes()]);
-        let answers = peer.exchange(&mut self.shard);
+        peer.control(3, &fields, &[NAME.as_bytes(), subscription.as_bytes()]);
+        let mut answers = peer.exchange(&mut self.shard);
+        if self.is_topic {
+            self.device.settle(&mut self.shard);
+            answers.extend(take(&mut self.shard, peer.link));
+        }
         let handle = frames(&answers).iter().find_map(|(frame, _)| match frame {
             Frame::Control {
                 control: Control::ConsumerOpened(fields, _),
@@ -586,8 +604,12 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
 
     #[test]
-    fn what_was_told_holds_after_any_power_cuts(acts in acts(), seed in any::<u64>()) {
-        let mut world = World::new();
+    fn what_was_told_holds_after_any_power_cuts(
+        acts in acts(),
+        is_topic in any::<bool>(),
+        seed in any::<u64>(),
+    ) {
+        let mut world = World::new(is_topic);
         for it in &acts {
             act(&mut world, it);
         }
