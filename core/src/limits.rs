@@ -34,6 +34,9 @@ pub const DESTINATIONS_MAX: u32 = 4096;
 /// The most bytes of a journal that are written and flushed as one: a larger one would
 /// make the first of its messages wait for the last.
 pub const BATCH_SIZE_MAX: u32 = 8 * MIB;
+/// Memory of a shard that is set aside for what its journal has to say of changes, so that
+/// one that took effect is never left out.
+pub const JOURNAL_SPARE: u32 = 512 * KIB;
 /// Offsets that are reserved ahead for messages that are not flushed: as many may be
 /// left out after a crash.
 pub const OFFSETS_RESERVED: u32 = 65_536;
@@ -419,6 +422,11 @@ pub const TABLE: &[Limit] = &[
         "batch of a journal",
         BATCH_SIZE_MAX,
         "what comes next goes into the next batch",
+    ),
+    bytes(
+        "spare memory of a journal",
+        JOURNAL_SPARE,
+        "nobody is attached and nothing is changed before it is there again",
     ),
     bytes(
         "file of a journal",

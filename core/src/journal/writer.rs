@@ -219,6 +219,12 @@ impl Writer {
         self.is_broken
     }
 
+    /// Something that has to be written found no memory: as after an error, nothing is
+    /// written any more, so that nothing is confirmed that depends on it.
+    pub fn give_up(&mut self) {
+        self.is_broken = true;
+    }
+
     /// Chunks of the arena that it has.
     #[must_use]
     pub fn chunks(&self) -> usize {

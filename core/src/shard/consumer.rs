@@ -528,6 +528,7 @@ impl Shard {
                 return Err(Refusal::StorageFailed.into());
             }
             self.has_room_for_subscription(destination)?;
+            self.has_room_in_journal()?;
             return self.subscribe(destination, name, open.start, open.kind);
         };
         let (kind, consumers) = (found.membership.kind(), found.membership.members().len());

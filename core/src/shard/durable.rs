@@ -34,12 +34,15 @@ use crate::journal::entry::{Entry, Place};
 use crate::journal::survey::Slot;
 use crate::journal::writer::{Beginning, IN_FLIGHT_MAX, Token, Wish, WriteFailed, Writer};
 use crate::limits;
-use crate::memory::Arena;
-use crate::partition::log::Log;
+use crate::memory::{Arena, CHUNK, ChunkId};
+use crate::partition::log::{ArenaFull, Log};
 use crate::time::Now;
 
 /// Once less than this is reserved of a partition's offsets, more is.
 const RESERVED_LEAST: u64 = limits::OFFSETS_RESERVED as u64 / 2;
+
+/// Chunks that are set aside for what is small and has to be written.
+const SPARE: usize = limits::JOURNAL_SPARE as usize / CHUNK;
 
 /// As many runs of what is settled stand in one entry.
 const SETTLED_PER_ENTRY: usize = 256;
@@ -48,6 +51,8 @@ const SETTLED_PER_ENTRY: usize = 256;
 #[derive(Debug)]
 pub(super) struct Durable {
     writer: Writer,
+    /// Chunks for what has to be written where the arena has none.
+    spare: Vec<ChunkId>,
     /// Where an entry is put together.
     scratch: Vec<u8>,
     /// What has been acted on.
@@ -134,6 +139,7 @@ impl Durable {
             seen: writer.durable(),
             writer,
             is_over: false,
+            spare: Vec::with_capacity(SPARE),
             scratch: Vec::new(),
             hiding: VecDeque::new(),
             holding: Vec::new(),
@@ -274,15 +280,50 @@ impl Durable {
         }
     }
 
-    /// Adds an entry of a few bytes, for which there is always a chunk. One that would
-    /// never be written is not kept.
+    /// Adds an entry of a few bytes. What it says has taken effect, so there are chunks set
+    /// aside for it; without them the journal ends, rather than go on without it. One that
+    /// would never be written is not kept.
     pub(super) fn append(&mut self, arena: &mut Arena, entry: &Entry<'_>) -> BatchNumber {
         if self.writer.is_broken() {
             return self.writer.last();
         }
-        self.writer
-            .append(arena, entry, &mut self.scratch)
-            .unwrap_or(self.writer.last())
+        while arena.free() < Writer::chunks_for(entry.size())
+            && let Some(chunk) = self.spare.pop()
+        {
+            arena.give(chunk);
+        }
+        let appended = self.writer.append(arena, entry, &mut self.scratch);
+        appended.unwrap_or_else(|ArenaFull| {
+            self.writer.give_up();
+            self.writer.last()
+        })
+    }
+
+    /// Sets chunks aside again, while there are others; gives them back once nothing is
+    /// written any more.
+    fn set_aside(&mut self, arena: &mut Arena) {
+        if self.writer.is_broken() {
+            self.spare.drain(..).for_each(|chunk| arena.give(chunk));
+            return;
+        }
+        while self.spare.len() < SPARE
+            && arena.free() > SPARE
+            && let Some(chunk) = arena.take()
+        {
+            self.spare.push(chunk);
+        }
+    }
+
+    /// Nothing is set aside.
+    #[cfg(test)]
+    pub(super) fn drop_spare(&mut self, arena: &mut Arena) {
+        self.spare.drain(..).for_each(|chunk| arena.give(chunk));
+    }
+
+    /// Whether something may be changed that has to be written: not while what is set
+    /// aside is needed for what was changed before.
+    pub(super) fn has_room(&self) -> bool {
+        self.spare.len() == SPARE || self.writer.is_broken()
     }
 
     /// A send that was to be flushed had its turn and is not stored; says with which
@@ -347,14 +388,15 @@ impl Durable {
     }
 
     pub(super) fn chunks(&self) -> usize {
-        self.writer.chunks()
+        self.writer.chunks() + self.spare.len()
     }
 }
 
 impl Shard {
     /// Gives the shard a journal. Before anything else but what is restored.
     pub fn keep(&mut self, beginning: &Beginning) {
-        self.journal = Some(Box::new(Durable::new(beginning)));
+        let journal = self.journal.insert(Box::new(Durable::new(beginning)));
+        journal.set_aside(&mut self.arena);
         self.run = beginning.origin.run;
         // A client that comes back names the link that it had in another run.
         self.next_link = LinkNumber::first_of(self.config.shard, self.run);
@@ -400,7 +442,7 @@ impl Shard {
     /// one, and so does the header of a file.
     pub(super) fn journal_kept(&self) -> usize {
         match &self.journal {
-            Some(_) => IN_FLIGHT_MAX + 2,
+            Some(journal) => IN_FLIGHT_MAX + 2 + SPARE - journal.spare.len(),
             None => 0,
         }
     }
@@ -453,6 +495,7 @@ impl Shard {
         }
         if let Some(journal) = &mut self.journal {
             journal.writer.turn(&mut self.arena, now.wall);
+            journal.set_aside(&mut self.arena);
         }
     }
 
@@ -631,9 +674,23 @@ impl Shard {
         if journal.writer.is_broken() {
             return Some(Err(Refusal::StorageFailed.into()));
         }
+        if !journal.has_room() {
+            return Some(Err(Refusal::ResourceAllocation.into()));
+        }
         let change = change.clone();
         let entry = Entry::CatalogChanged { version, change };
         Some(Ok(journal.append(&mut self.arena, &entry)))
+    }
+
+    /// Whether something may be changed that has to be written.
+    pub(super) fn has_room_in_journal(&self) -> Result<(), Fault> {
+        match self.journal.as_deref().is_none_or(Durable::has_room) {
+            true => Ok(()),
+            false => Err(Fault::new(
+                Refusal::ResourceAllocation,
+                "the device is slow, and memory for what it has to write is used up",
+            )),
+        }
     }
 
     /// Writes down that a producer is attached, and in which incarnation.

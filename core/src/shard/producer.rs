@@ -457,6 +457,7 @@ impl Shard {
         name: &str,
     ) -> Result<Identity, Fault> {
         self.has_room_for_producer(destination)?;
+        self.has_room_in_journal()?;
         let partitions = self.locals[destination].partitions.len();
         if !self.remembered.reserve_handle(self.producers.len()) {
             return Err(Refusal::ResourceAllocation.into());
@@ -479,6 +480,7 @@ impl Shard {
         principal: Principal,
         destination: DestinationNumber,
     ) -> Result<Identity, Fault> {
+        self.has_room_in_journal()?;
         let place = self.remembered.place(id).ok_or(Refusal::Fenced)?;
         let known = match place {
             Place::Attached(handle) => self.producers.get(handle).map(|it| &it.identity),

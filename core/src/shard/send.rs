@@ -280,6 +280,13 @@ impl Shard {
     /// is tried again, it has its turn still.
     #[cold]
     fn refuse_send(&mut self, header: &MessageHeader, bytes: Bytes<'_>, refusal: Refusal) {
+        let is_flushed = header.flags.get() & flags::FLUSHED != 0;
+        let is_kept = is_flushed && !refusal.is_retryable();
+        let refusal = match &self.journal {
+            // What cannot be written down now is refused for now.
+            Some(journal) if is_kept && !journal.has_room() => Refusal::OutOfMemory,
+            _ => refusal,
+        };
         let outcome = Outcome::refused(refusal);
         let mut batch = BatchNumber(0);
         if let Some(producer) = self.producers.get_mut(Handle(header.handle.get())) {
@@ -294,9 +301,7 @@ impl Shard {
                     |bytes| remembered.grow(bytes),
                 );
                 // Or the next run would say of a retry that it was stored.
-                if header.flags.get() & flags::FLUSHED != 0
-                    && let Some(journal) = &mut self.journal
-                {
+                if is_flushed && let Some(journal) = &mut self.journal {
                     let destination = producer.identity.destination;
                     batch = journal.refused(&mut self.arena, destination, header, refusal);
                 }

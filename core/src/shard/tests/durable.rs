@@ -939,3 +939,65 @@ fn a_subscription_that_was_deleted_stays_so_and_one_of_its_name_begins_anew() {
     assert_eq!(found, [b"of the second"]);
     shard.audit();
 }
+
+/// An entry for which there was no chunk was left out, and what it said was confirmed.
+#[test]
+fn what_has_to_be_written_finds_memory_when_all_else_is_used_up() {
+    let mut device = Device::default();
+    let mut shard = device.start();
+    let mut peer = Peer::new(&mut shard);
+    let mut producer = flushed_producer(&mut peer, &mut shard, &mut device, "/default/q");
+    for sequence in 1..=3 {
+        peer.message_to(0, sequence, &mut producer, b"x");
+    }
+    exchange(&mut peer, &mut shard, &mut device);
+    let (handle, _) = consumer(&mut peer, &mut shard, &mut device, "/default/q");
+    let mut elsewhere = Vec::new();
+    while let Some(chunk) = shard.arena.take() {
+        elsewhere.push(chunk);
+    }
+    settle_one(&mut peer, handle, 0, 1);
+    shard.received(now(), peer.link, &core::mem::take(&mut peer.out));
+    assert!(!shard.is_broken());
+    // Nobody new is let in meanwhile.
+    assert!(shard.has_room_in_journal().is_err());
+    elsewhere
+        .drain(..)
+        .for_each(|chunk| shard.arena.give(chunk));
+    device.settle(&mut shard);
+    assert!(shard.has_room_in_journal().is_ok());
+    drop(shard);
+    let mut shard = device.start();
+    let mut peer = Peer::new(&mut shard);
+    let (_, answers) = consumer(&mut peer, &mut shard, &mut device, "/default/q");
+    let found: Vec<u64> = bodies(&answers).iter().map(|it| it.1).collect();
+    assert_eq!(found, [0, 2]);
+}
+
+/// Without any memory the journal ends, and says so, rather than leave something out.
+#[test]
+fn a_journal_that_cannot_keep_what_happened_confirms_nothing_any_more() {
+    let mut device = Device::default();
+    let mut shard = device.start();
+    let mut peer = Peer::new(&mut shard);
+    let mut producer = flushed_producer(&mut peer, &mut shard, &mut device, "/default/q");
+    peer.message_to(0, 1, &mut producer, b"x");
+    exchange(&mut peer, &mut shard, &mut device);
+    let (handle, _) = consumer(&mut peer, &mut shard, &mut device, "/default/q");
+    shard.journal.as_mut().unwrap().drop_spare(&mut shard.arena);
+    let mut elsewhere = Vec::new();
+    while let Some(chunk) = shard.arena.take() {
+        elsewhere.push(chunk);
+    }
+    settle_one(&mut peer, handle, 0, 0);
+    shard.received(now(), peer.link, &core::mem::take(&mut peer.out));
+    elsewhere
+        .drain(..)
+        .for_each(|chunk| shard.arena.give(chunk));
+    assert!(shard.is_broken());
+    let answers = take(&mut shard, peer.link);
+    let failed = Refusal::StorageFailed.code();
+    assert!(frames(&answers).iter().any(|(frame, _)| matches!(frame,
+        Frame::Control { control: Control::Acknowledged(fields, _), .. }
+            if fields.refusal.get() == failed)));
+}
