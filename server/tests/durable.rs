@@ -115,6 +115,37 @@ fn another_number_of_shards_finds_what_those_before_it_kept() {
     senders_outlive_brokers(2, [2, 1, 3], 4, choices.next());
 }
 
+/// A topic keeps what it is sent for a subscription that has a name, whoever is there.
+#[test]
+fn a_named_subscription_of_a_topic_goes_on_where_it_was_after_every_kill() {
+    const TOPIC: &str = "topic:/kept/news";
+    const BOOKS: &str = "topic:/kept/news --subscription books";
+    let (home, mut choices) = (Home::new(), Choices::of("KILLS_SEED"));
+    let mut broker = home.start_either(1, &mut choices);
+    assert_eq!(home.receive(BOOKS, SILENCE), [], "it begins");
+    let mut senders: Vec<Sender> = (0..SENDERS)
+        .map(|_| home.sender(TOPIC, MESSAGES / SENDERS as u64, 1, PATIENCE))
+        .collect();
+    for shards in [2, 1] {
+        wait_for_more(&senders, 1 + choices.below(MESSAGES / 4));
+        broker.kill();
+        home.assert_whole();
+        broker = home.start_either(shards, &mut choices);
+    }
+    let told = all(&mut senders);
+    broker.kill();
+    let broker = home.start_either(3, &mut choices);
+    assert_exactly_once_in_order(&told, &home.receive(BOOKS, SILENCE));
+    broker.kill();
+    let broker = home.start_either(1, &mut choices);
+    assert_eq!(
+        home.receive(BOOKS, SILENCE),
+        [],
+        "what was settled stays so"
+    );
+    broker.kill();
+}
+
 /// Its last messages may be there or not. Its successor's are behind them.
 #[test]
 fn what_a_sender_was_told_is_kept_though_the_broker_never_came_back_to_it() {
