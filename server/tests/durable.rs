@@ -190,7 +190,8 @@ fn what_a_killed_receiver_had_not_settled_comes_again() {
     let mut dumps = Vec::new();
     // The receiver first, then the broker under another one, who is not told.
     for is_receiver in [true, false] {
-        let (receiver, file) = home.receiver(QUEUE, "2s");
+        // Longer than a broker takes to come back: who hears nothing for so long leaves.
+        let (receiver, file) = home.receiver(QUEUE, "10s");
         let wanted = 1 + choices.below(MESSAGES / 3);
         let received = || std::fs::metadata(&file).map_or(0, |file| file.len());
         while received() < wanted * 16 {

@@ -67,7 +67,9 @@ impl Shard {
                 name,
                 ..
             } => {
-                if let Some(local) = self.locals.get(*destination) {
+                if let Some(local) = self.locals.get_mut(*destination) {
+                    // Who was attached before somebody had it alone never is again.
+                    local.term = local.term.max(*term);
                     let partitions = local.partitions.len();
                     let mut identity =
                         Identity::new(*producer, *principal, *destination, partitions, name);

@@ -1001,3 +1001,48 @@ fn a_journal_that_cannot_keep_what_happened_confirms_nothing_any_more() {
         Frame::Control { control: Control::Acknowledged(fields, _), .. }
             if fields.refusal.get() == failed)));
 }
+
+/// Another run knew the producers and not who of them had been alone since: whoever had
+/// been shut out was let in again.
+#[test]
+fn who_was_shut_out_by_an_exclusive_producer_stays_so_in_the_next_run() {
+    let mut device = Device::default();
+    let mut shard = device.start();
+    let mut peer = Peer::new(&mut shard);
+    let first = flushed_producer(&mut peer, &mut shard, &mut device, "/default/q");
+    shard.closed(now(), peer.link);
+    let name = "/default/q";
+    let open = |shard: &mut Shard, device: &mut Device, access, producer: u64| {
+        let mut peer = Peer::new(shard);
+        let fields = OpenProducer {
+            session: peer.session.into(),
+            access,
+            destination_length: u16::try_from(name.len()).unwrap().into(),
+            producer: producer.into(),
+            ..OpenProducer::default()
+        };
+        peer.control(2, &fields, &[name.as_bytes()]);
+        let answers = exchange(&mut peer, shard, device);
+        shard.closed(now(), peer.link);
+        frames(&answers).iter().find_map(|(frame, _)| match frame {
+            Frame::Control {
+                control: Control::ProducerOpened(fields, _),
+                ..
+            } => Some(Ok(fields.producer.get())),
+            Frame::Control {
+                control: Control::Refused(fields, _),
+                ..
+            } => Some(Err(fields.refusal.get())),
+            _ => None,
+        })
+    };
+    let holder = open(&mut shard, &mut device, 1, 0).unwrap().unwrap();
+    let fenced = Some(Err(Refusal::Fenced.code()));
+    for _ in 0..2 {
+        assert_eq!(open(&mut shard, &mut device, 0, first.producer), fenced);
+        assert_eq!(open(&mut shard, &mut device, 1, holder), Some(Ok(holder)));
+        drop(shard);
+        shard = device.start();
+    }
+    assert_eq!(open(&mut shard, &mut device, 0, first.producer), fenced);
+}
