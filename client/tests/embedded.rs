@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use common::{WAIT, until};
 use courser::embedded::{Broker, BrokerConfig, NoLink};
-use courser::{Client, ConnectError, SendError};
+use courser::{Client, ConnectError, Durability, SendError};
 
 fn embedded() -> BrokerConfig {
     BrokerConfig {
@@ -242,4 +242,33 @@ fn a_client_has_a_link_for_each_shard_it_has_to_do_with() {
         let mut consumer = moved.consumer(&format!("queue:q{index}")).create().unwrap();
         assert_eq!(consumer.receive(WAIT).unwrap().unwrap().text(), Some("x"));
     }
+}
+
+/// The device had what was sent when the broker was to stop, and nobody was told: whoever
+/// had sent it had to ask another run.
+#[test]
+fn a_stop_completes_what_the_broker_had_taken() {
+    const SENDS: u64 = 20;
+    let data = std::env::temp_dir().join(format!("courser-stop-{}", std::process::id()));
+    let config = || BrokerConfig {
+        data_directory: Some(data.clone()),
+        ..embedded()
+    };
+    for _ in 0..2 {
+        let broker = Broker::without_threads(config()).unwrap();
+        let client = broker.connect().unwrap();
+        let producer = client.producer("q").create().unwrap();
+        for _ in 0..SENDS {
+            producer.try_enqueue("taken").unwrap();
+        }
+        producer.write();
+        broker.turn();
+        broker.stop();
+        for _ in 0..SENDS {
+            let completion = producer.poll_for(WAIT).expect("each has one outcome");
+            let receipt = completion.result.expect("it was taken before the stop");
+            assert_eq!(receipt.durability, Durability::Flushed);
+        }
+    }
+    std::fs::remove_dir_all(&data).unwrap();
 }
