@@ -112,6 +112,9 @@ counters! {
     JournalWrites = "journal_writes",
     /// Bytes of them, in whole blocks.
     JournalBytes = "journal_bytes",
+    /// Turns without work that gave their processor away while a write of the journal was
+    /// under way.
+    Yields = "yields",
 }
 
 impl Counter {

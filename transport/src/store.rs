@@ -140,6 +140,12 @@ impl Store {
         self.files.has_news()
     }
 
+    /// Whether a write is under way.
+    #[inline]
+    pub(crate) fn is_writing(&self) -> bool {
+        self.files.in_flight() > 0
+    }
+
     /// What went wrong since this was asked last.
     pub(crate) fn trouble(&mut self) -> Option<String> {
         self.trouble.take()

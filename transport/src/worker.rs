@@ -17,6 +17,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
+use std::thread;
 use std::time::Duration;
 
 use courser_core::counters::Counter;
@@ -380,7 +381,16 @@ impl<R: Ring<File = DiskFile>> Worker<R> {
             }
         }
 
-        // 12. Submit once: hands over what was enqueued, lets the kernel do its share
+        // 12. A flush is ended by a thread: the kernel's, on the processor that the device
+        //    interrupts, or the ring's own, which is bound to ours. Where that is the one
+        //    that we spin on, it would wait for us until our time slice is over, and we
+        //    for it. Before the look at what has ended.
+        if wait == Wait::No && work == 0 && self.store.as_ref().is_some_and(Store::is_writing) {
+            thread::yield_now();
+            self.shard.counters_mut().add(Counter::Yields, 1);
+        }
+
+        // 13. Submit once: hands over what was enqueued, lets the kernel do its share
         //    and, with nothing else to do, sleeps in the same call.
         let counters = self.shard.counters_mut();
         if wait != Wait::No {

@@ -96,6 +96,37 @@ fn a_round_trip_at_depth_one_costs_the_broker_two_system_calls() {
 }
 
 #[test]
+fn a_shard_that_spins_makes_way_only_while_a_write_is_under_way() {
+    for (transport, name) in [(Transport::Auto, "auto"), (Transport::Epoll, "epoll")] {
+        let path = std::env::temp_dir().join(format!("courser-way-{}-{name}", std::process::id()));
+        for directory in [None, Some(path.clone())] {
+            let broker = Broker::start(BrokerConfig {
+                idle: IdleStrategy::Spin,
+                spin_regardless: true,
+                data_directory: directory.clone(),
+                ..config(transport)
+            })
+            .unwrap();
+            let mut client = TestClient::connect(broker.address());
+            let producer = client.producer("queue:/test/way");
+            round_trips(&mut client, producer, 20);
+            // What was told is flushed, and nothing else was asked for.
+            let after = settled(&broker);
+            let yields = after[Counter::Yields.name()];
+            assert_eq!(yields > 0, directory.is_some(), "{transport}: {yields}");
+            let turns = read(&broker, Counter::Turns);
+            eventually("it goes on spinning", || {
+                read(&broker, Counter::Turns) > turns + 10_000
+            });
+            assert_eq!(read(&broker, Counter::Yields), yields, "{transport}");
+            drop(client);
+            broker.stop();
+        }
+        std::fs::remove_dir_all(&path).unwrap();
+    }
+}
+
+#[test]
 fn a_third_socket_ends_direct_calls_and_its_going_brings_them_back() {
     for transport in [Transport::Auto, Transport::Epoll] {
         let broker = spinning(transport);
