@@ -37,8 +37,9 @@ const BACKLOG_MESSAGES_MIN: usize = 16;
 /// after a while that this connection is the one to attend to.
 const WARM_UP_ROUND_TRIPS: u64 = 256;
 
-/// The same of round trips that wait for a device: as long as those.
-const WARM_UP_ROUND_TRIPS_FLUSHED: u64 = 16;
+/// The same of round trips that wait for a device: a millisecond on a quick one, and not
+/// the whole slice on a slow one.
+const WARM_UP_ROUND_TRIPS_FLUSHED: u64 = 4;
 
 /// One would do.
 const WINDOW_FLUSHED: u32 = 16;
