@@ -644,12 +644,21 @@ impl Shard {
         };
         let local = &mut self.locals[consumer.destination];
         local.consumers -= 1;
+        let own = local.own;
         if let Some(place) = local.place_of(consumer.subscription) {
-            for index in local.own.indexes() {
+            for index in own.indexes() {
                 let (_, part) = &mut local.partitions[index].parts[place];
                 let back = part.consumer_gone(handle, handed);
                 self.counters.add(Counter::MessagesReturned, back.into());
             }
+        }
+        for index in own.indexes() {
+            let address = PartAddress {
+                destination: consumer.destination,
+                partition: PartitionIndex(u32::try_from(index).unwrap_or(u32::MAX)),
+                subscription: consumer.subscription,
+            };
+            self.journal_returned(&address, (Offset(0), u64::MAX));
         }
         if let Some(subscription) = self.subscriptions.get_mut(consumer.subscription) {
             subscription.membership.left(handle);

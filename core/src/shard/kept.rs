@@ -22,10 +22,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::Shard;
 use super::consumer::Subscription;
 use super::restore::TooLittleMemory;
+use super::returns::PartAddress;
 use crate::id::{
     DestinationNumber, Handle, Offset, PartitionIndex, ShardIndex, SubscriptionNumber,
 };
-use crate::journal::entry::{Entry, Place};
+use crate::journal::entry::{Entry, Place, Run};
 use crate::limits;
 use crate::partition::Partition;
 use crate::subscription::Kind;
@@ -132,6 +133,50 @@ impl Shard {
                 };
                 journal.append(&mut self.arena, &entry);
             }
+        }
+    }
+
+    /// Writes down how often those messages were delivered that came back, of `count`
+    /// offsets from `first` on, if the subscription is kept.
+    pub(super) fn journal_returned(
+        &mut self,
+        address: &PartAddress,
+        (first, count): (Offset, u64),
+    ) {
+        let (Some(journal), Some(subscription)) = (
+            &mut self.journal,
+            self.subscriptions.get(address.subscription),
+        ) else {
+            return;
+        };
+        let Some(&number) = subscription.numbers.first() else {
+            return;
+        };
+        let local = self.locals.get(address.destination);
+        let partition = local.and_then(|it| it.partitions.get(address.partition.0 as usize));
+        let Some(part) = partition.and_then(|it| it.part(address.subscription)) else {
+            return;
+        };
+        let place = Place {
+            destination: address.destination,
+            partition: address.partition,
+        };
+        let mut returned = part.returned(first, count).peekable();
+        while let Some((first, deliveries)) = returned.next() {
+            let mut count = 1;
+            while returned
+                .next_if_eq(&(Offset(first.0 + count), deliveries))
+                .is_some()
+            {
+                count += 1;
+            }
+            let entry = Entry::Returned {
+                place,
+                subscription: number,
+                run: Run::new(first, count),
+                deliveries: deliveries.into(),
+            };
+            journal.append(&mut self.arena, &entry);
         }
     }
 

@@ -125,7 +125,13 @@ impl Shard {
                 destination,
                 subscription,
             } => self.restore_ended(*destination, *subscription),
-            Entry::Cursor { .. } | Entry::Returned { .. } | Entry::Emptied { .. } => {}
+            Entry::Returned {
+                place,
+                subscription,
+                run,
+                deliveries,
+            } => self.restore_returned(*place, *subscription, run, *deliveries),
+            Entry::Cursor { .. } | Entry::Emptied { .. } => {}
         }
         Ok(())
     }
@@ -256,6 +262,32 @@ impl Shard {
         }
         if let Some(settled) = partition.log.settled() {
             settled.clear();
+        }
+    }
+
+    /// Messages had come back in an earlier run, delivered so often.
+    fn restore_returned(
+        &mut self,
+        place: Place,
+        number: SubscriptionNumber,
+        run: &Run,
+        deliveries: u32,
+    ) {
+        let index = place.partition.0 as usize;
+        let Some(at) = self.place_of_part(place, number) else {
+            return;
+        };
+        let local = self.locals.get_mut(place.destination);
+        let Some(local) = local.filter(|local| local.own.has(index)) else {
+            return;
+        };
+        let partition = &mut local.partitions[index];
+        if let Some((_, part)) = partition.parts.get_mut(at) {
+            let before = part.entries_size();
+            let messages = (Offset(run.first.get()), run.count.get());
+            let deliveries = u16::try_from(deliveries).unwrap_or(u16::MAX);
+            part.returned_before(&mut self.arena, &mut partition.log, messages, deliveries);
+            self.parts.take_anyway(part.entries_size() - before);
         }
     }
 }

@@ -116,6 +116,12 @@ impl Shard {
         let frees = part.frees();
         self.returns.moved(address, before, after);
         self.counters.add(Counter::MessagesGivenBack, back.into());
+        for run in tail.chunks_exact(size_of::<AckRun>()) {
+            if let Ok(run) = AckRun::ref_from_bytes(run) {
+                let run = (Offset(run.first.get()), run.count.get());
+                self.journal_returned(&address, run);
+            }
+        }
         if back > 0 && (!rests || frees) {
             self.queue(address.destination, address.partition);
         }

@@ -417,7 +417,49 @@ impl Part {
     /// them and was not counts as delivered to nobody, until [`Part::go_on`].
     #[cold]
     pub fn settled_before(&mut self, arena: &mut Arena, log: &mut Log, first: Offset, count: u64) {
+        self.hand_out_before(arena, log, Offset(first.0.saturating_add(count)));
+        self.acknowledge(arena, log, NOBODY, first, count);
+    }
+
+    /// In an earlier run `count` offsets from `first` on came back, and had been delivered
+    /// so often. As [`Part::settled_before`].
+    #[cold]
+    pub fn returned_before(
+        &mut self,
+        arena: &mut Arena,
+        log: &mut Log,
+        (first, count): (Offset, u64),
+        deliveries: u16,
+    ) {
         let end = Offset(first.0.saturating_add(count));
+        self.hand_out_before(arena, log, end);
+        let from = self.index_of(first);
+        for entry in self.entries.range_mut(from..) {
+            if entry.offset >= end {
+                break;
+            }
+            if entry.is_with(NOBODY) {
+                // Being with nobody counts as once, until all is known.
+                entry.count = deliveries.saturating_add(1);
+            }
+        }
+    }
+
+    /// What came back of `count` offsets from `first` on, and how often each was delivered,
+    /// if it was.
+    pub fn returned(&self, first: Offset, count: u64) -> impl Iterator<Item = (Offset, u16)> {
+        let end = Offset(first.0.saturating_add(count));
+        let from = self.index_of(first);
+        let entries = self.entries.range(from..);
+        entries
+            .take_while(move |entry| entry.offset < end)
+            .filter(|entry| matches!(entry.state, State::Returned | State::Resting))
+            .filter(|entry| entry.count > 0)
+            .map(|entry| (entry.offset, entry.count))
+    }
+
+    /// What lies before `end` counts as delivered to nobody.
+    fn hand_out_before(&mut self, arena: &Arena, log: &mut Log, end: Offset) {
         loop {
             let mut next = self.fresh;
             if log.look(arena, &mut next).is_none() || next.offset >= end {
@@ -432,7 +474,6 @@ impl Part {
             };
             self.handed_out(run, NOBODY, 0);
         }
-        self.acknowledge(arena, log, NOBODY, first, count);
     }
 
     /// All is known of earlier runs: what was not settled waits for whoever comes, and was

@@ -1046,3 +1046,54 @@ fn who_was_shut_out_by_an_exclusive_producer_stays_so_in_the_next_run() {
     }
     assert_eq!(open(&mut shard, &mut device, 0, first.producer), fenced);
 }
+
+/// Whoever had killed its consumer by a message was given it for the first time in every
+/// run.
+#[test]
+fn how_often_a_message_was_delivered_goes_on_in_the_next_run() {
+    let mut device = Device::default();
+    let mut shard = device.start();
+    let mut peer = Peer::new(&mut shard);
+    let mut producer = flushed_producer(&mut peer, &mut shard, &mut device, "/default/q");
+    for sequence in 1..=3 {
+        peer.message_to(0, sequence, &mut producer, b"x");
+    }
+    exchange(&mut peer, &mut shard, &mut device);
+    let counts = |answers: &[u8]| {
+        let mut counts: Vec<(u64, u32, u32)> = frames(answers)
+            .iter()
+            .filter_map(|(frame, _)| match frame {
+                Frame::Control {
+                    control: Control::Delivery(fields, _),
+                    ..
+                } => Some((
+                    fields.offset.get(),
+                    fields.count.get(),
+                    fields.delivery_count.get(),
+                )),
+                _ => None,
+            })
+            .collect();
+        counts.sort_unstable();
+        counts
+    };
+    for delivery in 1..=3 {
+        let mut peer = Peer::new(&mut shard);
+        let (handle, answers) = consumer(&mut peer, &mut shard, &mut device, "/default/q");
+        if delivery == 1 {
+            assert_eq!(counts(&answers), [(0, 3, 1)]);
+        } else {
+            let again = [(0, 1, delivery), (2, 1, delivery)];
+            assert_eq!(counts(&answers), again, "each for itself");
+        }
+        if delivery == 1 {
+            settle_one(&mut peer, handle, 0, 1);
+            exchange(&mut peer, &mut shard, &mut device);
+        }
+        // Nobody knows what its application had seen of them.
+        shard.closed(now(), peer.link);
+        device.settle(&mut shard);
+        drop(shard);
+        shard = device.start();
+    }
+}
