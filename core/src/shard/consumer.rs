@@ -694,7 +694,7 @@ impl Shard {
         match before.source() {
             None => {
                 let gather = before.gather();
-                let confirms = gather.map(Gather::unconfirmed).cloned();
+                let confirms = gather.map(Gather::unconfirmed);
                 let confirms = confirms.unwrap_or_default();
                 let awaited = gather.and_then(Gather::awaited);
                 self.tell_behind(confirms, awaited, (before.link, handle), why);

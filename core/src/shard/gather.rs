@@ -65,6 +65,8 @@ struct Source {
     large: bool,
     /// Messages of it that the application was given.
     handed: u64,
+    /// It was passed acknowledgements, and no confirmation was asked of it since.
+    unconfirmed: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,9 +106,26 @@ pub(super) struct Gather {
     order: VecDeque<(u16, u32)>,
     /// Confirmations that were asked for, and of those that came what they say: they
     /// leave in the order in which they were asked for, whatever source is slow.
-    confirms: VecDeque<(u32, Option<u16>)>,
+    confirms: VecDeque<Asked>,
     /// What it asked for, for those that are not asked yet.
     join: Vec<u8>,
+}
+
+/// A confirmation that was asked for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asked {
+    confirm: u32,
+    /// Sources that have not said so.
+    missing: u32,
+    /// What the others said: why not, if one of them did.
+    refusal: u16,
+}
+
+impl Asked {
+    /// What is echoed, with what is said once all sources have answered.
+    pub(super) fn answer(&self) -> (u32, Option<u16>) {
+        (self.confirm, (self.missing == 0).then_some(self.refusal))
+    }
 }
 
 /// Credit that a source was lent.
@@ -193,8 +212,23 @@ impl Gather {
     }
 
     /// What it was asked to confirm and has not, each with its refusal once it is known.
-    pub(super) fn unconfirmed(&self) -> &VecDeque<(u32, Option<u16>)> {
-        &self.confirms
+    pub(super) fn unconfirmed(&self) -> VecDeque<(u32, Option<u16>)> {
+        self.confirms.iter().map(Asked::answer).collect()
+    }
+
+    /// The sources beside that of `partition` that hear of a confirmation for the first
+    /// time since they were passed an acknowledgement, each with a partition of its own.
+    fn ask_others(&mut self, partition: u32) -> Vec<(u32, ShardIndex, Handle)> {
+        let asked = partition as usize % self.sources.len();
+        self.sources[asked].unconfirmed = false;
+        let others = (0u32..).zip(&mut self.sources);
+        others
+            .filter_map(|(own, source)| {
+                let is_asked = core::mem::take(&mut source.unconfirmed);
+                let handle = source.handle.filter(|_| is_asked)?;
+                Some((own, source.shard, handle))
+            })
+            .collect()
     }
 
     /// The application was given so many messages more.
@@ -244,6 +278,7 @@ impl Shard {
                 ready: false,
                 large: false,
                 handed: 0,
+                unconfirmed: false,
             })
             .collect();
         let home = sources[0].shard;
@@ -681,11 +716,11 @@ impl Shard {
             .filter(|_| exists)
             .and_then(|it| it.source_of(partition));
         let (link, confirm) = (consumer.link, fields.confirm.get());
-        if let Some(gather) = self.consumers.get_mut(front).and_then(Consumer::gather_mut)
-            && confirm != 0
-        {
-            gather.confirms.push_back((confirm, None));
-            self.falls_behind(link, CONFIRMATION_SIZE)?;
+        if confirm != 0 {
+            self.confirm_at_sources(now, (link, front), partition, confirm)?;
+        } else if let Some(gather) = self.consumers.get_mut(front).and_then(Consumer::gather_mut) {
+            let asked = partition as usize % gather.sources.len();
+            gather.sources[asked].unconfirmed = true;
         }
         let Some((shard, handle)) = source else {
             return self.acknowledged(now, front, confirm, Refusal::InvalidAck.code());
@@ -695,6 +730,47 @@ impl Shard {
         }
         let head = about(request::ACKNOWLEDGE, handle);
         self.request_for(link, shard, &head, &[fields.as_bytes(), runs])
+    }
+
+    /// A confirmation speaks for all that the consumer has acknowledged so far: it is
+    /// asked of the source of its partition, and where what is settled has to be kept, of
+    /// whichever other source was passed something since the last one.
+    fn confirm_at_sources(
+        &mut self,
+        now: Now,
+        (link, front): (Handle, Handle),
+        partition: u32,
+        confirm: u32,
+    ) -> Result<(), Fault> {
+        let keeps = self.keeps();
+        let Some(gather) = self.consumers.get_mut(front).and_then(Consumer::gather_mut) else {
+            return Ok(());
+        };
+        let others = if keeps && !cfg!(planted = "confirm_one_shard") {
+            gather.ask_others(partition)
+        } else {
+            Vec::new()
+        };
+        gather.confirms.push_back(Asked {
+            confirm,
+            missing: 1 + u32::try_from(others.len()).unwrap_or(0),
+            refusal: 0,
+        });
+        self.falls_behind(link, CONFIRMATION_SIZE)?;
+        for (partition, shard, handle) in others {
+            let nothing_more = Acknowledge {
+                partition: partition.into(),
+                confirm: confirm.into(),
+                ..Acknowledge::default()
+            };
+            if shard == self.config.shard {
+                self.acknowledge_here(now, handle, &nothing_more, &[])?;
+            } else {
+                let head = about(request::ACKNOWLEDGE, handle);
+                self.request_for(link, shard, &head, &[nothing_more.as_bytes()])?;
+            }
+        }
+        Ok(())
     }
 
     /// Passes what is given back on to the source of its partition.
@@ -740,17 +816,26 @@ impl Shard {
             return Ok(());
         };
         let mut asked = gather.confirms.iter_mut();
-        if let Some(asked) = asked.find(|asked| **asked == (confirm, None)) {
-            asked.1 = Some(refusal);
+        if let Some(asked) = asked.find(|it| it.confirm == confirm && it.missing > 0) {
+            asked.missing -= 1;
+            if asked.refusal == 0 {
+                asked.refusal = refusal;
+            }
         }
-        let settled = gather.confirms.iter().take_while(|asked| asked.1.is_some());
+        let settled = gather
+            .confirms
+            .iter()
+            .take_while(|asked| asked.missing == 0);
         let settled = settled.count();
         let confirms = gather.confirms.drain(..settled).collect::<Vec<_>>();
         self.catches_up(link, confirms.len() * CONFIRMATION_SIZE);
-        for (confirm, refusal) in confirms {
+        for Asked {
+            confirm, refusal, ..
+        } in confirms
+        {
             let confirmed = Acknowledged {
                 confirm: confirm.into(),
-                refusal: refusal.unwrap_or(0).into(),
+                refusal: refusal.into(),
                 ..Acknowledged::default()
             };
             self.answer(now, link, front.0, &confirmed, &[])?;
