@@ -63,7 +63,10 @@ impl Shard {
     pub(super) fn close_with_session(&mut self, handle: Handle, session: Handle) {
         let producer = self.producers.get(handle);
         let closes = |it: &Producer| {
-            it.session == session && !it.is_closing() && it.fan().is_none_or(|it| !it.is_opening())
+            it.session == session
+                && !it.is_closing()
+                && it.opening.is_none()
+                && it.fan().is_none_or(|it| !it.is_opening())
         };
         if producer.is_some_and(closes) {
             self.close_producer(handle, None);

@@ -17,9 +17,11 @@
 
 use std::collections::VecDeque;
 
+use super::branch::Origin;
 use super::identity::Access;
 use super::locals::Local;
 use super::producer::Producer;
+use super::records;
 use super::{Fault, Shard};
 use crate::catalog::Change;
 use crate::error::Refusal;
@@ -63,6 +65,8 @@ pub(super) struct Durable {
     hiding: VecDeque<(BatchNumber, DestinationNumber, PartitionIndex)>,
     /// Producers with outcomes that wait.
     holding: Vec<Handle>,
+    /// Producers that wait until it is durable that they are there.
+    attached: VecDeque<(BatchNumber, Attached)>,
     /// What consumers wait to be told, each with the link that it goes to.
     late: VecDeque<(BatchNumber, Handle, Late)>,
 }
@@ -101,6 +105,15 @@ pub(super) enum LastWord {
     Closed(RequestId),
     /// The front that it was a source of.
     Left(ShardIndex, Handle),
+}
+
+/// A producer of which nobody is told before the next run knows it, too.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Attached {
+    /// On its client's link.
+    OnLink(Handle),
+    /// A branch, whose front is told this.
+    Branch(Origin, records::Attached),
 }
 
 /// A confirmation of what a consumer settled.
@@ -143,6 +156,7 @@ impl Durable {
             scratch: Vec::new(),
             hiding: VecDeque::new(),
             holding: Vec::new(),
+            attached: VecDeque::new(),
             late: VecDeque::new(),
         }
     }
@@ -524,13 +538,41 @@ impl Shard {
             }
             producer.holds()
         });
+        let due = journal.attached.iter();
+        let due = due.take_while(|(batch, _)| *batch <= durable).count();
+        let attached: Vec<_> = journal.attached.drain(..due).collect();
         let due = journal.late.iter();
         let due = due.take_while(|(batch, ..)| *batch <= durable).count();
         let due: Vec<_> = journal.late.drain(..due).collect();
         self.journal = Some(journal);
         self.carry_out_decided(now, durable);
+        for (_, attached) in attached {
+            self.tell_of(now, &attached);
+        }
         for (_, link, late) in due {
             self.tell_late(now, link, late);
+        }
+    }
+
+    /// Tells of a producer once everything so far is durable: a client that knew it, and a
+    /// next run that did not, could not go on with each other.
+    pub(super) fn once_durable(&mut self, now: Now, attached: Attached) {
+        if let Some(journal) = &mut self.journal {
+            let batch = journal.all_so_far();
+            if batch > BatchNumber(0)
+                && !journal.writer.is_broken()
+                && !cfg!(planted = "attached_too_soon")
+            {
+                return journal.attached.push_back((batch, attached));
+            }
+        }
+        self.tell_of(now, &attached);
+    }
+
+    fn tell_of(&mut self, now: Now, attached: &Attached) {
+        match attached {
+            Attached::OnLink(handle) => self.opened_on_link(now, *handle),
+            Attached::Branch(origin, attached) => self.tell_attached(now, *origin, Ok(*attached)),
         }
     }
 
@@ -814,7 +856,11 @@ impl Shard {
                 self.completing.push(handle);
             }
         }
+        let attached = core::mem::take(&mut journal.attached);
         let waiting = core::mem::take(&mut journal.late);
+        for (_, attached) in attached {
+            self.tell_of(now, &attached);
+        }
         for (_, link, mut late) in waiting {
             if let Late::Confirmed(confirmation) = &mut late {
                 confirmation.refusal = Refusal::StorageFailed.code();

@@ -83,6 +83,11 @@ impl Shard {
                 self.refused_branch(now, handle, &fault);
                 continue;
             }
+            if (self.producers.get(handle)).is_some_and(|it| it.opening.is_some()) {
+                let fault = Fault::new(notice.why.refusal, notice.why.text);
+                self.refused_on_link(now, handle, &fault);
+                continue;
+            }
             if let Err(fault) = self.give(now, &notice) {
                 self.fault(now, notice.link, &fault);
             }

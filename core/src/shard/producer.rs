@@ -11,6 +11,7 @@ use zerocopy::IntoBytes;
 
 use super::branch::Origin;
 use super::credit::Grant;
+use super::durable::Attached;
 use super::fan::Fan;
 use super::identity::{Access, Attachment, Identity};
 use super::remembered::Place;
@@ -40,6 +41,8 @@ pub(super) struct Producer {
     pub(super) known: bool,
     /// What it is beside its link, if partitions of its destination are elsewhere.
     pub(super) role: Option<Box<Role>>,
+    /// Its client is told of it under this request, once it is durable that it is there.
+    pub(super) opening: Option<RequestId>,
     /// Why the broker ended it, if it did: then it is only a husk.
     pub(super) ended: Option<Refusal>,
     pub(super) credit: Grant,
@@ -87,6 +90,7 @@ impl Producer {
             identity,
             known: true,
             role: None,
+            opening: None,
             ended: None,
             credit: Grant::default(),
             runs: VecDeque::new(),
@@ -247,6 +251,7 @@ impl Producer {
         !self.runs.is_empty()
             || self.holds()
             || self.closing.is_some()
+            || self.opening.is_some()
             || self.fan().is_some_and(Fan::owes)
     }
 
@@ -378,13 +383,49 @@ impl Shard {
         let handle = self
             .put_on_link(link, attach.session, None, identity)
             .map_err(Rejection::Request)?;
-        self.grant(handle);
-        let Some(producer) = self.producers.get(handle) else {
-            return Ok(());
-        };
-        let opened = producer.opened(handle, self.partitions_of(destination));
-        self.answer(now, link, request.0, &opened, &[])?;
+        if let Some(producer) = self.producers.get_mut(handle) {
+            producer.opening = Some(request);
+        }
+        self.once_durable(now, Attached::OnLink(handle));
         Ok(())
+    }
+
+    /// It is durable that a producer is there: its client is told.
+    pub(super) fn opened_on_link(&mut self, now: Now, handle: Handle) {
+        self.grant(handle);
+        let Some(producer) = self.producers.get_mut(handle) else {
+            return;
+        };
+        let Some(request) = producer.opening.take() else {
+            return;
+        };
+        let (link, session) = (producer.link, producer.session);
+        let destination = producer.identity.destination;
+        let partitions = self.partitions_of(destination);
+        let Some(producer) = self.producers.get(handle) else {
+            return;
+        };
+        let opened = producer.opened(handle, partitions);
+        if let Err(fault) = self.answer(now, link, request.0, &opened, &[]) {
+            return self.fault(now, link, &fault);
+        }
+        if self.is_closing_session(session) {
+            self.close_with_session(handle, session);
+        }
+    }
+
+    /// It ended before its client was told of it: it is not opened.
+    pub(super) fn refused_on_link(&mut self, now: Now, handle: Handle, fault: &Fault) {
+        let Some(producer) = self.producers.get(handle) else {
+            return;
+        };
+        let (link, opening) = (producer.link, producer.opening);
+        self.remove_producer(now, handle, false);
+        if let Some(request) = opening
+            && let Err(fault) = self.refuse(now, link, request, fault)
+        {
+            self.fault(now, link, &fault);
+        }
     }
 
     /// Whether a producer may be attached beside those that are. Asked at the home.

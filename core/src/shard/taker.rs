@@ -19,6 +19,7 @@ use zerocopy::IntoBytes;
 use super::branch::{Origin, refused};
 use super::consumer::Consumer;
 use super::deferral::session_closes;
+use super::durable::Attached;
 use super::fan::{Fan, about};
 use super::identity::Access;
 use super::records::{self, outcome};
@@ -168,12 +169,14 @@ impl Shard {
     }
 
     fn attach_and_tell(&mut self, now: Now, origin: Origin, attach: &records::Attach) {
-        let attached = self.attach_branch(origin.shard, origin.front, attach);
-        self.tell_attached(now, origin, attached);
+        match self.attach_branch(origin.shard, origin.front, attach) {
+            Ok(attached) => self.once_durable(now, Attached::Branch(origin, attached)),
+            Err(fault) => self.tell_attached(now, origin, Err(fault)),
+        }
     }
 
     /// Tells a front what became of its branch.
-    fn tell_attached(
+    pub(super) fn tell_attached(
         &mut self,
         now: Now,
         origin: Origin,

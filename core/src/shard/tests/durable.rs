@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::frame::Kind;
+use crate::frame::control::CloseSession;
 use crate::id::{JournalNumber, Run};
 use crate::journal::recover::{self, Plan};
 use crate::journal::survey::{Slot, Survey};
@@ -218,6 +219,62 @@ fn what_is_to_be_flushed_is_told_and_shown_once_it_is() {
     device.settle(&mut shard);
     let answers = [answers, take(&mut shard, peer.link)].concat();
     assert_eq!(outcomes(&answers), [(1, 1, 1, 0), (2, 1, 0, 0)]);
+}
+
+fn asks_for_producer(peer: &mut Peer, request: u32) {
+    let name = "/default/q";
+    let fields = OpenProducer {
+        session: peer.session.into(),
+        destination_length: u16::try_from(name.len()).unwrap().into(),
+        ..OpenProducer::default()
+    };
+    peer.control(request, &fields, &[name.as_bytes()]);
+}
+
+fn kinds(answers: &[u8]) -> Vec<Kind> {
+    let frames = frames(answers).into_iter();
+    frames
+        .filter_map(|(frame, _)| match frame {
+            Frame::Control { control, .. } => Some(control.kind()),
+            Frame::Message(_) => None,
+        })
+        .collect()
+}
+
+#[test]
+fn nobody_is_told_of_a_producer_before_it_is_durable_that_it_is_there() {
+    let mut device = Device::default();
+    let mut shard = device.start();
+    let mut peer = Peer::new(&mut shard);
+    flushed_producer(&mut peer, &mut shard, &mut device, "/default/q");
+    asks_for_producer(&mut peer, 4);
+    assert_eq!(kinds(&peer.exchange(&mut shard)), []);
+    device.hear(&mut shard);
+    assert_eq!(device.writes.len(), 1);
+    device.write(&mut shard, 0);
+    let told = take(&mut shard, peer.link);
+    assert_eq!(kinds(&told), [Kind::ProducerOpened]);
+    shard.audit();
+}
+
+#[test]
+fn a_session_that_closes_is_told_first_of_the_producer_that_was_not_durable() {
+    let mut device = Device::default();
+    let mut shard = device.start();
+    let mut peer = Peer::new(&mut shard);
+    flushed_producer(&mut peer, &mut shard, &mut device, "/default/q");
+    asks_for_producer(&mut peer, 4);
+    let close = CloseSession {
+        session: peer.session.into(),
+        ..CloseSession::default()
+    };
+    peer.control(5, &close, &[]);
+    let mut told = peer.exchange(&mut shard);
+    assert_eq!(kinds(&told), []);
+    device.settle(&mut shard);
+    told.extend(take(&mut shard, peer.link));
+    assert_eq!(kinds(&told), [Kind::ProducerOpened, Kind::SessionClosed]);
+    shard.audit();
 }
 
 #[test]
