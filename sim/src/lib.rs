@@ -21,7 +21,9 @@
 //! the peers leave, or the broker stops, and memory comes back.
 //!
 //! Everything is drawn from the seed: [`run`] twice with one seed gives one hash.
-//! What is not here: disks, which come with them.
+//! In some worlds of queues the broker has disks and its power is cut: what was told
+//! there holds for ever. What is not here: topics on disks, errors of disks, and sends
+//! that are safe in memory only.
 
 mod actor;
 mod model;

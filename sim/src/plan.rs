@@ -42,13 +42,15 @@ pub enum FaultKind {
     EmptySend,
     /// The broker dies, and another one with nothing in it takes its place.
     Restart,
+    /// The power is cut, and the broker comes up again with what its disks have.
+    Cut,
     /// A peer breaks the rules.
     Rogue,
 }
 
 impl FaultKind {
     /// Every kind.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Reset,
         Self::Linger,
         Self::Vanish,
@@ -59,6 +61,7 @@ impl FaultKind {
         Self::ShortSend,
         Self::EmptySend,
         Self::Restart,
+        Self::Cut,
         Self::Rogue,
     ];
 
@@ -76,6 +79,7 @@ impl FaultKind {
             Self::ShortSend => "short sends",
             Self::EmptySend => "sends of nothing",
             Self::Restart => "restarts of the broker",
+            Self::Cut => "power cuts",
             Self::Rogue => "rogue peers",
         }
     }
@@ -100,8 +104,19 @@ pub(crate) struct Plan {
     pub(crate) links_per_address: u32,
     /// When the broker dies and another one takes its place.
     pub(crate) restart: Option<u64>,
+    /// The disks of a broker that keeps what it is given.
+    pub(crate) disk: Option<DiskPlan>,
     /// Whether the broker stops at the end, or the clients leave.
     pub(crate) ends_by_stop: bool,
+}
+
+/// How disks are.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct DiskPlan {
+    /// The longest time that an operation takes.
+    pub(crate) operation_max: u64,
+    /// The mean time between two power cuts.
+    pub(crate) cut: u64,
 }
 
 /// How much memory a run is about.
@@ -383,6 +398,7 @@ impl Plan {
             restart: random
                 .chance(1, 4)
                 .then(|| random.range(SECOND, storm - SECOND / 2)),
+            disk: None,
             ends_by_stop: random.chance(1, 3),
         };
         let mut drains = vec![Vec::new(); usize::from(shards)];
@@ -395,7 +411,9 @@ impl Plan {
             plan.actors.push(ActorPlan::warden(shard, founds, drains));
         }
         // From a stream of its own: worlds without any of it are what they would be.
-        plan.rival(&mut random.clone().fork(), weight);
+        let mut aside = random.clone().fork();
+        plan.rival(&mut aside, weight);
+        plan.keep(&mut aside, weight);
         plan
     }
 
@@ -430,6 +448,34 @@ impl Plan {
         }
         for consumer in self.actors.iter_mut().flat_map(|it| &mut it.consumers) {
             consumer.polls = random.pick(&[0, 0, 20, 300]);
+        }
+    }
+}
+
+impl Plan {
+    /// Gives the broker disks, in a world of queues that nobody wants to have alone.
+    fn keep(&mut self, random: &mut Random, weight: Weight) {
+        let are_queues = self.destinations.iter().all(DestinationPlan::is_queue);
+        if weight != Weight::Light || !are_queues {
+            return;
+        }
+        self.disk = random.chance(2, 3).then(|| DiskPlan {
+            operation_max: random.magnitude(5 * MICROSECOND, 200 * MILLISECOND),
+            cut: random.magnitude(200 * MILLISECOND, 10 * SECOND),
+        });
+        if self.disk.is_none() {
+            return;
+        }
+        self.restart = None;
+        for destination in &mut self.destinations {
+            destination.contested = false;
+        }
+        for actor in &mut self.actors {
+            actor.fences = None;
+            actor.passes = false;
+            for producer in &mut actor.producers {
+                producer.access = Access::Shared;
+            }
         }
     }
 }

@@ -138,6 +138,9 @@ pub enum Rule {
     /// Bytes that were given to the kernel have moved.
     #[error("what the kernel may still read stays where it is")]
     Pinned,
+    /// The broker does not come up again.
+    #[error("whatever a power cut leaves on the disks, a broker comes up on it")]
+    Recovered,
     /// Faults have stopped, and it does not come to rest.
     #[error("once faults stop everything is drained in time")]
     Drained,

@@ -22,6 +22,7 @@
 //! message is where it belongs; leaving, until nobody and nothing is left.
 
 mod broker;
+mod disk;
 mod ending;
 mod faults;
 mod peers;
@@ -45,6 +46,7 @@ use crate::report::Report;
 use crate::rogue::Rogue;
 use crate::trace::Trace;
 use crate::violation::{Rule, Violation};
+use disk::Disk;
 use worker::Worker;
 
 /// Once faults stop everything is drained within this time.
@@ -91,6 +93,10 @@ enum Event {
     Pause,
     /// The broker dies, and another one takes its place.
     Restart,
+    /// The power is cut.
+    Cut,
+    /// An operation of a shard's disk is over.
+    Disk(usize, u64),
     /// Faults stop.
     Calm,
 }
@@ -180,6 +186,10 @@ pub(crate) struct World {
     door: Door,
     door_at: Option<u64>,
     workers: Vec<Worker>,
+    /// Of shards that keep what they are given.
+    disks: Vec<Disk>,
+    /// Operations of disks so far.
+    operations: u64,
     /// The first broker's.
     installation: Installation,
     connections: Vec<Connection>,
@@ -242,6 +252,8 @@ impl World {
             door_at: None,
             answers: workers.iter().map(|_| None).collect(),
             workers,
+            disks: Disk::all(installation, plan.shards),
+            operations: 0,
             connections: Vec::new(),
             seats,
             act: Act::Storm,
@@ -274,10 +286,12 @@ impl World {
         if let Some(time) = self.plan.restart {
             self.plan_event(time, Event::Restart);
         }
+        self.plan_cut();
     }
 
     /// Runs to the end.
     pub(crate) fn run(&mut self, trace: &mut Trace) -> Result<Report, Violation> {
+        self.come_up()?;
         while let Some(Reverse((time, _, event))) = self.events.pop() {
             self.now = self.now.max(time);
             trace.at(self.now);
@@ -299,7 +313,7 @@ impl World {
     fn handle(&mut self, trace: &mut Trace, event: Event) -> Result<(), Violation> {
         // What a thread would do waits while it does not run.
         let thread = match event {
-            Event::Turn(shard) => Some(shard),
+            Event::Turn(shard) | Event::Disk(shard, _) => Some(shard),
             Event::Sent(connection)
             | Event::Part(connection)
             | Event::Readable(connection, End::Server)
@@ -361,6 +375,8 @@ impl World {
                 self.restart(trace);
                 Ok(())
             }
+            Event::Cut => self.power_cut(trace),
+            Event::Disk(shard, operation) => self.disk_answers(shard, operation),
             Event::Calm => {
                 self.calm(trace);
                 Ok(())

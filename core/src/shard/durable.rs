@@ -461,6 +461,12 @@ impl Shard {
         }
     }
 
+    /// Chunks that its journal has: what is to be written, and what is set aside.
+    #[must_use]
+    pub fn journal_chunks(&self) -> usize {
+        self.journal.as_deref().map_or(0, Durable::chunks)
+    }
+
     /// Whether what is stored here may be durable.
     #[must_use]
     pub fn keeps(&self) -> bool {

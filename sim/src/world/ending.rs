@@ -3,6 +3,7 @@
 
 use courser_core::counters::Counter;
 
+use super::disk::Disk;
 use super::{Act, DRAINED_WITHIN, Event, Figures, Past, Peer, Worker, World};
 use crate::actor::Scene;
 use crate::passing;
@@ -27,7 +28,8 @@ impl World {
             }
             Act::Leaving { since } => {
                 let links: usize = self.workers.iter().map(|it| it.shard.links()).sum();
-                let rest = self.workers.iter().all(Worker::rests);
+                let rest =
+                    self.workers.iter().all(Worker::rests) && self.disks.iter().all(Disk::rests);
                 if links == 0 && rest && self.door.links() == 0 {
                     self.check_memory()?;
                     return Ok(true);

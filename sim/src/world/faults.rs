@@ -195,18 +195,7 @@ impl World {
             kind: FaultKind::Restart,
             connection: None,
         });
-        for connection in 0..self.connections.len() {
-            if self.connections[connection].server == Server::Gone {
-                continue;
-            }
-            self.tear(connection);
-            let entry = &mut self.connections[connection];
-            entry.server = Server::Gone;
-            entry.sending = None;
-            entry.blocked = false;
-            let wait = self.random.range(0, 5 * MILLISECOND);
-            self.plan_read(self.now + wait, connection, End::Client);
-        }
+        self.lose_connections();
         self.restarts += 1;
         self.past = self.done();
         let installation = Installation(self.installation.0 + u128::from(self.restarts));
@@ -222,6 +211,22 @@ impl World {
                 Peer::Actor(_) => {}
                 Peer::Rogue(rogue) => rogue.excuse(),
             }
+        }
+    }
+
+    /// The broker is gone: each client hears of that in its own time.
+    pub(super) fn lose_connections(&mut self) {
+        for connection in 0..self.connections.len() {
+            if self.connections[connection].server == Server::Gone {
+                continue;
+            }
+            self.tear(connection);
+            let entry = &mut self.connections[connection];
+            entry.server = Server::Gone;
+            entry.sending = None;
+            entry.blocked = false;
+            let wait = self.random.range(0, 5 * MILLISECOND);
+            self.plan_read(self.now + wait, connection, End::Client);
         }
     }
 

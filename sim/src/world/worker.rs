@@ -82,9 +82,9 @@ impl Worker {
         all
     }
 
-    /// Chunks that are in use.
+    /// Chunks that are in use, beside those of the journal.
     pub(super) fn chunks_held(&self) -> usize {
-        self.chunks - self.shard.chunks_free()
+        self.chunks - self.shard.chunks_free() - self.shard.journal_chunks()
     }
 
     /// The most chunks that were in use.
@@ -142,6 +142,7 @@ impl World {
             worker.shard.stop(now);
         }
         worker.shard.turn(now);
+        self.serve_disk(index);
         while let Some(output) = self.workers[index].shard.output() {
             self.output(trace, index, output)?;
         }

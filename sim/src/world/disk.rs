@@ -1,0 +1,370 @@
+//! Disks that a world may have: one for the journal of each shard, and what power cuts
+//! leave of it.
+//!
+//! ```text
+//!   Wish ──> under way, each in its own time ──> on the disk ──> told to the shard
+//!                 |
+//!                cut: a file may be there or not; of each write all sectors, none,
+//!                     those up to one, or any are on the disk
+//!                 |
+//!                 v
+//!   surveys of all files ──> plans ──> every entry to every shard ──> the next run
+//! ```
+//!
+//! The broker that comes up is the same installation: what its clients were told still
+//! holds. Its power may be cut again before it has written what it begins with.
+
+use std::collections::BTreeMap;
+
+use courser_core::id::{Installation, JournalNumber};
+use courser_core::journal::recover::{self, Plan};
+use courser_core::journal::survey::{Slot, Survey};
+use courser_core::journal::writer::{Beginning, Token, Wish};
+use courser_core::journal::{Identity, Origin};
+use courser_core::shard::Shard;
+
+use super::{Act, Event, Peer, Worker, World, new_door};
+use crate::plan::FaultKind;
+use crate::random::Random;
+use crate::trace::{Fact, Trace};
+use crate::violation::{Rule, Violation};
+
+/// The most times that the power is cut again while a broker comes up.
+const CUTS_IN_A_ROW_MAX: u32 = 3;
+/// The parts of a write that are on the disk as a whole or not at all.
+const SECTORS: [usize; 2] = [512, 4096];
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Disk {
+    identity: Identity,
+    files: BTreeMap<Slot, Vec<u8>>,
+    /// By their numbers, which rise.
+    under_way: BTreeMap<u64, Operation>,
+}
+
+#[derive(Debug)]
+enum Operation {
+    Prepare {
+        file: Slot,
+        size: u64,
+    },
+    Write {
+        file: Slot,
+        position: u64,
+        token: Token,
+        /// As they were when the write began.
+        bytes: Vec<u8>,
+    },
+}
+
+impl Disk {
+    fn new(installation: Installation, journal: JournalNumber) -> Self {
+        Self {
+            identity: Identity {
+                installation,
+                journal,
+            },
+            files: BTreeMap::new(),
+            under_way: BTreeMap::new(),
+        }
+    }
+
+    /// All disks of a broker, with nothing on them.
+    pub(super) fn all(installation: Installation, shards: u16) -> Vec<Self> {
+        let journals = (0..shards).map(JournalNumber);
+        journals.map(|it| Self::new(installation, it)).collect()
+    }
+
+    /// Whether nothing is under way.
+    pub(super) fn rests(&self) -> bool {
+        self.under_way.is_empty()
+    }
+
+    fn begin(&mut self, shard: &mut Shard, number: u64, wish: Wish) {
+        let operation = match wish {
+            Wish::Prepare { file, size } => Operation::Prepare { file, size },
+            Wish::Write {
+                file,
+                position,
+                token,
+            } => Operation::Write {
+                file,
+                position,
+                token,
+                bytes: shard.storage_pieces(token).collect::<Vec<_>>().concat(),
+            },
+        };
+        self.under_way.insert(number, operation);
+    }
+
+    /// An operation has come to its end, and the shard is told; one that a power cut has
+    /// ended is not.
+    fn end(&mut self, shard: &mut Shard, number: u64) -> Result<(), Violation> {
+        match self.under_way.remove(&number) {
+            None => {}
+            Some(Operation::Prepare { file, size }) => {
+                self.create(file, size);
+                shard.prepared(file, true);
+            }
+            Some(Operation::Write {
+                file,
+                position,
+                token,
+                bytes,
+            }) => {
+                let lent = shard.storage_pieces(token).collect::<Vec<_>>().concat();
+                if lent != bytes {
+                    return Err(Violation::new(
+                        Rule::Pinned,
+                        format!("of a write to {file} at {position}"),
+                    ));
+                }
+                self.put(file, position, &bytes, |_| true);
+                shard.written(token, Ok(()));
+            }
+        }
+        Ok(())
+    }
+
+    fn create(&mut self, file: Slot, size: u64) {
+        self.files.insert(file, vec![0; crate::random::size(size)]);
+    }
+
+    /// Has the sectors of a write on the disk that `keeps` says.
+    fn put(&mut self, file: Slot, position: u64, bytes: &[u8], keeps: impl FnMut(usize) -> bool) {
+        self.put_in(SECTORS[0], file, position, bytes, keeps);
+    }
+
+    fn put_in(
+        &mut self,
+        sector: usize,
+        file: Slot,
+        position: u64,
+        bytes: &[u8],
+        mut keeps: impl FnMut(usize) -> bool,
+    ) {
+        let start = crate::random::size(position);
+        let image = self.files.get_mut(&file).expect("it was prepared");
+        let image = &mut image[start..start + bytes.len()];
+        let sectors = image.chunks_mut(sector).zip(bytes.chunks(sector));
+        for (index, (old, new)) in sectors.enumerate() {
+            if keeps(index) {
+                old.copy_from_slice(new);
+            }
+        }
+    }
+
+    /// The power is cut.
+    fn cut(&mut self, random: &mut Random) {
+        for operation in core::mem::take(&mut self.under_way).into_values() {
+            match operation {
+                Operation::Prepare { file, size } => {
+                    if random.chance(1, 2) {
+                        self.create(file, size);
+                    }
+                }
+                Operation::Write {
+                    file,
+                    position,
+                    bytes,
+                    ..
+                } => {
+                    let sector = random.pick(&SECTORS);
+                    let sectors = bytes.len().div_ceil(sector);
+                    match random.below(4) {
+                        0 => {}
+                        1 => self.put_in(sector, file, position, &bytes, |_| true),
+                        2 => {
+                            let kept = random.count(0, sectors);
+                            self.put_in(sector, file, position, &bytes, |index| index < kept);
+                        }
+                        _ => self.put_in(sector, file, position, &bytes, |_| random.chance(1, 2)),
+                    }
+                }
+            }
+        }
+    }
+
+    /// What its files come to.
+    fn plan(&self) -> Result<Plan, Violation> {
+        let surveys: Vec<Survey> = (self.files.iter())
+            .map(|(slot, image)| Survey::of(*slot, &self.identity, None, image))
+            .collect();
+        recover::decide(&self.identity, None, &surveys).map_err(|damage| {
+            Violation::new(
+                Rule::Recovered,
+                format!(
+                    "journal {}, {} at {}: {:?}",
+                    self.identity.journal.0, damage.slot, damage.position, damage.what
+                ),
+            )
+        })
+    }
+
+    /// A slot that no file has.
+    fn slot_next(&self) -> Slot {
+        let last = self.files.last_key_value();
+        Slot(last.map_or(1, |(slot, _)| slot.0 + 1))
+    }
+}
+
+impl World {
+    /// Has a shard's wishes begin.
+    pub(super) fn serve_disk(&mut self, shard: usize) {
+        let Some(most) = self.plan.disk.map(|disk| disk.operation_max) else {
+            return;
+        };
+        while let Some(wish) = self.workers[shard].shard.storage_wish() {
+            self.operations += 1;
+            let worker = &mut self.workers[shard].shard;
+            self.disks[shard].begin(worker, self.operations, wish);
+            let wait = self.random.range(1, most);
+            self.plan_event(self.now + wait, Event::Disk(shard, self.operations));
+        }
+    }
+
+    /// An operation of a disk is over.
+    pub(super) fn disk_answers(&mut self, shard: usize, operation: u64) -> Result<(), Violation> {
+        self.disks[shard].end(&mut self.workers[shard].shard, operation)?;
+        self.plan_turn(shard);
+        Ok(())
+    }
+
+    pub(super) fn plan_cut(&mut self) {
+        if let Some(disk) = self.plan.disk {
+            let wait = self.random.wait(disk.cut);
+            self.plan_event(self.now + wait, Event::Cut);
+        }
+    }
+
+    /// The power is cut, and the broker comes up again with what its disks have.
+    pub(super) fn power_cut(&mut self, trace: &mut Trace) -> Result<(), Violation> {
+        if self.act != Act::Storm {
+            return Ok(());
+        }
+        self.plan_cut();
+        if !self.founded {
+            return Ok(());
+        }
+        self.faults[FaultKind::Cut as usize] += 1;
+        trace.note(Fact::Fault {
+            kind: FaultKind::Cut,
+            connection: None,
+        });
+        self.lose_connections();
+        self.past = self.done();
+        self.door = new_door(&self.plan, self.random.word());
+        self.door_at = None;
+        self.answers.fill_with(|| None);
+        self.model.power_cut();
+        for seat in &mut self.seats {
+            if let Peer::Rogue(rogue) = &mut seat.peer {
+                rogue.excuse();
+            }
+        }
+        self.come_up()
+    }
+
+    /// Brings a broker up on the disks, if there are any.
+    pub(super) fn come_up(&mut self) -> Result<(), Violation> {
+        if self.plan.disk.is_none() {
+            return Ok(());
+        }
+        for _ in 0..CUTS_IN_A_ROW_MAX {
+            for disk in &mut self.disks {
+                disk.cut(&mut self.random);
+            }
+            let patience = self
+                .random
+                .chance(1, 4)
+                .then(|| self.random.count(0, 3 * self.disks.len()));
+            if self.recover(patience)? {
+                return Ok(());
+            }
+            self.faults[FaultKind::Cut as usize] += 1;
+        }
+        for disk in &mut self.disks {
+            disk.cut(&mut self.random);
+        }
+        self.recover(None)?;
+        Ok(())
+    }
+
+    /// Begins the next run, and has written what it begins with, unless that takes more
+    /// operations than there is `patience` for; whether it came up.
+    fn recover(&mut self, mut patience: Option<usize>) -> Result<bool, Violation> {
+        let plans: Vec<Plan> = (self.disks.iter())
+            .map(Disk::plan)
+            .collect::<Result<_, _>>()?;
+        let shards = self.plan.shards;
+        self.workers = Worker::all(self.installation, shards, &mut self.random);
+        for (plan, step) in recover::order(&plans) {
+            let step = &plans[plan].steps[step];
+            for batch in step.batches(&self.disks[plan].files[&step.slot]) {
+                let batch = batch.map_err(|damage| {
+                    Violation::new(Rule::Recovered, format!("{:?}", damage.what))
+                })?;
+                for entry in batch.entries() {
+                    let entry = entry.map_err(|malformed| {
+                        Violation::new(Rule::Recovered, malformed.to_string())
+                    })?;
+                    for worker in &mut self.workers {
+                        (worker.shard.restore(&entry))
+                            .map_err(|error| Violation::new(Rule::Recovered, error.to_string()))?;
+                    }
+                }
+            }
+        }
+        let run = recover::next_run(&plans);
+        for (index, plan) in plans.iter().enumerate() {
+            let shard = &mut self.workers[index].shard;
+            shard.restored();
+            shard.audit();
+            for slot in &plan.spare {
+                if self.random.chance(1, 2) {
+                    self.disks[index].files.remove(slot);
+                }
+            }
+            shard.keep(&Beginning {
+                origin: Origin {
+                    identity: self.disks[index].identity,
+                    run,
+                    salt: self.random.word(),
+                },
+                recovered: plan.kept,
+                sequence: plan.sequence_next,
+                slot: self.disks[index].slot_next(),
+            });
+        }
+        for shard in 0..self.workers.len() {
+            if !self.settle(shard, &mut patience)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Has all written that a shard wishes.
+    fn settle(&mut self, shard: usize, patience: &mut Option<usize>) -> Result<bool, Violation> {
+        let now = self.reading();
+        while !self.workers[shard].shard.is_durable() {
+            let (worker, disk) = (&mut self.workers[shard].shard, &mut self.disks[shard]);
+            worker.turn(now);
+            while let Some(wish) = worker.storage_wish() {
+                self.operations += 1;
+                disk.begin(worker, self.operations, wish);
+            }
+            while let Some(number) = disk.under_way.keys().next().copied() {
+                match patience {
+                    Some(0) => return Ok(false),
+                    Some(left) => *left -= 1,
+                    None => {}
+                }
+                disk.end(worker, number)?;
+            }
+        }
+        self.plan_turn(shard);
+        Ok(true)
+    }
+}
