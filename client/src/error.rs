@@ -109,6 +109,10 @@ pub enum Cause {
     /// The broker's storage failed: what is kept shows when it is started again.
     #[error("the broker's storage failed, and nothing is made durable before it is started again")]
     StorageFailed,
+    /// The broker's disk is full: it takes messages again, and so may the same producer's,
+    /// once there is room.
+    #[error("no room is left where the broker keeps its data: free some, or add some")]
+    StoreFull,
     /// The client was closed before.
     #[error("the client was closed")]
     Closed,
@@ -173,6 +177,7 @@ impl SendError {
             (client::Cause::Restarted, _) => Cause::Restarted,
             (client::Cause::Fenced, _) => Cause::Fenced,
             (client::Cause::StorageFailed, _) => Cause::StorageFailed,
+            (client::Cause::StoreFull, _) => Cause::StoreFull,
             (client::Cause::Left, _) => Cause::Closed,
         };
         match failure {

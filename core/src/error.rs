@@ -105,6 +105,8 @@ refusals! {
     Ended = 28, "an administrator ended it";
     /// The storage reported an error: nothing can be made durable any more.
     StorageFailed = 29, "the storage reported an error: nothing can be made durable before the broker is started again";
+    /// There is no room for what is to be flushed.
+    StoreFull = 30, "no room is left where the broker keeps its data";
 }
 
 impl Refusal {
@@ -112,7 +114,7 @@ impl Refusal {
     /// sequence stays due, and what is behind it has to wait for it.
     #[must_use]
     pub fn is_retryable(self) -> bool {
-        matches!(self, Self::OutOfMemory | Self::OutOfOrder)
+        matches!(self, Self::OutOfMemory | Self::OutOfOrder | Self::StoreFull)
     }
 }
 

@@ -46,6 +46,11 @@ pub const PRODUCER_IDS_RESERVED: u32 = 65_536;
 pub const JOURNAL_FILE_SIZE_FIRST: u32 = 16 * MIB;
 /// A file of a journal, in bytes.
 pub const JOURNAL_FILE_SIZE: u32 = 64 * MIB;
+/// What part of a file is kept for what is not a message while the next file is not to be
+/// had: a quarter holds some thousand flushes of what was settled.
+pub const JOURNAL_RESERVE_SHARE: u64 = 4;
+/// So long after a file was not to be had it is asked for again.
+pub const JOURNAL_FILE_PAUSE: Duration = Duration::from_secs(1);
 /// Shards of a broker: the rings between them grow with the square.
 pub const SHARDS_MAX: u16 = 64;
 /// The most requests of one shard's clients that wait for other shards.

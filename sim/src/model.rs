@@ -581,7 +581,7 @@ impl Model {
                 Cause::OtherInstallation => sent.installation != known.installation.0,
                 Cause::Fenced => may_be_shut_out,
                 // Nothing is kept.
-                Cause::StorageFailed | Cause::Restarted => false,
+                Cause::StorageFailed | Cause::Restarted | Cause::StoreFull => false,
             },
             _ => true,
         };

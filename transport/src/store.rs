@@ -60,6 +60,8 @@ pub(crate) struct Store {
     postponed: Option<Wish>,
     /// What the storage said that nobody was told of.
     trouble: Option<String>,
+    /// Whether the last file that was asked for was not to be had, which was said.
+    lacks_room: bool,
 }
 
 impl Store {
@@ -97,6 +99,7 @@ impl Store {
             current: None,
             postponed: None,
             trouble: None,
+            lacks_room: false,
         })
     }
 
@@ -157,7 +160,13 @@ impl Store {
             match told {
                 Told::Prepared { slot, result } => {
                     shard.prepared(slot, result.is_ok());
-                    self.trouble = result.err().map(|error| error.to_string());
+                    // It is asked for again and again; once is enough to be told.
+                    let is_news = !std::mem::replace(&mut self.lacks_room, result.is_err());
+                    if let Some(error) = result.err().filter(|_| is_news) {
+                        self.trouble = Some(format!(
+                            "{error}: what is to be flushed is refused until there is room"
+                        ));
+                    }
                 }
                 Told::Removed { .. } => {}
             }

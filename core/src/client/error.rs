@@ -23,6 +23,8 @@ pub enum Cause {
     Fenced,
     /// The broker's storage failed, perhaps behind it.
     StorageFailed,
+    /// The broker has no room on its disk.
+    StoreFull,
     /// The application left.
     Left,
 }
@@ -36,6 +38,7 @@ impl fmt::Display for Cause {
             Self::Restarted => "the broker was started again",
             Self::Fenced => "the producer was fenced",
             Self::StorageFailed => "the broker's storage failed",
+            Self::StoreFull => "no room is left where the broker keeps its data",
             Self::Left => "the client was closed",
         })
     }

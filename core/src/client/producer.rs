@@ -226,6 +226,10 @@ enum Flow {
 const PAUSE_MIN: Duration = Duration::from_millis(1);
 const PAUSE_MAX: Duration = Duration::from_millis(100);
 
+/// So long the broker may have no room on its disk until what it refuses fails: a file that
+/// another one makes room for is there sooner, and an operator is not.
+const ROOM_WAIT: Duration = Duration::from_millis(400);
+
 /// See the module.
 pub(super) struct Producer {
     pub(super) phase: Phase,
@@ -266,6 +270,10 @@ pub(super) struct Producer {
     pause: Duration,
     /// Frames that the broker refused for now, in their order.
     refused: Vec<u8>,
+    /// Whether the broker had no room on its disk when it answered last.
+    lacks_room: bool,
+    /// From when on what it refuses for that fails, if it does not have any until then.
+    lacks_room_from: Option<Monotonic>,
     /// The position for whose frame credit was asked.
     wanted: Option<u64>,
     /// Whether the last send was not taken for want of room.
@@ -313,6 +321,8 @@ impl Producer {
             flow: Flow::Flowing,
             pause: PAUSE_MIN,
             refused: Vec::new(),
+            lacks_room: false,
+            lacks_room_from: None,
             wanted: None,
             is_held: false,
             in_line: false,
@@ -628,6 +638,7 @@ impl Producer {
             };
             let end = front + self.frame_size(front);
             if for_now {
+                self.lacks_room |= refusal == Some(Refusal::StoreFull);
                 self.keep_refused(front, end);
             } else if !(given_up && refusal == Some(Refusal::GivenUp)) {
                 self.settle(expected, outcome);
@@ -639,6 +650,9 @@ impl Producer {
             self.drained();
         } else if !for_now {
             self.pause = PAUSE_MIN;
+        }
+        if run.refusal.get() == 0 && self.lacks_room {
+            (self.lacks_room, self.lacks_room_from) = (false, None);
         }
         Ok(())
     }
@@ -705,13 +719,39 @@ impl Producer {
                 self.flow = Flow::Pausing(Some(now.after(self.pause)));
                 self.pause = (2 * self.pause).min(PAUSE_MAX);
             }
-            Flow::Pausing(Some(until)) if until <= now => self.try_again(),
+            Flow::Pausing(Some(until)) if until <= now => {
+                if self.lacks_room {
+                    self.wait_for_room(now);
+                }
+                self.try_again();
+            }
             _ => {}
         }
         self.give_up(now);
         self.withdraw(now);
         self.window
             .expire(now, |_send| Err(Failure::Unknown(Cause::DeadlinePassed)));
+    }
+
+    /// What the broker refused for want of room fails once that has lasted, with all that
+    /// was refused behind it; what comes later waits as long. Cold.
+    #[cold]
+    fn wait_for_room(&mut self, now: Monotonic) {
+        let from = *self.lacks_room_from.get_or_insert(now.after(ROOM_WAIT));
+        if now < from {
+            return;
+        }
+        self.lacks_room_from = None;
+        let mut at = 0;
+        while at < self.refused.len() {
+            let (size, sequence) = frame_at(&self.refused[at..]);
+            if !self.window.has_outcome(sequence) {
+                self.settle(sequence, Err(Failure::NotStored(Cause::StoreFull)));
+            }
+            let kept = empty(&mut self.refused[at..at + size]);
+            self.refused.drain(at + kept..at + size);
+            at += kept;
+        }
     }
 
     /// Fails overdue sends whose partition sequence the broker may wait for: what

@@ -15,6 +15,10 @@
 //! When a file is full the next one is there: the writer asks for it when a quarter of the
 //! one before is written, and has its header written before anything is put into it.
 //!
+//! Where the next file is not to be had, for want of room, the last part of this one is
+//! kept for what is not a message: who asks before adding messages ([`Writer::is_full`])
+//! can still write down what was settled. What finds no place waits in its batch.
+//!
 //! After an error nothing is written any more: what is on the device then is known only
 //! to the next run.
 //!
@@ -115,6 +119,8 @@ struct Coming {
 enum Next {
     Unasked,
     Asked,
+    /// It was asked for and not to be had.
+    Missing,
     /// It is there and has no header.
     Prepared,
     /// Its header, in this chunk, is being written.
@@ -164,6 +170,8 @@ pub struct Writer {
     /// Chunks of the arena that it has.
     chunks: usize,
     is_broken: bool,
+    /// Whether the next file was not to be had when it was last asked for.
+    lacks_room: bool,
 }
 
 impl Writer {
@@ -187,6 +195,7 @@ impl Writer {
             wishes: VecDeque::with_capacity(IN_FLIGHT_MAX + 2),
             chunks: 0,
             is_broken: false,
+            lacks_room: false,
         }
     }
 
@@ -223,6 +232,40 @@ impl Writer {
     /// written any more, so that nothing is confirmed that depends on it.
     pub fn give_up(&mut self) {
         self.is_broken = true;
+    }
+
+    /// Whether messages of so many bytes have no place: the next file is not to be had, and
+    /// what is left of this one is kept for what is not a message.
+    #[inline]
+    #[must_use]
+    pub fn is_full(&self, size: usize) -> bool {
+        self.lacks_room && self.room_left() < size as u64
+    }
+
+    /// Bytes of the current file for messages, beside what waits for a place already.
+    #[cold]
+    fn room_left(&self) -> u64 {
+        let waiting = self.full.iter().filter(|it| it.place.is_none());
+        let waiting = waiting.map(|it| it.filling).chain(self.open);
+        let sizes = waiting.map(|it| batch::size(it.seal.length()) as u64);
+        // Each batch is filled up to a whole block.
+        let taken = sizes.sum::<u64>() + BLOCK_SIZE as u64;
+        let Current { size, position, .. } = self.current;
+        let reserve = size / limits::JOURNAL_RESERVE_SHARE;
+        (size - position).saturating_sub(taken + reserve)
+    }
+
+    /// Whether the next file was not to be had, and nobody has had it asked for again.
+    #[must_use]
+    pub fn is_missing_file(&self) -> bool {
+        self.coming.stage == Next::Missing && !self.is_broken
+    }
+
+    /// Asks for the next file again at the next turn.
+    pub fn ask_again(&mut self) {
+        if self.coming.stage == Next::Missing {
+            self.coming.stage = Next::Unasked;
+        }
     }
 
     /// Chunks of the arena that it has.
@@ -459,7 +502,7 @@ impl Writer {
                     token: HEADER,
                 });
             }
-            Next::Unasked | Next::Asked | Next::Heading(_) | Next::Ready => {}
+            Next::Unasked | Next::Asked | Next::Missing | Next::Heading(_) | Next::Ready => {}
         }
     }
 
@@ -541,8 +584,13 @@ impl Writer {
 
     /// The file that was asked for is there, or is not to be had.
     pub fn prepared(&mut self, file: Slot, is_there: bool) {
-        if file == self.coming.slot && self.coming.stage == Next::Asked && is_there {
-            self.coming.stage = Next::Prepared;
+        if file == self.coming.slot && self.coming.stage == Next::Asked {
+            self.lacks_room = !is_there;
+            self.coming.stage = if is_there {
+                Next::Prepared
+            } else {
+                Next::Missing
+            };
         }
     }
 

@@ -38,7 +38,7 @@ use crate::journal::writer::{Beginning, IN_FLIGHT_MAX, Token, Wish, WriteFailed,
 use crate::limits;
 use crate::memory::{Arena, CHUNK, ChunkId};
 use crate::partition::log::{ArenaFull, Log};
-use crate::time::Now;
+use crate::time::{Monotonic, Now};
 
 /// Once less than this is reserved of a partition's offsets, more is.
 const RESERVED_LEAST: u64 = limits::OFFSETS_RESERVED as u64 / 2;
@@ -67,6 +67,8 @@ pub(super) struct Durable {
     holding: Vec<Handle>,
     /// Producers that wait until it is durable that they are there.
     attached: VecDeque<(BatchNumber, Attached)>,
+    /// When a file that was not to be had is asked for again.
+    asks_again: Option<Monotonic>,
     /// What consumers wait to be told, each with the link that it goes to.
     late: VecDeque<(BatchNumber, Handle, Late)>,
 }
@@ -154,6 +156,7 @@ impl Durable {
             is_over: false,
             spare: Vec::with_capacity(SPARE),
             scratch: Vec::new(),
+            asks_again: None,
             hiding: VecDeque::new(),
             holding: Vec::new(),
             attached: VecDeque::new(),
@@ -175,6 +178,8 @@ impl Durable {
             && (flags & flags::FLUSHED != 0 || !self.has_reserved(log, count))
         {
             Some(Refusal::StorageFailed)
+        } else if flags & flags::FLUSHED != 0 && self.writer.is_full(size) {
+            Some(Refusal::StoreFull)
         } else if arena.free() < 2 * Writer::chunks_for(size) {
             Some(Refusal::OutOfMemory)
         } else {
@@ -360,11 +365,34 @@ impl Durable {
             sequence: Sequence(header.sequence.get()),
             partition_sequence: PartitionSequence(header.partition_sequence.get()),
         };
+        // There is little room, and the producer has told that the message is not stored:
+        // what the next run says of it is heard by nobody.
+        if refusal == Refusal::GivenUp && self.writer.is_full(entry.size()) {
+            return BatchNumber(0);
+        }
         let batch = self.append(arena, &entry);
         if self.writer.is_broken() {
             BatchNumber(0)
         } else {
             batch
+        }
+    }
+
+    /// Whether a file was not to be had, and it is not known yet until when to wait.
+    fn has_to_wait(&self) -> bool {
+        self.asks_again.is_none() && self.writer.is_missing_file()
+    }
+
+    /// The next file was not to be had: it is asked for again after a pause.
+    #[cold]
+    fn wait_for_room(&mut self, now: Monotonic) {
+        match self.asks_again {
+            None => self.asks_again = Some(now.after(limits::JOURNAL_FILE_PAUSE)),
+            Some(due) if due <= now => {
+                self.asks_again = None;
+                self.writer.ask_again();
+            }
+            Some(_) => {}
         }
     }
 
@@ -473,6 +501,11 @@ impl Shard {
         self.journal.is_some()
     }
 
+    /// When the journal asks for a file again that was not to be had.
+    pub(super) fn journal_expiry(&self) -> Option<Monotonic> {
+        self.journal.as_deref()?.asks_again
+    }
+
     /// What is to be done with files, until `None`.
     pub fn storage_wish(&mut self) -> Option<Wish> {
         self.journal.as_mut()?.writer.wish()
@@ -503,7 +536,7 @@ impl Shard {
     pub(super) fn has_storage_work(&self) -> bool {
         self.journal
             .as_deref()
-            .is_some_and(|journal| journal.writer.has_work() || journal.has_news())
+            .is_some_and(|it| it.writer.has_work() || it.has_news() || it.has_to_wait())
     }
 
     /// Acts on what has become durable, and has written what has come since.
@@ -514,6 +547,9 @@ impl Shard {
             self.tell_broken(now);
         }
         if let Some(journal) = &mut self.journal {
+            if journal.writer.is_missing_file() {
+                journal.wait_for_room(now.monotonic);
+            }
             journal.writer.turn(&mut self.arena, now.wall);
             journal.set_aside(&mut self.arena);
         }

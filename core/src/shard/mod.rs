@@ -678,7 +678,8 @@ impl Shard {
     pub fn next_expiry(&self) -> Option<Monotonic> {
         let tick = (!self.watched.is_empty()).then_some(self.next_tick);
         let returns = self.returns.next();
-        tick.into_iter().chain(returns).min()
+        let files = self.journal_expiry();
+        tick.into_iter().chain(returns).chain(files).min()
     }
 
     /// Whether there is work that the next [`Shard::turn`] would do without any

@@ -40,10 +40,15 @@ struct Opened {
 }
 
 fn shard() -> Shard {
+    shard_of(limits::MEMORY_MIN)
+}
+
+/// One with so many bytes of memory.
+fn shard_of(memory: u64) -> Shard {
     Shard::new(ShardConfig {
         installation: Installation(7),
         shard: ShardIndex(0),
-        memory: limits::MEMORY_MIN,
+        memory,
         hash_seed: 1,
         auto_create: true,
     })

@@ -479,6 +479,48 @@ fn what_is_refused_for_now_past_its_deadline_is_not_stored_and_its_turn_given_up
 }
 
 #[test]
+fn what_is_refused_for_want_of_room_fails_within_a_second_and_its_turn_is_given_up() {
+    let mut script = Script::open();
+    let producer = script.producer(ProducerRequest::new(queue("q")), &opened(100, 1));
+    script.send_by(producer, b"1", Route::Turn, 60_000).unwrap();
+    script.send_by(producer, b"2", Route::Turn, 60_000).unwrap();
+    let begun = script.now.monotonic;
+    let (mut tries, mut said) = (0, stamps(&script.said()));
+    while said.first().is_none_or(|first| !first.3) {
+        if !said.is_empty() {
+            tries += 1;
+            let refusals = [Refusal::StoreFull, Refusal::OutOfOrder];
+            let [first, second] = refusals;
+            script.complete(100, &[refused(1, first), refused(2, second)]);
+        }
+        let due = script.client.next_deadline().max(script.now.monotonic);
+        script.now.monotonic = due;
+        script.client.expire(due);
+        said = stamps(&script.said());
+        assert!(tries < 50, "it is tried for ever");
+    }
+    assert!(tries > 3, "a file may be there soon");
+    assert!(script.now.monotonic < begun.after(Duration::from_secs(1)));
+    let failed = Err(Failure::NotStored(Cause::StoreFull));
+    assert_eq!(script.results(producer), [(1, failed), (2, failed)]);
+    assert_eq!(said, [(1, 1, 100, true), (2, 1, 100, true)]);
+    let given_up = Refusal::GivenUp;
+    script.complete(100, &[refused(1, given_up), refused(2, given_up)]);
+    // What comes later has its own time, and succeeds if there is room by then.
+    script.send_by(producer, b"3", Route::Turn, 60_000).unwrap();
+    assert_eq!(stamps(&script.said()), [(3, 1, 100, false)]);
+    script.complete(100, &[refused(3, Refusal::StoreFull)]);
+    for _ in 0..2 {
+        let due = script.client.next_deadline().max(script.now.monotonic);
+        script.now.monotonic = due;
+        script.client.expire(due);
+    }
+    assert_eq!(stamps(&script.said()), [(3, 1, 100, false)]);
+    script.complete(100, &[run(3, 1, 0)]);
+    assert_eq!(script.results(producer), [(3, Ok(0))]);
+}
+
+#[test]
 fn a_connection_lost_while_something_is_refused_for_now_keeps_the_order() {
     let mut script = patient();
     let producer = script.producer(ProducerRequest::new(queue("q")), &opened(100, 1));

@@ -193,10 +193,10 @@ impl Desk {
         };
         if is_there {
             self.files.insert(file, vec![0; size as usize]);
-        } else {
-            self.asked.push((file, size));
         }
         self.writer.prepared(file, is_there);
+        assert_eq!(self.writer.is_missing_file(), !is_there);
+        self.writer.ask_again();
     }
 
     /// A write ends, and so do its pieces: they are what they were when it began.

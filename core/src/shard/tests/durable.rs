@@ -18,6 +18,10 @@ pub(super) struct Device {
     files: BTreeMap<Slot, Vec<u8>>,
     pub(super) writes: Vec<(Slot, u64, Token)>,
     starts: u64,
+    /// It has room for what there is and for no file more.
+    is_full: bool,
+    /// Of the shards, in bytes; 0 for the least.
+    memory: u64,
 }
 
 const IDENTITY: Identity = Identity {
@@ -54,7 +58,7 @@ impl Device {
             .map(|(slot, image)| Survey::of(*slot, &IDENTITY, None, image))
             .collect();
         let plan = recover::decide(&IDENTITY, None, &surveys).unwrap();
-        let mut shard = shard();
+        let mut shard = shard_of(limits::MEMORY_MIN.max(self.memory));
         for step in &plan.steps {
             for batch in step.batches(&self.files[&step.slot]) {
                 for entry in batch.unwrap().entries() {
@@ -99,6 +103,7 @@ impl Device {
         shard.turn(now());
         while let Some(wish) = shard.storage_wish() {
             match wish {
+                Wish::Prepare { file, .. } if self.is_full => shard.prepared(file, false),
                 Wish::Prepare { file, size } => {
                     self.create(file, size);
                     shard.prepared(file, true);
@@ -1153,4 +1158,120 @@ fn how_often_a_message_was_delivered_goes_on_in_the_next_run() {
         drop(shard);
         shard = device.start();
     }
+}
+
+/// Acknowledges one message of partition 0 and asks for a confirmation.
+fn acknowledge(peer: &mut Peer, consumer: Handle, offset: u64) {
+    let ack = Acknowledge {
+        runs: 1.into(),
+        confirm: 5.into(),
+        ..Acknowledge::default()
+    };
+    let run = AckRun {
+        first: offset.into(),
+        count: 1.into(),
+    };
+    peer.control(consumer.0, &ack, &[run.as_bytes()]);
+}
+
+/// A file that was not to be had was never asked for again, and the broker hung.
+#[test]
+fn without_room_for_another_file_sends_are_refused_and_what_is_settled_is_kept() {
+    let mut device = Device {
+        memory: 256 << 20,
+        ..Device::default()
+    };
+    let mut shard = device.start();
+    let mut peer = Peer::new(&mut shard);
+    let mut producer = flushed_producer(&mut peer, &mut shard, &mut device, "/default/q");
+    device.is_full = true;
+    let body = vec![7; 200_000];
+    let want = crate::frame::control::WantCredit {
+        bytes: 300_000.into(),
+    };
+    let full = Refusal::StoreFull.code();
+    let mut stored = 0;
+    let send = |peer: &mut Peer, shard: &mut Shard, device: &mut Device, it: &mut Opened, next| {
+        peer.control(it.handle.0, &want, &[]);
+        exchange(peer, shard, device);
+        peer.message_to(0, next, it, &body);
+        let [(_, 1, _, refusal)] = outcomes(&exchange(peer, shard, device))[..] else {
+            panic!("one send, one outcome, behind {next} others");
+        };
+        refusal
+    };
+    loop {
+        match send(
+            &mut peer,
+            &mut shard,
+            &mut device,
+            &mut producer,
+            stored + 1,
+        ) {
+            0 => stored += 1,
+            refusal => {
+                assert_eq!(refusal, full);
+                break;
+            }
+        }
+        assert!(stored < 100, "the file is larger than it was");
+    }
+    // Three quarters of the first file.
+    let kept = stored * 200_000;
+    let size = u64::from(limits::JOURNAL_FILE_SIZE_FIRST);
+    assert!(kept > size / 2 && kept < size / 4 * 3, "{kept} of {size}");
+    assert!(!shard.is_broken());
+
+    // What is not a message, and what needs no flush, goes on.
+    let (handle, _) = consumer(&mut peer, &mut shard, &mut device, "/default/q");
+    acknowledge(&mut peer, handle, 0);
+    let answers = exchange(&mut peer, &mut shard, &mut device);
+    let is_confirmed = |(frame, _): &(Frame<'_>, usize)| {
+        matches!(frame, Frame::Control { control: Control::Acknowledged(fields, _), .. }
+            if fields.refusal.get() == 0)
+    };
+    assert!(frames(&answers).iter().any(is_confirmed));
+    assert!(shard.is_durable());
+    producer.durability = Durability::Memory;
+    peer.message_to(1, 1, &mut producer, b"in memory");
+    let told = outcomes(&exchange(&mut peer, &mut shard, &mut device));
+    assert_eq!((told[0].2, told[0].3), (0, 0));
+    producer.durability = Durability::Flushed;
+
+    // Asked again and again, and not sooner than after a pause.
+    for _ in 0..3 {
+        let due = shard.journal_expiry().unwrap();
+        assert!(shard.next_expiry() <= Some(due));
+        let now = Now {
+            monotonic: due,
+            ..now()
+        };
+        shard.turn(now);
+        assert!(matches!(shard.storage_wish(), Some(Wish::Prepare { .. })));
+        let slot = Slot(2);
+        shard.prepared(slot, false);
+        assert!(shard.has_work(), "how long to wait is not known yet");
+        shard.turn(now);
+        assert!(!shard.has_storage_work() && shard.storage_wish().is_none());
+        let pause = limits::JOURNAL_FILE_PAUSE;
+        assert_eq!(shard.journal_expiry(), Some(due.after(pause)));
+    }
+    device.is_full = false;
+    shard.turn(Now {
+        monotonic: shard.journal_expiry().unwrap(),
+        ..now()
+    });
+    device.settle(&mut shard);
+    let next = stored + 1;
+    assert_eq!(
+        send(&mut peer, &mut shard, &mut device, &mut producer, next),
+        0
+    );
+    drop(shard);
+
+    let mut shard = device.start();
+    let mut peer = Peer::new(&mut shard);
+    let (_, answers) = consumer(&mut peer, &mut shard, &mut device, "/default/q");
+    let found: Vec<u64> = bodies(&answers).iter().map(|it| it.1).collect();
+    assert_eq!(found[0], 1, "the first was settled");
 }
