@@ -35,9 +35,9 @@ const QUEUE: &str = "queue:/kept/work";
 const SENDERS: usize = 3;
 /// Cuts under one data directory, of which each start has to understand those before it.
 const CUTS_MAX: u64 = 6;
-/// The most bytes of messages that are acknowledged until a cut: more than the first file
-/// of a journal takes, less than a queue may hold.
-const SENT_MAX: u64 = 24 << 20;
+/// The most bytes of messages that are acknowledged until a cut: the next file of a journal
+/// is made meanwhile.
+const SENT_MAX: u64 = 12 << 20;
 /// Of a frame beside its body.
 const HEADER: u64 = 112;
 /// About so many bytes of an ack log are a message.
@@ -169,7 +169,7 @@ fn cut_under_one_directory(device: &Device, cuts: u64, choices: &mut Choices) ->
         let bytes = choices.below(most >> halved) + 1;
         let logs = (0..SENDERS).map(|_| home.file("acks")).collect();
         let cutter = device.cut_behind(logs, bytes, choices.below(MICROSECONDS_MAX));
-        let log = |log: &String| home.sender_to(log.clone(), QUEUE, 1_000_000, partitions, "1s");
+        let log = |log: &String| home.sender_to(log.clone(), QUEUE, 1_000_000, partitions, "60s");
         let senders: Vec<Sender> = cutter.logs.iter().map(log).collect();
         told.extend(cutter.told());
         // Dropped, and so killed; nobody asks what they think of it.
