@@ -142,7 +142,7 @@ impl PartitionModel {
 struct Fate {
     /// How often an application was given it.
     handed: u32,
-    /// Of these, since the broker came up: what it counts.
+    /// Of these, since the broker came up: of others it may know.
     counted: u32,
     holder: Option<usize>,
     acked: bool,
@@ -1191,7 +1191,7 @@ impl Model {
                 ),
             );
         }
-        if handed.count > fate.counted + torn + 1 {
+        if handed.count > fate.handed + torn + 1 {
             return broken(
                 Rule::Count,
                 format!(
