@@ -331,6 +331,23 @@ impl Topology {
     }
 }
 
+/// Takes the calling thread, which a pinned one has started, off that one's processor: what
+/// it is for takes long, and the other one waits for nobody. It goes where the process may
+/// run; where there is no other processor, or it cannot be told, it stays.
+pub(crate) fn step_aside() {
+    let (Ok(own), Ok(mut others)) = (sys::allowed_cpus(), sys::allowed_cpus_of_process()) else {
+        return;
+    };
+    let &[pinned] = &own[..] else {
+        return;
+    };
+    others.retain(|&cpu| cpu != pinned);
+    if !others.is_empty() {
+        // Refused, it shares a processor, which costs time and nothing else.
+        let _refused = sys::allow_cpus(&others);
+    }
+}
+
 fn usable() -> Result<CpuList, AffinityError> {
     sys::allowed_cpus()
         .map(CpuList::of)
@@ -467,6 +484,45 @@ mod tests {
             Placement::Pinned(cpu).take().unwrap();
             assert_eq!(usable().unwrap().cpus(), [cpu]);
             assert_eq!(sys::current_cpu(), Some(cpu));
+        })
+        .join()
+        .unwrap();
+    }
+
+    #[test]
+    fn a_thread_that_steps_aside_leaves_the_processor_to_the_one_that_started_it() {
+        let whole = CpuList::of(sys::allowed_cpus_of_process().unwrap());
+        let [.., cpu] = *whole.cpus() else {
+            unreachable!("the process runs somewhere")
+        };
+        std::thread::spawn(move || {
+            Placement::Pinned(cpu).take().unwrap();
+            let aside = std::thread::spawn(|| {
+                step_aside();
+                usable().unwrap()
+            });
+            let aside = aside.join().unwrap();
+            let others = whole.cpus().iter().filter(|&&other| other != cpu);
+            let others: Vec<usize> = others.copied().collect();
+            if others.is_empty() {
+                assert_eq!(aside.cpus(), [cpu]);
+            } else {
+                assert_eq!(aside.cpus(), others);
+            }
+            assert_eq!(usable().unwrap().cpus(), [cpu], "the other one stays");
+        })
+        .join()
+        .unwrap();
+    }
+
+    #[test]
+    fn a_thread_that_may_run_anywhere_stays_so() {
+        std::thread::spawn(|| {
+            let before = usable().unwrap();
+            if before.cpus().len() > 1 {
+                step_aside();
+                assert_eq!(usable().unwrap(), before);
+            }
         })
         .join()
         .unwrap();

@@ -510,15 +510,40 @@ pub fn current_cpu() -> Option<usize> {
 
 /// The processors that the calling thread may run on, ascending.
 pub fn allowed_cpus() -> Result<Vec<usize>, Errno> {
+    allowed_cpus_of(0)
+}
+
+/// The processors that the thread may run on that the process began with, ascending.
+pub fn allowed_cpus_of_process() -> Result<Vec<usize>, Errno> {
+    // SAFETY: takes nothing and cannot fail.
+    allowed_cpus_of(unsafe { libc::getpid() })
+}
+
+fn allowed_cpus_of(thread: libc::pid_t) -> Result<Vec<usize>, Errno> {
     // SAFETY: a set of zeros is the empty set.
     let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    let size = size_of::<libc::cpu_set_t>();
     // SAFETY: pointer and size are those of the local set; zero is this thread.
-    checked(unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &raw mut set) })?;
+    checked(unsafe { libc::sched_getaffinity(thread, size, &raw mut set) })?;
     let count = usize::try_from(libc::CPU_SETSIZE).unwrap_or(0);
     Ok((0..count)
         // SAFETY: every number is below the size of the set.
         .filter(|&cpu| unsafe { libc::CPU_ISSET(cpu, &set) })
         .collect())
+}
+
+/// Has the calling thread run on these processors only.
+pub fn allow_cpus(cpus: &[usize]) -> Result<(), Errno> {
+    // SAFETY: a set of zeros is the empty set.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    let count = usize::try_from(libc::CPU_SETSIZE).unwrap_or(0);
+    for &cpu in cpus.iter().filter(|&&cpu| cpu < count) {
+        // SAFETY: the number is below the size of the set.
+        unsafe { libc::CPU_SET(cpu, &mut set) };
+    }
+    // SAFETY: pointer and size are those of the local set; zero is this thread.
+    checked(unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set) })?;
+    Ok(())
 }
 
 /// The calling thread's identifier in the kernel, as tools such as `top -H` show it.

@@ -15,6 +15,7 @@ use std::thread::{self, JoinHandle};
 
 use super::directory::{self, DataDirectory, DirectoryError, Held, JournalFile};
 use super::file::DiskFile;
+use crate::affinity;
 use crate::doorbell::Doorbell;
 use crate::handoff::{Inbox, Sender, handoff};
 use crate::sys;
@@ -119,7 +120,10 @@ impl Helper {
         };
         let thread = thread::Builder::new()
             .name(String::from("courser-files"))
-            .spawn(move || runner.run())?;
+            .spawn(move || {
+                affinity::step_aside();
+                runner.run();
+            })?;
         Ok(Self {
             errands: Some(errands),
             done,

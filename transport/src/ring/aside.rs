@@ -19,6 +19,7 @@ use std::thread::{self, JoinHandle};
 
 use super::files::Target;
 use super::{Completion, FileSlot, WRITE_PIECES_MAX, WRITES_MAX};
+use crate::affinity;
 use crate::disk::Way;
 use crate::doorbell::Doorbell;
 use crate::handoff::{Inbox, Sender, handoff};
@@ -66,7 +67,10 @@ impl Aside {
         let is_called_off = Arc::clone(&called_off);
         let thread = thread::Builder::new()
             .name(String::from("courser-writes"))
-            .spawn(move || run(&asked, &results, &is_called_off))?;
+            .spawn(move || {
+                affinity::step_aside();
+                run(&asked, &results, &is_called_off);
+            })?;
         Ok(Self {
             jobs: Some(jobs),
             ended,
