@@ -12,7 +12,8 @@
 //!
 //! Invariants: what was written when [`Engine::drive`] began is acted on when it returns,
 //! so a thread that sleeps misses nothing as long as every write is driven; what only
-//! time brings is in [`Engine::time_left`].
+//! time brings, or a device, which rings nobody who sleeps here, is in
+//! [`Engine::time_left`].
 
 use std::fmt;
 use std::process::abort;
@@ -108,7 +109,9 @@ impl Engine {
                 break;
             }
         }
-        let next = worker.next_expiry().unwrap_or(Monotonic::NEVER);
+        let next = [worker.next_expiry(), worker.next_look()];
+        let next = next.into_iter().flatten().min();
+        let next = next.unwrap_or(Monotonic::NEVER);
         self.next_expiry.store(next.0, Ordering::Relaxed);
         worked
     }

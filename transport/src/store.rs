@@ -149,6 +149,11 @@ impl Store {
         self.files.in_flight() > 0
     }
 
+    /// Whether something is to come from the device.
+    pub(crate) fn awaits_device(&self) -> bool {
+        self.files.awaits_device()
+    }
+
     /// What went wrong since this was asked last.
     pub(crate) fn trouble(&mut self) -> Option<String> {
         self.trouble.take()

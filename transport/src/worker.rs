@@ -43,6 +43,10 @@ use crate::store::Store;
 /// A spinning shard reads the clock on turns with work, and else once in so many.
 const IDLE_TURNS_PER_CLOCK: u32 = 16;
 
+/// Whoever drives a broker without threads looks this often what a device has done: it
+/// rings a bell that nobody sleeps at there. A fraction of what a flush takes.
+const DEVICE_LOOK: Duration = Duration::from_micros(50);
+
 /// The longest sleep: an upper bound on how late anything forgotten would be noticed.
 const SLEEP_MAX: Duration = Duration::from_secs(1);
 
@@ -463,6 +467,12 @@ impl<R: Ring<File = DiskFile>> Worker<R> {
         .into_iter()
         .flatten()
         .min()
+    }
+
+    /// When a turn is due by which a device may have answered; `None` if none was asked.
+    pub(crate) fn next_look(&self) -> Option<Monotonic> {
+        let store = self.store.as_ref().filter(|it| it.awaits_device());
+        store.map(|_| self.pace.now.monotonic.after(DEVICE_LOOK))
     }
 
     /// One fact about a connection becomes one fact about its link.

@@ -214,6 +214,12 @@ impl ShardJournal {
         self.writes.in_flight()
     }
 
+    /// Whether something is to come from the device: the end of a write, or a file.
+    #[must_use]
+    pub fn awaits_device(&self) -> bool {
+        self.in_flight() > 0 || self.asked > 0
+    }
+
     fn let_go<R: Ring<File = DiskFile>>(&mut self, ring: &mut R, place: usize) {
         let is_done = |file: &mut Attached| file.retires && file.in_flight == 0;
         if self.files[place].take_if(is_done).is_some() {
