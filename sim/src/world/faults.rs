@@ -237,6 +237,9 @@ impl World {
         for most in &mut self.plan.turn_max {
             *most = (*most).min(5 * MILLISECOND);
         }
+        if let Some(disk) = &mut self.plan.disk {
+            disk.operation_max = disk.operation_max.min(MILLISECOND);
+        }
         for worker in &mut self.workers {
             worker.paused_until = 0;
         }
