@@ -407,6 +407,9 @@ impl Writer {
             return;
         }
         self.look_ahead(arena);
+        if self.holds_nothing() {
+            return;
+        }
         loop {
             let begun = self.full.iter().take_while(|it| it.place.is_some()).count();
             let being_written = |it: &&Full| it.place.is_some_and(|place| !place.is_written);
@@ -600,14 +603,24 @@ impl Writer {
         if self.is_broken {
             return false;
         }
-        let begun = |it: &&Full| it.place.is_some_and(|place| !place.is_written);
-        let has_some = self.open.is_some() || self.full.iter().any(|it| it.place.is_none());
-        !self.wishes.is_empty()
+        if !self.wishes.is_empty()
             || self.coming.stage == Next::Prepared
             || self.coming.stage == Next::Unasked && self.wants_next()
-            || has_some
-                && self.full.iter().filter(begun).count() < IN_FLIGHT_MAX
-                && self.has_place()
+        {
+            return true;
+        }
+        if self.holds_nothing() {
+            return false;
+        }
+        let begun = |it: &&Full| it.place.is_some_and(|place| !place.is_written);
+        let has_some = self.open.is_some() || self.full.iter().any(|it| it.place.is_none());
+        has_some && self.full.iter().filter(begun).count() < IN_FLIGHT_MAX && self.has_place()
+    }
+
+    /// Whether all that was ever added is durable: of most turns where nothing is flushed.
+    #[inline]
+    fn holds_nothing(&self) -> bool {
+        self.open.is_none() && self.full.is_empty()
     }
 
     /// Whether the next batch finds a place, as far as can be said before it is sealed.
