@@ -194,8 +194,18 @@ fn trying<'a>(
 #[derive(Debug)]
 pub(super) struct Held {
     path: PathBuf,
-    /// Locked. Nothing else is ever done with it.
-    _lock: File,
+    /// Locked until this is dropped. Nothing else is ever done with it.
+    lock: File,
+}
+
+impl Drop for Held {
+    /// The kernel lets go of the lock with the last descriptor, and a process that this one
+    /// is just starting has copies of all until it runs its program. So it is let go of by
+    /// name: whoever opens the directory next must not meet such a copy.
+    fn drop(&mut self) {
+        // What fails here fails as well when the descriptor is closed, and then ends there.
+        drop(self.lock.unlock());
+    }
 }
 
 /// The data directory of this process.
@@ -220,7 +230,7 @@ impl DataDirectory {
         let path = fs::canonicalize(path).map_err(trying("find", path))?;
         let rights = look_at(&path)?;
         let held = Arc::new(Held {
-            _lock: lock(&path)?,
+            lock: lock(&path)?,
             path,
         });
         let (installation, is_new) = name(&held.path)?;
@@ -252,7 +262,7 @@ impl DataDirectory {
             return Err(DirectoryError::Nothing { path });
         };
         Ok(Self {
-            held: Arc::new(Held { path, _lock: lock }),
+            held: Arc::new(Held { path, lock }),
             installation,
             is_new: false,
             rights: Rights::OwnerAlone,
@@ -672,6 +682,16 @@ mod tests {
         assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 2);
         drop(directory);
         assert!(DataDirectory::open(scratch.path()).is_ok());
+    }
+
+    #[test]
+    fn a_copy_of_the_lock_in_a_process_just_started_keeps_nobody_out() {
+        let scratch = Scratch::new();
+        let directory = DataDirectory::open(scratch.path()).unwrap();
+        let copied = directory.held.lock.try_clone().unwrap();
+        drop(directory);
+        assert!(DataDirectory::open(scratch.path()).is_ok());
+        drop(copied);
     }
 
     #[test]
