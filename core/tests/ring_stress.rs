@@ -13,8 +13,12 @@ use std::time::{Duration, Instant};
 
 use courser_core::ring::{ClaimError, Sleep, Wake, ring_from};
 
-const BYTES: u64 = 16 << 20;
-/// Far more than it takes; a lost wake-up fails instead of hanging.
+/// What goes through a ring at most, and how often it is filled: on a busy machine each
+/// time costs a few slices of a processor, as many as others wait for it.
+const BYTES_MAX: u64 = 16 << 20;
+const FILLINGS: u64 = 4096;
+/// Far longer than nothing moves on a busy machine; a lost wake-up fails instead of
+/// hanging.
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// xorshift64*: the two ends generate the same stream apart from each other.
@@ -33,18 +37,19 @@ impl Random {
     }
 }
 
-/// Moves `BYTES` through a ring of `capacity`; ends that find nothing to do
-/// sleep if `sleeping`, else spin. Returns fragments and doorbell rings.
-fn move_bytes(capacity: u32, start: u64, sleeping: bool) -> (u64, u64) {
+/// Fills a ring of `capacity` again and again; ends that find nothing to do sleep if
+/// `sleeping`, else spin. Returns bytes, fragments and doorbell rings.
+fn move_bytes(capacity: u32, start: u64, sleeping: bool) -> (u64, u64, u64) {
+    let bytes = BYTES_MAX.min(u64::from(capacity) * FILLINGS);
     let (mut writer, mut reader) = ring_from(capacity, start).unwrap();
     let size_max = u64::from(writer.fragment_size_max().min(300));
-    let deadline = Instant::now() + DEADLINE;
     let writer_thread = thread::current();
 
     let reading = thread::spawn(move || {
         let mut content = Random(42);
         let (mut received, mut fragments, mut rings) = (0_u64, 0_u64, 0_u64);
         let mut checksum = 0_u32;
+        let mut moved = Instant::now();
         while !reader.is_closed() {
             let count = reader
                 .read(|fragment| {
@@ -56,6 +61,9 @@ fn move_bytes(capacity: u32, start: u64, sleeping: bool) -> (u64, u64) {
                     fragments += 1;
                 })
                 .unwrap();
+            if count > 0 {
+                moved = Instant::now();
+            }
             if sleeping && count > 0 {
                 if reader.wake_writer() == Wake::Needed {
                     rings += 1;
@@ -67,7 +75,7 @@ fn move_bytes(capacity: u32, start: u64, sleeping: bool) -> (u64, u64) {
             } else if count == 0 {
                 thread::yield_now();
             }
-            assert!(Instant::now() < deadline, "stuck after {received} bytes");
+            assert!(moved.elapsed() < DEADLINE, "stuck after {received} bytes");
         }
         (received, fragments, rings, checksum)
     });
@@ -76,9 +84,10 @@ fn move_bytes(capacity: u32, start: u64, sleeping: bool) -> (u64, u64) {
     let mut shape = Random(7);
     let (mut sent, mut rings) = (0, 0);
     let mut checksum = 0;
-    while sent < BYTES {
+    let mut moved = Instant::now();
+    while sent < bytes {
         for _ in 0..1 + shape.next() % 8 {
-            let len = (shape.next() % (size_max + 1)).min(BYTES - sent);
+            let len = (shape.next() % (size_max + 1)).min(bytes - sent);
             loop {
                 match writer.claim(usize::try_from(len).unwrap()) {
                     Ok(mut claim) => {
@@ -86,6 +95,7 @@ fn move_bytes(capacity: u32, start: u64, sleeping: bool) -> (u64, u64) {
                         checksum = crc32c::crc32c_append(checksum, &claim);
                         claim.commit();
                         sent += len;
+                        moved = Instant::now();
                         break;
                     }
                     Err(ClaimError::Full { .. }) => {
@@ -102,7 +112,7 @@ fn move_bytes(capacity: u32, start: u64, sleeping: bool) -> (u64, u64) {
                             writer.awake();
                         }
                         assert!(!reading.is_finished(), "the reader gave up");
-                        assert!(Instant::now() < deadline, "stuck after {sent} bytes");
+                        assert!(moved.elapsed() < DEADLINE, "stuck after {sent} bytes");
                     }
                     Err(error) => panic!("{error}"),
                 }
@@ -118,16 +128,16 @@ fn move_bytes(capacity: u32, start: u64, sleeping: bool) -> (u64, u64) {
         reading.thread().unpark();
     }
     let (received, fragments, reader_rings, checksum_read) = reading.join().unwrap();
-    assert_eq!(received, BYTES);
+    assert_eq!(received, bytes);
     assert_eq!(checksum_read, checksum);
-    (fragments, rings + reader_rings)
+    (bytes, fragments, rings + reader_rings)
 }
 
 #[test]
 fn spinning_ends_move_every_byte_in_order() {
     for (capacity, start) in [(256, 0), (4096, u64::MAX - 100_000), (1 << 16, 0)] {
-        let (fragments, rings) = move_bytes(capacity, start, false);
-        assert!(fragments > BYTES / 300);
+        let (bytes, fragments, rings) = move_bytes(capacity, start, false);
+        assert!(fragments > bytes / 300);
         assert_eq!(rings, 0, "nobody slept, nobody was rung");
     }
 }
@@ -135,8 +145,8 @@ fn spinning_ends_move_every_byte_in_order() {
 #[test]
 fn sleeping_ends_move_every_byte_in_order() {
     for (capacity, start) in [(256, 0), (4096, u64::MAX - 100_000), (1 << 16, 0)] {
-        let (fragments, rings) = move_bytes(capacity, start, true);
-        assert!(fragments > BYTES / 300);
+        let (bytes, fragments, rings) = move_bytes(capacity, start, true);
+        assert!(fragments > bytes / 300);
         assert!(
             rings > 0,
             "with one ring smaller than the rest somebody slept"
