@@ -56,6 +56,16 @@ impl Written {
             && others.any(|(_, image)| image.get(front.clone()) == Some(&self.bytes[..]))
     }
 
+    /// Whether its header stands in a file that it was not written to.
+    fn is_elsewhere(&self, disk: &[Vec<u8>]) -> bool {
+        let header = self.position..self.position + batch::HEADER_SIZE;
+        let mut others = disk
+            .iter()
+            .enumerate()
+            .filter(|(slot, _)| *slot != self.slot);
+        others.any(|(_, image)| image.get(header.clone()) == self.bytes.get(..batch::HEADER_SIZE))
+    }
+
     /// In any file of its run: which of them a batch was written to makes no difference.
     fn header_is_there(&self, disk: &[Vec<u8>]) -> bool {
         let is_of_run = |image: &&Vec<u8>| {
