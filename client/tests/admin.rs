@@ -85,7 +85,13 @@ fn no_partitions_are_refused_before_anything_is_asked() {
 fn a_broker_that_creates_nothing_by_itself_says_so_until_it_is_created() {
     let broker = TestBroker::start_closed();
     let client = broker.client();
-    let (refusal, text) = refused(client.producer("orders").create().map(drop));
+    let (refusal, text) = refused(
+        client
+            .producer("orders")
+            .send_timeout(WAIT)
+            .create()
+            .map(drop),
+    );
     assert_eq!(refusal, Refusal::NotFound);
     assert!(
         text.starts_with("queue:/default/orders does not exist"),

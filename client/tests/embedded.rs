@@ -39,7 +39,11 @@ fn a_message_comes_back_as_it_was_sent_without_a_socket() {
     each(|broker| {
         assert_eq!(broker.address(), None);
         let client = broker.connect().unwrap();
-        let producer = client.producer("queue:q").create().unwrap();
+        let producer = client
+            .producer("queue:q")
+            .send_timeout(WAIT)
+            .create()
+            .unwrap();
         let mut consumer = client.consumer("queue:q").create().unwrap();
         for number in 0..200 {
             let receipt = producer.send(format!("message {number}")).unwrap();
@@ -66,7 +70,11 @@ fn messages_larger_than_a_ring_and_thousands_in_flight_pass() {
     each(|broker| {
         let client = broker.connect().unwrap();
         let other = broker.connect().unwrap();
-        let producer = client.producer("queue:q").create().unwrap();
+        let producer = client
+            .producer("queue:q")
+            .send_timeout(WAIT)
+            .create()
+            .unwrap();
         let mut consumer = other.consumer("queue:q").create().unwrap();
         let large: Vec<u8> = (0..3 << 20).map(|index| (index % 251) as u8).collect();
         producer.send(&large[..]).unwrap();
@@ -104,7 +112,7 @@ fn a_loop_of_its_own_can_turn_the_broker_for_others() {
                 scope.spawn(move || {
                     let client = broker.connect().unwrap();
                     let name = format!("queue:q{index}");
-                    let producer = client.producer(&name).create().unwrap();
+                    let producer = client.producer(&name).send_timeout(WAIT).create().unwrap();
                     let mut consumer = client.consumer(&name).create().unwrap();
                     for number in 0..500 {
                         producer.send(number.to_string()).unwrap();
@@ -129,7 +137,11 @@ fn who_sleeps_is_woken_by_what_others_send() {
         let options = Client::options().spin(Duration::ZERO);
         let sleeper = options.connect_embedded(broker).unwrap();
         let mut consumer = sleeper.consumer("queue:q").create().unwrap();
-        let producer = client.producer("queue:q").create().unwrap();
+        let producer = client
+            .producer("queue:q")
+            .send_timeout(WAIT)
+            .create()
+            .unwrap();
         thread::scope(|scope| {
             let waiting = scope.spawn(move || {
                 for number in 0..200 {
@@ -153,7 +165,11 @@ fn who_sleeps_is_woken_by_what_others_send() {
 fn listeners_hear_of_every_send_though_nobody_waits() {
     each(|broker| {
         let client = broker.connect().unwrap();
-        let producer = client.producer("queue:q").create().unwrap();
+        let producer = client
+            .producer("queue:q")
+            .send_timeout(WAIT)
+            .create()
+            .unwrap();
         let (tell, told) = mpsc::channel();
         for number in 0..500_u64 {
             let tell = tell.clone();
@@ -178,7 +194,11 @@ fn a_broker_that_stops_says_goodbye_and_is_gone_for_good() {
 
 fn each_stopped(broker: Broker) {
     let client = broker.connect().unwrap();
-    let producer = client.producer("queue:q").create().unwrap();
+    let producer = client
+        .producer("queue:q")
+        .send_timeout(WAIT)
+        .create()
+        .unwrap();
     producer.send("before").unwrap();
     broker.stop();
     let error = producer.send("after").unwrap_err();
@@ -232,7 +252,7 @@ fn a_client_has_a_link_for_each_shard_it_has_to_do_with() {
     let mut producers = Vec::new();
     for index in 0..6 {
         let name = format!("queue:q{index}");
-        let producer = client.producer(&name).create().unwrap();
+        let producer = client.producer(&name).send_timeout(WAIT).create().unwrap();
         producer.send("x").unwrap();
         producers.push(producer);
     }
@@ -257,7 +277,7 @@ fn a_stop_completes_what_the_broker_had_taken() {
     for _ in 0..2 {
         let broker = Broker::without_threads(config()).unwrap();
         let client = broker.connect().unwrap();
-        let producer = client.producer("q").create().unwrap();
+        let producer = client.producer("q").send_timeout(WAIT).create().unwrap();
         for _ in 0..SENDS {
             producer.try_enqueue("taken").unwrap();
         }

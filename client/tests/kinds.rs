@@ -40,7 +40,11 @@ fn whoever_stands_by_goes_on_with_what_the_active_one_had_not_settled() {
         let (active, standby) = (broker.client(), broker.client());
         let mut first = failover(&active, "failover");
         let mut second = failover(&standby, "failover");
-        let producer = client.producer("topic:orders").create().unwrap();
+        let producer = client
+            .producer("topic:orders")
+            .send_timeout(WAIT)
+            .create()
+            .unwrap();
         for number in 0..10 {
             producer.send(number.to_string()).unwrap();
         }
@@ -200,7 +204,11 @@ fn a_consumer_that_takes_nothing_holds_up_its_own_keys_only() {
     for shards in SHARDS {
         let broker = TestBroker::of_shards(shards);
         let client = broker.client();
-        let producer = client.producer("topic:orders").create().unwrap();
+        let producer = client
+            .producer("topic:orders")
+            .send_timeout(WAIT)
+            .create()
+            .unwrap();
         let idle = key_shared(&client, 1);
         let mut busy = key_shared(&client, 100);
         for number in 0..500 {

@@ -21,7 +21,7 @@ fn one_thread_is_enough_for_both_ends_and_the_broker() {
     let producer = client.producer("q").create().unwrap();
     producer.send("x").unwrap();
     let mut consumer = client.consumer("q").create().unwrap();
-    let received = consumer.receive(Duration::from_secs(20)).unwrap().unwrap();
+    let received = consumer.receive(Duration::from_secs(60)).unwrap().unwrap();
     assert_eq!(received.text(), Some("x"));
     assert_eq!(threads(), 0, "nobody was asked for help");
     assert!(!broker.turn(), "nothing is left to do");

@@ -39,7 +39,11 @@ fn a_client_goes_on_with_the_broker_that_its_name_leads_to_by_then() {
     name.leads_to([first.address()]);
     let client = name.options().connect("broker.test").unwrap();
     let installation = client.installation();
-    let producer = client.producer("queue:moved").create().unwrap();
+    let producer = client
+        .producer("queue:moved")
+        .send_timeout(WAIT)
+        .create()
+        .unwrap();
     producer.send("to the first").unwrap();
     name.leads_to([second.address()]);
     first.stop();

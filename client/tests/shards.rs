@@ -25,7 +25,7 @@ fn client(town: &Town) -> Client {
 fn producers(client: &Client, count: u32) -> Vec<Producer> {
     let names = (0..count).map(|index| format!("queue:q{index}"));
     names
-        .map(|name| client.producer(&name).create().unwrap())
+        .map(|name| client.producer(&name).send_timeout(WAIT).create().unwrap())
         .collect()
 }
 
@@ -36,7 +36,7 @@ fn one_destination_costs_one_connection_wherever_it_is() {
         let before = town.record();
         let client = client(&town);
         let name = format!("queue:q{index}");
-        let producer = client.producer(&name).create().unwrap();
+        let producer = client.producer(&name).send_timeout(WAIT).create().unwrap();
         let consumer = client.consumer(&name).create().unwrap();
         producer.send("here").unwrap();
         let after = town.record();
@@ -56,7 +56,7 @@ fn a_thousand_producers_share_a_connection_for_each_shard() {
         let mut producers = Vec::new();
         for index in 0..1_000 {
             let name = format!("topic:t{}", index % 50);
-            producers.push(client.producer(&name).create().unwrap());
+            producers.push(client.producer(&name).send_timeout(WAIT).create().unwrap());
         }
         for producer in &producers {
             producer.send("there").unwrap();
@@ -80,7 +80,7 @@ fn threads_that_open_at_the_same_time_make_no_connection_twice() {
             scope.spawn(move || {
                 for index in 0..30 {
                     let name = format!("queue:q{}", (thread + index) % 12);
-                    let producer = client.producer(&name).create().unwrap();
+                    let producer = client.producer(&name).send_timeout(WAIT).create().unwrap();
                     producer.send("together").unwrap();
                 }
             });
@@ -177,7 +177,13 @@ fn producers_and_consumers_meet_wherever_their_clients_began() {
     let mut producers = Vec::new();
     for index in 0..3 * QUEUES {
         let client = &clients[index % clients.len()];
-        producers.push(client.producer(&name(index % QUEUES)).create().unwrap());
+        producers.push(
+            client
+                .producer(&name(index % QUEUES))
+                .send_timeout(WAIT)
+                .create()
+                .unwrap(),
+        );
     }
     for (index, producer) in producers.iter().enumerate() {
         let receipt = producer.send(format!("{index}").as_str()).unwrap();

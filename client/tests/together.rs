@@ -29,7 +29,7 @@ fn outcomes(producer: &Producer, count: usize) -> Vec<u64> {
 fn what_is_handed_over_together_is_stored_and_answered_in_order() {
     let broker = TestBroker::start();
     let client = broker.client();
-    let producer = client.producer("q").create().unwrap();
+    let producer = client.producer("q").send_timeout(WAIT).create().unwrap();
     let mut consumer = client.consumer("q").create().unwrap();
     let numbers: Vec<_> = (0..100u64).map(u64::to_le_bytes).collect();
     let (first, rest) = numbers.split_at(40);

@@ -347,7 +347,7 @@ fn what_goes_beyond_a_limit_is_refused_and_what_came_before_it_stays() {
                 .contains("2 acknowledged, 1 not stored, 0 unknown"),
             "{ended:?}"
         );
-        let bodies = succeeded(broker.courser("receive lines --timeout 500ms"));
+        let bodies = succeeded(broker.courser("receive lines --timeout 3s"));
         assert_eq!(bodies, "one\ntwo\n");
     });
 }

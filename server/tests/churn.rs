@@ -352,7 +352,10 @@ impl Setting {
 fn what_is_promised_about_each_message_holds_while_connections_are_cut_without_end() {
     let setting = Setting::read();
     let broker = Broker::of_shards(2);
-    let watcher = Client::connect(broker.address.as_str()).unwrap();
+    let watcher = Client::options()
+        .timeout(DEADLINE)
+        .connect(broker.address.as_str())
+        .unwrap();
     let proxies: Vec<_> = (0..CLIENTS)
         .map(|_| Proxy::start(&broker.address, Vec::new()))
         .collect();

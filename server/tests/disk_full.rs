@@ -137,7 +137,7 @@ fn full() {
     broker.kill();
     home.assert_whole();
     let broker = home.start(1, "auto");
-    let received = home.receive(QUEUE, "500ms");
+    let received = home.receive(QUEUE, "3s");
     let offsets: Vec<u64> = received.iter().map(|it| it.offset).collect();
     let expected: Vec<u64> = (settled..=stored).collect();
     assert_eq!(offsets, expected);

@@ -38,7 +38,7 @@ const KILLS_MAX: u64 = 10;
 /// Longer than a broker takes to come back.
 const PATIENCE: &str = "60s";
 /// Nothing more comes. A queue that is asked has sent what is ready long before.
-const SILENCE: &str = "500ms";
+const SILENCE: &str = "3s";
 
 /// Sends and looks what offset it got: the next one, or one was given out twice or left
 /// out.

@@ -45,7 +45,7 @@ const LINE: u64 = 25;
 /// From when enough is acknowledged: a flush takes less.
 const MICROSECONDS_MAX: u64 = 4_000;
 /// Nothing more comes. A queue that is asked has sent what is ready long before.
-const SILENCE: &str = "300ms";
+const SILENCE: &str = "1s";
 
 /// The file system under test.
 struct Device {

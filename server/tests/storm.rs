@@ -52,7 +52,9 @@ impl Honest {
     const BATCH: u64 = 8;
 
     fn new(broker: &Broker) -> Self {
-        let connected = Client::connect(broker.address.as_str());
+        let connected = Client::options()
+            .timeout(DEADLINE)
+            .connect(broker.address.as_str());
         let client = connected.unwrap_or_else(|error| panic!("turned away: {error}"));
         let producer = client.producer("queue:/honest/orders");
         Self {
@@ -366,7 +368,10 @@ fn slow_readers_cost_their_topic_and_nobody_else() {
                 .collect();
             // Somebody sends until the topic has had enough, which costs the sender, and
             // each time that he did not get further the drips read a byte.
-            let client = Client::connect(broker.address.as_str()).unwrap();
+            let client = Client::options()
+                .timeout(DEADLINE)
+                .connect(broker.address.as_str())
+                .unwrap();
             let producer = client.producer("topic:/slow/quotes");
             let producer = producer
                 .send_timeout(Duration::from_secs(60))

@@ -6,11 +6,11 @@
 mod support;
 
 use std::fs::File;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use courser_core::client::Event;
 use courser_transport::{Broker, Transport, sys};
-use support::{TestClient, config, eventually};
+use support::{DEADLINE, TestClient, config, eventually};
 
 /// The door's thread, by the name that it has in the kernel's listing.
 fn door_thread() -> i32 {
@@ -69,8 +69,8 @@ fn without_descriptors_those_inside_go_on_and_those_outside_wait() {
         let freed = Instant::now();
         outside.event(|event| matches!(event, Event::Opened { .. }).then_some(()));
         assert!(
-            freed.elapsed() < Duration::from_secs(1),
-            "accepting resumes within a second"
+            freed.elapsed() < DEADLINE,
+            "accepting resumes within a second, and late on a busy machine"
         );
         drop((inside, outside));
         broker.stop();

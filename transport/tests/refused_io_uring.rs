@@ -27,7 +27,7 @@ fn epoll_works() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut theirs = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     theirs
-        .set_read_timeout(Some(Duration::from_secs(20)))
+        .set_read_timeout(Some(Duration::from_secs(60)))
         .unwrap();
     let (ours, _) = listener.accept().unwrap();
     let slot = Slot {
@@ -37,7 +37,7 @@ fn epoll_works() {
     ring.attach(slot, ours.into()).unwrap();
     ring.arm_receive(slot);
     theirs.write_all(b"ping").unwrap();
-    ring.turn(Wait::AtMost(Some(Duration::from_secs(20))))
+    ring.turn(Wait::AtMost(Some(Duration::from_secs(60))))
         .unwrap();
     let Some(Completion::Received {
         received: Received::Bytes(buffer),

@@ -248,11 +248,17 @@ impl Broker {
         }
     }
 
+    /// A send has all the time it takes, unless the line says otherwise: the time that
+    /// a user would give it can pass on a busy machine.
     fn arguments(&self, line: &str) -> Vec<String> {
-        let words = line.split_whitespace().map(str::to_owned);
+        let mut words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+        words.extend([String::from("--connect"), self.address.clone()]);
+        let is_send = words.first().is_some_and(|verb| verb == "send");
+        if is_send && !words.iter().any(|word| word == "--timeout") {
+            let seconds = DEADLINE.as_secs();
+            words.extend([String::from("--timeout"), format!("{seconds}s")]);
+        }
         words
-            .chain([String::from("--connect"), self.address.clone()])
-            .collect()
     }
 
     pub fn pid(&self) -> Pid {

@@ -14,7 +14,7 @@ use super::{Completion, PIECES_MAX, Received, Ring, RingSize, Slot, Wait};
 use crate::sys::Errno;
 
 /// Longer than anything here takes, shorter than anybody's patience.
-const DEADLINE: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 const SMALL: RingSize = RingSize {
     slots: 400,

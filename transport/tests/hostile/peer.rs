@@ -15,7 +15,7 @@ use courser_core::id::{Epoch, Handle, PartitionIndex, PartitionSequence, Produce
 use courser_core::name::Destination;
 
 /// Longer than any answer takes that has no time limit of its own.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How a link ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -16,8 +16,9 @@ use courser_transport::{Broker, BrokerConfig, Transport};
 
 use crate::support::{TestClient, config, eventually};
 
-/// The longest that the witness may wait for one batch, on a machine that others use.
-const GAP_MAX: Duration = Duration::from_secs(1);
+/// The longest that the witness may wait for one batch, on a machine that others use as
+/// much as they can; how long it did wait is printed.
+const GAP_MAX: Duration = Duration::from_secs(30);
 /// Messages that the witness has on their way at once.
 const BATCH: usize = 8;
 /// Between two batches, so that the witness leaves processors to the attack.

@@ -18,8 +18,8 @@ use courser_transport::affinity::Cores;
 use courser_transport::clock::Clock;
 use courser_transport::{Broker, BrokerConfig, Transport};
 
-/// Longer than anything takes, shorter than anybody's patience.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
+/// Longer than anything takes on a busy machine, shorter than anybody's patience.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A broker on a port of the kernel's choice.
 pub(crate) fn config(transport: Transport) -> BrokerConfig {
