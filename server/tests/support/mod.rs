@@ -210,12 +210,12 @@ impl Broker {
 
     /// Runs a verb against this broker to its end.
     pub fn courser(&self, line: &str) -> Ended {
-        self.start_verb(line).end()
+        Running::start(&self.unhurried(line)).end()
     }
 
     /// The same with a standard input.
     pub fn courser_with_input(&self, line: &str, input: &str) -> Ended {
-        Running::start_with_input(&self.arguments(line), input).end()
+        Running::start_with_input(&self.unhurried(line), input).end()
     }
 
     /// Starts a verb against this broker.
@@ -248,11 +248,17 @@ impl Broker {
         }
     }
 
-    /// A send has all the time it takes, unless the line says otherwise: the time that
-    /// a user would give it can pass on a busy machine.
     fn arguments(&self, line: &str) -> Vec<String> {
-        let mut words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
-        words.extend([String::from("--connect"), self.address.clone()]);
+        let words = line.split_whitespace().map(str::to_owned);
+        words
+            .chain([String::from("--connect"), self.address.clone()])
+            .collect()
+    }
+
+    /// Those of a verb that is waited for while the broker is there: a send has all the
+    /// time that it takes on a busy machine, unless the line says otherwise.
+    fn unhurried(&self, line: &str) -> Vec<String> {
+        let mut words = self.arguments(line);
         let is_send = words.first().is_some_and(|verb| verb == "send");
         if is_send && !words.iter().any(|word| word == "--timeout") {
             let seconds = DEADLINE.as_secs();
