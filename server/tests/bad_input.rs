@@ -165,28 +165,28 @@ fn a_broker_that_cannot_have_what_it_needs_does_not_start() {
     let taken = taken.local_addr().unwrap();
     for (line, status, named) in [
         (
-            format!("serve --listen {taken}"),
+            format!("serve --ephemeral --listen {taken}"),
             1,
             format!("cannot listen on {taken}"),
         ),
         // An address that is reserved for books, so that no machine has it.
         (
-            "serve --listen 192.0.2.1:7420 --insecure".into(),
+            "serve --ephemeral --listen 192.0.2.1:7420 --insecure".into(),
             1,
             "cannot listen on 192.0.2.1:7420".into(),
         ),
         (
-            "serve --listen 192.0.2.1:7420".into(),
+            "serve --ephemeral --listen 192.0.2.1:7420".into(),
             2,
             "192.0.2.1:7420 is not a loopback address".into(),
         ),
         (
-            "serve --listen 127.0.0.1:0 --memory 67108863".into(),
+            "serve --ephemeral --listen 127.0.0.1:0 --memory 67108863".into(),
             2,
             "below the least of 64 MiB".into(),
         ),
         (
-            "serve --listen 127.0.0.1:0 --memory 1000000000GiB".into(),
+            "serve --ephemeral --listen 127.0.0.1:0 --memory 1000000000GiB".into(),
             1,
             "cannot be had: this machine has".into(),
         ),
@@ -196,8 +196,8 @@ fn a_broker_that_cannot_have_what_it_needs_does_not_start() {
         assert_eq!(ended.stdout, "", "{line}");
     }
     // Within what the machine has, and beyond what this process may have.
-    let bounded =
-        "ulimit -v 2000000 && exec \"$0\" serve --listen 127.0.0.1:0 --cores none --memory 4GiB";
+    let bounded = "ulimit -v 2000000 && exec \"$0\" serve --ephemeral --listen 127.0.0.1:0 \
+                   --cores none --memory 4GiB";
     let ended = Command::new("sh")
         .args(["-c", bounded, env!("CARGO_BIN_EXE_courser")])
         .output()

@@ -73,13 +73,13 @@ fn what_does_not_exist_or_does_not_go_together_is_refused_in_one_line() {
         ("serve --listen 0.0.0.0:0", "not a loopback address"),
         ("serve --cores one", "not a list of cpus"),
         (
-            "serve --cores 4000",
+            "serve --ephemeral --cores 4000",
             "cpu 4000 is not in this process's cpuset",
         ),
-        ("serve --shards 65", "a broker has at most 64"),
+        ("serve --ephemeral --shards 65", "a broker has at most 64"),
         ("serve --shards 0", "0 is not in 1..=65535"),
         (
-            "serve --shards 2 --memory 128MiB",
+            "serve --ephemeral --shards 2 --memory 128MiB",
             "too little for 2 shards, which need 64 MiB each",
         ),
         ("serve --shards 1 --cores 0", "cannot be used with"),
@@ -90,7 +90,7 @@ fn what_does_not_exist_or_does_not_go_together_is_refused_in_one_line() {
             "none of \"auto\", \"io_uring\" and \"epoll\"",
         ),
         (
-            "serve --listen 127.0.0.1:0 --memory 1MiB",
+            "serve --ephemeral --listen 127.0.0.1:0 --memory 1MiB",
             "below the least of 64 MiB",
         ),
         ("serve --memory lots", "a size is a number of bytes"),
