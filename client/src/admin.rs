@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use courser_core::catalog::PolicyChange;
+use courser_core::catalog::{Dispatch, PolicyChange, Retention};
 use courser_core::client::{
     AdminRequest, ConsumerInfo, DestinationInfo, Event, LinkInfo, ListRequest, Listing, PartInfo,
     ProducerInfo, Rows, SubscriptionInfo,
@@ -26,8 +26,10 @@ use crate::pool::Pool;
 pub struct NewDestination {
     /// Its partitions, 1 unless said otherwise.
     pub partitions: Option<u32>,
-    /// Bytes of settled messages that each partition keeps, 0 unless said otherwise.
-    pub retain: Option<u64>,
+    /// What each partition keeps: what is not settled, unless said otherwise.
+    pub retention: Option<Retention>,
+    /// When consumers see what is to be flushed: once it is, unless said otherwise.
+    pub dispatch: Option<Dispatch>,
     /// Its bounds; those that are `None` are none.
     pub policies: PolicyChange,
 }
@@ -56,7 +58,8 @@ impl Admin {
         self.change(AdminRequest::Create {
             destination: destination.into_destination()?,
             partitions: wanted.partitions,
-            retain: wanted.retain,
+            retention: wanted.retention,
+            dispatch: wanted.dispatch,
             policies: wanted.policies,
         })
     }
@@ -295,6 +298,7 @@ impl Admin {
                     known.stored += row.stored;
                     known.unsettled += row.unsettled;
                     known.bytes += row.bytes;
+                    known.segments += row.segments;
                 }
                 None => all.push(row),
             }

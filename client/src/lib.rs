@@ -88,7 +88,7 @@ pub use message::{Message, Payload, Received};
 pub use producer::{Completion, Producer, ProducerBuilder, Receipt};
 pub use session::CompletionListener;
 
-pub use courser_core::catalog::{Policies, PolicyChange};
+pub use courser_core::catalog::{Dispatch, Policies, PolicyChange, Retention};
 pub use courser_core::client::{
     ConsumerInfo, DestinationInfo, LinkInfo, PartInfo, ProducerInfo, SubscriptionInfo,
 };

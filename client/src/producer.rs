@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use courser_core::catalog::{Dispatch, Retention};
 use courser_core::client::{BatchLimits, Durability, Event, ProducerKey, ProducerRequest};
 use courser_core::error::Refusal;
 use courser_core::id::{MessageId, Position, Sequence};
@@ -89,7 +90,19 @@ impl<'a> ProducerBuilder<'a> {
 
     /// How many bytes of settled messages the destination is to keep.
     pub fn retain(self, bytes: u64) -> Self {
-        self.with(|request| request.retain = Some(bytes))
+        self.with(|request| request.retention = Some(Retention::Size(bytes)))
+    }
+
+    /// What the destination is to keep, if it does not exist yet; one that keeps
+    /// something else is refused.
+    pub fn retention(self, retention: Retention) -> Self {
+        self.with(|request| request.retention = Some(retention))
+    }
+
+    /// When consumers of the destination are to see what is to be flushed, if it does not
+    /// exist yet; one with another dispatch is refused.
+    pub fn dispatch(self, dispatch: Dispatch) -> Self {
+        self.with(|request| request.dispatch = Some(dispatch))
     }
 
     /// Has the destination to itself, in all of its partitions: while it is attached

@@ -6,7 +6,7 @@ mod common;
 use common::{TestBroker, WAIT, until};
 use courser::{
     AcknowledgeError, Client, Destination, NewDestination, PolicyChange, ReceiveError, Refusal,
-    RequestError, SendError,
+    RequestError, Retention, SendError,
 };
 
 fn refused<T: std::fmt::Debug>(result: Result<T, RequestError>) -> (Refusal, String) {
@@ -42,7 +42,10 @@ fn a_destination_is_created_described_changed_and_deleted() {
     assert!(!admin.set(name, policies).unwrap(), "it is so already");
     let described = admin.destination(name).unwrap();
     assert_eq!(described.destination.to_string(), name);
-    assert_eq!((described.partitions, described.retain), (3, 0));
+    assert_eq!(
+        (described.partitions, described.retention),
+        (3, Retention::SETTLED)
+    );
     assert_eq!(described.policies.producers_max, 1);
     let four = NewDestination {
         partitions: Some(4),

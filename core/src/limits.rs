@@ -40,6 +40,12 @@ pub const JOURNAL_SPARE: u32 = 512 * KIB;
 /// Offsets that are reserved ahead for messages that are not flushed: as many may be
 /// left out after a crash.
 pub const OFFSETS_RESERVED: u32 = 65_536;
+/// The least bytes of a segment of a destination that keeps whole segments: a chunk.
+pub const SEGMENT_SIZE_MIN: u32 = CHUNK_SIZE;
+/// The most bytes of such a segment.
+pub const SEGMENT_SIZE_MAX: u32 = 1024 * MIB;
+/// The longest that a segment may be kept after it was closed.
+pub const RETENTION_PERIOD_MAX: Duration = Duration::from_hours(366 * 24);
 /// Ids of producers that are reserved ahead: as many may be left out at a start.
 pub const PRODUCER_IDS_RESERVED: u32 = 65_536;
 /// The first file that a run begins, in bytes: a start waits for it.
@@ -437,6 +443,16 @@ pub const TABLE: &[Limit] = &[
         "file of a journal",
         JOURNAL_FILE_SIZE,
         "the next batch begins another file",
+    ),
+    bytes(
+        "segment of a destination that keeps whole segments",
+        SEGMENT_SIZE_MAX,
+        "the request is refused",
+    ),
+    seconds(
+        "segment that is kept until it expires",
+        RETENTION_PERIOD_MAX,
+        "the request is refused",
     ),
     seconds("hello", HELLO_TIMEOUT, "the connection is closed"),
     seconds(

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 use courser_core::auth::Principal;
 use courser_core::catalog::change::Change;
-use courser_core::catalog::{Entry as Destination, Policies, Shape};
+use courser_core::catalog::{Dispatch, Entry as Destination, Policies, Retention, Shape};
 use courser_core::error::Refusal;
 use courser_core::frame::MESSAGE_HEADER_SIZE;
 use courser_core::id::{
@@ -88,7 +88,11 @@ fn each_entry_is_what_the_page_says() {
         destination: topic,
         shape: Shape {
             partitions: 3,
-            retain: 1 << 20,
+            retention: Retention::UntilExpired {
+                segment: 5 << 20,
+                period: 3600,
+            },
+            dispatch: Dispatch::Early,
         },
         policies: policies(5, 0, 2),
     };

@@ -115,7 +115,7 @@ fn parts_of_tails_stand_in_their_tables() {
         ),
         ("acknowledge", "run: ", 16, "#### Acknowledgement run"),
         ("stats", "row: ", 48, "#### Stats row"),
-        ("listed-destination", "row: ", 72, "#### Destination row"),
+        ("listed-destination", "row: ", 104, "#### Destination row"),
         ("listed-subscription", "row: ", 32, "#### Subscription row"),
         ("listed-part", "row: ", 40, "#### Part row"),
         ("listed-consumer", "row: ", 40, "#### Consumer row"),

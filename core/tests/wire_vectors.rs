@@ -619,12 +619,15 @@ fn administration_frames(check: &mut Check) {
     let fields = Create {
         session: SESSION.into(),
         destination: 1,
-        options: 7.into(),
+        options: 39.into(),
         partitions: 3.into(),
         producers_max: 5.into(),
         consumers_max: 0.into(),
         subscriptions_max: 0.into(),
-        retain: (1_u64 << 20).into(),
+        retain: (5_u64 << 20).into(),
+        retention: 2,
+        dispatch: 1,
+        period: 3600.into(),
         ..Create::default()
     };
     check.control("create", REQUEST, Control::Create, &fields, b"/md/eu");
@@ -689,7 +692,14 @@ fn administration_frames(check: &mut Check) {
         producers_max: 5.into(),
         consumers_max: 0.into(),
         subscriptions_max: 0.into(),
-        retain: (1_u64 << 20).into(),
+        dispatch: 1,
+        retention: 2,
+        retain: (5_u64 << 20).into(),
+        period: 3600.into(),
+        segment_bytes: (12_u64 << 20).into(),
+        segment_oldest: 1_700_000_000_000_000_000.into(),
+        segments_closed: 2.into(),
+        segments_open: 1.into(),
         producers: 1.into(),
         consumers: 2.into(),
         subscriptions: 1.into(),

@@ -2,7 +2,7 @@
 
 use courser::{
     Admin, Destination, DestinationInfo, DestinationKind, NewDestination, PolicyChange,
-    RequestError,
+    RequestError, Retention,
 };
 use courser_bench::table::{Align, Table};
 use courser_bench::units;
@@ -77,7 +77,8 @@ fn show(kind: DestinationKind, options: &NamedOptions) -> Result<(), CommandErro
     for (key, value) in [
         ("name", row.destination.to_string()),
         ("partitions", row.partitions.to_string()),
-        ("retain", units::bytes(row.retain)),
+        ("retention", retention(row.retention)),
+        ("dispatch", row.dispatch.to_string()),
         ("stored", units::count(row.stored)),
         ("unsettled", units::count(row.unsettled)),
         ("memory", units::bytes(row.bytes)),
@@ -110,7 +111,8 @@ fn create(kind: DestinationKind, options: &CreateOptions) -> Result<(), CommandE
     let admin = options.named.asking.connection.admin()?;
     let wanted = NewDestination {
         partitions: options.partitions,
-        retain: options.retain,
+        retention: options.keeping.retention(),
+        dispatch: options.dispatch,
         policies: policies(&options.bounds),
     };
     let created = admin.create(&name, &wanted)?;
@@ -181,6 +183,36 @@ fn policies(bounds: &Bounds) -> PolicyChange {
     }
 }
 
+/// What partitions keep, in a few words.
+fn retention(retention: Retention) -> String {
+    match retention {
+        Retention::Size(0) => String::from("what is not settled"),
+        Retention::Size(bytes) => format!("{} of what is settled", units::bytes(bytes)),
+        Retention::UntilAcknowledged { segment } => {
+            format!("segments of {} until acknowledged", units::bytes(segment))
+        }
+        Retention::UntilExpired { segment, period } => {
+            let segment = units::bytes(segment);
+            format!("segments of {segment} until {period}s after they are closed")
+        }
+    }
+}
+
+fn retention_as_json(retention: Retention) -> Value {
+    match retention {
+        Retention::Size(0) => json!({ "policy": "settled" }),
+        Retention::Size(bytes) => json!({ "policy": "size", "bytes": bytes }),
+        Retention::UntilAcknowledged { segment } => {
+            json!({ "policy": "until-acknowledged", "segment_bytes": segment })
+        }
+        Retention::UntilExpired { segment, period } => json!({
+            "policy": "until-expired",
+            "segment_bytes": segment,
+            "period_seconds": period,
+        }),
+    }
+}
+
 fn of_at_most(there: u32, most: u32) -> String {
     match most {
         0 => there.to_string(),
@@ -202,7 +234,14 @@ fn as_json(row: &DestinationInfo) -> Value {
         "destination": row.destination.to_string(),
         "partitions": row.partitions,
         "partition_names": partition_names(row),
-        "retain": row.retain,
+        "retention": retention_as_json(row.retention),
+        "dispatch": row.dispatch.to_string(),
+        "segments": row.retention.segment().map(|_| json!({
+            "closed": row.segments.closed,
+            "open": row.segments.open,
+            "bytes": row.segments.bytes,
+            "oldest_ns": row.segments.oldest.map(|time| time.0),
+        })),
         "producers_max": row.policies.producers_max,
         "consumers_max": row.policies.consumers_max,
         "subscriptions_max": row.policies.subscriptions_max,

@@ -68,6 +68,28 @@ fn topics_are_created_seen_changed_and_deleted() {
 }
 
 #[test]
+fn what_is_fixed_at_creation_is_shown_and_nobody_gets_it_otherwise() {
+    let broker = Broker::start("epoll");
+    succeeded(broker.courser("topic create fast --dispatch early"));
+    let shown = succeeded(broker.courser("topic show fast"));
+    assert_eq!(row(&shown, "dispatch"), "dispatch early");
+    assert_eq!(row(&shown, "retention"), "retention what is not settled");
+    let all = json(broker.courser("topic ls --json"));
+    assert_eq!(all[0]["dispatch"], "early");
+    assert_eq!(all[0]["retention"]["policy"], "settled");
+    for (line, status, expected) in [
+        (
+            "topic create fast --dispatch durable",
+            4,
+            "has early dispatch, and durable is wanted: the dispatch strategy is fixed",
+        ),
+        ("topic create new --dispatch late", 2, "durable or early"),
+    ] {
+        refused(&broker.courser(line), status, expected);
+    }
+}
+
+#[test]
 fn mistakes_about_destinations_are_named_with_what_to_do() {
     let broker = Broker::start("epoll");
     succeeded(broker.courser("queue create orders --partitions 3"));

@@ -7,6 +7,7 @@
 
 use core::time::Duration;
 
+use courser_core::catalog::Retention;
 use courser_core::client::{
     AdminRequest, Cause, Client, Completion, Config, ConsumerKey, ConsumerRequest, Event, Failure,
     LinkEnd, Location, Outgoing, PollState, ProducerKey, ProducerRequest, Route, SendError,
@@ -521,7 +522,7 @@ impl Actor {
             let mut request = ProducerRequest::new(shape.destination.clone());
             if slot.founding {
                 request.partitions = shape.partitions;
-                request.retain = shape.retain;
+                request.retention = shape.retain.map(Retention::Size);
             }
             request.batch = slot.plan.batch;
             request.messages_in_flight_max = slot.plan.messages_in_flight_max;

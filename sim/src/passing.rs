@@ -227,7 +227,8 @@ impl Passing {
                 let asked = machine.administer(AdminRequest::Create {
                     destination: destination(name),
                     partitions: Some(partitions),
-                    retain: None,
+                    retention: None,
+                    dispatch: None,
                     policies: PolicyChange::default(),
                 });
                 self.creations.extend(asked);

@@ -6,7 +6,7 @@
 //! ```text
 //!   0    | tag | kind | name length | number      | partitions  | retain ...
 //!  16    ... retain   | producers   | consumers   | subscriptions |
-//!  32    | name ...
+//!  32    | retention dispatch 0 | period      | name ...
 //! ```
 //!
 //! What a tag does not need is zero. [`Change::decode`] lets through exactly what
@@ -15,7 +15,7 @@
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::{Entry, Policies, Shape};
+use super::{Dispatch, Entry, Policies, Retention, RetentionCode, Shape};
 use crate::id::DestinationNumber;
 use crate::limits;
 use crate::name::{Destination, DestinationKind};
@@ -48,11 +48,15 @@ struct Fields {
     producers_max: U32,
     consumers_max: U32,
     subscriptions_max: U32,
+    retention: u8,
+    dispatch: u8,
+    reserved: U16,
+    period: U32,
 }
 
 /// Bytes of a change beside the name.
 const FIELDS_SIZE: usize = size_of::<Fields>();
-const _: () = assert!(FIELDS_SIZE == 32);
+const _: () = assert!(FIELDS_SIZE == 40);
 /// The most bytes that a change has.
 pub const CHANGE_SIZE_MAX: usize = FIELDS_SIZE + 2 * (limits::NAME_PART_SIZE_MAX as usize + 1);
 
@@ -92,7 +96,11 @@ impl Change {
                 let length = u16::try_from(name.len()).expect("a name has less than 256 bytes");
                 fields.name_length.set(length);
                 fields.partitions.set(entry.shape.partitions);
-                fields.retain.set(entry.shape.retain);
+                let retention = entry.shape.retention.code();
+                fields.retention = retention.policy;
+                fields.retain.set(retention.bytes);
+                fields.period.set(retention.period);
+                fields.dispatch = entry.shape.dispatch as u8;
                 out.extend_from_slice(fields.as_bytes());
                 out.extend_from_slice(name);
             }
@@ -123,7 +131,13 @@ impl Change {
                     destination: Destination::new(kind, name).ok()?,
                     shape: Shape {
                         partitions: fields.partitions.get(),
-                        retain: fields.retain.get(),
+                        retention: Retention::from_code(RetentionCode {
+                            policy: fields.retention,
+                            bytes: fields.retain.get(),
+                            period: fields.period.get(),
+                        })
+                        .ok()?,
+                        dispatch: Dispatch::from_code(fields.dispatch)?,
                     },
                     policies: fields.policies(),
                 })

@@ -11,8 +11,8 @@
 //! deciding chooses (numbers, what was left open); applying the same changes in the
 //! same order gives the same catalogue everywhere, and cannot fail.
 //!
-//! A destination's shape (kind, name, partitions, retention) is fixed when it is
-//! created. Its number is never given to another one: the slot that it stands in is,
+//! A destination's shape (kind, name, partitions, retention, dispatch) is fixed when it
+//! is created. Its number is never given to another one: the slot that it stands in is,
 //! so that tables by slot stay as long as destinations are many at a time, whatever
 //! their history.
 //!
@@ -21,8 +21,10 @@
 //! they became so.
 
 pub mod change;
+mod dispatch;
 pub mod placement;
 mod request;
+mod retention;
 
 use std::collections::VecDeque;
 
@@ -30,7 +32,9 @@ use foldhash::quality::SeedableRandomState;
 use hashbrown::HashMap;
 
 pub use change::Change;
+pub use dispatch::{Dispatch, UnknownDispatch};
 pub use request::{CatalogError, Policy, PolicyChange, Request, Wanted};
+pub use retention::{Retention, RetentionCode, RetentionError};
 
 use crate::id::{CatalogVersion, DestinationNumber};
 use crate::limits;
@@ -41,8 +45,10 @@ use crate::name::{Destination, DestinationKind};
 pub struct Shape {
     /// Its partitions, at least 1.
     pub partitions: u32,
-    /// Bytes of settled messages that it keeps.
-    pub retain: u64,
+    /// What they keep.
+    pub retention: Retention,
+    /// When consumers see what is to be flushed.
+    pub dispatch: Dispatch,
 }
 
 /// What can be changed about a destination. Zero is no bound.

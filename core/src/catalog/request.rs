@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use super::{Catalog, Change, Entry, Policies, Shape};
+use super::{Catalog, Change, Dispatch, Entry, Policies, Retention, RetentionError, Shape};
 use crate::error::Refusal;
 use crate::id::DestinationNumber;
 use crate::limits;
@@ -13,8 +13,10 @@ use crate::name::Destination;
 pub struct Wanted {
     /// Partitions, if that matters.
     pub partitions: Option<u32>,
-    /// Retention, if that matters.
-    pub retain: Option<u64>,
+    /// What they keep, if that matters.
+    pub retention: Option<Retention>,
+    /// When consumers see what is to be flushed, if that matters.
+    pub dispatch: Option<Dispatch>,
 }
 
 /// A bound that can be changed.
@@ -110,14 +112,25 @@ pub enum CatalogError {
         /// What was wanted.
         wanted: u32,
     },
-    /// It retains another number of bytes.
+    /// It was to keep what none may.
+    Retention(RetentionError),
+    /// It keeps something else.
     OtherRetention {
         /// Which destination.
         destination: Destination,
         /// What it has.
-        has: u64,
+        has: Retention,
         /// What was wanted.
-        wanted: u64,
+        wanted: Retention,
+    },
+    /// What is to be flushed is seen at another time.
+    OtherDispatch {
+        /// Which destination.
+        destination: Destination,
+        /// What it has.
+        has: Dispatch,
+        /// What was wanted.
+        wanted: Dispatch,
     },
     /// It has another policy than it was to be created with.
     OtherPolicy {
@@ -146,9 +159,12 @@ impl CatalogError {
     #[must_use]
     pub fn refusal(&self) -> Refusal {
         match self {
-            Self::NoPartitions | Self::TooManyPartitions { .. } => Refusal::IllegalArgument,
+            Self::NoPartitions | Self::TooManyPartitions { .. } | Self::Retention(_) => {
+                Refusal::IllegalArgument
+            }
             Self::OtherPartitions { .. }
             | Self::OtherRetention { .. }
+            | Self::OtherDispatch { .. }
             | Self::OtherPolicy { .. } => Refusal::PreconditionFailed,
             Self::NotFound { .. } => Refusal::NotFound,
             Self::TooMany => Refusal::ResourceAllocation,
@@ -180,8 +196,18 @@ impl fmt::Display for CatalogError {
                 wanted,
             } => write!(
                 f,
-                "{destination} retains {has} bytes, and {wanted} are wanted: \
-                 how many it retains is fixed at its creation"
+                "{destination} retains {has}, and {wanted} is wanted: \
+                 what it retains is fixed at its creation"
+            ),
+            Self::Retention(error) => error.fmt(f),
+            Self::OtherDispatch {
+                destination,
+                has,
+                wanted,
+            } => write!(
+                f,
+                "{destination} has {has} dispatch, and {wanted} is wanted: \
+                 the dispatch strategy is fixed at its creation"
             ),
             Self::OtherPolicy {
                 destination,
@@ -253,6 +279,9 @@ impl Catalog {
             }
             _ => {}
         }
+        if let Some(retention) = wanted.retention {
+            retention.check().map_err(CatalogError::Retention)?;
+        }
         if let Some(number) = self.find(destination) {
             expect(self.entry(number), wanted, policies)?;
             return Ok(None);
@@ -269,7 +298,8 @@ impl Catalog {
             destination: destination.clone(),
             shape: Shape {
                 partitions: wanted.partitions.unwrap_or(1),
-                retain: wanted.retain.unwrap_or(0),
+                retention: wanted.retention.unwrap_or_default(),
+                dispatch: wanted.dispatch.unwrap_or_default(),
             },
             policies: policies.on(Policies::default()),
         })))
@@ -296,12 +326,21 @@ fn expect(entry: &Entry, wanted: Wanted, policies: PolicyChange) -> Result<(), C
             wanted,
         });
     }
-    if let Some(wanted) = wanted.retain
-        && wanted != entry.shape.retain
+    if let Some(wanted) = wanted.retention
+        && wanted != entry.shape.retention
     {
         return Err(CatalogError::OtherRetention {
             destination: destination(),
-            has: entry.shape.retain,
+            has: entry.shape.retention,
+            wanted,
+        });
+    }
+    if let Some(wanted) = wanted.dispatch
+        && wanted != entry.shape.dispatch
+    {
+        return Err(CatalogError::OtherDispatch {
+            destination: destination(),
+            has: entry.shape.dispatch,
             wanted,
         });
     }

@@ -13,14 +13,14 @@ fn named(name: &str) -> Destination {
 fn partitions(count: u32) -> Wanted {
     Wanted {
         partitions: Some(count),
-        retain: None,
+        ..Wanted::default()
     }
 }
 
 fn retaining(bytes: u64) -> Wanted {
     Wanted {
-        partitions: None,
-        retain: Some(bytes),
+        retention: Some(Retention::Size(bytes)),
+        ..Wanted::default()
     }
 }
 
@@ -55,7 +55,15 @@ fn each_refusal_says_what_there_is_and_what_was_asked_for() {
     let closed = Catalog::new(1, false);
     let (orders, new) = (named("orders"), named("topic:new"));
     let (any, same) = (Wanted::default(), PolicyChange::default());
-    let cases: [(&Catalog, Request<'_>, Refusal, &[&str]); 11] = [
+    let early = Wanted {
+        dispatch: Some(Dispatch::Early),
+        ..any
+    };
+    let divided = |segment, period| Wanted {
+        retention: Some(Retention::UntilExpired { segment, period }),
+        ..any
+    };
+    let cases: [(&Catalog, Request<'_>, Refusal, &[&str]); 15] = [
         (
             &catalog,
             Request::Create(&new, partitions(0), same),
@@ -90,7 +98,31 @@ fn each_refusal_says_what_there_is_and_what_was_asked_for() {
             &catalog,
             Request::Open(&orders, retaining(7)),
             Refusal::PreconditionFailed,
-            &["retains 0", "7 are wanted"],
+            &["retains settled", "7 bytes of what is settled is wanted"],
+        ),
+        (
+            &catalog,
+            Request::Open(&orders, early),
+            Refusal::PreconditionFailed,
+            &["has durable dispatch", "early is wanted", "strategy"],
+        ),
+        (
+            &catalog,
+            Request::Open(&orders, divided(5 << 20, 3)),
+            Refusal::PreconditionFailed,
+            &["retains settled", "5242880", "until expired after 3 s"],
+        ),
+        (
+            &catalog,
+            Request::Create(&new, divided(1, 3), same),
+            Refusal::IllegalArgument,
+            &["segment of 1 bytes", "65536"],
+        ),
+        (
+            &catalog,
+            Request::Create(&new, divided(5 << 20, 0), same),
+            Refusal::IllegalArgument,
+            &["period of 0 s", "31622400"],
         ),
         (
             &catalog,
@@ -269,7 +301,14 @@ proptest! {
             let request = match act {
                 Act::Open(name, count) => {
                     destination = named(&format!("n{name}"));
-                    let wanted = Wanted { partitions: count, retain: None };
+                    let wanted = Wanted {
+                        partitions: count,
+                        dispatch: (name % 2 == 0).then_some(Dispatch::Early),
+                        retention: (name % 3 == 0).then_some(Retention::UntilExpired {
+                            segment: 1 << 20,
+                            period: 7,
+                        }),
+                    };
                     Request::Open(&destination, wanted)
                 }
                 Act::Delete(name) => {
@@ -326,7 +365,8 @@ fn the_longest_change_is_as_long_as_it_says() {
         destination: named(&format!("topic:/{part}/{part}")),
         shape: Shape {
             partitions: 1,
-            retain: 0,
+            retention: Retention::UntilAcknowledged { segment: 1 << 20 },
+            dispatch: Dispatch::Early,
         },
         policies: Policies::default(),
     };

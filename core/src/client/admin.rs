@@ -7,13 +7,14 @@ use zerocopy::{FromBytes, Immutable, KnownLayout};
 
 use super::length;
 use super::outbound::Outbound;
-use crate::catalog::{Policies, PolicyChange};
+use crate::catalog::{Dispatch, Policies, PolicyChange, Retention, RetentionCode};
 use crate::frame::control::{
     ConsumerRow, Create, Delete, DestinationRow, End, LinkRow, List, Listed, PartRow, ProducerRow,
     SetPolicies, SubscriptionRow,
 };
 use crate::id::{DestinationNumber, Epoch, Handle, LinkNumber, Offset, PartitionIndex, ProducerId};
 use crate::name::{Destination, DestinationKind};
+use crate::time::Wall;
 
 /// What is asked of the broker about itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,8 +25,10 @@ pub enum AdminRequest {
         destination: Destination,
         /// Its partitions, if that matters.
         partitions: Option<u32>,
-        /// Bytes that each keeps of what is settled, if that matters.
-        retain: Option<u64>,
+        /// What they keep, if that matters.
+        retention: Option<Retention>,
+        /// When consumers see what is to be flushed, if that matters.
+        dispatch: Option<Dispatch>,
         /// Its bounds.
         policies: PolicyChange,
     },
@@ -126,8 +129,10 @@ pub struct DestinationInfo {
     pub number: DestinationNumber,
     /// Its partitions.
     pub partitions: u32,
-    /// Bytes that each of them keeps of what is settled.
-    pub retain: u64,
+    /// What they keep.
+    pub retention: Retention,
+    /// When consumers see what is to be flushed.
+    pub dispatch: Dispatch,
     /// Its bounds, 0 for none.
     pub policies: Policies,
     /// Attached producers.
@@ -142,6 +147,34 @@ pub struct DestinationInfo {
     pub unsettled: u64,
     /// Bytes of memory held.
     pub bytes: u64,
+    /// Its segments, if it keeps whole ones.
+    pub segments: Segments,
+}
+
+/// The segments of a destination that keeps whole ones.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Segments {
+    /// How many are closed.
+    pub closed: u32,
+    /// How many are written to: one in each partition that has any.
+    pub open: u32,
+    /// Bytes of the messages in all of them.
+    pub bytes: u64,
+    /// When the oldest of these was stored.
+    pub oldest: Option<Wall>,
+}
+
+impl core::ops::AddAssign for Segments {
+    /// With those of another shard.
+    fn add_assign(&mut self, other: Self) {
+        self.closed += other.closed;
+        self.open += other.open;
+        self.bytes += other.bytes;
+        self.oldest = match (self.oldest, other.oldest) {
+            (Some(one), Some(another)) => Some(one.min(another)),
+            (one, another) => one.or(another),
+        };
+    }
 }
 
 /// A subscription, with what one shard has of it.
@@ -241,6 +274,7 @@ const RETAIN: u16 = 1 << 1;
 const PRODUCERS_MAX: u16 = 1 << 2;
 const CONSUMERS_MAX: u16 = 1 << 3;
 const SUBSCRIPTIONS_MAX: u16 = 1 << 4;
+const DISPATCH: u16 = 1 << 5;
 const FORCE: u8 = 1;
 const SUBSCRIPTION: u8 = 1 << 1;
 
@@ -269,12 +303,15 @@ pub(super) fn ask(
         AdminRequest::Create {
             destination,
             partitions,
-            retain,
+            retention,
+            dispatch,
             policies,
         } => {
             let options = meant(policies)
                 | partitions.map_or(0, |_| PARTITIONS)
-                | retain.map_or(0, |_| RETAIN);
+                | retention.map_or(0, |_| RETAIN)
+                | dispatch.map_or(0, |_| DISPATCH);
+            let retention = retention.unwrap_or_default().code();
             let fields = Create {
                 session: session.into(),
                 destination: destination.kind as u8,
@@ -283,7 +320,10 @@ pub(super) fn ask(
                 producers_max: policies.producers_max.unwrap_or(0).into(),
                 consumers_max: policies.consumers_max.unwrap_or(0).into(),
                 subscriptions_max: policies.subscriptions_max.unwrap_or(0).into(),
-                retain: retain.unwrap_or(0).into(),
+                retain: retention.bytes.into(),
+                retention: retention.policy,
+                period: retention.period.into(),
+                dispatch: dispatch.unwrap_or_default() as u8,
                 ..Create::default()
             };
             outbound.control(subject, &fields, &[destination.name.as_bytes()])
@@ -435,7 +475,13 @@ impl Page {
                         destination: destination(row.destination, name)?,
                         number: DestinationNumber(row.number.get()),
                         partitions: row.partitions.get(),
-                        retain: row.retain.get(),
+                        retention: Retention::from_code(RetentionCode {
+                            policy: row.retention,
+                            bytes: row.retain.get(),
+                            period: row.period.get(),
+                        })
+                        .ok()?,
+                        dispatch: Dispatch::from_code(row.dispatch)?,
                         policies: Policies {
                             producers_max: row.producers_max.get(),
                             consumers_max: row.consumers_max.get(),
@@ -447,6 +493,14 @@ impl Page {
                         stored: row.stored.get(),
                         unsettled: row.unsettled.get(),
                         bytes: row.bytes.get(),
+                        segments: Segments {
+                            closed: row.segments_closed.get(),
+                            open: row.segments_open.get(),
+                            bytes: row.segment_bytes.get(),
+                            oldest: Some(row.segment_oldest.get())
+                                .filter(|time| *time > 0)
+                                .map(Wall),
+                        },
                     })
                 },
             )?),

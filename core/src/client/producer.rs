@@ -44,6 +44,7 @@ use zerocopy::FromBytes;
 
 use super::queue::ByteQueue;
 use super::{Cause, ProtocolFault, SendError};
+use crate::catalog::{Dispatch, Retention};
 use crate::completion::{CompletionWindow, Settled};
 use crate::error::Refusal;
 use crate::frame::control::{Batch, CompletionRun, Credit, ProducerOpened, WantCredit};
@@ -69,8 +70,10 @@ pub struct ProducerRequest {
     pub name: Box<str>,
     /// Partitions the destination is to have; 0 takes it as it is, or 1.
     pub partitions: u32,
-    /// Bytes that the destination keeps of what is settled, if they matter.
-    pub retain: Option<u64>,
+    /// What the destination keeps, if that matters.
+    pub retention: Option<Retention>,
+    /// When consumers see what is to be flushed, if that matters.
+    pub dispatch: Option<Dispatch>,
     /// Whether it is to be the only producer that is attached.
     pub exclusive: bool,
     /// Whether it waits until it can be, if it is to be the only one.
@@ -93,7 +96,8 @@ impl ProducerRequest {
             destination,
             name: "".into(),
             partitions: 0,
-            retain: None,
+            retention: None,
+            dispatch: None,
             exclusive: false,
             waits: false,
             durability: Durability::Flushed,

@@ -58,6 +58,8 @@ pub(super) fn open_producer(
     partitions: u32,
     known: Option<ProducerId>,
 ) -> bool {
+    let retention = wanted.retention.unwrap_or_default().code();
+    let options = u16::from(wanted.retention.is_some()) | u16::from(wanted.dispatch.is_some()) << 1;
     let fields = control::OpenProducer {
         session: session.into(),
         destination: wanted.destination.kind as u8,
@@ -65,9 +67,13 @@ pub(super) fn open_producer(
         destination_length: length(&wanted.destination.name).into(),
         partitions: partitions.into(),
         name_length: length(&wanted.name).into(),
-        options: u16::from(wanted.retain.is_some()).into(),
-        retain: wanted.retain.unwrap_or(0).into(),
+        options: options.into(),
+        retain: retention.bytes.into(),
         producer: known.map_or(0, |id| id.0).into(),
+        retention: retention.policy,
+        dispatch: wanted.dispatch.unwrap_or_default() as u8,
+        period: retention.period.into(),
+        ..control::OpenProducer::default()
     };
     let tail = [wanted.destination.name.as_bytes(), wanted.name.as_bytes()];
     outbound.control(subject, &fields, &tail)

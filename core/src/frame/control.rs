@@ -149,12 +149,21 @@ fields! {
         partitions: U32,
         /// Bytes of the producer's name.
         name_length: U16,
-        /// Bit 0: `retain` is meant, even if zero.
+        /// Bit 0: `retain`, `retention` and `period` are meant, even if zero; bit 1:
+        /// `dispatch` is.
         options: U16,
-        /// Bytes that the destination keeps of what is settled.
+        /// Bytes that the destination keeps of what is settled, or those of a segment.
         retain: U64,
         /// 0 for a new producer, or one of this installation's to attach again.
         producer: U64,
+        /// 0 by size, 1 whole segments until acknowledged, 2 until expired.
+        retention: u8,
+        /// 0 once durable, 1 early.
+        dispatch: u8,
+        /// Zero.
+        reserved: U16,
+        /// Seconds until a segment expires.
+        period: U32,
     }
 
     /// Asks for a consumer; the subject is a request. Tail: the destination's
@@ -306,8 +315,9 @@ fields! {
         destination: u8,
         /// Zero.
         reserved: u8,
-        /// What of the following is meant: bit 0 `partitions`, 1 `retain`,
-        /// 2 `producers_max`, 3 `consumers_max`, 4 `subscriptions_max`.
+        /// What of the following is meant: bit 0 `partitions`, 1 `retain` with `retention`
+        /// and `period`, 2 `producers_max`, 3 `consumers_max`, 4 `subscriptions_max`,
+        /// 5 `dispatch`.
         options: U16,
         /// Partitions.
         partitions: U32,
@@ -317,8 +327,16 @@ fields! {
         consumers_max: U32,
         /// The most subscriptions, 0 for any number.
         subscriptions_max: U32,
-        /// Bytes that the destination keeps of what is settled.
+        /// Bytes that the destination keeps of what is settled, or those of a segment.
         retain: U64,
+        /// As in [`OpenProducer`].
+        retention: u8,
+        /// As in [`OpenProducer`].
+        dispatch: u8,
+        /// Zero.
+        reserved_half: U16,
+        /// Seconds until a segment expires.
+        period: U32,
     }
 
     /// Asks for policies of a destination to be others; the subject is a request. Tail:
@@ -794,11 +812,11 @@ macro_rules! rows {
 
 rows! {
     /// One destination in the answer to [`List`]; its name follows.
-    DestinationRow(72) {
+    DestinationRow(104) {
         /// 0 queue, 1 topic.
         destination: u8,
-        /// Zero.
-        reserved: u8,
+        /// As in [`OpenProducer`].
+        dispatch: u8,
         /// Bytes of the name.
         name_length: U16,
         /// The number that it is known by in the broker.
@@ -811,7 +829,7 @@ rows! {
         consumers_max: U32,
         /// The most subscriptions, 0 for any number.
         subscriptions_max: U32,
-        /// Bytes that each partition keeps of what is settled.
+        /// As in [`Create`].
         retain: U64,
         /// Attached producers.
         producers: U32,
@@ -819,14 +837,26 @@ rows! {
         consumers: U32,
         /// Subscriptions.
         subscriptions: U32,
-        /// Zero.
-        reserved_word: U32,
+        /// As in [`Create`].
+        period: U32,
         /// Messages ever stored.
         stored: U64,
         /// Messages that some subscription has not settled.
         unsettled: U64,
         /// Bytes of memory held.
         bytes: U64,
+        /// Bytes of the messages in segments.
+        segment_bytes: U64,
+        /// When the oldest of them was stored, in nanoseconds since 1970; 0 without any.
+        segment_oldest: U64,
+        /// Segments that are closed.
+        segments_closed: U32,
+        /// Segments that are written to.
+        segments_open: U32,
+        /// As in [`OpenProducer`].
+        retention: u8,
+        /// Zero.
+        reserved: [u8; 7],
     }
 
     /// One subscription in the answer to [`List`]; the destination's name and its own

@@ -29,7 +29,7 @@ use super::branch::refused;
 use super::fan::about;
 use super::records::{self, outcome, request};
 use super::{Fault, LinkState, Rejection, Shard};
-use crate::catalog::{Change, PolicyChange, Request, Wanted};
+use crate::catalog::{Change, Dispatch, PolicyChange, Request, Retention, RetentionCode, Wanted};
 use crate::error::Refusal;
 use crate::frame::Kind;
 use crate::frame::control::Control;
@@ -569,7 +569,16 @@ impl records::Proposal {
         let is = |bit: u16| options & bit != 0;
         let wanted = Wanted {
             partitions: is(1).then_some(self.partitions.get()),
-            retain: is(2).then_some(self.retain.get()),
+            retention: is(2).then(|| {
+                let code = RetentionCode {
+                    policy: self.retention,
+                    bytes: self.retain.get(),
+                    period: self.period.get(),
+                };
+                Retention::from_code(code).expect("retention was checked")
+            }),
+            dispatch: is(32)
+                .then(|| Dispatch::from_code(self.dispatch).expect("dispatch was checked")),
         };
         let policies = PolicyChange {
             producers_max: is(4).then_some(self.producers_max.get()),
@@ -595,11 +604,13 @@ fn encode(request: Request<'_>) -> Vec<u8> {
     };
     let bits = [
         wanted.partitions.is_some(),
-        wanted.retain.is_some(),
+        wanted.retention.is_some(),
         policies.producers_max.is_some(),
         policies.consumers_max.is_some(),
         policies.subscriptions_max.is_some(),
+        wanted.dispatch.is_some(),
     ];
+    let retention = wanted.retention.unwrap_or_default().code();
     let options = bits
         .iter()
         .rev()
@@ -609,11 +620,14 @@ fn encode(request: Request<'_>) -> Vec<u8> {
         destination: destination.kind as u8,
         options: options.into(),
         partitions: wanted.partitions.unwrap_or(0).into(),
-        retain: wanted.retain.unwrap_or(0).into(),
+        retain: retention.bytes.into(),
         producers_max: policies.producers_max.unwrap_or(0).into(),
         consumers_max: policies.consumers_max.unwrap_or(0).into(),
         subscriptions_max: policies.subscriptions_max.unwrap_or(0).into(),
-        reserved: 0.into(),
+        period: retention.period.into(),
+        retention: retention.policy,
+        dispatch: wanted.dispatch.unwrap_or_default() as u8,
+        reserved: [0; 6],
     };
     [fields.as_bytes(), destination.name.as_bytes()].concat()
 }
@@ -641,7 +655,17 @@ mod tests {
             for other in wanted {
                 let wanted = Wanted {
                     partitions: one,
-                    retain: other.map(u64::from),
+                    retention: other.map(|period| match period {
+                        0 => Retention::Size(7),
+                        period => Retention::UntilExpired {
+                            segment: 5 << 20,
+                            period,
+                        },
+                    }),
+                    dispatch: one.map(|it| match it {
+                        0 => Dispatch::Durable,
+                        _ => Dispatch::Early,
+                    }),
                 };
                 let policies = PolicyChange {
                     producers_max: one,

@@ -14,7 +14,9 @@ use super::locals::{Local, Own};
 use super::producer::Producer;
 use super::{Fault, Rejection, Shard, tables};
 use crate::auth::{self, Operation, Target};
-use crate::catalog::{CatalogError, Change, Entry, Policy, Request, Shape, Wanted};
+use crate::catalog::{
+    CatalogError, Change, Dispatch, Entry, Policy, Request, Retention, RetentionCode, Shape, Wanted,
+};
 use crate::error::Refusal;
 use crate::id::{CatalogVersion, DestinationNumber, Handle, PartitionIndex, ShardIndex};
 use crate::limits;
@@ -39,6 +41,21 @@ impl From<CatalogError> for Rejection {
     fn from(error: CatalogError) -> Self {
         Self::request(error.refusal(), error.to_string())
     }
+}
+
+/// What somebody expects of a destination, as the wire has it.
+pub(super) fn wanted(
+    partitions: Option<u32>,
+    retention: Option<RetentionCode>,
+    dispatch: Option<u8>,
+) -> Result<Wanted, Rejection> {
+    let retention = retention.map(Retention::from_code).transpose();
+    let dispatch = dispatch.map(|code| Dispatch::from_code(code).ok_or(Refusal::Unsupported));
+    Ok(Wanted {
+        partitions,
+        retention: retention.map_err(CatalogError::Retention)?,
+        dispatch: dispatch.transpose()?,
+    })
 }
 
 impl Shard {
@@ -150,7 +167,10 @@ impl Shard {
         shape: Shape,
         is_queue: bool,
     ) -> Result<(), Rejection> {
-        let retain = shape.retain;
+        if shape.retention.segment().is_some() {
+            return Err(Refusal::Unsupported.into());
+        }
+        let retain = shape.retention.bytes();
         let own = |shard| self.mesh.placement.share(number, shape.partitions, shard);
         // The home has at least as many as any other.
         let most_own = own(self.mesh.placement.home(number)).max(1);
@@ -205,8 +225,9 @@ impl Shard {
         let placement = self.mesh.placement;
         for (burden, shard) in self.burdens.iter_mut().zip((0..).map(ShardIndex)) {
             let own = placement.share(number, shape.partitions, shard);
-            let kept = own as usize * kept_chunks(shape.retain);
-            let retained = retained_most(own, shape.retain);
+            let retain = shape.retention.bytes();
+            let kept = own as usize * kept_chunks(retain);
+            let retained = retained_most(own, retain);
             let queue = tables::subscription_size(Kind::Shared, own as usize);
             let queues = if is_queue { queue } else { 0 };
             if comes {
@@ -230,7 +251,7 @@ impl Shard {
                     destination: number,
                     partition: PartitionIndex(partition),
                 };
-                Partition::new(address, shape.retain)
+                Partition::new(address, shape.retention.bytes())
             })
             .collect();
         let placement = self.mesh.placement;
@@ -242,16 +263,18 @@ impl Shard {
             count: placement.share(number, shape.partitions, self.config.shard) as usize,
         };
         self.partitions += own.count;
-        let kept = own.count * kept_chunks(shape.retain);
+        let kept = own.count * kept_chunks(shape.retention.bytes());
         let is_queue = entry.destination.kind == DestinationKind::Queue;
         let mut local = Local::new(number, partitions, own, kept);
         local.is_queue = is_queue;
-        local.keeps = is_queue || shape.retain > 0;
+        local.keeps = is_queue || shape.retention.bytes() > 0;
+        local.is_early = shape.dispatch == Dispatch::Early;
         if self.journal.is_some() && is_queue {
             local.note_settled();
         }
         self.locals.put(local);
         self.burden(number, shape, is_queue, true);
+        self.reserve_for_early(number);
         if is_queue {
             self.subscribe(number, None, Start::Earliest, Kind::Shared)
                 .expect("deciding saw to it that there is room for a queue's subscription");

@@ -11,6 +11,10 @@
 //! and batches become durable in their order, so each list here is served from its front.
 //! Outcomes wait at their producers, where those behind them wait too.
 //!
+//! Where a destination's dispatch is early, its messages are seen at once, and only their
+//! outcomes wait. Their offsets are reserved ahead, as are those of messages that need no
+//! flush: what somebody saw and a crash took leaves a hole, and no other message.
+//!
 //! A shard without a journal has none of this: whatever it is asked, it answers at once.
 //!
 //! Invariant: what is hidden in a partition is named in `hiding` for each of its batches.
@@ -240,7 +244,11 @@ impl Durable {
                 destination,
                 partition: it.partition,
             };
-            self.hide(log, place, it.first, batch);
+            if local.is_early {
+                self.see_early(arena, log, place, it.first);
+            } else {
+                self.hide(log, place, it.first, batch);
+            }
             return Safety {
                 batch: if cfg!(planted = "told_too_soon") {
                     BatchNumber(0)
@@ -263,6 +271,19 @@ impl Durable {
             self.hide(log, place, it.first, safety.batch);
         }
         safety
+    }
+
+    /// What was just stored in `log`, from `first` on, may be seen before it is durable, so
+    /// its offset is to be no other message's whatever a crash takes: it is seen once that
+    /// is durable, which it is already but for the first of many.
+    fn see_early(&mut self, arena: &mut Arena, log: &mut Log, place: Place, first: Offset) {
+        if log.next().0 + RESERVED_LEAST <= log.reserved().0 {
+            return;
+        }
+        let safety = self.reserve_offsets(arena, log, place);
+        if safety.batch > BatchNumber(0) {
+            self.hide(log, place, first, safety.batch);
+        }
     }
 
     /// Nobody sees what was just stored in `log`, from `first` on, before `batch` is
@@ -448,6 +469,11 @@ impl Shard {
             }
         }
         self.keep_subscriptions();
+        let early = self.locals.iter().filter(|local| local.is_early);
+        let early: Vec<DestinationNumber> = early.map(|local| local.number).collect();
+        for destination in early {
+            self.reserve_for_early(destination);
+        }
         self.reserve_ids();
     }
 
@@ -747,6 +773,25 @@ impl Shard {
             && let Err(fault) = self.confirm_on(now, link, confirmation)
         {
             self.fault(now, link, &fault);
+        }
+    }
+
+    /// Reserves offsets ahead where messages are seen before they are durable, so that not
+    /// even the first of them has to wait.
+    pub(super) fn reserve_for_early(&mut self, destination: DestinationNumber) {
+        let Some(journal) = &mut self.journal else {
+            return;
+        };
+        let Some(local) = (self.locals.get_mut(destination)).filter(|local| local.is_early) else {
+            return;
+        };
+        for index in local.own.indexes() {
+            let place = Place {
+                destination,
+                partition: PartitionIndex(u32::try_from(index).unwrap_or(u32::MAX)),
+            };
+            let log = &mut local.partitions[index].log;
+            journal.reserve_offsets(&mut self.arena, log, place);
         }
     }
 

@@ -210,7 +210,7 @@ impl Shard {
         let Some(entry) = self.catalog.get(destination) else {
             return;
         };
-        let retains = entry.shape.retain > 0;
+        let retains = entry.shape.retention.bytes() > 0;
         let subscriptions = &self.subscriptions;
         if let Some(local) = self.locals.get_mut(destination) {
             let is_kept = |it: &Handle| {

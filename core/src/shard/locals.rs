@@ -72,6 +72,8 @@ pub(super) struct Local {
     pub(super) stored: u64,
     /// Whether messages stay until they are settled, or longer: then it is worth a flush.
     pub(super) keeps: bool,
+    /// Whether messages are seen before they are flushed.
+    pub(super) is_early: bool,
     /// Whether it has a subscription that it came with.
     pub(super) is_queue: bool,
 }
@@ -99,6 +101,7 @@ impl Local {
             fronts: 0,
             stored: 0,
             keeps: false,
+            is_early: false,
             is_queue: false,
         }
     }

@@ -260,7 +260,10 @@ fields! {
         producers_max: U32,
         consumers_max: U32,
         subscriptions_max: U32,
-        reserved: U32,
+        period: U32,
+        retention: u8,
+        dispatch: u8,
+        reserved: [u8; 6],
     }
 
     /// Why not; the text follows.

@@ -1,12 +1,13 @@
 //! Sessions and the requests of the control plane.
 
 use super::consumer::{OpenConsumer, Start};
+use super::destination::wanted;
 use super::durable::LastWord;
 use super::identity::Access;
 use super::producer::OpenProducer;
 use super::{Fault, Rejection, Shard};
 use crate::auth::{self, Operation, Target};
-use crate::catalog::Wanted;
+use crate::catalog::RetentionCode;
 use crate::counters::Counter;
 use crate::error::Refusal;
 use crate::frame::control::{self, Control, Located, Pong, SessionOpened};
@@ -28,8 +29,10 @@ pub(super) struct Session {
     pub(super) closing: Option<RequestId>,
 }
 
-/// A producer opened with this option means its `retain`.
+/// A producer opened with this option means its `retain`, `retention` and `period`.
 const OPTION_RETAIN: u16 = 1;
+/// A producer opened with this option means its `dispatch`.
+const OPTION_DISPATCH: u16 = 1 << 1;
 
 impl Shard {
     /// A control frame: what comes with messages here, every request apart.
@@ -236,7 +239,9 @@ impl Shard {
             return Err(Refusal::IllegalArgument.into());
         };
         let destination = self.destination(link, fields.session.get(), fields.destination, name)?;
-        if own.len() > limits::NAME_SIZE_MAX as usize || fields.options.get() & !OPTION_RETAIN != 0
+        let options = fields.options.get();
+        if own.len() > limits::NAME_SIZE_MAX as usize
+            || options & !(OPTION_RETAIN | OPTION_DISPATCH) != 0
         {
             return Err(Refusal::IllegalArgument.into());
         }
@@ -244,12 +249,17 @@ impl Shard {
         if self.is_out_of_handles(link) {
             return Err(Refusal::ResourceAllocation.into());
         }
-        let retain = (fields.options.get() & OPTION_RETAIN != 0).then_some(fields.retain.get());
+        let retention = (options & OPTION_RETAIN != 0).then_some(RetentionCode {
+            policy: fields.retention,
+            bytes: fields.retain.get(),
+            period: fields.period.get(),
+        });
+        let dispatch = (options & OPTION_DISPATCH != 0).then_some(fields.dispatch);
         let partitions = Some(fields.partitions.get()).filter(|partitions| *partitions > 0);
         let open = OpenProducer {
             session: Handle(fields.session.get()),
             destination: &destination,
-            wanted: Wanted { partitions, retain },
+            wanted: wanted(partitions, retention, dispatch)?,
             name: own,
             access,
             again: Some(ProducerId(fields.producer.get())).filter(|id| id.0 != 0),

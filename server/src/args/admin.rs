@@ -1,7 +1,7 @@
 //! The flags of the verbs that look at a broker from outside and change it.
 
 use clap::{Args, Subcommand};
-use courser::{Destination, LinkNumber, ProducerId};
+use courser::{Destination, Dispatch, LinkNumber, ProducerId, Retention};
 
 use super::Connection;
 use crate::quantity;
@@ -63,11 +63,63 @@ pub(crate) struct CreateOptions {
     /// Its partitions; one unless said otherwise
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub(crate) partitions: Option<u32>,
-    /// How much each partition keeps of what every subscription has acknowledged
-    #[arg(long, value_name = "SIZE", allow_negative_numbers = true, value_parser = quantity::size)]
-    pub(crate) retain: Option<u64>,
+    #[command(flatten)]
+    pub(crate) keeping: Keeping,
+    /// When consumers see a persistent message: durable, once it is flushed, unless said
+    /// otherwise, or early, at once, though a crash may take it back
+    #[arg(long, value_name = "WHEN")]
+    pub(crate) dispatch: Option<Dispatch>,
     #[command(flatten)]
     pub(crate) bounds: Bounds,
+}
+
+/// What the partitions of a destination keep.
+#[derive(Debug, Args)]
+pub(crate) struct Keeping {
+    /// How much each partition keeps of what every subscription has acknowledged
+    #[arg(long, value_name = "SIZE", allow_negative_numbers = true, value_parser = quantity::size, conflicts_with_all = ["until_acknowledged", "until_expired"])]
+    pub(crate) retain: Option<u64>,
+    /// Keep whole segments, each until every subscription has acknowledged all of it
+    #[arg(long, requires = "segment", conflicts_with = "until_expired")]
+    pub(crate) until_acknowledged: bool,
+    /// Keep whole segments, each for so long after it was closed, acknowledged or not
+    #[arg(long, value_name = "PERIOD", requires = "segment", allow_negative_numbers = true, value_parser = seconds)]
+    pub(crate) until_expired: Option<u32>,
+    /// What a segment has at least, such as 5MiB or 5MB, which is the same: it is closed
+    /// by the first message that comes then
+    #[arg(long, value_name = "SIZE", allow_negative_numbers = true, value_parser = segment_size)]
+    pub(crate) segment: Option<u64>,
+}
+
+impl Keeping {
+    /// The retention that is meant, if any is.
+    pub(crate) fn retention(&self) -> Option<Retention> {
+        match (self.segment, self.until_expired, self.until_acknowledged) {
+            (Some(segment), Some(period), _) => Some(Retention::UntilExpired { segment, period }),
+            (Some(segment), None, true) => Some(Retention::UntilAcknowledged { segment }),
+            _ => self.retain.map(Retention::Size),
+        }
+    }
+}
+
+/// Whole seconds.
+fn seconds(text: &str) -> Result<u32, String> {
+    let duration = quantity::duration(text).map_err(|error| error.to_string())?;
+    match u32::try_from(duration.as_secs()) {
+        Ok(seconds) if duration.subsec_nanos() == 0 => Ok(seconds),
+        _ => Err(String::from(
+            "a period is a whole number of seconds, such as 3s or 1h",
+        )),
+    }
+}
+
+/// A size; brokers that count segments in MB mean MiB.
+fn segment_size(text: &str) -> Result<u64, String> {
+    let text = match text.strip_suffix("MB") {
+        Some(number) => format!("{number}MiB"),
+        None => text.to_owned(),
+    };
+    quantity::size(&text).map_err(|error| error.to_string())
 }
 
 /// `courser topic set` and `courser queue set`.

@@ -1,12 +1,13 @@
 //! What an administrator has changed.
 
 use crate::auth::{self, Operation, Target};
-use crate::catalog::{PolicyChange, Request, Wanted};
+use crate::catalog::{PolicyChange, Request, RetentionCode};
 use crate::error::Refusal;
 use crate::frame::control::{Changed, Create, Delete, End, SetPolicies};
 use crate::frame::decode;
 use crate::id::{DestinationNumber, Epoch, Handle, LinkNumber, ProducerId, RequestId};
 use crate::name::DestinationKind;
+use crate::shard::destination::wanted;
 use crate::shard::ending::Ending;
 use crate::shard::remembered::Place;
 use crate::shard::{LinkState, Rejection, Shard};
@@ -18,6 +19,7 @@ const RETAIN: u16 = 1 << 1;
 const PRODUCERS_MAX: u16 = 1 << 2;
 const CONSUMERS_MAX: u16 = 1 << 3;
 const SUBSCRIPTIONS_MAX: u16 = 1 << 4;
+const DISPATCH: u16 = 1 << 5;
 const POLICIES: u16 = PRODUCERS_MAX | CONSUMERS_MAX | SUBSCRIPTIONS_MAX;
 
 /// Bits of `options` in [`Delete`].
@@ -37,13 +39,18 @@ impl Shard {
         let destination = self.destination(link, fields.session.get(), fields.destination, name)?;
         auth::authorize(self.principal(link), Operation::Create, Target::Name)?;
         let options = fields.options.get();
-        if options & !(PARTITIONS | RETAIN | POLICIES) != 0 {
+        if options & !(PARTITIONS | RETAIN | POLICIES | DISPATCH) != 0 {
             return Err(Refusal::Unsupported.into());
         }
-        let wanted = Wanted {
-            partitions: (options & PARTITIONS != 0).then_some(fields.partitions.get()),
-            retain: (options & RETAIN != 0).then_some(fields.retain.get()),
-        };
+        let wanted = wanted(
+            (options & PARTITIONS != 0).then_some(fields.partitions.get()),
+            (options & RETAIN != 0).then_some(RetentionCode {
+                policy: fields.retention,
+                bytes: fields.retain.get(),
+                period: fields.period.get(),
+            }),
+            (options & DISPATCH != 0).then_some(fields.dispatch),
+        )?;
         let policies = PolicyChange {
             producers_max: (options & PRODUCERS_MAX != 0).then_some(fields.producers_max.get()),
             consumers_max: (options & CONSUMERS_MAX != 0).then_some(fields.consumers_max.get()),

@@ -162,12 +162,16 @@ impl Shard {
 
     fn destination_row(&self, entry: &Entry) -> DestinationRow {
         let local = &self.locals[entry.number];
+        let retention = entry.shape.retention.code();
         DestinationRow {
             destination: entry.destination.kind as u8,
             name_length: length(&entry.destination.name).into(),
             number: entry.number.0.into(),
             partitions: entry.shape.partitions.into(),
-            retain: entry.shape.retain.into(),
+            dispatch: entry.shape.dispatch as u8,
+            retention: retention.policy,
+            retain: retention.bytes.into(),
+            period: retention.period.into(),
             producers_max: entry.policies.producers_max.into(),
             consumers_max: entry.policies.consumers_max.into(),
             subscriptions_max: entry.policies.subscriptions_max.into(),

@@ -226,6 +226,117 @@ fn what_is_to_be_flushed_is_told_and_shown_once_it_is() {
     assert_eq!(outcomes(&answers), [(1, 1, 1, 0), (2, 1, 0, 0)]);
 }
 
+/// Opens a producer of a queue whose messages are seen before they are flushed.
+fn early_producer(peer: &mut Peer, shard: &mut Shard, device: &mut Device) -> Opened {
+    let name = "/default/early";
+    let fields = OpenProducer {
+        session: peer.session.into(),
+        destination_length: u16::try_from(name.len()).unwrap().into(),
+        options: 2.into(),
+        dispatch: 1,
+        ..OpenProducer::default()
+    };
+    peer.control(2, &fields, &[name.as_bytes()]);
+    let producer = opened(&exchange(peer, shard, device));
+    Opened {
+        durability: Durability::Flushed,
+        ..producer
+    }
+}
+
+/// Of each message that was delivered, its offset.
+fn offsets(bytes: &[u8]) -> Vec<u64> {
+    let frames = frames(bytes).into_iter();
+    frames
+        .filter_map(|(frame, _)| match frame {
+            Frame::Message(message) => Some(message.header.offset.get()),
+            Frame::Control { .. } => None,
+        })
+        .collect()
+}
+
+#[test]
+fn with_early_dispatch_a_message_is_seen_while_the_device_stands_still_and_told_when_it_goes_on() {
+    let mut device = Device::default();
+    let mut shard = device.start();
+    let mut peer = Peer::new(&mut shard);
+    let mut producer = early_producer(&mut peer, &mut shard, &mut device);
+    consumer(&mut peer, &mut shard, &mut device, "/default/early");
+    for sequence in 1..=3 {
+        peer.message_to(0, sequence, &mut producer, b"seen");
+        let answers = peer.exchange(&mut shard);
+        device.hear(&mut shard);
+        assert_eq!(offsets(&answers), [sequence - 1], "it is seen at once");
+        assert_eq!(outcomes(&answers), [], "nothing is durable yet");
+        shard.audit();
+    }
+    device.settle(&mut shard);
+    let told = outcomes(&take(&mut shard, peer.link));
+    let sent: u32 = told.iter().map(|(_, count, ..)| count).sum();
+    assert_eq!(
+        (told[0].0, told[0].2, sent),
+        (1, 1, 3),
+        "all are flushed now"
+    );
+}
+
+#[test]
+fn the_offset_of_what_was_seen_and_lost_is_no_other_messages() {
+    let mut device = Device::default();
+    let mut shard = device.start();
+    let mut peer = Peer::new(&mut shard);
+    let mut producer = early_producer(&mut peer, &mut shard, &mut device);
+    consumer(&mut peer, &mut shard, &mut device, "/default/early");
+    peer.message_to(0, 1, &mut producer, b"lost");
+    assert_eq!(offsets(&peer.exchange(&mut shard)), [0]);
+    device.hear(&mut shard);
+    device.cut(&shard, &mut |_| false);
+    for _ in 0..2 {
+        let mut shard = device.start();
+        let mut peer = Peer::new(&mut shard);
+        let mut producer = early_producer(&mut peer, &mut shard, &mut device);
+        let (_, waiting) = consumer(&mut peer, &mut shard, &mut device, "/default/early");
+        assert_eq!(offsets(&waiting), [], "it was taken back");
+        peer.message_to(0, 1, &mut producer, b"another");
+        let seen = offsets(&peer.exchange(&mut shard));
+        assert_eq!(seen.len(), 1, "offsets were reserved at the start");
+        assert!(seen[0] > 0, "{seen:?}");
+        device.hear(&mut shard);
+        device.cut(&shard, &mut |_| false);
+    }
+}
+
+#[test]
+fn whoever_wants_another_dispatch_than_there_is_gets_no_producer() {
+    let mut device = Device::default();
+    let mut shard = device.start();
+    let mut peer = Peer::new(&mut shard);
+    early_producer(&mut peer, &mut shard, &mut device);
+    let name = "/default/early";
+    let fields = OpenProducer {
+        session: peer.session.into(),
+        destination_length: u16::try_from(name.len()).unwrap().into(),
+        options: 2.into(),
+        ..OpenProducer::default()
+    };
+    peer.control(3, &fields, &[name.as_bytes()]);
+    let answers = exchange(&mut peer, &mut shard, &mut device);
+    let frames = frames(&answers);
+    let Frame::Control {
+        control: Control::Refused(fields, text),
+        ..
+    } = frames[0].0
+    else {
+        panic!("{frames:?}")
+    };
+    assert_eq!(fields.refusal.get(), Refusal::PreconditionFailed.code());
+    let text = core::str::from_utf8(text).unwrap();
+    assert!(
+        text.contains("has early dispatch, and durable is wanted"),
+        "{text}"
+    );
+}
+
 fn asks_for_producer(peer: &mut Peer, request: u32) {
     let name = "/default/q";
     let fields = OpenProducer {
