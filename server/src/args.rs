@@ -2,11 +2,13 @@
 
 mod admin;
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, value_parser};
 use courser::{Admin, Client, ConnectError, Endpoints};
@@ -76,7 +78,8 @@ pub(crate) enum Verb {
     Bench(BenchOptions),
     /// See whether a data directory that no broker has is whole
     Check(CheckOptions),
-    /// Print what a data directory that no broker has holds, entry by entry
+    /// Print what a data directory that no broker has holds, entry by entry, or what a
+    /// running broker keeps of a topic
     Dump(DumpOptions),
     /// Print every bound and what happens when it is reached
     Limits(LimitsOptions),
@@ -372,12 +375,26 @@ pub(crate) struct CheckOptions {
 /// `courser dump`.
 #[derive(Debug, Args)]
 pub(crate) struct DumpOptions {
-    /// The data directory
-    #[arg(value_name = "DIR")]
-    pub(crate) directory: PathBuf,
+    /// A data directory that no broker has; or topic:NAME, what a broker keeps there
+    #[arg(value_name = "DIR|DEST", value_parser = OsStringValueParser::new().try_map(source))]
+    pub(crate) source: Source,
+    /// Of a directory only what is about one destination
+    #[arg(long, value_name = "DEST", value_parser = Destination::parse)]
+    pub(crate) destination: Option<Destination>,
     /// Print a JSON object in each line
     #[arg(long)]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+}
+
+/// What is dumped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// What a directory holds.
+    Directory(PathBuf),
+    /// What a running broker keeps.
+    Destination(Destination),
 }
 
 /// `courser limits`.
@@ -392,8 +409,23 @@ pub(crate) struct LimitsOptions {
 /// asked for or a mistake was found, the status to end with once that is printed.
 pub(crate) fn parse() -> Result<Verb, ExitCode> {
     CommandLine::try_parse()
-        .map(|line| line.verb)
+        .and_then(|line| consistent(line.verb))
         .map_err(|error| answer(&error))
+}
+
+/// Refuses what does not go together and depends on a value.
+fn consistent(verb: Verb) -> Result<Verb, clap::Error> {
+    match &verb {
+        Verb::Dump(DumpOptions {
+            source: Source::Destination(name),
+            destination: Some(_),
+            ..
+        }) => Err(CommandLine::command().error(
+            ErrorKind::ArgumentConflict,
+            format!("--destination chooses from a data directory, and {name} is none"),
+        )),
+        _ => Ok(verb),
+    }
 }
 
 /// Prints what clap has to say, and decides the status.
@@ -453,6 +485,18 @@ fn spin_budget(text: &str) -> Result<SpinBudget, String> {
         text => quantity::duration(text)
             .map(|budget| SpinBudget(Some(budget)))
             .map_err(|error| format!("auto, or how long: {error}")),
+    }
+}
+
+/// A destination says its kind here; whatever does not is a path, and so is `./topic:x`.
+fn source(text: OsString) -> Result<Source, String> {
+    match text.to_str() {
+        Some(name) if name.starts_with("queue:") || name.starts_with("topic:") => {
+            let parsed = Destination::parse(name);
+            let parsed = parsed.map_err(|refusal| refusal.to_string());
+            parsed.map(Source::Destination)
+        }
+        _ => Ok(Source::Directory(text.into())),
     }
 }
 

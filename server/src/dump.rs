@@ -1,22 +1,38 @@
-//! `courser dump`: every batch and entry of a data directory that can be read, in their
-//! order.
+//! `courser dump DIR`: every batch and entry of a data directory that can be read, in their
+//! order, or those that are about one destination.
 
-use courser_core::id::JournalNumber;
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use courser::Destination;
+use courser_core::catalog::Change;
+use courser_core::frame::checksum;
+use courser_core::id::{DestinationNumber, JournalNumber};
 use courser_core::journal::batch::Header;
 use courser_core::journal::entry::{Entry, Place, Run};
 use courser_core::journal::recover::Damage;
 use courser_core::journal::survey::Slot;
 use courser_transport::disk::DirectoryError;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use crate::args::DumpOptions;
 use crate::error::CommandError;
 use crate::examine::{Examined, entries};
+use crate::line::{self, Line};
 use crate::output;
 
-/// Prints a line for each entry.
-pub(crate) fn dump(options: &DumpOptions) -> Result<(), CommandError> {
-    let examined = Examined::open(&options.directory)?;
+/// Prints a line for each entry, or for each that is about `destination`.
+pub(crate) fn dump(
+    directory: &Path,
+    destination: Option<&Destination>,
+    json: bool,
+) -> Result<(), CommandError> {
+    let examined = Examined::open(directory)?;
+    let wanted = destination.map(|name| numbers_of(&examined, name));
+    let wanted = wanted.transpose()?;
+    let is_wanted = |entry: &Entry<'_>| {
+        let numbers = wanted.as_ref();
+        numbers.is_none_or(|numbers| subject(entry).is_some_and(|it| numbers.contains(&it)))
+    };
     let mut damaged = false;
     for journal in &examined.journals {
         if let Err(damage) = &journal.decision {
@@ -26,16 +42,23 @@ pub(crate) fn dump(options: &DumpOptions) -> Result<(), CommandError> {
         let read = examined.batches(journal, |slot, batch| {
             let mut text = String::new();
             let head = batch_as_json(journal.number, slot, &batch.header);
-            line(&mut text, options.json, &head, "");
+            if wanted.is_none() {
+                head.write(&mut text, json, "");
+            }
             for entry in entries(slot, batch) {
-                let entry = match entry {
-                    Ok(entry) => fields(&entry),
+                match entry {
+                    Ok(entry) if is_wanted(&entry) => {
+                        if text.is_empty() {
+                            head.write(&mut text, json, "");
+                        }
+                        fields(&entry).write(&mut text, json, "  ");
+                    }
+                    Ok(_) => {}
                     Err(damage) => {
                         output::print(&text)?;
                         return Err(DumpEnd::Damage(damage));
                     }
-                };
-                line(&mut text, options.json, &entry, "  ");
+                }
             }
             output::print(&text).map_err(DumpEnd::from)
         });
@@ -50,10 +73,67 @@ pub(crate) fn dump(options: &DumpOptions) -> Result<(), CommandError> {
     }
     if damaged {
         return Err(CommandError::Damaged {
-            directory: options.directory.clone(),
+            directory: directory.to_owned(),
         });
     }
     Ok(())
+}
+
+/// The numbers that a destination of this name had, one after the other. What cannot be
+/// read is passed over: whoever prints comes to it again.
+fn numbers_of(
+    examined: &Examined,
+    name: &Destination,
+) -> Result<BTreeSet<DestinationNumber>, CommandError> {
+    let mut numbers = BTreeSet::new();
+    for journal in &examined.journals {
+        let read = examined.batches(journal, |slot, batch| {
+            for entry in entries(slot, batch).map_while(Result::ok) {
+                if let Entry::CatalogChanged {
+                    change: Change::Create(entry),
+                    ..
+                } = entry
+                    && entry.destination == *name
+                {
+                    numbers.insert(entry.number);
+                }
+            }
+            Ok(())
+        });
+        match read {
+            Ok(()) | Err(DumpEnd::Damage(_)) => {}
+            Err(DumpEnd::Failed(error)) => return Err(*error),
+        }
+    }
+    if numbers.is_empty() {
+        return Err(CommandError::NotInDirectory {
+            destination: name.clone(),
+            directory: examined.path().to_owned(),
+        });
+    }
+    Ok(numbers)
+}
+
+/// The destination that an entry is about.
+fn subject(entry: &Entry<'_>) -> Option<DestinationNumber> {
+    match entry {
+        Entry::Message(message) => Some(DestinationNumber(message.header.handle.get())),
+        Entry::CatalogChanged { change, .. } => Some(match change {
+            Change::Create(entry) => entry.number,
+            Change::Delete(number) | Change::SetPolicies(number, _) => *number,
+        }),
+        Entry::ProducerAttached { destination, .. }
+        | Entry::SubscriptionMade { destination, .. }
+        | Entry::SubscriptionEnded { destination, .. } => Some(*destination),
+        Entry::OffsetsReserved { place, .. }
+        | Entry::PartBegun { place, .. }
+        | Entry::Settled { place, .. }
+        | Entry::Cursor { place, .. }
+        | Entry::Returned { place, .. }
+        | Entry::SendRefused { place, .. }
+        | Entry::Emptied { place, .. } => Some(place.destination),
+        Entry::ProducerForgotten { .. } | Entry::ProducerIdsReserved { .. } => None,
+    }
 }
 
 /// Why a journal was not dumped to its end.
@@ -78,30 +158,6 @@ impl From<DirectoryError> for DumpEnd {
     fn from(error: DirectoryError) -> Self {
         Self::from(CommandError::from(error))
     }
-}
-
-/// What one line says: what it is about, and its fields in the order of the format.
-struct Line {
-    what: &'static str,
-    fields: Vec<(&'static str, Value)>,
-}
-
-fn line(text: &mut String, json: bool, line: &Line, indent: &str) {
-    if json {
-        let mut object = Map::new();
-        object.insert("is".to_owned(), line.what.into());
-        for (name, value) in &line.fields {
-            object.insert((*name).to_owned(), value.clone());
-        }
-        text.push_str(&Value::Object(object).to_string());
-    } else {
-        text.push_str(indent);
-        text.push_str(line.what);
-        for (name, value) in &line.fields {
-            text.push_str(&format!("  {} {value}", name.replace('_', " ")));
-        }
-    }
-    text.push('\n');
 }
 
 fn batch_as_json(journal: JournalNumber, slot: Slot, header: &Header) -> Line {
@@ -141,6 +197,8 @@ fn fields(entry: &Entry<'_>) -> Line {
                 ("sequence", header.sequence.get().into()),
                 ("append_time", header.append_time.get().into()),
                 ("body", message.body.len().into()),
+                ("checksum", line::checksum(checksum::body(message.body))),
+                ("preview", line::preview(message.body)),
             ]
         }
         Entry::CatalogChanged { version, change } => vec![

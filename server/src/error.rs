@@ -82,6 +82,22 @@ pub(crate) enum CommandError {
         /// Which directory.
         directory: PathBuf,
     },
+    /// It was looked at for what it does not hold.
+    #[error("{} holds nothing of {destination}", directory.display())]
+    NotInDirectory {
+        /// What was looked for.
+        destination: Destination,
+        /// Where.
+        directory: PathBuf,
+    },
+    /// Looking at a queue would take from its consumers.
+    #[error(
+        "{destination} cannot be looked at while a broker has it: its messages are for its consumers, and each is given to one"
+    )]
+    QueueIsShared {
+        /// Which one.
+        destination: Destination,
+    },
     /// Something is to be done that cannot be taken back, and there is no terminal.
     #[error("{what}? This has to be confirmed, and there is nobody to ask")]
     NobodyToAsk {
@@ -173,7 +189,10 @@ impl CommandError {
                 }
                 _ => Status::Failed,
             },
-            Self::NobodyToAsk { .. } | Self::NothingToSet => Status::Usage,
+            Self::NobodyToAsk { .. }
+            | Self::NothingToSet
+            | Self::NotInDirectory { .. }
+            | Self::QueueIsShared { .. } => Status::Usage,
             Self::Declined => Status::Failed,
             Self::Vanished { .. } => Status::Refused,
             Self::Directory(DirectoryError::Damaged { .. } | DirectoryError::Nameless { .. })
@@ -210,6 +229,9 @@ impl CommandError {
     fn fix(&self) -> Option<&'static str> {
         match self {
             Self::NobodyToAsk { .. } => Some("--yes"),
+            Self::QueueIsShared { .. } => Some(
+                "courser queue show says how much it holds; courser receive takes it; or stop the broker and courser dump DIR --destination DEST",
+            ),
             Self::NothingToSet => {
                 Some("--max-producers N · --max-consumers N · --max-subscriptions N")
             }

@@ -87,6 +87,11 @@ impl Examined {
         self.directory.installation()
     }
 
+    /// Where it lies.
+    pub(crate) fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
     /// Hands over each batch that can be read of a journal, in their order; of a damaged
     /// one, those at the front of each file.
     pub(crate) fn batches<E: From<DirectoryError> + From<Damage>>(

@@ -12,10 +12,13 @@
 //! | `destination` `subscription` `producer` `connection` | what an administrator sees and does, a noun each |
 //! | `check` `dump` | a data directory that no broker has: whether it is whole, and what it holds |
 //! | `examine` | what both read |
+//! | `browse` | `dump` of a topic that a running broker keeps |
+//! | `line` | a line about one thing, as text or JSON |
 //! | `confirm` | asking before something is done that cannot be taken back |
 
 mod args;
 mod bench;
+mod browse;
 mod check;
 mod confirm;
 mod connection;
@@ -24,6 +27,7 @@ mod dump;
 mod error;
 mod examine;
 mod limits;
+mod line;
 mod output;
 mod producer;
 mod quantity;
@@ -38,7 +42,7 @@ mod subscription;
 
 use std::process::ExitCode;
 
-use args::Verb;
+use args::{Source, Verb};
 use courser::DestinationKind;
 
 /// The binary alone chooses it: a library that an application links has no say.
@@ -62,7 +66,10 @@ fn main() -> ExitCode {
         Verb::Conn(verb) => connection::connection(&verb),
         Verb::Bench(options) => bench::bench(&options),
         Verb::Check(options) => check::check(&options),
-        Verb::Dump(options) => dump::dump(&options),
+        Verb::Dump(options) => match &options.source {
+            Source::Directory(path) => dump::dump(path, options.destination.as_ref(), options.json),
+            Source::Destination(name) => browse::browse(name, options.json, &options.connection),
+        },
         Verb::Limits(options) => limits::limits(&options),
     };
     match ended {
