@@ -115,6 +115,8 @@ counters! {
     /// Turns without work that gave their processor away while a write of the journal was
     /// under way.
     Yields = "yields",
+    /// Times that segments of a partition expired.
+    Expiries = "expiries",
 }
 
 impl Counter {

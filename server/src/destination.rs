@@ -97,6 +97,11 @@ fn show(kind: DestinationKind, options: &NamedOptions) -> Result<(), CommandErro
     ] {
         table.row(vec![key.to_owned(), value]);
     }
+    if row.retention.segment().is_some() {
+        for (key, value) in segments(&row) {
+            table.row(vec![key.to_owned(), value]);
+        }
+    }
     let mut text = table.to_string();
     text.push('\n');
     for name in partition_names(&row) {
@@ -196,6 +201,24 @@ fn retention(retention: Retention) -> String {
             format!("segments of {segment} until {period}s after they are closed")
         }
     }
+}
+
+/// What there is of segments: how many, how much in them, how old the oldest is.
+fn segments(row: &DestinationInfo) -> [(&'static str, String); 3] {
+    let segments = row.segments;
+    let oldest = segments.oldest.map_or(String::from("none"), |time| {
+        let now = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
+        let age = now.saturating_sub(std::time::Duration::from_nanos(time.0));
+        format!("{}s ago", age.as_secs())
+    });
+    [
+        (
+            "segments",
+            format!("{} closed, {} open", segments.closed, segments.open),
+        ),
+        ("segment bytes", units::bytes(segments.bytes)),
+        ("oldest message", oldest),
+    ]
 }
 
 fn retention_as_json(retention: Retention) -> Value {

@@ -10,8 +10,8 @@
 //! A segment is one chunk of the arena, or, for one frame that is larger than a
 //! chunk, a chain of chunks with that frame alone. A message is claimed once by
 //! each subscription of the partition; when a segment has no claim left its
-//! memory goes back, unless retention keeps it, which never keeps more than one
-//! chunk beyond the bytes that were asked for. A sealed segment in which little
+//! memory goes back, unless retention keeps it: by size, which never keeps more than
+//! one chunk beyond the bytes that were asked for, or in whole [`stretches`]. A sealed segment in which little
 //! is still claimed is thinned out: what is claimed slides together and joins
 //! its neighbour, so that a few slow messages do not hold the memory of all that
 //! came with them.
@@ -25,9 +25,14 @@
 //! `bytes` are sums over the segments; what is hidden begins at `shown`, and `hidden`
 //! is in the order of batches and of offsets.
 
+mod stretches;
+
 use std::collections::VecDeque;
 
 use zerocopy::FromBytes;
+
+pub use stretches::StretchCounts;
+use stretches::Stretches;
 
 use crate::frame::{MessageHeader, padded};
 use crate::id::{BatchNumber, DestinationNumber, Offset, PartitionIndex};
@@ -61,6 +66,8 @@ struct Segment {
     last: Offset,
     /// Bytes written.
     used: usize,
+    /// With so many nothing more is written to it.
+    full_at: usize,
     records: u32,
     claims: u32,
     /// Claims it was given, or had left when it was thinned out last.
@@ -158,6 +165,8 @@ pub struct Log {
     bytes: u64,
     /// Bytes of what is settled that are kept.
     retain: u64,
+    /// Where whole stretches are kept instead, those.
+    stretches: Option<Box<Stretches>>,
     /// Segments may have become thin since the last sweep for them began.
     thinning: bool,
     /// Where the sweep goes on that is under way; the start if none is.
@@ -195,6 +204,7 @@ impl Log {
             chunks: 0,
             bytes: 0,
             retain,
+            stretches: None,
             thinning: false,
             sweep: Offset(0),
             has_large: false,
@@ -227,7 +237,7 @@ impl Log {
             return Ok(offset);
         }
         if self.room_left() < frame.len() {
-            self.open(arena)?;
+            self.open(arena, time)?;
         }
         self.write(arena, frame, 1, claims, time);
         Ok(offset)
@@ -254,7 +264,7 @@ impl Log {
             return Ok(offset);
         }
         if self.room_left() < frames.len() {
-            self.open(arena)?;
+            self.open(arena, time)?;
         }
         self.write(arena, frames, count, claims, time);
         Ok(offset)
@@ -295,9 +305,11 @@ impl Log {
     #[inline]
     #[must_use]
     pub fn room(&self) -> usize {
-        match self.room_left() {
-            0 => CHUNK,
-            room => room,
+        match self.segments.back() {
+            Some(segment) if !segment.sealed && segment.used < segment.full_at => {
+                segment.full_at - segment.used
+            }
+            _ => self.chunk_size(),
         }
     }
 
@@ -305,7 +317,9 @@ impl Log {
     #[inline]
     fn room_left(&self) -> usize {
         match self.segments.back() {
-            Some(segment) if !segment.sealed && segment.chunks == 1 => CHUNK - segment.used,
+            Some(segment) if !segment.sealed && segment.used < segment.full_at => {
+                CHUNK - segment.used
+            }
             _ => 0,
         }
     }
@@ -322,12 +336,14 @@ impl Log {
         time: Wall,
     ) -> Offset {
         let offset = self.next;
-        self.next = Offset(offset.0 + 1);
         if claims == 0 && self.retain == 0 {
+            self.next = Offset(offset.0 + 1);
             arena.give_chain(head);
             return offset;
         }
         self.seal(arena);
+        self.close_full_stretch(arena, time);
+        self.next = Offset(offset.0 + 1);
         stamp(arena.bytes_mut(head), self.address, offset, time);
         let chunks = length.div_ceil(CHUNK);
         self.has_large |= chunks > 1;
@@ -341,6 +357,7 @@ impl Log {
             first: offset,
             last: offset,
             used: length,
+            full_at: length,
             records: 1,
             claims,
             granted: claims,
@@ -681,10 +698,11 @@ impl Log {
     /// The oldest offset that is still kept; [`Log::next`] if none is.
     #[must_use]
     pub fn first(&self) -> Offset {
+        let floor = self.floor();
         self.segments
             .iter()
-            .find(|segment| segment.records > 0)
-            .map_or(self.next, |segment| segment.first)
+            .find(|segment| segment.records > 0 && segment.last >= floor)
+            .map_or(self.next, |segment| segment.first.max(floor))
     }
 
     /// Whether a message is kept at `offset` or behind it that is not hidden.
@@ -728,6 +746,7 @@ impl Log {
     /// kernel does not read; the rest goes with its last [`Log::unpin`].
     pub fn end(&mut self, arena: &mut Arena) {
         self.retain = 0;
+        self.stretches = None;
         self.thinning = false;
         self.sweep = Offset(0);
         for index in (0..self.segments.len()).rev() {
@@ -745,6 +764,9 @@ impl Log {
         }
         self.chunks = 0;
         self.bytes = 0;
+        if let Some(stretches) = &mut self.stretches {
+            stretches.clear();
+        }
     }
 
     /// Panics if an invariant is broken.
@@ -785,6 +807,12 @@ impl Log {
             .map(|segment| segment.used as u64)
             .sum();
         assert_eq!(bytes, self.bytes, "every byte is counted");
+        if let Some(stretches) = &self.stretches {
+            stretches.invariants(
+                (self.segments.iter())
+                    .map(|it| (it.first, it.last, it.used as u64, it.chunks as usize)),
+            );
+        }
     }
 
     /// Panics if what stands in the chunks is not what the segments say, or the
@@ -811,9 +839,11 @@ impl Log {
         }
     }
 
-    fn open(&mut self, arena: &mut Arena) -> Result<(), ArenaFull> {
+    fn open(&mut self, arena: &mut Arena, time: Wall) -> Result<(), ArenaFull> {
         let head = arena.take().ok_or(ArenaFull)?;
         self.seal(arena);
+        self.close_full_stretch(arena, time);
+        let full_at = self.chunk_size();
         let serial = self.serial();
         self.chunks += 1;
         self.segments.push_back(Segment {
@@ -823,6 +853,7 @@ impl Log {
             first: self.next,
             last: self.next,
             used: 0,
+            full_at,
             records: 0,
             claims: 0,
             granted: 0,
@@ -830,6 +861,15 @@ impl Log {
             sealed: false,
         });
         Ok(())
+    }
+
+    /// Bytes after which the next chunk is full.
+    #[inline]
+    fn chunk_size(&self) -> usize {
+        match &self.stretches {
+            None => CHUNK,
+            Some(stretches) => stretches.chunk_size(self.bytes),
+        }
     }
 
     /// Nothing more is written to the last segment.
@@ -861,7 +901,9 @@ impl Log {
         if segment.pins > 0 {
             return;
         }
-        if self.retain > 0 {
+        if self.stretches.is_some() {
+            self.release_stretch_of(arena, index);
+        } else if self.retain > 0 {
             self.release_beyond_retention(arena);
         } else if segment.sealed {
             self.remove(arena, index);

@@ -5,6 +5,7 @@
 
 pub mod log;
 
+use crate::catalog::Retention;
 use crate::id::{Handle, Offset};
 use crate::limits;
 use crate::memory::Arena;
@@ -28,6 +29,28 @@ impl Partition {
             log: Log::new(address, retain),
             parts: Vec::new(),
         }
+    }
+
+    /// An empty partition that keeps what `retention` says.
+    #[must_use]
+    pub fn keeping(address: Address, retention: Retention) -> Self {
+        let mut partition = Self::new(address, 0);
+        partition.log.keep(retention);
+        partition
+    }
+
+    /// What lies before `floor` has expired: nobody is given it any more, whoever holds
+    /// it settles nothing of it, and its memory goes back.
+    pub fn expire(&mut self, arena: &mut Arena, floor: Offset) {
+        self.log.raise_floor(arena, floor);
+        for (_, part) in &mut self.parts {
+            part.expire(arena, &mut self.log, floor);
+        }
+        // What expires is written down for all of them at once.
+        if let Some(settled) = self.log.settled() {
+            settled.clear();
+        }
+        self.log.release_expired(arena);
     }
 
     /// Adds the part of a shared `subscription`, starting at `from` or where the log

@@ -15,6 +15,8 @@ use crate::id::{BatchNumber, DestinationNumber, PartitionIndex, ProducerId, Sequ
 use crate::memory::CHUNK;
 use crate::time::{Monotonic, Wall};
 
+mod segments;
+
 const CHUNKS: u32 = 24;
 const SUBSCRIPTIONS: usize = 4;
 const CONSUMERS: usize = 3;
@@ -294,6 +296,7 @@ struct World {
     models: Vec<Model>,
     pinned: Vec<Pinned>,
     retain: u64,
+    segments: Option<segments::Segments>,
     handles: u32,
     now: u64,
 }
@@ -307,6 +310,7 @@ impl World {
             models: Vec::new(),
             pinned: Vec::new(),
             retain,
+            segments: None,
             handles: 0,
             now: 0,
         };
@@ -393,6 +397,7 @@ impl World {
                 self.partition.thin_out(&mut self.arena);
             }
         }
+        self.look_at_segments();
         self.check();
     }
 
@@ -435,6 +440,9 @@ impl World {
         for model in &mut self.models {
             model.waiting.insert(self.sent.len() as u64);
         }
+        if let Some(segments) = &mut self.segments {
+            segments.appended(self.sent.len() as u64, frame.len() as u64);
+        }
         self.sent.push(frame);
     }
 
@@ -475,7 +483,7 @@ impl World {
     /// The offsets in the log, whose bytes are intact.
     fn kept(&mut self) -> BTreeSet<u64> {
         let mut kept = BTreeSet::new();
-        let mut cursor = Cursor::at(Offset(0));
+        let mut cursor = Cursor::at(self.partition.log.first());
         while let Some(run) = self
             .partition
             .log
@@ -751,7 +759,10 @@ impl World {
             .into_iter()
             .map(|offset| self.sent[offset as usize].len() as u64)
             .sum();
-        if self.retain == 0 {
+        if self.segments.is_some() {
+            self.look_at_segments();
+            self.check();
+        } else if self.retain == 0 {
             assert_eq!(bytes, 0, "what is settled is not kept");
             assert!(self.partition.log.chunks() <= 1, "one open chunk stays");
         } else {

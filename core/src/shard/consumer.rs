@@ -929,6 +929,9 @@ impl Shard {
             };
             local.queued[index.0 as usize] = false;
             let parts = local.partitions[index.0 as usize].parts.len();
+            if local.expires > 0 {
+                self.expire_segments(now, destination, index);
+            }
             for part in 0..parts {
                 while budget > 0 && self.deliver_next(now, destination, index, part) {
                     budget -= 1;
@@ -1122,13 +1125,13 @@ impl Shard {
     #[inline]
     pub(super) fn queue(&mut self, destination: DestinationNumber, partition: PartitionIndex) {
         let local = &mut self.locals[destination];
-        if local.consumers > 0 && !local.queued[partition.0 as usize] {
+        if local.consumers + local.expires > 0 && !local.queued[partition.0 as usize] {
             local.queued[partition.0 as usize] = true;
             self.ready.push_back((destination, partition));
         }
     }
 
-    fn queue_destination(&mut self, destination: DestinationNumber) {
+    pub(super) fn queue_destination(&mut self, destination: DestinationNumber) {
         for index in self.locals[destination].own.indexes() {
             let index = u32::try_from(index).expect("there are few partitions");
             self.queue(destination, PartitionIndex(index));

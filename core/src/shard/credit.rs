@@ -277,6 +277,7 @@ impl Shard {
         };
         let beside = local.chunks().saturating_sub(local.kept);
         (beside * CHUNK) as u64 >= self.plan.destination
+            || local.expires > 0 && self.is_full_of_what_expires()
     }
 
     /// Chunks that are kept for what other shards may deliver, and not taken yet.

@@ -20,6 +20,7 @@ use crate::catalog::{
 use crate::error::Refusal;
 use crate::id::{CatalogVersion, DestinationNumber, Handle, PartitionIndex, ShardIndex};
 use crate::limits;
+use crate::memory::CHUNK;
 use crate::name::{Destination, DestinationKind};
 use crate::partition::Partition;
 use crate::partition::log::Address;
@@ -32,7 +33,7 @@ pub(super) struct Burden {
     /// Chunks that partitions keep however little is in them.
     kept: usize,
     /// Bytes of chunks that they may come to hold of what is settled.
-    retained: u64,
+    pub(super) retained: u64,
     /// Bytes of the queues' own subscriptions.
     pub(super) queues: usize,
 }
@@ -167,19 +168,17 @@ impl Shard {
         shape: Shape,
         is_queue: bool,
     ) -> Result<(), Rejection> {
-        if shape.retention.segment().is_some() {
-            return Err(Refusal::Unsupported.into());
-        }
-        let retain = shape.retention.bytes();
         let own = |shard| self.mesh.placement.share(number, shape.partitions, shard);
         // The home has at least as many as any other.
         let most_own = own(self.mesh.placement.home(number)).max(1);
-        let most = self.plan.destination / (2 * RESERVE_FACTOR * u64::from(most_own));
-        if retain > most {
+        let most = self.plan.destination / (2 * u64::from(most_own));
+        if retained_most(1, shape.retention) > most {
+            let bytes = shape.retention.bytes();
+            let most = most.saturating_sub(beside(shape.retention)) / RESERVE_FACTOR;
             return Err(Rejection::request(
                 Refusal::IllegalArgument,
                 format!(
-                    "{retain} bytes are to be retained, and at most {most} can be: \
+                    "{bytes} bytes are to be retained, and at most {most} can be: \
                      start the broker with more memory, or retain less"
                 ),
             ));
@@ -194,7 +193,7 @@ impl Shard {
             if is_queue && burden.queues + size(own) > self.parts.bound() {
                 return Err(Rejection::Request(tables::no_memory_for_subscriptions()));
             }
-            let kept = burden.kept + own as usize * kept_chunks(retain);
+            let kept = burden.kept + own as usize * kept_chunks(shape.retention);
             let room = self.arena.chunks() as usize / 4;
             if own > 0 && kept > room {
                 return Err(Rejection::request(
@@ -205,7 +204,7 @@ impl Shard {
                     ),
                 ));
             }
-            let retained = burden.retained + retained_most(own, retain);
+            let retained = burden.retained + retained_most(own, shape.retention);
             let room = self.plan.arena / RETAINED_SHARE;
             if retained > room {
                 return Err(Rejection::request(
@@ -225,9 +224,8 @@ impl Shard {
         let placement = self.mesh.placement;
         for (burden, shard) in self.burdens.iter_mut().zip((0..).map(ShardIndex)) {
             let own = placement.share(number, shape.partitions, shard);
-            let retain = shape.retention.bytes();
-            let kept = own as usize * kept_chunks(retain);
-            let retained = retained_most(own, retain);
+            let kept = own as usize * kept_chunks(shape.retention);
+            let retained = retained_most(own, shape.retention);
             let queue = tables::subscription_size(Kind::Shared, own as usize);
             let queues = if is_queue { queue } else { 0 };
             if comes {
@@ -251,7 +249,7 @@ impl Shard {
                     destination: number,
                     partition: PartitionIndex(partition),
                 };
-                Partition::new(address, shape.retention.bytes())
+                Partition::keeping(address, shape.retention)
             })
             .collect();
         let placement = self.mesh.placement;
@@ -263,12 +261,13 @@ impl Shard {
             count: placement.share(number, shape.partitions, self.config.shard) as usize,
         };
         self.partitions += own.count;
-        let kept = own.count * kept_chunks(shape.retention.bytes());
+        let kept = own.count * kept_chunks(shape.retention);
         let is_queue = entry.destination.kind == DestinationKind::Queue;
         let mut local = Local::new(number, partitions, own, kept);
         local.is_queue = is_queue;
         local.keeps = is_queue || shape.retention.bytes() > 0;
         local.is_early = shape.dispatch == Dispatch::Early;
+        local.expires = shape.retention.period().is_some().into();
         if self.journal.is_some() && is_queue {
             local.note_settled();
         }
@@ -308,16 +307,25 @@ impl Shard {
 /// what is settled. The chunks that partitions keep are as much, and counted once
 /// more where credit is granted: what then remains beside egress can be granted for
 /// ever, whatever is retained.
-const RETAINED_SHARE: u64 = 4;
+pub(super) const RETAINED_SHARE: u64 = 4;
 
 /// Chunks that a partition keeps however little is in them: the one that it writes
 /// on, and where something is retained one that is partly beyond that and one that is
 /// partly empty.
-fn kept_chunks(retain: u64) -> usize {
-    if retain > 0 { 3 } else { 1 }
+fn kept_chunks(retention: Retention) -> usize {
+    if retention.bytes() > 0 { 3 } else { 1 }
 }
 
-/// Bytes of chunks that so many partitions may come to hold of what is settled.
-fn retained_most(partitions: u32, retain: u64) -> u64 {
-    u64::from(partitions) * retain * RESERVE_FACTOR
+/// Bytes of chunks that so many partitions may come to hold of what is settled, beside what
+/// has only to expire.
+fn retained_most(partitions: u32, retention: Retention) -> u64 {
+    let one = (retention.bytes().saturating_mul(RESERVE_FACTOR)).saturating_add(beside(retention));
+    u64::from(partitions).saturating_mul(one)
+}
+
+/// What an open segment may come to have beyond its size: one message, however large, that
+/// came when it was almost full.
+fn beside(retention: Retention) -> u64 {
+    let largest = u64::from(limits::FRAME_SIZE_MAX) + CHUNK as u64;
+    retention.segment().map_or(0, |_| largest)
 }

@@ -72,6 +72,8 @@ pub(super) struct Local {
     pub(super) stored: u64,
     /// Whether messages stay until they are settled, or longer: then it is worth a flush.
     pub(super) keeps: bool,
+    /// 1 if whole segments of it expire: then it is looked at although nobody consumes.
+    pub(super) expires: u32,
     /// Whether messages are seen before they are flushed.
     pub(super) is_early: bool,
     /// Whether it has a subscription that it came with.
@@ -101,6 +103,7 @@ impl Local {
             fronts: 0,
             stored: 0,
             keeps: false,
+            expires: 0,
             is_early: false,
             is_queue: false,
         }
@@ -127,6 +130,12 @@ impl Local {
         for partition in &mut self.partitions {
             partition.log.note_settled();
         }
+    }
+
+    /// Chunks of what has only to expire.
+    pub(super) fn expiring_chunks(&self) -> usize {
+        let partitions = self.partitions.iter();
+        partitions.map(|it| it.log.expiring_chunks()).sum()
     }
 
     pub(super) fn chunks(&self) -> usize {

@@ -29,6 +29,7 @@ mod destination;
 mod durable;
 mod egress;
 mod ending;
+mod expiry;
 mod fan;
 mod finish;
 mod gather;
@@ -80,6 +81,7 @@ use destination::Burden;
 use durable::Durable;
 use egress::{Egress, NoRoom};
 use ending::Notice;
+use expiry::Expiries;
 use gather::Leases;
 use intake::Intake;
 use kept::Kept;
@@ -374,6 +376,8 @@ pub struct Shard {
     ready: VecDeque<(DestinationNumber, PartitionIndex)>,
     /// When parts have messages to return that rest.
     returns: Returns,
+    /// When partitions have segments that expire.
+    expiries: Expiries,
     /// Chunks that are there for what other shards deliver to links of this one.
     arriving: usize,
     /// Bytes of what links asked that wait for other shards.
@@ -465,6 +469,7 @@ impl Shard {
             waiting: VecDeque::new(),
             ready: VecDeque::new(),
             returns: Returns::default(),
+            expiries: Expiries::default(),
             arriving: 0,
             behind: 0,
             wants_room: VecDeque::new(),
@@ -602,10 +607,11 @@ impl Shard {
         }
     }
 
-    /// Time has passed: ends links whose peers take too long, and returns messages
-    /// that have rested enough.
+    /// Time has passed: ends links whose peers take too long, returns messages that have
+    /// rested enough, and lets segments expire.
     pub fn expire(&mut self, now: Now) {
         self.end_rests(now);
+        self.end_periods(now);
         if now.monotonic < self.next_tick || self.watched.is_empty() {
             return;
         }
@@ -679,7 +685,11 @@ impl Shard {
         let tick = (!self.watched.is_empty()).then_some(self.next_tick);
         let returns = self.returns.next();
         let files = self.journal_expiry();
-        tick.into_iter().chain(returns).chain(files).min()
+        let expiry = self.expiries.next();
+        (tick.into_iter().chain(returns))
+            .chain(files)
+            .chain(expiry)
+            .min()
     }
 
     /// Whether there is work that the next [`Shard::turn`] would do without any

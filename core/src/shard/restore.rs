@@ -14,7 +14,7 @@ use super::positions::Outcome;
 use super::remembered::Place as Known;
 use super::send::{Bytes, append};
 use crate::frame::MessageHeader;
-use crate::id::{Epoch, Offset, PartitionIndex, ProducerId, SubscriptionNumber};
+use crate::id::{DestinationNumber, Epoch, Offset, PartitionIndex, ProducerId, SubscriptionNumber};
 use crate::journal::entry::{Entry, Place, Run};
 use crate::time::Wall;
 
@@ -131,7 +131,12 @@ impl Shard {
                 run,
                 deliveries,
             } => self.restore_returned(*place, *subscription, run, *deliveries),
-            Entry::Cursor { .. } | Entry::Emptied { .. } => {}
+            Entry::Emptied { place, first } => {
+                if self.own_partition(*place).is_some() {
+                    self.expire_before(*place, *first);
+                }
+            }
+            Entry::Cursor { .. } => {}
         }
         Ok(())
     }
@@ -150,6 +155,12 @@ impl Shard {
                 }
             }
         }
+        // What expired while no run was there is gone before anybody is given it.
+        let expire = self.locals.iter().filter(|local| local.expires > 0);
+        let expire: Vec<DestinationNumber> = expire.map(|local| local.number).collect();
+        for destination in expire {
+            self.queue_destination(destination);
+        }
     }
 
     fn own_partition(&mut self, place: Place) -> Option<&mut crate::partition::Partition> {
@@ -165,7 +176,7 @@ impl Shard {
         frame: &[u8],
     ) -> Result<(), TooLittleMemory> {
         let place = Place {
-            destination: crate::id::DestinationNumber(header.handle.get()),
+            destination: DestinationNumber(header.handle.get()),
             partition: PartitionIndex(header.partition.get()),
         };
         let bound = self.plan.bound;

@@ -4,6 +4,7 @@ mod administration;
 mod blocks;
 mod burst;
 mod durable;
+mod expiry;
 mod handover;
 mod mesh;
 mod powercut;

@@ -660,6 +660,46 @@ impl Part {
         self.resting.peek().map(|Reverse((until, _))| *until)
     }
 
+    /// What lies before `floor` has expired: it is nobody's any more, with whomever it is.
+    #[cold]
+    pub fn expire(&mut self, arena: &mut Arena, log: &mut Log, floor: Offset) {
+        let end = self.index_of(floor);
+        let mut run = SettledRun::default();
+        let (mut dropped, mut waited) = (0, 0);
+        for (entry, index) in self.entries.range_mut(..end).zip(0..) {
+            match entry.state {
+                State::Settled => continue,
+                State::Delivered => {
+                    self.assigned.settled(entry.consumer, 1);
+                    if let Some(keys) = self.assigned.keys() {
+                        keys.released(index);
+                    }
+                }
+                State::Returned | State::Resting => {
+                    waited += u32::from(entry.state == State::Returned);
+                    if let Some(keys) = self.assigned.keys() {
+                        keys.waits_no_more(index, entry.offset);
+                    }
+                }
+            }
+            entry.state = State::Settled;
+            run.add(arena, log, entry.offset);
+            dropped += 1;
+        }
+        run.end(arena, log);
+        self.returned -= waited;
+        self.resting.retain(|Reverse((_, offset))| *offset >= floor);
+        if self.fresh.offset < floor {
+            log.unclaim_between(arena, self.fresh.offset, floor);
+            self.fresh = Cursor::at(floor);
+        }
+        if let Some(keys) = self.assigned.keys() {
+            keys.not_ready(Offset(0), floor);
+            keys.search_anew();
+        }
+        self.forget(dropped);
+    }
+
     /// Ends the part: every claim it has on the log is settled.
     pub fn end(&mut self, arena: &mut Arena, log: &mut Log) {
         let mut run = SettledRun::default();

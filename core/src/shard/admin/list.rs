@@ -22,6 +22,7 @@ use crate::frame::control::{
 use crate::frame::{decode, padded};
 use crate::id::{DestinationNumber, Handle, RequestId};
 use crate::memory::CHUNK;
+use crate::partition::log::StretchCounts;
 use crate::shard::locals::Local;
 use crate::shard::{LinkState, Rejection, Shard};
 use crate::time::Now;
@@ -144,6 +145,13 @@ impl Shard {
             .sum()
     }
 
+    /// What there is of a destination's segments here.
+    fn segments_of(&self, local: &Local) -> StretchCounts {
+        let logs = local.partitions.iter().map(|it| &it.log);
+        let counts = logs.map(|log| log.stretch_counts(&self.arena));
+        counts.fold(StretchCounts::default(), StretchCounts::and)
+    }
+
     fn destinations(&self, filter: &Filter<'_>) -> Page {
         let mut page = Page::new();
         for entry in self.catalog.entries_from(filter.from) {
@@ -163,6 +171,7 @@ impl Shard {
     fn destination_row(&self, entry: &Entry) -> DestinationRow {
         let local = &self.locals[entry.number];
         let retention = entry.shape.retention.code();
+        let segments = self.segments_of(local);
         DestinationRow {
             destination: entry.destination.kind as u8,
             name_length: length(&entry.destination.name).into(),
@@ -181,6 +190,10 @@ impl Shard {
             stored: local.stored.into(),
             unsettled: self.unsettled_of(local).into(),
             bytes: ((local.chunks() * CHUNK) as u64).into(),
+            segment_bytes: segments.bytes.into(),
+            segment_oldest: segments.oldest.map_or(0, |time| time.0).into(),
+            segments_closed: segments.closed.into(),
+            segments_open: segments.open.into(),
             ..DestinationRow::default()
         }
     }

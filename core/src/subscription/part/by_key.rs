@@ -206,6 +206,12 @@ impl Keys {
             .retain(|(_, offset)| !(first..end).contains(offset) || waiting.contains(offset));
     }
 
+    /// What was scanned or offered last may be gone.
+    pub(super) fn search_anew(&mut self) {
+        self.search = Search::Begun;
+        self.last = Cursor::default();
+    }
+
     /// The entry at this index has rested.
     pub(super) fn touched(&mut self, index: usize) {
         self.touch(self.of_entries[index]);

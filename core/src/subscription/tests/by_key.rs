@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 
 use super::super::*;
+use crate::catalog::Retention;
 use crate::frame::encode::{Envelope, message, message_size};
 use crate::id::{DestinationNumber, Handle, Offset, PartitionIndex, ProducerId};
 use crate::limits::KEY_WINDOW;
@@ -66,9 +67,21 @@ struct World {
     consumers: BTreeMap<Handle, Consumer>,
     joined: u32,
     now: u64,
+    expires: bool,
 }
 
 impl World {
+    /// In which messages may expire.
+    fn expiring() -> Self {
+        let mut world = Self::new();
+        world.partition.log.keep(Retention::UntilExpired {
+            segment: 1 << 20,
+            period: 1,
+        });
+        world.expires = true;
+        world
+    }
+
     fn new() -> Self {
         let mut world = Self {
             arena: Arena::new(128),
@@ -84,6 +97,7 @@ impl World {
             consumers: BTreeMap::new(),
             joined: 0,
             now: 0,
+            expires: false,
         };
         let arena = &world.arena;
         (world.partition).subscribe_as(arena, SUBSCRIPTION, Kind::KeyShared, Offset(0));
@@ -282,6 +296,18 @@ impl World {
         assert_eq!(back, 1);
     }
 
+    /// The first so many messages are gone.
+    fn expire(&mut self, count: usize) {
+        let floor = count.min(self.messages.len());
+        (self.partition).expire(&mut self.arena, Offset(floor as u64));
+        for message in &mut self.messages[..floor] {
+            message.place = Place::Settled;
+        }
+        for consumer in self.consumers.values_mut() {
+            consumer.held.retain(|_, index| *index >= floor);
+        }
+    }
+
     fn pass(&mut self, time: u64) {
         self.now += time;
         let now = self.now;
@@ -379,6 +405,8 @@ impl World {
                 }
             }
             Step::Pass { time } => self.pass(time),
+            Step::Expire { count } if self.expires => self.expire(count),
+            Step::Expire { .. } => {}
             Step::ThinOut => while self.partition.thin_out(&mut self.arena) {},
             Step::Dispatch => {
                 self.dispatch();
@@ -412,7 +440,8 @@ impl World {
             );
         }
         self.check();
-        assert!(self.partition.log.chunks() <= 1, "nothing is left to keep");
+        let is_empty = self.partition.log.chunks() <= 1;
+        assert!(is_empty || self.expires, "nothing is left to keep");
         assert_eq!(self.part().unsettled(), 0);
         self.part().relax(true);
         assert_eq!(self.part().entries_size(), 0, "all memory comes back");
@@ -455,6 +484,9 @@ enum Step {
     Pass {
         time: u64,
     },
+    Expire {
+        count: usize,
+    },
     ThinOut,
     Dispatch,
 }
@@ -477,6 +509,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (which, pick, prop::option::of(1..50u64))
             .prop_map(|(which, pick, rest)| Step::GiveBack { which, pick, rest }),
         2 => (1..40u64).prop_map(|time| Step::Pass { time }),
+        1 => (0..150usize).prop_map(|count| Step::Expire { count }),
         1 => Just(Step::ThinOut),
         12 => Just(Step::Dispatch),
     ]
@@ -487,9 +520,10 @@ proptest! {
 
     #[test]
     fn a_key_is_with_one_consumer_at_a_time_and_in_order_whoever_comes_and_goes(
+        expires in any::<bool>(),
         steps in prop::collection::vec(step(), 1..150),
     ) {
-        let mut world = World::new();
+        let mut world = if expires { World::expiring() } else { World::new() };
         for step in &steps {
             world.step(step);
         }

@@ -35,6 +35,28 @@ fn active(setting: &mut Setting, membership: &Membership, partition: u32) -> Opt
 }
 
 #[test]
+fn one_that_waits_for_another_goes_on_once_what_that_one_held_has_expired() {
+    let (mut setting, mut membership) = failover(10, &[A]);
+    assert_eq!(active(&mut setting, &membership, 1), Some(A));
+    setting.deliver(A, 0, EVERYTHING);
+    membership.joined(B);
+    assert_eq!(
+        active(&mut setting, &membership, 1),
+        None,
+        "A holds some of it"
+    );
+    let (arena, log) = (&mut setting.arena, &mut setting.log);
+    setting.part.expire(arena, log, Offset(9));
+    assert!(!setting.part.frees());
+    setting.part.expire(arena, log, Offset(10));
+    assert!(setting.part.frees());
+    assert_eq!(active(&mut setting, &membership, 1), Some(B));
+    setting.acknowledge(A, 0, 10);
+    assert_eq!(setting.part.unsettled(), 0);
+    setting.part.invariants();
+}
+
+#[test]
 fn the_next_one_takes_over_at_the_first_message_that_was_not_settled() {
     let (mut setting, mut membership) = failover(10, &[A, B, C]);
     assert_eq!(active(&mut setting, &membership, 0), Some(A));
