@@ -77,7 +77,8 @@ fn assert_clean(report: &Report, books: usize) {
 fn quick_measures_everything_beside_its_floor_and_loses_nothing() {
     let began = Instant::now();
     let report = measure(Workload::Quick, 4, None);
-    assert!(began.elapsed() < Duration::from_secs(60));
+    // It takes four seconds, and a multiple of that where others have the processors.
+    assert!(began.elapsed() < Duration::from_secs(300));
     assert_clean(&report, 5);
     for mode in [Mode::Poll, Mode::Blocking] {
         let result = result(&report, "produce to ack", mode, "");

@@ -22,6 +22,8 @@ pub struct Home {
     /// Bytes of what senders send.
     pub body: u64,
     files: AtomicU32,
+    /// As long as this is there, no other test is given the port.
+    _reserved: TcpListener,
 }
 
 /// A sender that runs.
@@ -41,13 +43,15 @@ impl Home {
 
     /// With its data there.
     pub fn at(records: Directory, data: String) -> Self {
+        let (address, reserved) = free_address();
         Self {
             records,
             data,
-            address: free_address(),
+            address,
             memory_per_shard: 128,
             body: 64,
             files: AtomicU32::new(0),
+            _reserved: reserved,
         }
     }
 
@@ -185,15 +189,21 @@ pub fn wait_for_more(senders: &[Sender], lines: u64) {
 }
 
 /// A port that is free, and that no connection is given: one that is made while no broker
-/// listens there would otherwise find itself at the other end.
-fn free_address() -> String {
+/// listens there would otherwise find itself at the other end. It stays the test's own
+/// while no broker has it, also among tests of other processes: each holds the same port
+/// of another address of the loopback device.
+fn free_address() -> (String, TcpListener) {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let first = std::process::id() % 1000 * 10;
     for _ in 0..10_000 {
         let count = first + COUNT.fetch_add(1, Ordering::Relaxed);
-        let address = format!("127.0.0.1:{}", 20_000 + count % 10_000);
+        let port = 20_000 + count % 10_000;
+        let Ok(reserved) = TcpListener::bind(format!("127.0.0.2:{port}")) else {
+            continue;
+        };
+        let address = format!("127.0.0.1:{port}");
         if TcpListener::bind(&address).is_ok() {
-            return address;
+            return (address, reserved);
         }
     }
     panic!("no port is free");
