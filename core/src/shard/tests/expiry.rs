@@ -1,5 +1,9 @@
 //! Segments that expire under producers, consumers and restarts.
 
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+
 use super::durable::Device;
 use super::*;
 use crate::frame::control::WantCredit;
@@ -23,13 +27,23 @@ fn later(seconds: u64) -> Now {
 
 /// A producer to a queue whose segments expire after three seconds.
 fn expiring_producer(peer: &mut Peer, shard: &mut Shard, device: Option<&mut Device>) -> Opened {
+    producer_of(peer, shard, device, 2)
+}
+
+/// A producer to a queue with this retention.
+fn producer_of(
+    peer: &mut Peer,
+    shard: &mut Shard,
+    device: Option<&mut Device>,
+    retention: u8,
+) -> Opened {
     let fields = OpenProducer {
         session: peer.session.into(),
         destination_length: u16::try_from(NAME.len()).unwrap().into(),
         options: 1.into(),
         retain: SEGMENT.into(),
-        retention: 2,
-        period: 3.into(),
+        retention,
+        period: if retention == 2 { 3 } else { 0 }.into(),
         ..OpenProducer::default()
     };
     peer.control(2, &fields, &[NAME.as_bytes()]);
@@ -257,4 +271,155 @@ fn what_has_only_to_expire_takes_its_share_of_memory_and_gives_it_back_in_time()
     let answers = take(&mut shard, peer.link);
     assert!(is_granted(&answers, &producer), "there is room again");
     shard.audit();
+}
+
+/// Messages of a segment: all are a kibibyte.
+const PER_SEGMENT: u64 = SEGMENT / 1024;
+
+#[derive(Clone, Copy, Debug)]
+enum Act {
+    Send(u64),
+    /// So many from the how-manieth that is not acknowledged.
+    Acknowledge(usize, usize),
+    /// All periods are over.
+    Expire,
+    Restart,
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    prop_oneof![
+        4 => (1..150_u64).prop_map(Act::Send),
+        4 => (any::<usize>(), 1..150_usize).prop_map(|(at, count)| Act::Acknowledge(at, count)),
+        2 => Just(Act::Expire),
+        2 => Just(Act::Restart),
+    ]
+}
+
+/// A queue that keeps segments, beside what is expected of it.
+struct World {
+    device: Device,
+    shard: Shard,
+    peer: Peer,
+    producer: Opened,
+    consumer: Handle,
+    retention: u8,
+    sent: u64,
+    floor: u64,
+    unsettled: BTreeSet<u64>,
+}
+
+impl World {
+    fn new(retention: u8) -> Self {
+        let mut device = Device::default();
+        let mut shard = device.start();
+        let mut peer = Peer::new(&mut shard);
+        let producer = producer_of(&mut peer, &mut shard, Some(&mut device), retention);
+        let mut world = Self {
+            device,
+            shard,
+            peer,
+            producer,
+            consumer: Handle(0),
+            retention,
+            sent: 0,
+            floor: 0,
+            unsettled: BTreeSet::new(),
+        };
+        world.consume();
+        world
+    }
+
+    /// A consumer that takes all there is: what is expected.
+    fn consume(&mut self) {
+        self.producer.durability = Durability::Flushed;
+        let (consumer, waiting) = self.peer.consumer(&mut self.shard, NAME, 10_000);
+        let got: BTreeSet<u64> = offsets(&waiting).into_iter().collect();
+        assert_eq!(got, self.unsettled);
+        self.consumer = consumer;
+    }
+
+    fn settle(&mut self) -> Vec<u8> {
+        self.device.settle(&mut self.shard);
+        take(&mut self.shard, self.peer.link)
+    }
+
+    fn act(&mut self, act: Act) {
+        match act {
+            // The consumer has credit for a mebibyte.
+            Act::Send(count) if self.sent + count <= 900 => {
+                let mut device = Some(&mut self.device);
+                let (peer, shard) = (&mut self.peer, &mut self.shard);
+                let got = send(peer, shard, &mut device, &mut self.producer, count);
+                let expected: Vec<u64> = (self.sent..self.sent + count).collect();
+                assert_eq!(offsets(&got), expected);
+                self.unsettled.extend(expected);
+                self.sent += count;
+            }
+            Act::Send(_) => {}
+            Act::Acknowledge(at, count) => {
+                let from = at % self.unsettled.len().max(1);
+                let some = self.unsettled.iter().skip(from).take(count);
+                let some: Vec<u64> = some.copied().collect();
+                for offset in some {
+                    let ack = Acknowledge {
+                        runs: 1.into(),
+                        ..Acknowledge::default()
+                    };
+                    let run = AckRun {
+                        first: offset.into(),
+                        count: 1.into(),
+                    };
+                    (self.peer).control(self.consumer.0, &ack, &[run.as_bytes()]);
+                    self.unsettled.remove(&offset);
+                }
+                self.peer.exchange(&mut self.shard);
+                self.settle();
+            }
+            Act::Expire => {
+                self.shard.expire(later(3));
+                self.settle();
+                if self.retention == 2 {
+                    let open = self.sent.saturating_sub(1) / PER_SEGMENT;
+                    self.floor = self.floor.max(open * PER_SEGMENT);
+                    let floor = self.floor;
+                    self.unsettled.retain(|offset| *offset >= floor);
+                }
+            }
+            Act::Restart => {
+                self.shard = self.device.start();
+                self.peer = Peer::new(&mut self.shard);
+                let (peer, shard) = (&mut self.peer, &mut self.shard);
+                self.producer = producer_of(peer, shard, Some(&mut self.device), self.retention);
+                self.consume();
+            }
+        }
+        let open = self.sent.saturating_sub(1) / PER_SEGMENT;
+        let stays = |segment: &u64| {
+            let range = segment * PER_SEGMENT..(segment + 1) * PER_SEGMENT;
+            match self.retention {
+                2 => range.start >= self.floor,
+                _ => self.unsettled.range(range).next().is_some(),
+            }
+        };
+        let closed = (0..open).filter(stays).count();
+        let expected = (u32::try_from(closed).unwrap(), u32::from(self.sent > 0));
+        assert_eq!(segments(&self.shard), expected);
+        self.shard.audit();
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 1 } else { 64 }))]
+
+    #[test]
+    fn segments_are_the_same_in_every_run_whatever_was_settled_and_has_expired(
+        retention in 1..=2_u8,
+        acts in prop::collection::vec(act(), 1..24),
+    ) {
+        let mut world = World::new(retention);
+        for act in acts {
+            world.act(act);
+        }
+        world.act(Act::Restart);
+    }
 }
