@@ -172,6 +172,11 @@ fn an_option_that_makes_no_sense_is_named() {
     let broker = Broker::start("epoll");
     for (line, expected) in [
         ("topic create x --until-expired 3s", "--segment"),
+        ("topic create x --segment 1MiB", "--until-expired"),
+        (
+            "topic create x --retain 1MiB --until-acknowledged --segment 1MiB",
+            "cannot be used with",
+        ),
         (
             "topic create x --until-expired 3 --segment 1MiB",
             "a duration is a number and a unit",

@@ -80,14 +80,14 @@ pub(crate) struct Keeping {
     #[arg(long, value_name = "SIZE", allow_negative_numbers = true, value_parser = quantity::size, conflicts_with_all = ["until_acknowledged", "until_expired"])]
     pub(crate) retain: Option<u64>,
     /// Keep whole segments, each until every subscription has acknowledged all of it
-    #[arg(long, requires = "segment", conflicts_with = "until_expired")]
+    #[arg(long, group = "until", requires = "segment")]
     pub(crate) until_acknowledged: bool,
     /// Keep whole segments, each for so long after it was closed, acknowledged or not
-    #[arg(long, value_name = "PERIOD", requires = "segment", allow_negative_numbers = true, value_parser = seconds)]
+    #[arg(long, value_name = "PERIOD", group = "until", requires = "segment", allow_negative_numbers = true, value_parser = seconds)]
     pub(crate) until_expired: Option<u32>,
     /// What a segment has at least, such as 5MiB or 5MB, which is the same: it is closed
     /// by the first message that comes then
-    #[arg(long, value_name = "SIZE", allow_negative_numbers = true, value_parser = segment_size)]
+    #[arg(long, value_name = "SIZE", requires = "until", allow_negative_numbers = true, value_parser = segment_size)]
     pub(crate) segment: Option<u64>,
 }
 
