@@ -57,6 +57,13 @@ pub const JOURNAL_FILE_SIZE: u32 = 64 * MIB;
 pub const JOURNAL_RESERVE_SHARE: u64 = 4;
 /// So long after a file was not to be had it is asked for again.
 pub const JOURNAL_FILE_PAUSE: Duration = Duration::from_secs(1);
+/// A checkpoint is begun once so many bytes were journalled since the one before, or as many
+/// as that one has, whichever is more: a start reads about twice that at most.
+pub const CHECKPOINT_BYTES: u32 = 64 * MIB;
+/// What is put into a checkpoint in one turn of its shard, in bytes, or one message.
+pub const CHECKPOINT_SLICE: u32 = 32 * KIB;
+/// Files of a journal that are kept for the next use, beside the one that is prepared.
+pub const JOURNAL_FILES_SPARE: u32 = 2;
 /// Shards of a broker: the rings between them grow with the square.
 pub const SHARDS_MAX: u16 = 64;
 /// The most requests of one shard's clients that wait for other shards.
@@ -438,6 +445,11 @@ pub const TABLE: &[Limit] = &[
         "spare memory of a journal",
         JOURNAL_SPARE,
         "nobody is attached and nothing is changed before it is there again",
+    ),
+    bytes(
+        "journal since its checkpoint",
+        CHECKPOINT_BYTES,
+        "a checkpoint is begun",
     ),
     bytes(
         "file of a journal",

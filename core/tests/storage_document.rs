@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 
 use courser_core::journal::entry::{Kind, RESERVED};
 use courser_core::journal::survey::Slot;
-use courser_core::journal::{BLOCK_SIZE, batch, file};
+use courser_core::journal::{BLOCK_SIZE, batch, checkpoint, file};
 use courser_core::limits;
 use notes::{Field, fields, rows, section};
 
@@ -55,6 +55,16 @@ fn every_field_of_every_vector_stands_in_its_table_at_its_place() {
     }
     assert_eq!(file.len(), rows(section(DOCUMENT, heading_of_file)));
 
+    let checkpoint = fields(VECTORS, "checkpoint-header");
+    let heading_of_checkpoint = "## 9. The checkpoint";
+    for field in &checkpoint {
+        assert_row(heading_of_checkpoint, field);
+    }
+    assert_eq!(
+        checkpoint.len(),
+        rows(section(DOCUMENT, heading_of_checkpoint))
+    );
+
     let header: Vec<Field> = fields(VECTORS, "batch")
         .into_iter()
         .filter(|field| field.at < batch::HEADER_SIZE)
@@ -81,6 +91,10 @@ fn every_field_of_every_vector_stands_in_its_table_at_its_place() {
         ("returned", Kind::Returned),
         ("send-refused", Kind::SendRefused),
         ("emptied", Kind::Emptied),
+        ("catalog-kept", Kind::CatalogKept),
+        ("destination-kept", Kind::DestinationKept),
+        ("producer-sent", Kind::ProducerSent),
+        ("partition-kept", Kind::PartitionKept),
     ];
     for (vector, kind) in cases {
         let (shared, own): (Vec<Field>, Vec<Field>) = fields(VECTORS, vector)
@@ -90,9 +104,7 @@ fn every_field_of_every_vector_stands_in_its_table_at_its_place() {
             assert_row(ENTRIES, field);
         }
         // Tails are described by a sentence.
-        let tail = |name: &str| {
-            name == "bits" || name == "padding" || name == "name" || name.starts_with("run: ")
-        };
+        let tail = |name: &str| ["bits", "padding", "name"].contains(&name) || name.contains(": ");
         let own: Vec<&Field> = own.iter().filter(|field| !tail(field.name)).collect();
         for field in &own {
             assert_row(&heading(kind), field);
@@ -114,6 +126,12 @@ fn the_numbers_on_the_page_are_those_of_the_code() {
     assert!(section(DOCUMENT, "## 1. Drawn").contains("0 to 63"));
     assert!(DOCUMENT.contains(&format!("journal-00/{}", Slot(1))));
     assert!(DOCUMENT.contains("`CRSRJRNL`") && file::MAGIC == *b"CRSRJRNL");
+    assert!(DOCUMENT.contains("`CRSRCKPT`") && checkpoint::MAGIC == *b"CRSRCKPT");
+    for name in [checkpoint::FILE_NAME, checkpoint::ASIDE_NAME] {
+        assert!(DOCUMENT.contains(&format!("\nDIR/journal-00/{name} ")));
+    }
+    assert_eq!(limits::DESTINATIONS_MAX, 4096);
+    assert!(section(DOCUMENT, "#### 0x0d CatalogKept").contains("at most 4,096"));
     assert!(DOCUMENT.contains("`BTCH`") && batch::MAGIC == *b"BTCH");
 }
 

@@ -21,11 +21,12 @@ use courser_core::id::{
     Sequence, SubscriptionNumber,
 };
 use courser_core::journal::batch::{Batch, Label, Seal};
-use courser_core::journal::entry::{Entries, Entry, Place, Run};
-use courser_core::journal::{BLOCK_SIZE, Identity, Origin, batch, file};
+use courser_core::journal::entry::{Entries, Entry, Fate, Place, Reached, Run};
+use courser_core::journal::{BLOCK_SIZE, Identity, Origin, Start, batch, checkpoint, file};
 use courser_core::name::{self, DestinationKind};
 use courser_core::subscription::Kind as Sharing;
 use courser_core::time::Wall;
+use zerocopy::little_endian::U32;
 
 const ORIGIN: Origin = Origin {
     identity: Identity {
@@ -71,6 +72,33 @@ fn a_files_header_is_what_the_page_says() {
 }
 
 #[test]
+fn a_checkpoints_header_is_what_the_page_says() {
+    let (vectors, _) = vectors();
+    let mut block = vectors["checkpoint-header"].clone();
+    block.resize(BLOCK_SIZE, 0);
+    let header = checkpoint::Header {
+        origin: ORIGIN,
+        number: 9,
+        start: Start {
+            sequence: FileSequence(17),
+            position: POSITION,
+            number: BatchNumber(42),
+        },
+        batches: 3,
+        size: 65_536,
+        division: checkpoint::Division {
+            shards: 4,
+            since: RunNumber(2),
+        },
+    };
+    assert_eq!(
+        checkpoint::Header::read(&ORIGIN.identity, &block),
+        Ok(header)
+    );
+    assert_eq!(header.block().to_vec(), block);
+}
+
+#[test]
 fn each_entry_is_what_the_page_says() {
     let (vectors, mut names) = vectors();
     let place = Place {
@@ -98,8 +126,35 @@ fn each_entry_is_what_the_page_says() {
     };
     let others = Change::SetPolicies(DESTINATION, policies(1, 2, 3));
     let runs = [Run::new(Offset(40), 3), Run::new(Offset(50), 1)];
+    let vacant = [4, 2].map(|slot| U32::new(DestinationNumber::new(slot, slot - 1).0));
+    let reached = [Reached {
+        partition: 2.into(),
+        partition_sequence: 5.into(),
+        sequence: 9.into(),
+        ..Reached::default()
+    }];
+    let fates = [
+        Fate {
+            partition_sequence: 3.into(),
+            offset: 40.into(),
+            append_time: 1_700_000_000_123_456_789.into(),
+            count: 2.into(),
+            partition: 2.into(),
+            refusal: 0.into(),
+        },
+        Fate {
+            partition_sequence: 5.into(),
+            count: 1.into(),
+            partition: 2.into(),
+            refusal: Refusal::Unsupported.code().into(),
+            ..Fate::default()
+        },
+    ];
     let expected = [
-        ("catalog-created", changed(8, Change::Create(created))),
+        (
+            "catalog-created",
+            changed(8, Change::Create(created.clone())),
+        ),
         ("catalog-policies", changed(9, others)),
         ("catalog-deleted", changed(10, Change::Delete(DESTINATION))),
         (
@@ -200,8 +255,38 @@ fn each_entry_is_what_the_page_says() {
                 first: Offset(100),
             },
         ),
+        (
+            "catalog-kept",
+            Entry::CatalogKept {
+                version: CatalogVersion(10),
+                slots: 7,
+                vacant: &vacant,
+            },
+        ),
+        (
+            "destination-kept",
+            Entry::DestinationKept {
+                version: CatalogVersion(10),
+                destination: created.clone(),
+            },
+        ),
+        (
+            "producer-sent",
+            Entry::ProducerSent {
+                producer: PRODUCER,
+                reached: &reached,
+                fates: &fates,
+            },
+        ),
+        (
+            "partition-kept",
+            Entry::PartitionKept {
+                place,
+                next: Offset(42),
+            },
+        ),
     ];
-    names.retain(|name| !["file-header", "message", "batch"].contains(name));
+    names.retain(|name| !["file-header", "checkpoint-header", "message", "batch"].contains(name));
     assert_eq!(
         names,
         expected.iter().map(|(name, _)| *name).collect::<Vec<_>>()
@@ -236,7 +321,8 @@ fn a_batch_is_what_the_page_says() {
         durable_before: BatchNumber(40),
         written: Wall(1_700_000_000_123_456_789),
     };
-    let entries: Vec<&Vec<u8>> = names[1..names.len() - 1]
+    // Behind the two headers.
+    let entries: Vec<&Vec<u8>> = names[2..names.len() - 1]
         .iter()
         .map(|name| &vectors[name])
         .collect();

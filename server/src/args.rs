@@ -121,6 +121,10 @@ pub(crate) struct ServeOptions {
     /// Keep nothing: whatever is stored ends with the process
     #[arg(long, conflicts_with = "data_dir")]
     pub(crate) ephemeral: bool,
+    /// How much each shard journals before it makes a checkpoint, which bounds what a start
+    /// reads
+    #[arg(long, value_name = "SIZE", default_value = "64MiB", allow_negative_numbers = true, value_parser = quantity::size)]
+    pub(crate) checkpoint_bytes: u64,
     /// Whether a destination that is opened and does not exist is created
     #[arg(long, value_name = "ON|OFF", value_enum, default_value_t = Switch::On)]
     pub(crate) auto_create: Switch,

@@ -4,12 +4,13 @@
 use std::fmt::Write;
 
 use courser_bench::units;
+use courser_core::journal::checkpoint;
 use courser_core::journal::recover::{Damage, Tail};
 use serde_json::{Value, json};
 
 use crate::args::CheckOptions;
 use crate::error::CommandError;
-use crate::examine::{ExamineError, Examined, Journal, Tally};
+use crate::examine::{CheckpointEnd, ExamineError, Examined, Journal, Tally};
 use crate::output;
 
 /// Prints a line for each journal, and one for whatever is wrong with it.
@@ -37,6 +38,7 @@ struct Finding<'a> {
     journal: &'a Journal,
     tally: Tally,
     damage: Option<Damage>,
+    checkpoint_damage: Option<checkpoint::Damage>,
 }
 
 impl<'a> Finding<'a> {
@@ -50,15 +52,31 @@ impl<'a> Finding<'a> {
             }
             Err(ExamineError::Directory(error)) => return Err(error.into()),
         };
+        let mut checkpoint_damage = None;
+        let read = examined.checkpoint_batches(journal, |batch| {
+            let number = batch.header.label.number;
+            let bad = batch.entries().find_map(Result::err);
+            checkpoint_damage = checkpoint_damage.or(bad.map(|malformed| checkpoint::Damage {
+                position: batch.header.position,
+                what: checkpoint::Wrong::Entry { number, malformed },
+            }));
+            Ok(())
+        });
+        match read {
+            Ok(()) => {}
+            Err(CheckpointEnd::Damage(found)) => checkpoint_damage = Some(found),
+            Err(CheckpointEnd::Failed(error)) => return Err(*error),
+        }
         Ok(Self {
             journal,
             tally,
             damage,
+            checkpoint_damage,
         })
     }
 
     fn is_damaged(&self) -> bool {
-        self.damage.is_some() || !self.tally.spoilt.is_empty()
+        self.damage.is_some() || self.checkpoint_damage.is_some() || !self.tally.spoilt.is_empty()
     }
 
     /// The first and the last run, and how many there are.
@@ -127,6 +145,20 @@ fn line(text: &mut String, finding: &Finding<'_>) -> std::fmt::Result {
         if entries.is_empty() { "" } else { ": " },
         entries.join(", ")
     )?;
+    if let Some(Ok(header)) = finding.journal.checkpoint {
+        writeln!(
+            text,
+            "  checkpoint number {}, of run {}: {}, and the journal from batch {} on",
+            header.number,
+            header.origin.run,
+            units::bytes(header.size),
+            header.start.number
+        )?;
+    }
+    if let Some(damage) = &finding.checkpoint_damage {
+        writeln!(text, "  damage     journal-{number:02}/{damage}")?;
+        writeln!(text, "  fix        {}", damage.advice())?;
+    }
     for tail in finding.tails() {
         writeln!(text, "  cut        journal-{number:02}/{tail}")?;
     }
@@ -193,6 +225,18 @@ fn journal_as_json(finding: &Finding<'_>) -> Value {
     json!({
         "journal": finding.journal.number.0,
         "files": Value::from_iter(files),
+        "checkpoint": finding.journal.checkpoint.and_then(Result::ok).map(|header| json!({
+            "number": header.number,
+            "run": header.origin.run.0,
+            "size": header.size,
+            "first_batch": header.start.number.0,
+            "shards": header.division.shards,
+        })),
+        "checkpoint_damage": finding.checkpoint_damage.map(|damage| json!({
+            "position": damage.position,
+            "what": damage.to_string(),
+            "advice": damage.advice(),
+        })),
         "batches": tally.batches,
         "bytes": tally.bytes,
         "entries": entries

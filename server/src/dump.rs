@@ -9,14 +9,14 @@ use courser_core::catalog::Change;
 use courser_core::frame::checksum;
 use courser_core::id::{DestinationNumber, JournalNumber};
 use courser_core::journal::batch::Header;
+use courser_core::journal::checkpoint::FILE_NAME;
 use courser_core::journal::entry::{Entry, Place, Run};
 use courser_core::journal::recover::Damage;
-use courser_core::journal::survey::Slot;
 use courser_transport::disk::DirectoryError;
 use serde_json::{Value, json};
 
 use crate::error::CommandError;
-use crate::examine::{Examined, entries};
+use crate::examine::{CheckpointEnd, Examined, entries};
 use crate::line::{self, Line};
 use crate::output;
 
@@ -39,9 +39,44 @@ pub(crate) fn dump(
             damaged = true;
             output::remark(&format_args!("journal-{:02}/{damage}", journal.number));
         }
+        let read = examined.checkpoint_batches(journal, |batch| {
+            let mut text = String::new();
+            let head = batch_as_json(journal.number, FILE_NAME, &batch.header);
+            if wanted.is_none() {
+                head.write(&mut text, json, "");
+            }
+            for entry in batch.entries() {
+                match entry {
+                    Ok(entry) if is_wanted(&entry) => {
+                        if text.is_empty() {
+                            head.write(&mut text, json, "");
+                        }
+                        fields(&entry).write(&mut text, json, "  ");
+                    }
+                    Ok(_) => {}
+                    Err(malformed) => {
+                        damaged = true;
+                        let at = batch.header.position;
+                        let number = journal.number;
+                        output::remark(&format_args!(
+                            "journal-{number:02}/{FILE_NAME} at {at}: {malformed}"
+                        ));
+                    }
+                }
+            }
+            output::print(&text)
+        });
+        match read {
+            Ok(()) => {}
+            Err(CheckpointEnd::Damage(damage)) => {
+                damaged = true;
+                output::remark(&format_args!("journal-{:02}/{damage}", journal.number));
+            }
+            Err(CheckpointEnd::Failed(error)) => return Err(*error),
+        }
         let read = examined.batches(journal, |slot, batch| {
             let mut text = String::new();
-            let head = batch_as_json(journal.number, slot, &batch.header);
+            let head = batch_as_json(journal.number, &slot.to_string(), &batch.header);
             if wanted.is_none() {
                 head.write(&mut text, json, "");
             }
@@ -86,18 +121,28 @@ fn numbers_of(
     name: &Destination,
 ) -> Result<BTreeSet<DestinationNumber>, CommandError> {
     let mut numbers = BTreeSet::new();
+    let mut note = |entry: Entry<'_>| {
+        if let Entry::CatalogChanged {
+            change: Change::Create(destination),
+            ..
+        }
+        | Entry::DestinationKept { destination, .. } = entry
+            && destination.destination == *name
+        {
+            numbers.insert(destination.number);
+        }
+    };
     for journal in &examined.journals {
+        let read = examined.checkpoint_batches(journal, |batch| {
+            batch.entries().map_while(Result::ok).for_each(&mut note);
+            Ok(())
+        });
+        if let Err(CheckpointEnd::Failed(error)) = read {
+            return Err(*error);
+        }
         let read = examined.batches(journal, |slot, batch| {
-            for entry in entries(slot, batch).map_while(Result::ok) {
-                if let Entry::CatalogChanged {
-                    change: Change::Create(entry),
-                    ..
-                } = entry
-                    && entry.destination == *name
-                {
-                    numbers.insert(entry.number);
-                }
-            }
+            let whole = entries(slot, batch).map_while(Result::ok);
+            whole.for_each(&mut note);
             Ok(())
         });
         match read {
@@ -131,8 +176,13 @@ fn subject(entry: &Entry<'_>) -> Option<DestinationNumber> {
         | Entry::Cursor { place, .. }
         | Entry::Returned { place, .. }
         | Entry::SendRefused { place, .. }
-        | Entry::Emptied { place, .. } => Some(place.destination),
-        Entry::ProducerForgotten { .. } | Entry::ProducerIdsReserved { .. } => None,
+        | Entry::Emptied { place, .. }
+        | Entry::PartitionKept { place, .. } => Some(place.destination),
+        Entry::DestinationKept { destination, .. } => Some(destination.number),
+        Entry::ProducerForgotten { .. }
+        | Entry::ProducerIdsReserved { .. }
+        | Entry::ProducerSent { .. }
+        | Entry::CatalogKept { .. } => None,
     }
 }
 
@@ -160,13 +210,13 @@ impl From<DirectoryError> for DumpEnd {
     }
 }
 
-fn batch_as_json(journal: JournalNumber, slot: Slot, header: &Header) -> Line {
+fn batch_as_json(journal: JournalNumber, file: &str, header: &Header) -> Line {
     Line {
         what: "batch",
         fields: vec![
             ("number", header.label.number.0.into()),
             ("journal", journal.0.into()),
-            ("file", slot.to_string().into()),
+            ("file", file.into()),
             ("position", header.position.into()),
             ("run", header.origin.run.0.into()),
             ("length", header.length.into()),
@@ -322,6 +372,39 @@ fn fields(entry: &Entry<'_>) -> Line {
         .concat(),
         Entry::Emptied { place, first } => {
             [of(place), vec![("first_offset", first.0.into())]].concat()
+        }
+        Entry::CatalogKept {
+            version,
+            slots,
+            vacant,
+        } => vec![
+            ("version", version.0.into()),
+            ("slots", (*slots).into()),
+            ("vacant", vacant.len().into()),
+        ],
+        Entry::DestinationKept {
+            version,
+            destination,
+        } => vec![
+            ("version", version.0.into()),
+            ("destination", destination.number.0.into()),
+            ("name", destination.destination.to_string().into()),
+            ("partitions", destination.shape.partitions.into()),
+        ],
+        Entry::ProducerSent {
+            producer,
+            reached,
+            fates,
+        } => {
+            let sends: u64 = fates.iter().map(|fate| u64::from(fate.count.get())).sum();
+            vec![
+                ("producer", producer.0.into()),
+                ("partitions", reached.len().into()),
+                ("sends", sends.into()),
+            ]
+        }
+        Entry::PartitionKept { place, next } => {
+            [of(place), vec![("next_offset", next.0.into())]].concat()
         }
     };
     Line {

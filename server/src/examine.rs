@@ -8,10 +8,15 @@ use courser_core::frame::decode::verify;
 use courser_core::id::{Installation, JournalNumber};
 use courser_core::journal::Identity;
 use courser_core::journal::batch::Batch;
+use courser_core::journal::checkpoint::{self, Header};
 use courser_core::journal::entry::{Entry, Kind};
 use courser_core::journal::recover::{Damage, Plan, Step, Wrong, decide};
 use courser_core::journal::survey::{Slot, Survey};
-use courser_transport::disk::{DataDirectory, DirectoryError, JournalFile};
+use courser_transport::disk::{
+    CheckpointFile, DataDirectory, DirectoryError, JournalFile, RecoveryError,
+};
+
+use crate::error::CommandError;
 
 /// A data directory that this process has for as long as it looks.
 pub(crate) struct Examined {
@@ -25,6 +30,8 @@ pub(crate) struct Examined {
 /// One journal.
 pub(crate) struct Journal {
     pub(crate) number: JournalNumber,
+    /// What its checkpoint says of itself, if it has one.
+    pub(crate) checkpoint: Option<Result<Header, checkpoint::Damage>>,
     /// Its files, by their slots.
     pub(crate) surveys: Vec<Survey>,
     /// What a broker would make of it.
@@ -55,23 +62,36 @@ impl Examined {
     pub(crate) fn open(path: &Path) -> Result<Self, DirectoryError> {
         let directory = DataDirectory::inspect(path)?;
         let listed = directory.list()?;
+        let mut files: BTreeMap<JournalNumber, Vec<JournalFile>> = BTreeMap::new();
+        for (file, _) in listed.files {
+            files.entry(file.journal).or_default().push(file);
+        }
+        for journal in listed.checkpoints {
+            files.entry(journal).or_default();
+        }
         let mut journals: Vec<Journal> = Vec::new();
-        for files in listed
-            .files
-            .chunk_by(|(one, _), (next, _)| one.journal == next.journal)
-        {
-            let Some((first, _)) = files.first() else {
-                continue;
+        for (number, files) in files {
+            let identity = identity(directory.installation(), number);
+            let checkpoint = match CheckpointFile::open(&directory, number)? {
+                None => None,
+                Some(file) => Some(match file.header() {
+                    Ok(header) => Ok(header),
+                    Err(error) => Err(checkpoint_damage(error)?),
+                }),
             };
-            let identity = identity(directory.installation(), first.journal);
+            let start = match checkpoint {
+                Some(Ok(header)) => Some(header.start),
+                _ => None,
+            };
             let mut surveys = Vec::with_capacity(files.len());
-            for (file, _) in files {
-                let image = directory.read(*file)?;
-                surveys.push(Survey::of(file.slot, &identity, None, &image));
+            for file in files {
+                let image = directory.read(file)?;
+                surveys.push(Survey::of(file.slot, &identity, start.as_ref(), &image));
             }
             journals.push(Journal {
-                number: first.journal,
-                decision: decide(&identity, None, &surveys),
+                number,
+                checkpoint,
+                decision: decide(&identity, start.as_ref(), &surveys),
                 surveys,
             });
         }
@@ -111,6 +131,19 @@ impl Examined {
         Ok(())
     }
 
+    /// Hands over each batch of a journal's checkpoint, in their order.
+    pub(crate) fn checkpoint_batches(
+        &self,
+        journal: &Journal,
+        mut each: impl FnMut(&Batch<'_>) -> Result<(), CommandError>,
+    ) -> Result<(), CheckpointEnd> {
+        match CheckpointFile::open(&self.directory, journal.number) {
+            Ok(Some(file)) => file.batches(|batch| Ok(each(batch)?)),
+            Ok(None) => Ok(()),
+            Err(error) => Err(CommandError::from(error).into()),
+        }
+    }
+
     /// Reads a journal and counts what it says.
     pub(crate) fn tally(&self, journal: &Journal) -> Result<Tally, ExamineError> {
         let mut tally = Tally::default();
@@ -123,6 +156,38 @@ impl Examined {
             Ok::<_, ExamineError>(())
         })?;
         Ok(tally)
+    }
+}
+
+/// Why a checkpoint was not read to its end.
+pub(crate) enum CheckpointEnd {
+    Damage(checkpoint::Damage),
+    Failed(Box<CommandError>),
+}
+
+impl From<CommandError> for CheckpointEnd {
+    fn from(error: CommandError) -> Self {
+        Self::Failed(Box::new(error))
+    }
+}
+
+impl From<RecoveryError> for CheckpointEnd {
+    fn from(error: RecoveryError) -> Self {
+        match checkpoint_damage(error) {
+            Ok(damage) => Self::Damage(damage),
+            Err(error) => CommandError::from(error).into(),
+        }
+    }
+}
+
+/// What is wrong with a checkpoint that could be read.
+fn checkpoint_damage(error: RecoveryError) -> Result<checkpoint::Damage, DirectoryError> {
+    match error {
+        RecoveryError::Checkpoint { damage, .. } => Ok(damage),
+        RecoveryError::Directory(error) => Err(error),
+        RecoveryError::Damaged { .. } | RecoveryError::Salt { .. } => {
+            unreachable!("a checkpoint has neither files of a journal nor a salt to draw")
+        }
     }
 }
 

@@ -62,6 +62,7 @@ fn config(options: &ServeOptions) -> Result<BrokerConfig, ServeError> {
         memory: options.memory,
         auto_create: options.auto_create == Switch::On,
         data_directory: (!options.ephemeral).then(|| options.data_dir.clone()),
+        checkpoint_bytes: options.checkpoint_bytes,
         ..BrokerConfig::default()
     })
 }

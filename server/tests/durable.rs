@@ -61,7 +61,11 @@ fn senders_outlive_brokers(
     partitions: u32,
     seed: u64,
 ) -> usize {
-    let (home, mut choices) = (Home::new(), Choices(seed));
+    let (mut home, mut choices) = (Home::new(), Choices(seed));
+    if choices.one_in(2) {
+        // One after the other.
+        home.checkpoint_bytes = Some("64KiB");
+    }
     let mut broker = home.start_either(shards, &mut choices);
     let each = MESSAGES * (kills + 1) / SENDERS as u64;
     let mut senders: Vec<Sender> = (0..SENDERS)
@@ -143,6 +147,52 @@ fn a_named_subscription_of_a_topic_goes_on_where_it_was_after_every_kill() {
         [],
         "what was settled stays so"
     );
+    broker.kill();
+}
+
+/// Bytes of all files of a directory, and of those in it.
+fn size(directory: &std::path::Path) -> u64 {
+    let entries = std::fs::read_dir(directory).unwrap().map(Result::unwrap);
+    entries
+        .map(|entry| match entry.metadata().unwrap() {
+            within if within.is_dir() => size(&entry.path()),
+            file => file.len(),
+        })
+        .sum()
+}
+
+/// `MANY` says how many messages, 300,000 unless said otherwise.
+#[test]
+fn disk_and_starts_stay_small_however_much_is_sent_and_received() {
+    let many = std::env::var("MANY").map_or(300_000, |many| many.parse().unwrap());
+    let mut choices = Choices::of("KILLS_SEED");
+    let mut home = Home::new();
+    home.checkpoint_bytes = Some("2MiB");
+    home.body = 400;
+    let mut broker = home.start_either(1, &mut choices);
+    let mut sent = 0;
+    for _ in 0..3 {
+        let mut sender = home.sender(QUEUE, many / 3, 1, PATIENCE);
+        let received = home.receive(QUEUE, "3s");
+        assert_eq!(received, sender.complete());
+        sent += received.len() as u64;
+        broker.kill();
+        home.assert_whole();
+        // A file that is written to, the next one, two that wait, one to begin in, and what
+        // was there for a moment.
+        let size = size(std::path::Path::new(&home.data));
+        assert!(size <= 6 * (16 << 20), "{size} bytes after {sent} messages");
+        broker = home.start_either(1, &mut choices);
+        let said = broker.said_of_data();
+        let read = said
+            .split_once("of checkpoints and ")
+            .expect("it says so")
+            .1;
+        let kib: u64 = read.split_once(" KiB").unwrap().0.parse().unwrap();
+        // One that was under way does not count, and the next begins behind it.
+        assert!(kib <= 3 * 2048, "{said}");
+    }
+    assert_goes_on_at(&home, sent);
     broker.kill();
 }
 

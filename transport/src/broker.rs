@@ -33,7 +33,7 @@ use courser_core::mesh::{self, Ends, mesh};
 use courser_core::shard::{MemoryPlan, Shard, ShardConfig};
 
 use crate::affinity::{AffinityError, Cores, Placement, Topology};
-use crate::disk::{DataDirectory, DiskFile, Recovery};
+use crate::disk::{DataDirectory, DiskFile, ReadSize, Recovery};
 use crate::door::{DoorControl, DoorStats, Porter, ShardEntrance};
 use crate::doorbell::Doorbell;
 use crate::engine::Engine;
@@ -118,6 +118,9 @@ pub struct BrokerConfig {
     pub auto_create: bool,
     /// Where what is to be durable is kept; nothing is, without. Made if it is not there.
     pub data_directory: Option<PathBuf>,
+    /// A checkpoint is made each time that so many bytes were journalled, by each shard; or
+    /// as many as the last one has, if that is more.
+    pub checkpoint_bytes: u64,
 }
 
 impl Default for BrokerConfig {
@@ -139,6 +142,7 @@ impl Default for BrokerConfig {
             },
             auto_create: true,
             data_directory: None,
+            checkpoint_bytes: limits::CHECKPOINT_BYTES.into(),
         }
     }
 }
@@ -236,6 +240,8 @@ pub enum StartError {
     },
 }
 
+/// What the start's report counts in.
+const KIB: u64 = 1024;
 const MIB: u64 = 1024 * 1024;
 
 fn too_little(bound: u64, shards: u16, links: u16) -> String {
@@ -306,6 +312,8 @@ pub struct DataSetting {
     pub directory: PathBuf,
     /// How often a broker has started on it, this time included.
     pub run: u64,
+    /// How much was read.
+    pub read: ReadSize,
     /// Writes that were cut short, and had been told to nobody.
     pub cut: Vec<String>,
 }
@@ -319,6 +327,7 @@ impl DataSetting {
         Self {
             directory: recovery.directory().path().to_owned(),
             run: recovery.run().0,
+            read: recovery.size(),
             cut: cut.collect(),
         }
     }
@@ -376,12 +385,24 @@ impl fmt::Display for Setting {
             )?;
         }
         match &self.data {
-            Some(data) => writeln!(
-                f,
-                "data       {}, run {}",
-                data.directory.display(),
-                data.run
-            )?,
+            Some(data) => {
+                let directory = data.directory.display();
+                write!(f, "data       {directory}, run {}", data.run)?;
+                let ReadSize {
+                    checkpoints,
+                    journals,
+                } = data.read;
+                match checkpoints {
+                    0 if journals == 0 => writeln!(f)?,
+                    0 => writeln!(f, ": read {} KiB of journals", journals / KIB)?,
+                    _ => writeln!(
+                        f,
+                        ": read {} KiB of checkpoints and {} KiB journalled since",
+                        checkpoints / KIB,
+                        journals / KIB
+                    )?,
+                }
+            }
             None => writeln!(
                 f,
                 "data       nothing is kept: what is stored ends with this process"
@@ -460,6 +481,7 @@ impl Broker {
             let plan = ShardPlan {
                 shard: shard_config(&config, installation, ends.shard(), setting.memory)?,
                 recovery: recovery.clone(),
+                checkpoint_bytes: config.checkpoint_bytes,
                 ends,
                 told,
                 placement,
@@ -484,6 +506,7 @@ impl Broker {
             entrances.push(entrance);
             goes.push(go);
         }
+        place_checkpoints(recovery.as_deref(), shards)?;
         let ways: Vec<_> = (entrances.iter())
             .map(|entrance| entrance.sender.clone())
             .collect();
@@ -539,7 +562,12 @@ impl Broker {
         let mut ring = epoll_ring(config.listen.map(|_| config.ring))?;
         let shard = shard_config(&config, installation, ShardIndex(0), setting.memory)?;
         let mut shard = make_shard(shard, 1, config.links_in_process)?;
-        let store = open_store(recovery.as_deref(), &mut shard, &mut ring)?;
+        let kept = recovery.as_deref();
+        let mut store = open_store(kept, config.checkpoint_bytes, &mut shard, &mut ring)?;
+        place_checkpoints(kept, 1)?;
+        if let Some(store) = &mut store {
+            store.placed(&mut shard);
+        }
         let (entrance, inbox) = entrance(&ring, &shard);
         let (way, stats) = (entrance.sender.clone(), entrance.stats.clone());
         setting.shards.push(ShardSetting {
@@ -730,7 +758,8 @@ impl Outset {
         let recovery = match &config.data_directory {
             Some(path) => {
                 let directory = DataDirectory::open(path).map_err(StoreError::from)?;
-                let recovery = Recovery::read(&directory).map_err(StoreError::from)?;
+                let mut recovery = Recovery::read(&directory).map_err(StoreError::from)?;
+                recovery.prepare().map_err(StoreError::from)?;
                 Some(Arc::new(recovery))
             }
             None => None,
@@ -821,6 +850,7 @@ fn place(config: &BrokerConfig, topology: &Topology) -> Result<Vec<Placement>, S
 struct ShardPlan {
     shard: ShardConfig,
     recovery: Option<Arc<Recovery>>,
+    checkpoint_bytes: u64,
     ends: Ends,
     /// The others, once all are ready; hung up if the broker does not start.
     told: mpsc::Receiver<Workers>,
@@ -939,7 +969,8 @@ fn run_on<R: Ring<Socket = std::os::fd::OwnedFd, File = DiskFile>>(
         Err(error) => return tell(report, Err(error)),
     };
     shard.join(plan.ends);
-    let store = match open_store(plan.recovery.as_deref(), &mut shard, &mut ring) {
+    let (recovery, every) = (plan.recovery.as_deref(), plan.checkpoint_bytes);
+    let mut store = match open_store(recovery, every, &mut shard, &mut ring) {
         Ok(store) => store,
         Err(error) => return tell(report, Err(error.into())),
     };
@@ -961,6 +992,9 @@ fn run_on<R: Ring<Socket = std::os::fd::OwnedFd, File = DiskFile>>(
     let Ok(workers) = plan.told.recv() else {
         return;
     };
+    if let Some(store) = &mut store {
+        store.placed(&mut shard);
+    }
     let worker = Worker::new(
         ring,
         (shard, store),
@@ -996,15 +1030,27 @@ fn make_shard(config: ShardConfig, shards: u16, links: u16) -> Result<Shard, Sta
 /// What is kept, told to a shard that has its ring; it goes on there when this returns.
 fn open_store<R: Ring<File = DiskFile>>(
     recovery: Option<&Recovery>,
+    checkpoint_bytes: u64,
     shard: &mut Shard,
     ring: &mut R,
 ) -> Result<Option<Store>, StoreError> {
     let Some(recovery) = recovery else {
         return Ok(None);
     };
-    let mut store = Store::open(recovery, shard, ring.doorbell().clone())?;
+    let doorbell = ring.doorbell().clone();
+    let mut store = Store::open(recovery, checkpoint_bytes, shard, doorbell)?;
     store.settle(ring, shard)?;
     Ok(Some(store))
+}
+
+/// If all is divided anew, the checkpoints count now that every shard has written its own.
+fn place_checkpoints(recovery: Option<&Recovery>, shards: u16) -> Result<(), StoreError> {
+    match recovery {
+        Some(recovery) if recovery.is_divided_anew(shards) => {
+            Ok(recovery.place_checkpoints(shards)?)
+        }
+        _ => Ok(()),
+    }
 }
 
 /// What the door has to know of a shard, and where the shard takes what comes.

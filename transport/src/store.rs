@@ -14,7 +14,7 @@ use courser_core::counters::Counter;
 use courser_core::id::JournalNumber;
 use courser_core::journal::survey::Slot;
 use courser_core::journal::writer::{Beginning, Token, Wish, WriteFailed};
-use courser_core::shard::{Shard, TooLittleMemory};
+use courser_core::shard::{CheckpointFailed, CheckpointWish, Shard, TooLittleMemory};
 
 use crate::clock::Clock;
 use crate::disk::{
@@ -58,6 +58,11 @@ pub(crate) struct Store {
     current: Option<Slot>,
     /// What could not be asked for yet.
     postponed: Option<Wish>,
+    postponed_checkpoint: Option<CheckpointWish>,
+    /// Nobody but the starter gives the checkpoint its place, when all shards have theirs.
+    is_divided_anew: bool,
+    /// It has only to take its place.
+    is_aside: bool,
     /// What the storage said that nobody was told of.
     trouble: Option<String>,
     /// Whether the last file that was asked for was not to be had, which was said.
@@ -68,6 +73,7 @@ impl Store {
     /// Tells the shard what is kept, and has its journal go on.
     pub(crate) fn open(
         recovery: &Recovery,
+        checkpoint_bytes: u64,
         shard: &mut Shard,
         doorbell: Doorbell,
     ) -> Result<Self, StoreError> {
@@ -76,17 +82,13 @@ impl Store {
         let journal = JournalNumber(shard.index().0);
         let directory = recovery.directory();
         directory.make_journal(journal)?;
-        let mut files = ShardJournal::start(directory, journal, doorbell).map_err(|error| {
+        let shards = shard.shards();
+        let files = ShardJournal::start(directory, journal, doorbell).map_err(|error| {
             StoreError::Kernel {
                 what: "a thread",
                 errno: Errno::of(&error),
             }
         })?;
-        // What is left of them when too many wait goes at a later start.
-        let mut spares = recovery.spares().filter(|file| file.journal == journal);
-        while let Some(file) = spares.next()
-            && files.remove(file.slot)
-        {}
         let next = recovery.next(journal);
         shard.keep(&Beginning {
             origin: next.origin,
@@ -94,27 +96,44 @@ impl Store {
             sequence: next.sequence,
             slot: next.slot,
         });
+        let spares = recovery.spares().filter(|file| file.journal == journal);
+        shard.keep_checkpoints(
+            recovery.checkpoints(journal, shards, checkpoint_bytes),
+            recovery.needed(journal),
+            spares.map(|file| file.slot),
+        );
         Ok(Self {
             files,
             current: None,
             postponed: None,
+            postponed_checkpoint: None,
+            is_divided_anew: recovery.is_divided_anew(shards),
+            is_aside: false,
             trouble: None,
             lacks_room: false,
         })
     }
 
-    /// Runs until what this run begins with is durable: the journal's first file, and what
-    /// is reserved ahead.
+    /// Runs until what this run begins with is durable: the journal's first file, what is
+    /// reserved ahead, and, if all is divided anew, a checkpoint that lies aside.
     pub(crate) fn settle<R: Ring<File = DiskFile>>(
         &mut self,
         ring: &mut R,
         shard: &mut Shard,
     ) -> Result<(), StoreError> {
         let mut clock = Clock::new();
-        while !shard.is_durable() {
+        while !shard.is_durable() || self.is_divided_anew && !self.is_aside {
+            if shard.is_durable() {
+                shard.begin_checkpoint();
+            }
             shard.turn(clock.now());
             self.serve(ring, shard);
-            let turned = ring.turn(Wait::AtMost(Some(Duration::from_millis(1))));
+            // A checkpoint goes slice by slice, each in no time.
+            let wait = match shard.is_checkpointing() {
+                true => Wait::No,
+                false => Wait::AtMost(Some(Duration::from_millis(1))),
+            };
+            let turned = ring.turn(wait);
             turned.map_err(|fault| StoreError::Kernel {
                 what: fault.operation,
                 errno: fault.errno,
@@ -135,6 +154,14 @@ impl Store {
             }
         }
         Ok(())
+    }
+
+    /// The starter has given the checkpoint its place, if it waited for that.
+    pub(crate) fn placed(&mut self, shard: &mut Shard) {
+        self.is_divided_anew = false;
+        if core::mem::take(&mut self.is_aside) {
+            shard.checkpoint_done(Ok(()));
+        }
     }
 
     /// Whether the helper has something to tell; one atomic load.
@@ -174,6 +201,17 @@ impl Store {
                     }
                 }
                 Told::Removed { .. } => {}
+                Told::Checkpoint { result } => {
+                    shard.checkpoint_done(
+                        result.as_ref().map_or(Err(CheckpointFailed), |()| Ok(())),
+                    );
+                    if let Err(error) = result {
+                        self.trouble = Some(format!(
+                            "a checkpoint could not be written: {error}\n  the journal grows until \
+                             the next one is"
+                        ));
+                    }
+                }
             }
         }
     }
@@ -210,10 +248,47 @@ impl Store {
                     let rest = self.files.begin(file, position, length, token.0);
                     write_pieces(ring, shard, rest);
                 }
+                Wish::Remove { file } => {
+                    if !self.files.remove(file) {
+                        self.postponed = Some(wish);
+                        return work;
+                    }
+                }
             }
             work += 1;
         }
-        work
+        work + self.serve_checkpoint(shard)
+    }
+
+    fn serve_checkpoint(&mut self, shard: &mut Shard) -> u32 {
+        let wish = self.postponed_checkpoint.take();
+        let Some(wish) = wish.or_else(|| shard.checkpoint_wish()) else {
+            return 0;
+        };
+        match wish {
+            CheckpointWish::Write {
+                position,
+                bytes,
+                begins,
+            } => {
+                if let Err(bytes) = self.files.write_aside(position, bytes, begins) {
+                    self.postponed_checkpoint = Some(CheckpointWish::Write {
+                        position,
+                        bytes,
+                        begins,
+                    });
+                    return 0;
+                }
+            }
+            CheckpointWish::PutInPlace if self.is_divided_anew => self.is_aside = true,
+            CheckpointWish::PutInPlace => {
+                if !self.files.place_checkpoint() {
+                    self.postponed_checkpoint = Some(wish);
+                    return 0;
+                }
+            }
+        }
+        1
     }
 
     /// A write is over, or a part of it.

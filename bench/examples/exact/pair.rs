@@ -465,6 +465,7 @@ fn wishes(shard: &mut Shard, writes: &mut Writes) {
     while let Some(wish) = shard.storage_wish() {
         match wish {
             Wish::Prepare { file, .. } => shard.prepared(file, true),
+            Wish::Remove { .. } => {}
             Wish::Write { token, .. } => {
                 writes.bytes += shard.storage_pieces(token).map(<[u8]>::len).sum::<usize>();
                 writes.tokens[writes.count] = token;

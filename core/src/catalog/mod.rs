@@ -133,6 +133,55 @@ impl Catalog {
         }
     }
 
+    /// How many slots there are, and those without a tenant that may have another one, the
+    /// longest vacant first, each by the number that the next one gets.
+    pub fn slots(&self) -> (usize, impl Iterator<Item = DestinationNumber>) {
+        let next = |slot: &u32| DestinationNumber::new(*slot, self.slots[*slot as usize].tenant);
+        (self.slots.len(), self.free.iter().map(next))
+    }
+
+    /// Goes on at a version that an earlier run came to, with its slots as
+    /// [`Catalog::slots`] says; its destinations are put there by [`Catalog::put_back`].
+    /// Whoever had changes of his own has no use for that.
+    pub fn go_on_at(
+        &mut self,
+        version: CatalogVersion,
+        slots: usize,
+        vacant: impl Iterator<Item = DestinationNumber>,
+    ) {
+        if self.version > CatalogVersion(0) {
+            return;
+        }
+        self.version = version;
+        // One that is neither vacant nor taken has used its numbers up.
+        self.slots.resize_with(slots, || Slot {
+            tenant: DestinationNumber::TENANTS,
+            entry: None,
+        });
+        for number in vacant {
+            if let Some(slot) = self.slots.get_mut(number.slot()) {
+                slot.tenant = number.tenant();
+                self.free.extend(u32::try_from(number.slot()));
+            }
+        }
+    }
+
+    /// Puts a destination back that was there when the catalogue was of this version;
+    /// whether it is the catalogue that goes on there, and does not have it yet.
+    pub fn put_back(&mut self, version: CatalogVersion, entry: &Entry) -> bool {
+        let number = entry.number;
+        let is_missing = self.version == version && self.get(number).is_none();
+        let slot = self.slots.get_mut(number.slot()).filter(|_| is_missing);
+        let Some(slot) = slot else {
+            return false;
+        };
+        slot.tenant = number.tenant();
+        slot.entry = Some(entry.clone());
+        self.queues += usize::from(entry.destination.kind == DestinationKind::Queue);
+        self.numbers.insert(entry.destination.clone(), number);
+        true
+    }
+
     /// How many changes there were.
     #[must_use]
     pub fn version(&self) -> CatalogVersion {

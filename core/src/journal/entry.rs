@@ -27,6 +27,7 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::auth::Principal;
+use crate::catalog;
 use crate::catalog::change::Change;
 use crate::error::Refusal;
 use crate::frame::decode::Message;
@@ -76,6 +77,79 @@ impl Run {
     fn end(&self) -> Option<u64> {
         let end = self.first.get().checked_add(self.count.get())?;
         (self.count.get() > 0 && end <= Offset::MAX.0).then_some(end)
+    }
+}
+
+/// How far a producer has come in one partition.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    FromBytes,
+    IntoBytes,
+    KnownLayout,
+    Immutable,
+    Unaligned,
+)]
+#[repr(C)]
+pub struct Reached {
+    /// The partition.
+    pub partition: U32,
+    /// 0.
+    pub reserved: U32,
+    /// The partition sequence of the last send that had its turn.
+    pub partition_sequence: U64,
+    /// The producer's sequence of it.
+    pub sequence: U64,
+}
+
+/// What became of sends of a producer, one behind the other in a partition.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    FromBytes,
+    IntoBytes,
+    KnownLayout,
+    Immutable,
+    Unaligned,
+)]
+#[repr(C)]
+pub struct Fate {
+    /// The partition sequence of the first.
+    pub partition_sequence: U64,
+    /// Its offset, if they are stored; 0 otherwise.
+    pub offset: U64,
+    /// When they were stored.
+    pub append_time: U64,
+    /// How many; at least one.
+    pub count: U32,
+    /// The partition.
+    pub partition: U16,
+    /// Why they are not stored, 0 if they are.
+    pub refusal: U16,
+}
+
+const _: () = assert!(limits::PARTITIONS_MAX <= 1 << 16);
+
+impl Fate {
+    fn is_possible(&self) -> bool {
+        let count = u64::from(self.count.get());
+        let is_within = |first: u64, most: u64| {
+            let end = first.checked_add(count);
+            end.is_some_and(|end| end <= most)
+        };
+        count > 0
+            && u32::from(self.partition.get()) < limits::PARTITIONS_MAX
+            && is_within(self.partition_sequence.get(), u64::MAX)
+            && is_within(self.offset.get(), Offset::MAX.0)
+            && (self.refusal.get() == 0 || Refusal::from_code(self.refusal.get()).is_some())
     }
 }
 
@@ -209,6 +283,39 @@ pub enum Entry<'a> {
         /// The offset.
         first: Offset,
     },
+    /// The catalogue has come to a version: its destinations follow.
+    CatalogKept {
+        /// How many changes led to it.
+        version: CatalogVersion,
+        /// How many slots it has.
+        slots: u32,
+        /// Those without a tenant that may have another one, the longest vacant first,
+        /// each by the number that its next tenant gets.
+        vacant: &'a [U32],
+    },
+    /// A destination of that catalogue.
+    DestinationKept {
+        /// How many changes led to the catalogue.
+        version: CatalogVersion,
+        /// The destination.
+        destination: catalog::Entry,
+    },
+    /// How far a producer has come, and what became of its last sends.
+    ProducerSent {
+        /// The producer.
+        producer: ProducerId,
+        /// In each partition to which it sent.
+        reached: &'a [Reached],
+        /// Of its sends, those of a partition in their order.
+        fates: &'a [Fate],
+    },
+    /// All messages of a partition were said that it has before this offset.
+    PartitionKept {
+        /// The partition.
+        place: Place,
+        /// The offset.
+        next: Offset,
+    },
 }
 
 /// The number that stands for a kind of entry.
@@ -239,13 +346,21 @@ pub enum Kind {
     SendRefused = 11,
     /// [`Entry::Emptied`].
     Emptied = 12,
+    /// [`Entry::CatalogKept`].
+    CatalogKept = 13,
+    /// [`Entry::DestinationKept`].
+    DestinationKept = 14,
+    /// [`Entry::ProducerSent`].
+    ProducerSent = 15,
+    /// [`Entry::PartitionKept`].
+    PartitionKept = 16,
     /// [`Entry::Message`].
     Message = 0x80,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 17] = [
         Self::CatalogChanged,
         Self::OffsetsReserved,
         Self::ProducerAttached,
@@ -258,6 +373,10 @@ impl Kind {
         Self::Returned,
         Self::SendRefused,
         Self::Emptied,
+        Self::CatalogKept,
+        Self::DestinationKept,
+        Self::ProducerSent,
+        Self::PartitionKept,
         Self::Message,
     ];
 
@@ -283,6 +402,10 @@ impl Kind {
             Self::Returned => "returned",
             Self::SendRefused => "send refused",
             Self::Emptied => "partition emptied",
+            Self::CatalogKept => "catalogue kept",
+            Self::DestinationKept => "destination kept",
+            Self::ProducerSent => "producer sent",
+            Self::PartitionKept => "partition kept",
             Self::Message => "message",
         }
     }
@@ -373,6 +496,10 @@ mod layout {
             partition_sequence: U64,
         }
         Emptied { destination: U32, partition: U32, first: U64, }
+        CatalogKept { version: U64, slots: U32, vacant: U32, }
+        DestinationKept { version: U64, }
+        ProducerSent { producer: U64, reached: U32, fates: U32, }
+        PartitionKept { destination: U32, partition: U32, next: U64, }
     }
 }
 
@@ -481,6 +608,10 @@ impl Entry<'_> {
             Self::Returned { .. } => Kind::Returned,
             Self::SendRefused { .. } => Kind::SendRefused,
             Self::Emptied { .. } => Kind::Emptied,
+            Self::CatalogKept { .. } => Kind::CatalogKept,
+            Self::DestinationKept { .. } => Kind::DestinationKept,
+            Self::ProducerSent { .. } => Kind::ProducerSent,
+            Self::PartitionKept { .. } => Kind::PartitionKept,
         }
     }
 
@@ -504,6 +635,17 @@ impl Entry<'_> {
             Self::Returned { .. } => sized::<layout::Returned>(0),
             Self::SendRefused { .. } => sized::<layout::SendRefused>(0),
             Self::Emptied { .. } => sized::<layout::Emptied>(0),
+            Self::CatalogKept { vacant, .. } => {
+                sized::<layout::CatalogKept>(vacant.as_bytes().len())
+            }
+            Self::DestinationKept { destination, .. } => {
+                sized::<layout::DestinationKept>(creation_bytes(destination).len())
+            }
+            Self::ProducerSent { reached, fates, .. } => {
+                let tail = size_of_val(*reached).saturating_add(size_of_val(*fates));
+                sized::<layout::ProducerSent>(tail)
+            }
+            Self::PartitionKept { .. } => sized::<layout::PartitionKept>(0),
         }
     }
 
@@ -514,8 +656,9 @@ impl Entry<'_> {
     /// If `out` is shorter than [`Entry::size`], which is a mistake of the caller.
     pub fn write(&self, out: &mut [u8]) -> usize {
         use layout::{
-            CatalogChanged, Cursor, Emptied, OffsetsReserved, PartBegun, ProducerAttached,
-            ProducerForgotten, ProducerIdsReserved, Returned, SendRefused, Settled, Subscription,
+            CatalogChanged, CatalogKept, Cursor, DestinationKept, Emptied, OffsetsReserved,
+            PartBegun, PartitionKept, ProducerAttached, ProducerForgotten, ProducerIdsReserved,
+            ProducerSent, Returned, SendRefused, Settled, Subscription,
         };
         let kind = self.kind();
         match self {
@@ -687,8 +830,55 @@ impl Entry<'_> {
                 };
                 put(kind, &fields, &[], out)
             }
+            Self::CatalogKept {
+                version,
+                slots,
+                vacant,
+            } => {
+                let fields = CatalogKept {
+                    version: version.0.into(),
+                    slots: (*slots).into(),
+                    vacant: length(vacant).into(),
+                };
+                put(kind, &fields, vacant.as_bytes(), out)
+            }
+            Self::DestinationKept {
+                version,
+                destination,
+            } => {
+                let fields = DestinationKept {
+                    version: version.0.into(),
+                };
+                put(kind, &fields, &creation_bytes(destination), out)
+            }
+            Self::ProducerSent {
+                producer,
+                reached,
+                fates,
+            } => {
+                let fields = ProducerSent {
+                    producer: producer.0.into(),
+                    reached: length(reached).into(),
+                    fates: length(fates).into(),
+                };
+                let tail = [reached.as_bytes(), fates.as_bytes()];
+                put_parts(kind, &fields, tail, out)
+            }
+            Self::PartitionKept { place, next } => {
+                let fields = PartitionKept {
+                    destination: place.destination.0.into(),
+                    partition: place.partition.0.into(),
+                    next: next.0.into(),
+                };
+                put(kind, &fields, &[], out)
+            }
         }
     }
+}
+
+/// How many there are, as an entry says it.
+fn length<T>(list: &[T]) -> u32 {
+    u32::try_from(list.len()).unwrap_or(u32::MAX)
 }
 
 #[expect(clippy::as_conversions, reason = "its discriminant is a byte")]
@@ -702,6 +892,11 @@ fn change_bytes(change: &Change) -> Vec<u8> {
     bytes
 }
 
+/// The change that a destination came by.
+fn creation_bytes(destination: &catalog::Entry) -> Vec<u8> {
+    change_bytes(&Change::Create(destination.clone()))
+}
+
 /// The padded size of an entry with fields `F` and so long a tail.
 const fn sized<F>(tail: usize) -> usize {
     padded(
@@ -712,10 +907,22 @@ const fn sized<F>(tail: usize) -> usize {
 }
 
 fn put<F: IntoBytes + Immutable>(kind: Kind, fields: &F, tail: &[u8], out: &mut [u8]) -> usize {
-    let size = sized::<F>(tail.len());
+    put_parts(kind, fields, [tail, &[]], out)
+}
+
+/// Writes an entry whose tail comes in two parts.
+fn put_parts<F: IntoBytes + Immutable>(
+    kind: Kind,
+    fields: &F,
+    tail: [&[u8]; 2],
+    out: &mut [u8],
+) -> usize {
+    let [one, other] = tail;
+    let behind = one.len().saturating_add(other.len());
+    let size = sized::<F>(behind);
     let length = PREFIX_SIZE
         .saturating_add(size_of::<F>())
-        .saturating_add(tail.len());
+        .saturating_add(behind);
     let prefix = Prefix {
         length: u32::try_from(length).unwrap_or(u32::MAX).into(),
         kind: kind.code(),
@@ -725,7 +932,7 @@ fn put<F: IntoBytes + Immutable>(kind: Kind, fields: &F, tail: &[u8], out: &mut 
     let out = out.get_mut(..size);
     assert!(out.is_some(), "there is room for an entry of {size} bytes");
     let mut out = out.unwrap_or_default();
-    for part in [prefix.as_bytes(), fields.as_bytes(), tail] {
+    for part in [prefix.as_bytes(), fields.as_bytes(), one, other] {
         if let Some((place, rest)) = core::mem::take(&mut out).split_at_mut_checked(part.len()) {
             place.copy_from_slice(part);
             out = rest;
@@ -991,6 +1198,45 @@ fn state(kind: Kind, behind: &[u8], too_short: Malformed) -> Result<Entry<'_>, M
                 first: offset(fields.first.get(), "first offset")?,
             }
         }
+        Kind::CatalogKept => {
+            let (fields, bytes) = split::<layout::CatalogKept>(behind, too_short)?;
+            let vacant = <[U32]>::ref_from_bytes(bytes).map_err(|_| Malformed::TailMismatch)?;
+            if fields.vacant.get() != length(vacant) {
+                return Err(Malformed::TailMismatch);
+            }
+            let slots = fields.slots.get();
+            let has = |number: &U32| {
+                let slot = DestinationNumber(number.get()).slot();
+                usize::try_from(slots).is_ok_and(|slots| slot < slots)
+            };
+            if slots > limits::DESTINATIONS_MAX || !vacant.iter().all(has) {
+                return Err(Malformed::OutOfRange { field: "slots" });
+            }
+            Entry::CatalogKept {
+                version: CatalogVersion(fields.version.get()),
+                slots,
+                vacant,
+            }
+        }
+        Kind::DestinationKept => {
+            let (fields, bytes) = split::<layout::DestinationKept>(behind, too_short)?;
+            let Some(Change::Create(destination)) = Change::decode(bytes) else {
+                return Err(Malformed::NotAChange);
+            };
+            Entry::DestinationKept {
+                version: CatalogVersion(fields.version.get()),
+                destination,
+            }
+        }
+        Kind::ProducerSent => producer_sent(split(behind, too_short)?)?,
+        Kind::PartitionKept => {
+            let (fields, rest) = split::<layout::PartitionKept>(behind, too_short)?;
+            tail = rest;
+            Entry::PartitionKept {
+                place: place(fields.destination, fields.partition)?,
+                next: offset(fields.next.get(), "next offset")?,
+            }
+        }
         Kind::Message => return Err(too_short),
     };
     if tail.is_empty() {
@@ -1023,6 +1269,32 @@ fn subscription<'a>(
             .ok_or(Malformed::OutOfRange { field: "sharing" })?,
         durable: boolean(fields.durable, "durability")?,
         name: text(bytes)?,
+    })
+}
+
+fn producer_sent<'a>(
+    (fields, bytes): (&'a layout::ProducerSent, &'a [u8]),
+) -> Result<Entry<'a>, Malformed> {
+    let count = |number: U32| usize::try_from(number.get()).unwrap_or(usize::MAX);
+    let (reached, bytes) = <[Reached]>::ref_from_prefix_with_elems(bytes, count(fields.reached))
+        .map_err(|_| Malformed::TailMismatch)?;
+    let fates = <[Fate]>::ref_from_bytes_with_elems(bytes, count(fields.fates))
+        .map_err(|_| Malformed::TailMismatch)?;
+    for each in reached {
+        zero(each.reserved.as_bytes())?;
+        if each.partition.get() >= limits::PARTITIONS_MAX {
+            return Err(Malformed::OutOfRange { field: "partition" });
+        }
+    }
+    if !fates.iter().all(Fate::is_possible) {
+        return Err(Malformed::OutOfRange {
+            field: "run of sends",
+        });
+    }
+    Ok(Entry::ProducerSent {
+        producer: ProducerId(fields.producer.get()),
+        reached,
+        fates,
     })
 }
 

@@ -10,6 +10,7 @@
 //! | [`entry`] | an entry: a message, or a change of state, within a batch |
 //! | [`survey`] | what the bytes of one file are, seen by themselves |
 //! | [`recover`] | what the files of a journal come to: what is read, or what is damaged |
+//! | [`checkpoint`] | what a journal came to, so that it is read from there on |
 //!
 //! ```text
 //!   file 1, run 1                file 2, run 1              file 3, run 2
@@ -36,6 +37,7 @@
 //! The page for who reads such files with other tools is `docs/storage.md`.
 
 pub mod batch;
+pub mod checkpoint;
 pub mod entry;
 pub mod file;
 pub mod recover;

@@ -60,6 +60,8 @@ pub struct Plan {
     pub run_last: Run,
     /// Files of which nothing is needed: they may be used again at once.
     pub spare: Vec<Slot>,
+    /// All others, in the order of their sequences.
+    pub needed: Vec<(FileSequence, Slot)>,
 }
 
 /// A stretch of a file.
@@ -326,6 +328,7 @@ pub fn decide(
             sequence_next: FileSequence(1),
             run_last: Run(0),
             spare: Vec::new(),
+            needed: Vec::new(),
         },
     };
     if let Some(last) = named.last() {
@@ -370,6 +373,11 @@ pub fn decide(
     };
     let spare = surveys.iter().filter(|survey| !is_needed(survey));
     plan.spare = spare.map(|survey| survey.slot).collect();
+    let is_spare = |file: &&Named<'_>| plan.spare.contains(&file.survey.slot);
+    let needed = named.iter().filter(|file| !is_spare(file));
+    plan.needed = needed
+        .map(|file| (file.header.sequence, file.survey.slot))
+        .collect();
     Ok(plan)
 }
 

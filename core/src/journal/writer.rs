@@ -32,7 +32,7 @@ use super::batch::{self, HEADER_SIZE, Label, Seal};
 use super::entry::Entry;
 use super::file::{FIRST_BATCH, Header};
 use super::survey::Slot;
-use super::{BLOCK_SIZE, Origin};
+use super::{BLOCK_SIZE, Origin, Start};
 use crate::id::{BatchNumber, FileSequence};
 use crate::limits;
 use crate::memory::{Arena, CHUNK, ChunkId};
@@ -65,6 +65,11 @@ pub enum Wish {
         position: u64,
         /// What.
         token: Token,
+    },
+    /// Remove a file that is not needed any more.
+    Remove {
+        /// Which.
+        file: Slot,
     },
 }
 
@@ -100,6 +105,7 @@ pub struct Beginning {
 #[derive(Clone, Copy, Debug, Default)]
 struct Current {
     slot: Slot,
+    sequence: FileSequence,
     size: u64,
     /// Where the next batch goes.
     position: u64,
@@ -162,6 +168,16 @@ pub struct Writer {
     /// None has a size of 0.
     current: Current,
     coming: Coming,
+    /// Bytes of the files behind the first.
+    file_size: u64,
+    /// Files that are needed, in the order in which they were begun, the current one last.
+    files: VecDeque<(FileSequence, Slot)>,
+    /// Files of which nothing is needed.
+    spare: Vec<Slot>,
+    /// Lower slots have files.
+    slot_next: Slot,
+    /// Bytes of all batches whose writing has begun.
+    bytes: u64,
     /// Not durable, by number: the first is `durable` + 1.
     full: VecDeque<Full>,
     open: Option<Filling>,
@@ -183,12 +199,17 @@ impl Writer {
             recovered: beginning.recovered,
             current: Current::default(),
             coming: Coming {
-                slot: beginning.slot,
+                slot: Slot(0),
                 sequence: beginning.sequence,
                 // Sooner there than a larger one.
                 size: limits::JOURNAL_FILE_SIZE_FIRST.into(),
                 stage: Next::Unasked,
             },
+            file_size: limits::JOURNAL_FILE_SIZE.into(),
+            files: VecDeque::new(),
+            spare: Vec::new(),
+            slot_next: beginning.slot,
+            bytes: 0,
             full: VecDeque::with_capacity(IN_FLIGHT_MAX + 2),
             open: None,
             durable: beginning.recovered,
@@ -197,6 +218,68 @@ impl Writer {
             is_broken: false,
             lacks_room: false,
         }
+    }
+
+    /// Has files behind the first be of so many bytes, and takes those of earlier runs: the
+    /// ones that are needed in the order of their sequences, and those that are not.
+    pub fn take_files(
+        &mut self,
+        size: u64,
+        needed: impl Iterator<Item = (FileSequence, Slot)>,
+        spare: impl Iterator<Item = Slot>,
+    ) {
+        self.file_size = size;
+        for (index, file) in needed.enumerate() {
+            self.files.insert(index, file);
+        }
+        for slot in spare {
+            self.give_back(slot);
+        }
+    }
+
+    /// Nothing is needed of files before this one.
+    pub fn let_go(&mut self, sequence: FileSequence) {
+        while let Some((_, slot)) = self.files.pop_front_if(|file| file.0 < sequence) {
+            self.give_back(slot);
+        }
+    }
+
+    /// A file of which nothing is needed waits for its next use, or goes.
+    fn give_back(&mut self, slot: Slot) {
+        if self.spare.len() < limits::JOURNAL_FILES_SPARE as usize {
+            self.spare.push(slot);
+        } else {
+            self.wishes.push_back(Wish::Remove { file: slot });
+        }
+    }
+
+    /// Whose batches they are.
+    #[must_use]
+    pub fn origin(&self) -> Origin {
+        self.origin
+    }
+
+    /// Where reading has to begin to find all that is added from now on: at the first batch
+    /// that has no place yet.
+    #[must_use]
+    pub fn start(&self) -> Start {
+        let placed = self.full.iter().take_while(|it| it.place.is_some()).count();
+        let number = BatchNumber(self.durable.0 + placed as u64 + 1);
+        let (sequence, position) = match self.current.size {
+            0 => (self.coming.sequence, FIRST_BATCH),
+            _ => (self.current.sequence, self.current.position),
+        };
+        Start {
+            sequence,
+            position,
+            number,
+        }
+    }
+
+    /// Bytes of all batches whose writing has begun.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     /// The batch that the next entry becomes durable with.
@@ -448,6 +531,7 @@ impl Writer {
         let end = filling.used.next_multiple_of(BLOCK_SIZE);
         arena.bytes_mut(filling.tail)[filling.used..end].fill(0);
         self.current.position += size as u64;
+        self.bytes += size as u64;
         self.full[index].place = Some(Place {
             size,
             is_written: false,
@@ -464,13 +548,16 @@ impl Writer {
         let coming = self.coming;
         self.current = Current {
             slot: coming.slot,
+            sequence: coming.sequence,
             size: coming.size,
             position: FIRST_BATCH,
         };
+        self.files.push_back((coming.sequence, coming.slot));
+        // Which file it is, is seen when it is asked for: one may be let go until then.
         self.coming = Coming {
-            slot: Slot(coming.slot.0 + 1),
+            slot: Slot(0),
             sequence: FileSequence(coming.sequence.0 + 1),
-            size: limits::JOURNAL_FILE_SIZE.into(),
+            size: self.file_size,
             stage: Next::Unasked,
         };
     }
@@ -485,8 +572,10 @@ impl Writer {
         } = self.coming;
         match stage {
             Next::Unasked if self.wants_next() => {
+                let file = self.free_slot();
+                self.coming.slot = file;
                 self.coming.stage = Next::Asked;
-                self.wishes.push_back(Wish::Prepare { file: slot, size });
+                self.wishes.push_back(Wish::Prepare { file, size });
             }
             Next::Prepared => {
                 let Some(chunk) = arena.take() else { return };
@@ -507,6 +596,15 @@ impl Writer {
             }
             Next::Unasked | Next::Asked | Next::Missing | Next::Heading(_) | Next::Ready => {}
         }
+    }
+
+    /// The slot of a file that may be begun: one that was used before, or a new one.
+    fn free_slot(&mut self) -> Slot {
+        self.spare.pop().unwrap_or_else(|| {
+            let slot = self.slot_next;
+            self.slot_next = Slot(slot.0 + 1);
+            slot
+        })
     }
 
     /// Whether it is time for the next file: a quarter of this one is written, so that a

@@ -27,6 +27,7 @@
 
 mod stretches;
 
+use core::ops::ControlFlow;
 use std::collections::VecDeque;
 
 use zerocopy::FromBytes;
@@ -137,6 +138,37 @@ pub struct RunLimit {
     pub messages: u64,
     /// Bytes; the run ends with the frame that reaches them.
     pub bytes: u64,
+}
+
+/// A message as it lies in the arena.
+#[derive(Clone, Copy, Debug)]
+pub struct Frame<'a> {
+    arena: &'a Arena,
+    /// Its first byte; it goes on in those chained behind the chunk.
+    place: (ChunkId, usize),
+    size: usize,
+}
+
+impl Frame<'_> {
+    /// Its bytes, padded.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// Puts them behind what is there.
+    pub fn copy_to(&self, out: &mut Vec<u8>) {
+        let (mut chunk, mut start) = self.place;
+        let mut left = self.size;
+        while left > 0 {
+            let here = left.min(CHUNK - start);
+            out.extend_from_slice(&self.arena.bytes(chunk)[start..start + here]);
+            left -= here;
+            if left > 0 {
+                (chunk, start) = (self.arena.next(chunk), 0);
+            }
+        }
+    }
 }
 
 /// No chunk was free for an append.
@@ -426,6 +458,42 @@ impl Log {
     /// The offsets below this one may be given out once `batch` is durable.
     pub fn reserve_with(&mut self, batch: BatchNumber, until: Offset) {
         self.reserving = (batch, until);
+    }
+
+    /// The offsets below this one may be given out, or may be soon.
+    pub fn reserved_at_most(&self) -> Offset {
+        self.reserved.max(self.reserving.1)
+    }
+
+    /// Shows each message that is kept from `from` on and before `end`, what is hidden
+    /// too, as long as `each` goes on.
+    pub fn each_from(
+        &self,
+        arena: &Arena,
+        from: Offset,
+        end: Offset,
+        mut each: impl FnMut(Offset, Frame<'_>) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
+        let first = self.index_from(from).unwrap_or(self.segments.len());
+        for segment in self.segments.range(first..) {
+            for (start, header) in records(arena, segment, 0) {
+                let offset = Offset(header.offset.get());
+                if offset >= end {
+                    return ControlFlow::Continue(());
+                }
+                if offset < from {
+                    continue;
+                }
+                let size = padded(header.length.get() as usize);
+                let frame = Frame {
+                    arena,
+                    place: (segment.head, start),
+                    size,
+                };
+                each(offset, frame)?;
+            }
+        }
+        ControlFlow::Continue(())
     }
 
     /// What is being reserved, and with which batch, if it is not durable yet.

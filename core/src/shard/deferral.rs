@@ -328,6 +328,12 @@ impl Shard {
         }
     }
 
+    /// The change that is decided and not applied yet.
+    pub(super) fn decided_change(&self) -> Option<&Change> {
+        let decided = self.changes.decided.as_ref();
+        decided.map(|(_, change, _)| change)
+    }
+
     /// What is decided will never be durable, nor what is decided behind it.
     pub(super) fn refuse_decided(&mut self, now: Now) {
         let decided = self.changes.decided.take().map(|(.., proposer)| proposer);

@@ -241,7 +241,7 @@ impl Shard {
     }
 
     /// The local half of a destination that is new in the catalogue.
-    fn create_local(&mut self, entry: &Entry) {
+    pub(super) fn create_local(&mut self, entry: &Entry) {
         let (number, shape) = (entry.number, entry.shape);
         let partitions = (0..shape.partitions)
             .map(|partition| {

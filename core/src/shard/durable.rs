@@ -22,6 +22,7 @@
 use std::collections::VecDeque;
 
 use super::branch::Origin;
+use super::checkpoint::Keeper;
 use super::identity::Access;
 use super::locals::Local;
 use super::producer::Producer;
@@ -56,7 +57,9 @@ const SETTLED_PER_ENTRY: usize = 256;
 /// The journal of a shard, and what waits for it.
 #[derive(Debug)]
 pub(super) struct Durable {
-    writer: Writer,
+    pub(super) writer: Writer,
+    /// Of its checkpoints, if any are made.
+    pub(super) keeper: Option<Keeper>,
     /// Chunks for what has to be written where the arena has none.
     spare: Vec<ChunkId>,
     /// Where an entry is put together.
@@ -157,6 +160,7 @@ impl Durable {
         Self {
             seen: writer.durable(),
             writer,
+            keeper: None,
             is_over: false,
             spare: Vec::with_capacity(SPARE),
             scratch: Vec::new(),
@@ -450,6 +454,14 @@ impl Durable {
         self.seen != self.writer.durable() || self.writer.is_broken() && !self.is_over
     }
 
+    /// Whether a checkpoint is to be begun, or to go on.
+    #[inline]
+    pub(super) fn has_checkpoint_work(&self) -> bool {
+        let (bytes, durable) = (self.writer.bytes(), self.writer.durable());
+        let keeper = self.keeper.as_ref();
+        keeper.is_some_and(|it| it.has_work(bytes, durable)) && !self.writer.is_broken()
+    }
+
     pub(super) fn chunks(&self) -> usize {
         self.writer.chunks() + self.spare.len()
     }
@@ -560,9 +572,12 @@ impl Shard {
 
     /// Whether the journal has something to do, or something to tell.
     pub(super) fn has_storage_work(&self) -> bool {
-        self.journal
-            .as_deref()
-            .is_some_and(|it| it.writer.has_work() || it.has_news() || it.has_to_wait())
+        self.journal.as_deref().is_some_and(|it| {
+            it.writer.has_work()
+                || it.has_news()
+                || it.has_to_wait()
+                || it.has_checkpoint_work()
+        })
     }
 
     /// Acts on what has become durable, and has written what has come since.
@@ -578,6 +593,9 @@ impl Shard {
             }
             journal.writer.turn(&mut self.arena, now.wall);
             journal.set_aside(&mut self.arena);
+            if journal.has_checkpoint_work() {
+                self.turn_checkpoint(now);
+            }
         }
     }
 

@@ -7,7 +7,8 @@
 use super::positions::{Outcome, Positions};
 use crate::auth::Principal;
 use crate::id::{DestinationNumber, Epoch, ProducerId};
-use crate::time::Monotonic;
+use crate::journal::entry::{Fate, Reached};
+use crate::time::{Monotonic, Wall};
 
 /// A producer's sends to one partition.
 #[derive(Debug, Default)]
@@ -17,7 +18,8 @@ struct Lane {
     /// The producer's sequence of it.
     sequence: u64,
     /// While `last + 1` is this, the next one may leave some out: those of an earlier run
-    /// that were not to be flushed, of which nothing is known. 0 if none was.
+    /// that were not to be flushed, of which nothing is known. 0 if none was. While
+    /// earlier runs are told: how far the outcomes are known without a gap.
     resumed: u64,
     positions: Positions,
 }
@@ -272,6 +274,81 @@ impl Identity {
         {
             lane.last = partition_sequence - 1;
             self.had_turn(partition, sequence, outcome, grow);
+        }
+    }
+
+    /// How many partitions it may send to.
+    pub(super) fn partitions(&self) -> usize {
+        self.lanes.len()
+    }
+
+    /// How far it has come in a partition, and what became of its last sends there; `None`
+    /// if it sent nothing.
+    pub(super) fn sent(&self, partition: usize) -> Option<(Reached, Vec<Fate>)> {
+        let lane = self.lanes.get(partition).filter(|lane| lane.last > 0)?;
+        let index = u16::try_from(partition).ok()?;
+        let reached = Reached {
+            partition: u32::from(index).into(),
+            partition_sequence: lane.last.into(),
+            sequence: lane.sequence.into(),
+            ..Reached::default()
+        };
+        Some((reached, lane.positions.fates(index)))
+    }
+
+    /// In an earlier run it had come so far, and this became of its sends; of partitions
+    /// that `own` says, and only if less is known.
+    pub(super) fn had_sent(
+        &mut self,
+        reached: &[Reached],
+        fates: &[Fate],
+        own: impl Fn(usize) -> bool,
+        mut grow: impl FnMut(usize) -> bool,
+    ) {
+        for it in reached {
+            let partition = it.partition.get() as usize;
+            let Some(lane) = self.lanes.get_mut(partition).filter(|_| own(partition)) else {
+                continue;
+            };
+            if it.partition_sequence.get() <= lane.last {
+                continue;
+            }
+            lane.last = it.partition_sequence.get();
+            lane.sequence = it.sequence.get();
+            lane.resumed = lane.last;
+            for fate in fates {
+                if usize::from(fate.partition.get()) == partition {
+                    let outcome = Outcome {
+                        offset: fate.offset.get(),
+                        append_time: Wall(fate.append_time.get()),
+                        refusal: fate.refusal.get(),
+                    };
+                    let (first, count) = (fate.partition_sequence.get(), fate.count.get());
+                    lane.positions.note(first, count, &outcome, &mut grow);
+                }
+            }
+        }
+    }
+
+    /// In an earlier run the send with this partition sequence was refused in its turn.
+    /// Sends behind it may be known already, of which a checkpoint told.
+    pub(super) fn was_refused_before(
+        &mut self,
+        partition: u32,
+        (partition_sequence, sequence): (u64, u64),
+        outcome: &Outcome,
+        grow: impl FnOnce(usize) -> bool,
+    ) {
+        let Some(lane) = self.lanes.get_mut(partition as usize) else {
+            return;
+        };
+        if partition_sequence > lane.last {
+            let turn = (partition_sequence, sequence);
+            self.had_turn_before(partition, turn, outcome, grow);
+        } else if partition_sequence > lane.resumed
+            && lane.positions.find(partition_sequence).is_none()
+        {
+            lane.positions.insert(partition_sequence, outcome, grow);
         }
     }
 

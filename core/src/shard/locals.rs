@@ -216,6 +216,12 @@ impl Locals {
             .filter(|local| local.number != DestinationNumber::NONE)
     }
 
+    /// The first one from this slot on that lives.
+    pub(super) fn from(&self, slot: usize) -> Option<&Local> {
+        let mut behind = self.slots.iter().skip(slot);
+        behind.find(|local| local.number != DestinationNumber::NONE)
+    }
+
     /// How long the table is.
     #[cfg(test)]
     pub(super) fn slots(&self) -> usize {

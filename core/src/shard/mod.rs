@@ -21,6 +21,7 @@ mod behind;
 mod blocks;
 mod branch;
 mod burst;
+mod checkpoint;
 mod closing;
 mod consumer;
 mod credit;
@@ -59,6 +60,7 @@ use foldhash::quality::SeedableRandomState;
 use hashbrown::HashMap;
 
 pub use crate::pieces::{PIECES_MAX, Pieces};
+pub use checkpoint::{CheckpointFailed, CheckpointWish, Checkpoints};
 pub use restore::TooLittleMemory;
 
 use crate::auth::Principal;
@@ -456,7 +458,6 @@ impl Shard {
                 config.shard,
                 usize::try_from(plan.remembered).unwrap_or(usize::MAX),
                 size_of::<Producer>(),
-                hasher(config.hash_seed),
             ),
             opened: Share::new(plan.consumers),
             parts: Share::new(plan.subscriptions),

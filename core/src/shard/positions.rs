@@ -21,6 +21,7 @@
 use std::collections::VecDeque;
 
 use crate::error::Refusal;
+use crate::journal::entry::Fate;
 use crate::limits;
 use crate::time::Wall;
 
@@ -136,6 +137,44 @@ impl Positions {
         }
         let behind = self.closed.partition_point(|run| run.first <= sequence);
         self.closed.get(behind.checked_sub(1)?)?.find(sequence)
+    }
+
+    /// Adds the outcome of a send among those that are known already, if there is room.
+    #[cold]
+    pub(super) fn insert(
+        &mut self,
+        sequence: u64,
+        outcome: &Outcome,
+        grow: impl FnOnce(usize) -> bool,
+    ) {
+        if self.closed.len() == self.closed.capacity() && !self.make_room(grow) {
+            return;
+        }
+        let run = Run {
+            first: sequence,
+            offset: outcome.offset,
+            append_time: outcome.append_time,
+            count: 1,
+            refusal: outcome.refusal,
+        };
+        let behind = self.closed.partition_point(|run| run.first <= sequence);
+        self.closed.insert(behind, run);
+        self.sends += 1;
+    }
+
+    /// What became of all of them, the longest ago first, which were sent to that
+    /// partition.
+    pub(super) fn fates(&self, partition: u16) -> Vec<Fate> {
+        let open = Some(&self.open).filter(|run| run.count > 0);
+        let fate = |run: &Run| Fate {
+            partition_sequence: run.first.into(),
+            offset: run.offset.into(),
+            append_time: run.append_time.0.into(),
+            count: run.count.into(),
+            partition: partition.into(),
+            refusal: run.refusal.into(),
+        };
+        self.closed.iter().chain(open).map(fate).collect()
     }
 
     /// Bytes that the runs take up.

@@ -22,9 +22,6 @@
 
 use std::collections::BTreeMap;
 
-use foldhash::quality::SeedableRandomState;
-use hashbrown::HashMap;
-
 use super::identity::{Identity, lanes_size};
 use crate::id::{DestinationNumber, Handle, LinkNumber, ProducerId, ShardIndex};
 use crate::limits;
@@ -33,7 +30,7 @@ use crate::limits;
 /// a box, a place in the order of those that are detached, and what an allocator
 /// adds.
 const KNOWN_SIZE: usize = size_of::<Identity>() + 80;
-/// What a place in the table costs, in bytes: it is less than half full at worst.
+/// What a place in the tree costs, in bytes: its nodes are half full at worst.
 const PLACE_SIZE: usize = 64;
 
 /// Where a known producer is.
@@ -51,7 +48,10 @@ pub(super) struct Remembered {
     next: ProducerId,
     /// Ids below may be given out; all, if nothing is kept.
     reserved: Option<ProducerId>,
-    places: HashMap<ProducerId, Place, SeedableRandomState>,
+    /// What other shards reserved in earlier runs: they may be there again one day.
+    reserved_elsewhere: BTreeMap<ShardIndex, ProducerId>,
+    /// By their ids, so that a look through them is not disturbed by who comes and goes.
+    places: BTreeMap<ProducerId, Place>,
     detached: BTreeMap<u64, Box<Identity>>,
     /// The number of the producer that is detached next.
     next_detached: u64,
@@ -77,16 +77,12 @@ const SWEPT_PER_TURN: usize = 256;
 
 impl Remembered {
     /// Nobody is known yet. `bound` and `handle_size` are in bytes.
-    pub(super) fn new(
-        shard: ShardIndex,
-        bound: usize,
-        handle_size: usize,
-        hasher: SeedableRandomState,
-    ) -> Self {
+    pub(super) fn new(shard: ShardIndex, bound: usize, handle_size: usize) -> Self {
         Self {
             next: ProducerId(shard.first_number()),
             reserved: None,
-            places: HashMap::with_hasher(hasher),
+            reserved_elsewhere: BTreeMap::new(),
+            places: BTreeMap::new(),
             detached: BTreeMap::new(),
             next_detached: 0,
             bare: 0,
@@ -130,7 +126,21 @@ impl Remembered {
         let of = |id: ProducerId| LinkNumber(id.0).shard();
         if of(next) == of(self.next) {
             self.next = self.next.max(next);
+        } else {
+            let known = self.reserved_elsewhere.entry(of(next)).or_default();
+            *known = next.max(*known);
         }
+    }
+
+    /// Up to where ids are reserved, of each shard that ever reserved some.
+    pub(super) fn ids_reserved(&self) -> impl Iterator<Item = ProducerId> {
+        let elsewhere = self.reserved_elsewhere.values().copied();
+        self.reserved.into_iter().chain(elsewhere)
+    }
+
+    /// Those that are known, from this one on.
+    pub(super) fn known_from(&self, id: ProducerId) -> impl Iterator<Item = (ProducerId, Place)> {
+        self.places.range(id..).map(|(id, place)| (*id, *place))
     }
 
     /// Makes room for a new producer of so many partitions with a name of so many bytes;

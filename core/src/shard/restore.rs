@@ -15,7 +15,7 @@ use super::remembered::Place as Known;
 use super::send::{Bytes, append};
 use crate::frame::MessageHeader;
 use crate::id::{DestinationNumber, Epoch, Offset, PartitionIndex, ProducerId, SubscriptionNumber};
-use crate::journal::entry::{Entry, Place, Run};
+use crate::journal::entry::{Entry, Fate, Place, Reached, Run};
 use crate::time::Wall;
 
 /// What was kept does not fit.
@@ -95,7 +95,9 @@ impl Shard {
                 if self.own_partition(*place).is_some() {
                     let turn = (partition_sequence.0, sequence.0);
                     let outcome = Outcome::refused(*refusal);
-                    self.restore_turn(*producer, place.partition, turn, &outcome);
+                    self.restore_sends(*producer, |identity, grow| {
+                        identity.was_refused_before(place.partition.0, turn, &outcome, grow);
+                    });
                 }
             }
             Entry::Settled {
@@ -137,6 +139,35 @@ impl Shard {
                 }
             }
             Entry::Cursor { .. } => {}
+            Entry::CatalogKept {
+                version,
+                slots,
+                vacant,
+            } => {
+                let vacant = vacant.iter().map(|it| DestinationNumber(it.get()));
+                self.catalog.go_on_at(*version, *slots as usize, vacant);
+            }
+            Entry::DestinationKept {
+                version,
+                destination,
+            } => {
+                if self.catalog.put_back(*version, destination) {
+                    self.create_local(destination);
+                }
+            }
+            Entry::ProducerSent {
+                producer,
+                reached,
+                fates,
+            } => self.restore_sent(*producer, reached, fates),
+            Entry::PartitionKept { place, next } => {
+                let local = self.locals.get_mut(place.destination);
+                let index = place.partition.0 as usize;
+                if let Some(local) = local.filter(|local| local.own.has(index)) {
+                    let log = &mut local.partitions[index].log;
+                    log.skip_to(&mut self.arena, *next);
+                }
+            }
         }
         Ok(())
     }
@@ -211,8 +242,33 @@ impl Shard {
         &mut self,
         producer: ProducerId,
         partition: PartitionIndex,
-        (partition_sequence, sequence): (u64, u64),
+        turn: (u64, u64),
         outcome: &Outcome,
+    ) {
+        self.restore_sends(producer, |identity, grow| {
+            identity.had_turn_before(partition.0, turn, outcome, grow);
+        });
+    }
+
+    fn restore_sent(&mut self, producer: ProducerId, reached: &[Reached], fates: &[Fate]) {
+        let Some(Known::Detached(number)) = self.remembered.place(producer) else {
+            return;
+        };
+        let destination = self.remembered.detached(number).map(|it| it.destination);
+        let local = destination.and_then(|destination| self.locals.get(destination));
+        let Some(own) = local.map(|local| local.own) else {
+            return;
+        };
+        self.restore_sends(producer, |identity, grow| {
+            identity.had_sent(reached, fates, |index| own.has(index), grow);
+        });
+    }
+
+    /// Has something told to a producer, who is known, about its sends.
+    fn restore_sends(
+        &mut self,
+        producer: ProducerId,
+        tell: impl FnOnce(&mut Identity, &mut dyn FnMut(usize) -> bool),
     ) {
         let Some(Known::Detached(number)) = self.remembered.place(producer) else {
             return;
@@ -221,12 +277,7 @@ impl Shard {
             return;
         };
         let remembered = &mut self.remembered;
-        identity.had_turn_before(
-            partition.0,
-            (partition_sequence, sequence),
-            outcome,
-            |bytes| remembered.grow(bytes),
-        );
+        tell(&mut identity, &mut |bytes| remembered.grow(bytes));
         self.remembered.detach_again(number, identity);
     }
 

@@ -21,6 +21,8 @@ pub struct Home {
     pub memory_per_shard: u32,
     /// Bytes of what senders send.
     pub body: u64,
+    /// How much is journalled between two checkpoints; as long as a broker likes without.
+    pub checkpoint_bytes: Option<&'static str>,
     files: AtomicU32,
     /// As long as this is there, no other test is given the port.
     _reserved: TcpListener,
@@ -50,6 +52,7 @@ impl Home {
             address,
             memory_per_shard: 128,
             body: 64,
+            checkpoint_bytes: None,
             files: AtomicU32::new(0),
             _reserved: reserved,
         }
@@ -59,7 +62,7 @@ impl Home {
     pub fn start(&self, shards: u16, transport: &str) -> Broker {
         let memory = format!("{}MiB", self.memory_per_shard * u32::from(shards));
         let shards = shards.to_string();
-        let started = Broker::serve(&[
+        let mut options = vec![
             "--listen",
             &self.address,
             "--data-dir",
@@ -70,7 +73,13 @@ impl Home {
             &memory,
             "--transport",
             transport,
-        ]);
+        ];
+        options.extend(
+            self.checkpoint_bytes
+                .iter()
+                .flat_map(|bytes| ["--checkpoint-bytes", bytes]),
+        );
+        let started = Broker::serve(&options);
         started.unwrap_or_else(|ended| panic!("no broker: {ended:?}"))
     }
 

@@ -208,6 +208,13 @@ impl Broker {
         Err(running.end())
     }
 
+    /// What it says of its data when it starts; asked once.
+    pub fn said_of_data(&mut self) -> String {
+        let mut lines = std::iter::from_fn(|| self.running.next_line());
+        let line = lines.find(|line| line.starts_with("data "));
+        line.expect("every broker says what it keeps")
+    }
+
     /// Runs a verb against this broker to its end.
     pub fn courser(&self, line: &str) -> Ended {
         Running::start(&self.unhurried(line)).end()

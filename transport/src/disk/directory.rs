@@ -11,7 +11,7 @@
 //! else: whoever can write there can plant a journal. That others may read its list of
 //! names is accepted and said ([`Rights`]): many ways to mount a directory give no choice.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::{fmt, process};
 
 use courser_core::id::{Installation, JournalNumber};
+use courser_core::journal::checkpoint;
 use courser_core::journal::survey::Slot;
 use courser_core::limits;
 
@@ -59,7 +60,7 @@ impl fmt::Display for JournalFile {
     }
 }
 
-fn folder(journal: JournalNumber) -> String {
+pub(super) fn folder(journal: JournalNumber) -> String {
     format!("journal-{:02}", journal.0)
 }
 
@@ -73,6 +74,8 @@ fn journal_of(name: &str) -> Option<JournalNumber> {
 pub struct Listed {
     /// Files of journals and their sizes in bytes, by journal and slot.
     pub files: Vec<(JournalFile, u64)>,
+    /// Journals that have a checkpoint, or one on its way.
+    pub checkpoints: Vec<JournalNumber>,
     /// Names that this version does not give, relative to the directory. They are left
     /// alone.
     pub strangers: Vec<PathBuf>,
@@ -179,7 +182,7 @@ fn process_of(process: Option<u32>) -> String {
 }
 
 /// Says what was tried with what, if it was refused.
-fn trying<'a>(
+pub(super) fn trying<'a>(
     operation: &'static str,
     path: &'a Path,
 ) -> impl FnOnce(io::Error) -> DirectoryError + 'a {
@@ -502,7 +505,8 @@ fn named(directory: &Path) -> Result<Option<Installation>, DirectoryError> {
             Ok(Some(installation))
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            if !list(directory)?.files.is_empty() {
+            let listed = list(directory)?;
+            if !listed.files.is_empty() || !listed.checkpoints.is_empty() {
                 return Err(DirectoryError::Nameless {
                     path: directory.to_owned(),
                 });
@@ -526,6 +530,7 @@ fn list(directory: &Path) -> Result<Listed, DirectoryError> {
         }
     }
     listed.files.sort_unstable();
+    listed.checkpoints.sort_unstable();
     listed.strangers.sort_unstable();
     Ok(listed)
 }
@@ -537,6 +542,13 @@ fn list_journal(
 ) -> Result<(), DirectoryError> {
     let folder = folder(journal);
     for (name, is_directory, size) in entries(&directory.join(&folder))? {
+        let is_checkpoint = [checkpoint::FILE_NAME, checkpoint::ASIDE_NAME].map(OsStr::new);
+        if is_checkpoint.contains(&&*name) && !is_directory {
+            if listed.checkpoints.last() != Some(&journal) {
+                listed.checkpoints.push(journal);
+            }
+            continue;
+        }
         let slot = name.to_str().and_then(Slot::from_file_name);
         match slot.filter(|_| !is_directory) {
             Some(slot) => listed.files.push((JournalFile { journal, slot }, size)),

@@ -13,6 +13,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::{self, JoinHandle};
 
+use courser_core::id::JournalNumber;
+
 use super::directory::{self, DataDirectory, DirectoryError, Held, JournalFile};
 use super::file::DiskFile;
 use crate::affinity;
@@ -40,6 +42,17 @@ pub enum Errand {
     Remove {
         /// Which file.
         file: JournalFile,
+    },
+    /// A part of the checkpoint of a journal, which is written aside.
+    WriteAside {
+        /// Whose.
+        journal: JournalNumber,
+        /// Where, in bytes.
+        position: u64,
+        /// What.
+        bytes: Vec<u8>,
+        /// Whether it is the first: what lay there before goes.
+        begins: bool,
     },
     /// A file that was written aside gets its place: it is flushed, renamed over whatever
     /// is there, and its directory is flushed.
@@ -70,6 +83,11 @@ pub enum Done {
     Removed {
         /// Which file.
         file: JournalFile,
+        /// Whether it is.
+        result: Result<(), DirectoryError>,
+    },
+    /// Of [`Errand::WriteAside`].
+    Written {
         /// Whether it is.
         result: Result<(), DirectoryError>,
     },
@@ -202,6 +220,14 @@ impl Runner {
             Errand::Remove { file } => Done::Removed {
                 file,
                 result: self.held.remove(&file.path()),
+            },
+            Errand::WriteAside {
+                journal,
+                position,
+                bytes,
+                begins,
+            } => Done::Written {
+                result: (self.held).write_aside(journal, position, &bytes, begins),
             },
             Errand::PutInPlace { aside, path } => Done::Placed {
                 result: directory::put_in_place(

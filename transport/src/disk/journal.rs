@@ -23,7 +23,7 @@ use courser_core::journal::survey::Slot;
 
 use super::{
     DataDirectory, DirectoryError, DiskFile, Done, Errand, Helper, JournalFile, Progress, Rest,
-    Writes,
+    Writes, checkpoint,
 };
 use crate::doorbell::Doorbell;
 use crate::ring::{FILES_MAX, FileSlot, Ring};
@@ -64,6 +64,11 @@ pub enum Told {
         /// Its slot.
         slot: Slot,
         /// Why it is still there.
+        result: Result<(), DirectoryError>,
+    },
+    /// A part of the checkpoint is written, or it is in its place.
+    Checkpoint {
+        /// Why it is not.
         result: Result<(), DirectoryError>,
     },
 }
@@ -111,6 +116,41 @@ impl ShardJournal {
         self.helper.ask(Errand::Remove { file }).is_ok()
     }
 
+    /// Has a part of the checkpoint written aside; told by [`Self::take`]. The part, if too
+    /// much waits already.
+    ///
+    /// # Errors
+    ///
+    /// As that.
+    pub fn write_aside(
+        &mut self,
+        position: u64,
+        bytes: Vec<u8>,
+        begins: bool,
+    ) -> Result<(), Vec<u8>> {
+        let errand = Errand::WriteAside {
+            journal: self.journal,
+            position,
+            bytes,
+            begins,
+        };
+        match self.helper.ask(errand) {
+            Err(Errand::WriteAside { bytes, .. }) => Err(bytes),
+            _ => Ok(()),
+        }
+    }
+
+    /// Has the checkpoint take its place; told by [`Self::take`]. False as for
+    /// [`Self::prepare`].
+    #[must_use]
+    pub fn place_checkpoint(&mut self) -> bool {
+        let (aside, path) = (
+            checkpoint::aside(self.journal),
+            checkpoint::path(self.journal),
+        );
+        self.helper.ask(Errand::PutInPlace { aside, path }).is_ok()
+    }
+
     /// Whether something is to be told; one atomic load. A sleeper looks after it has
     /// announced its sleep.
     #[inline]
@@ -133,7 +173,8 @@ impl ShardJournal {
                 slot: file.slot,
                 result,
             },
-            Done::Placed { .. } | Done::Synced { .. } => {
+            Done::Written { result } | Done::Placed { result, .. } => Told::Checkpoint { result },
+            Done::Synced { .. } => {
                 unreachable!("a journal asks for no such errand")
             }
         })

@@ -28,6 +28,7 @@
 //! What it does not do: believe anything of a journal's bytes. Their format, and what is
 //! kept of them, are `core`'s.
 
+mod checkpoint;
 mod directory;
 mod file;
 mod helper;
@@ -38,12 +39,13 @@ mod recovery;
 pub(crate) mod scratch;
 mod writes;
 
+pub use checkpoint::CheckpointFile;
 pub use directory::{DataDirectory, DirectoryError, JournalFile, Listed, Rights};
 pub use file::{DiskFile, Way};
 pub use helper::{Done, Errand, Helper};
 pub use installation::Malformed;
 pub use journal::{ShardJournal, Told};
-pub use recovery::{Next, Recovery, RecoveryError};
+pub use recovery::{Next, ReadSize, Recovery, RecoveryError};
 pub use writes::{Progress, Rest, Writes};
 
 /// What positions and lengths of durable writes, their addresses and the sizes of files

@@ -2,26 +2,35 @@
 //! told entry by entry.
 //!
 //! ```text
-//!   read    each file once: flushed, read, surveyed; of each journal a plan, or damage
-//!   replay  each stretch of a plan, by runs, journal 0 first: its entries
+//!   read    each checkpoint, and each file behind it once: flushed, read, surveyed; of
+//!           each journal a plan, or damage
+//!   prepare what the last run left half done is done
+//!   replay  the catalogue; then checkpoints and stretches of plans, by runs, journal 0 first
 //!   next    where a journal goes on in this run, for the shard that is to write it
 //! ```
 //!
+//! A checkpoint says among how many shards all was divided, and since which run. If this
+//! run divides otherwise, every shard writes one before a port opens, and that of journal 0
+//! takes its place first: from then on all of them count, and journals of others go.
+//!
 //! What is believed and in which order is `core`'s to decide
 //! ([`courser_core::journal::recover`]); here are the files. One is in memory at a time,
-//! besides what its survey came to. Nothing is written, and every file was flushed before
+//! besides what its survey came to. Reading writes nothing, and every file was flushed before
 //! what it says counts: it may have been in the page cache only. Several shards may replay
 //! the same recovery, each taking what is its own.
 
 use std::collections::BTreeMap;
 
 use courser_core::id::{BatchNumber, FileSequence, JournalNumber, Run};
-use courser_core::journal::entry::Entry;
+use courser_core::journal::checkpoint::{self, Division, Header};
+use courser_core::journal::entry::{Entry, Kind};
 use courser_core::journal::recover::{self, Damage, Plan, Tail, Wrong};
 use courser_core::journal::survey::{Slot, Survey};
-use courser_core::journal::{Identity, Origin};
+use courser_core::journal::{Identity, Origin, Start};
+use courser_core::shard::Checkpoints;
 
-use super::{DataDirectory, DirectoryError, JournalFile};
+use super::checkpoint as checkpoint_file;
+use super::{CheckpointFile, DataDirectory, DirectoryError, JournalFile, Listed, directory};
 use crate::sys::{self, Errno};
 
 /// The journals of a directory that was opened.
@@ -30,10 +39,35 @@ pub struct Recovery {
     directory: DataDirectory,
     /// In the order of their journals.
     plans: Vec<Plan>,
+    /// Those that count.
+    checkpoints: BTreeMap<JournalNumber, Counting>,
+    /// Files of journals that nothing is needed of.
+    orphans: Vec<JournalFile>,
+    /// The highest run that left something.
+    run_last: Run,
+    /// Bytes that are read.
+    size: ReadSize,
     /// The lowest slot behind those of all files, by journal.
     behind: BTreeMap<JournalNumber, Slot>,
     /// Of the run that begins.
     salt: u64,
+}
+
+/// How much is read at a start, in bytes.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct ReadSize {
+    /// Of checkpoints.
+    pub checkpoints: u64,
+    /// Of what was journalled behind them.
+    pub journals: u64,
+}
+
+/// A checkpoint that counts.
+#[derive(Debug, Clone, Copy)]
+struct Counting {
+    header: Header,
+    /// It lies aside still.
+    is_aside: bool,
 }
 
 /// Where a journal goes on in the next run.
@@ -63,6 +97,14 @@ pub enum RecoveryError {
         /// What is wrong with it.
         damage: Damage,
     },
+    /// A checkpoint is not as its writer left it.
+    #[error("journal {journal}, {damage}\n  fix    {}", damage.advice())]
+    Checkpoint {
+        /// Whose.
+        journal: JournalNumber,
+        /// What is wrong with it.
+        damage: checkpoint::Damage,
+    },
     /// The kernel has no random bytes.
     #[error("cannot draw a salt for the journals: {errno}")]
     Salt {
@@ -72,36 +114,168 @@ pub enum RecoveryError {
 }
 
 impl Recovery {
-    /// Looks through every file of every journal; writes nothing. Draws the salt of the run
-    /// that begins.
+    /// Looks through every checkpoint and every file of every journal; writes nothing. Draws
+    /// the salt of the run that begins.
     ///
     /// # Errors
     ///
     /// If a file cannot be read, or something that had been durable is missing.
     pub fn read(directory: &DataDirectory) -> Result<Self, RecoveryError> {
         let salt = sys::random_bytes().map_err(|errno| RecoveryError::Salt { errno })?;
-        let mut surveys: BTreeMap<JournalNumber, Vec<Survey>> = BTreeMap::new();
-        for (file, _) in directory.list()?.files {
-            let image = directory.read(file)?;
-            let identity = identity(directory, file.journal);
-            let survey = Survey::of(file.slot, &identity, None, &image);
-            surveys.entry(file.journal).or_default().push(survey);
-        }
+        let listed = directory.list()?;
+        let checkpoints = counting(directory, &listed)?;
         let mut recovery = Self {
             directory: directory.clone(),
-            plans: Vec::with_capacity(surveys.len()),
+            plans: Vec::new(),
+            orphans: Vec::new(),
+            run_last: Run(0),
+            size: ReadSize::default(),
             behind: BTreeMap::new(),
             salt: u64::from_le_bytes(salt),
+            checkpoints,
         };
+        let shards = recovery.division().map(|division| division.shards);
+        let is_orphan = |journal: JournalNumber| shards.is_some_and(|shards| journal.0 >= shards);
+        let mut surveys: BTreeMap<JournalNumber, Vec<Survey>> = BTreeMap::new();
+        for (file, _) in &listed.files {
+            if is_orphan(file.journal) {
+                recovery.orphans.push(*file);
+            } else {
+                surveys.entry(file.journal).or_default();
+            }
+            let image = directory.read(*file)?;
+            let identity = identity(directory, file.journal);
+            let start = recovery.start(file.journal);
+            let survey = Survey::of(file.slot, &identity, start.as_ref(), &image);
+            let run = survey.header.map_or(Run(0), |header| header.origin.run);
+            recovery.run_last = recovery.run_last.max(run);
+            if let Some(surveys) = surveys.get_mut(&file.journal) {
+                surveys.push(survey);
+            }
+        }
+        for journal in recovery.checkpoints.keys() {
+            surveys.entry(*journal).or_default();
+        }
         for (journal, surveys) in surveys {
-            let plan = recover::decide(&identity(directory, journal), None, &surveys)
+            let start = recovery.start(journal);
+            let plan = recover::decide(&identity(directory, journal), start.as_ref(), &surveys)
                 .map_err(|damage| RecoveryError::Damaged { journal, damage })?;
             let last = surveys.iter().map(|survey| survey.slot.0).max();
             let behind = Slot(last.unwrap_or(0).saturating_add(1));
+            recovery.size.journals += read_size(&plan, &surveys);
+            recovery.run_last = recovery.run_last.max(plan.run_last);
             recovery.behind.insert(journal, behind);
             recovery.plans.push(plan);
         }
+        for counting in recovery.checkpoints.values() {
+            recovery.size.checkpoints += counting.header.size;
+            recovery.run_last = recovery.run_last.max(counting.header.origin.run);
+        }
         Ok(recovery)
+    }
+
+    /// Does what the last run left half done: checkpoints that count take their places, and
+    /// journals go of which nothing is needed.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses any of it.
+    pub fn prepare(&mut self) -> Result<(), DirectoryError> {
+        for (journal, counting) in &mut self.checkpoints {
+            if counting.is_aside {
+                put_in_place(&self.directory, *journal)?;
+                counting.is_aside = false;
+            }
+        }
+        for file in self.orphans.drain(..) {
+            self.directory.held().remove(&file.path())?;
+        }
+        let shards = self.division().map_or(u16::MAX, |division| division.shards);
+        let listed = self.directory.list()?.checkpoints.into_iter();
+        for journal in listed.filter(|journal| journal.0 >= shards) {
+            remove_checkpoints(&self.directory, journal)?;
+        }
+        Ok(())
+    }
+
+    /// Has the checkpoints that shards have written aside take their places: from the first
+    /// one on, all of them count, and nothing is needed of other journals.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    pub fn place_checkpoints(&self, shards: u16) -> Result<(), DirectoryError> {
+        let of_this = |journal: JournalNumber| journal.0 < shards;
+        for journal in (0..shards).map(JournalNumber) {
+            put_in_place(&self.directory, journal)?;
+        }
+        let listed = self.directory.list()?;
+        let files = listed
+            .files
+            .iter()
+            .filter(|(file, _)| !of_this(file.journal));
+        for (file, _) in files {
+            self.directory.held().remove(&file.path())?;
+        }
+        for journal in listed.checkpoints.into_iter().filter(|it| !of_this(*it)) {
+            remove_checkpoints(&self.directory, journal)?;
+        }
+        Ok(())
+    }
+
+    /// How all is divided, if there is a checkpoint.
+    fn division(&self) -> Option<Division> {
+        let first = self.checkpoints.get(&JournalNumber(0));
+        first.map(|first| first.header.division)
+    }
+
+    /// Whether so many shards divide what there is otherwise than those that wrote it.
+    #[must_use]
+    pub fn is_divided_anew(&self, shards: u16) -> bool {
+        self.division().is_none_or(|it| it.shards != shards)
+    }
+
+    /// How a journal goes on that is one of so many, with a checkpoint each time that so many
+    /// bytes were journalled.
+    #[must_use]
+    pub fn checkpoints(&self, journal: JournalNumber, shards: u16, every: u64) -> Checkpoints {
+        let last = self.checkpoints.get(&journal).map(|it| it.header);
+        let since = match self.division() {
+            Some(division) if division.shards == shards => division.since,
+            _ => self.run(),
+        };
+        Checkpoints {
+            every,
+            number: last.map_or(0, |header| header.number),
+            size: last.map_or(0, |header| header.size),
+            since,
+        }
+    }
+
+    /// Files of a journal that something is needed of, in the order of their sequences.
+    pub fn needed(
+        &self,
+        journal: JournalNumber,
+    ) -> impl Iterator<Item = (FileSequence, Slot)> + use<'_> {
+        let plan = self.plan(journal);
+        plan.into_iter()
+            .flat_map(|plan| plan.needed.iter().copied())
+    }
+
+    /// How much is read.
+    #[must_use]
+    pub fn size(&self) -> ReadSize {
+        self.size
+    }
+
+    fn start(&self, journal: JournalNumber) -> Option<Start> {
+        let counting = self.checkpoints.get(&journal);
+        counting.map(|counting| counting.header.start)
+    }
+
+    fn plan(&self, journal: JournalNumber) -> Option<&Plan> {
+        let mut plans = self.plans.iter();
+        plans.find(|plan| plan.identity.journal == journal)
     }
 
     /// Tells every entry that is kept, in the order in which they hold. Reads the files
@@ -115,11 +289,43 @@ impl Recovery {
         &self,
         mut each: impl FnMut(&Entry<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
+        if self.plans.len() > 1 {
+            // A checkpoint of another journal may be of an earlier run than the one that
+            // says what the catalogue is.
+            let first = |journal| journal == JournalNumber(0);
+            self.tell(first, |entry| match entry.kind() {
+                Kind::CatalogKept | Kind::DestinationKept | Kind::CatalogChanged => each(entry),
+                _ => Ok(()),
+            })?;
+        }
+        self.tell(|_| true, each)
+    }
+
+    /// Tells the entries of some journals.
+    fn tell<E: From<RecoveryError>>(
+        &self,
+        is_told: impl Fn(JournalNumber) -> bool,
+        mut each: impl FnMut(&Entry<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
         let mut last: Option<(JournalFile, Vec<u8>)> = None;
+        let mut checkpoints: Vec<(Run, JournalNumber)> = (self.checkpoints.iter())
+            .map(|(journal, it)| (it.header.origin.run, *journal))
+            .filter(|(_, journal)| is_told(*journal))
+            .collect();
+        checkpoints.sort_unstable();
+        let mut checkpoints = checkpoints.into_iter().peekable();
         for (plan, step) in recover::order(&self.plans) {
             let plan = &self.plans[plan];
             let step = &plan.steps[step];
             let journal = plan.identity.journal;
+            if !is_told(journal) {
+                continue;
+            }
+            // That of a journal comes before what is read behind it.
+            let place = (step.origin.run, journal);
+            while let Some((_, journal)) = checkpoints.next_if(|it| *it <= place) {
+                self.tell_checkpoint(journal, &mut each)?;
+            }
             let damaged = |damage| E::from(RecoveryError::Damaged { journal, damage });
             let file = JournalFile {
                 journal,
@@ -148,22 +354,44 @@ impl Recovery {
             }
             last = Some((file, image));
         }
-        Ok(())
+        checkpoints.try_for_each(|(_, journal)| self.tell_checkpoint(journal, &mut each))
+    }
+
+    fn tell_checkpoint<E: From<RecoveryError>>(
+        &self,
+        journal: JournalNumber,
+        mut each: impl FnMut(&Entry<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let Some(file) =
+            CheckpointFile::open(&self.directory, journal).map_err(RecoveryError::from)?
+        else {
+            return Err(missing(journal).into());
+        };
+        file.batches(|batch| {
+            for entry in batch.entries() {
+                let damaged = |malformed| {
+                    let number = batch.header.label.number;
+                    file.damaged(checkpoint::Damage {
+                        position: batch.header.position,
+                        what: checkpoint::Wrong::Entry { number, malformed },
+                    })
+                };
+                each(&entry.map_err(damaged)?)?;
+            }
+            Ok(())
+        })
     }
 
     /// The run that begins now: the same for every journal of the directory.
     #[must_use]
     pub fn run(&self) -> Run {
-        recover::next_run(&self.plans)
+        Run(self.run_last.0.saturating_add(1))
     }
 
     /// Where a journal goes on, which may be one that never was.
     #[must_use]
     pub fn next(&self, journal: JournalNumber) -> Next {
-        let plan = self
-            .plans
-            .iter()
-            .find(|plan| plan.identity.journal == journal);
+        let plan = self.plan(journal);
         Next {
             origin: Origin {
                 identity: identity(&self.directory, journal),
@@ -202,6 +430,86 @@ impl Recovery {
                 .map(move |&slot| JournalFile { journal, slot })
         })
     }
+}
+
+/// The checkpoints that count, each looked through.
+fn counting(
+    directory: &DataDirectory,
+    listed: &Listed,
+) -> Result<BTreeMap<JournalNumber, Counting>, RecoveryError> {
+    let first = JournalNumber(0);
+    let mut counting = BTreeMap::new();
+    let Some(file) = CheckpointFile::open(directory, first)? else {
+        for &journal in &listed.checkpoints {
+            if CheckpointFile::open(directory, journal)?.is_some() {
+                // It got its place behind that of journal 0.
+                return Err(missing(first));
+            }
+        }
+        return Ok(counting);
+    };
+    let division = file.header()?.division;
+    for journal in (0..division.shards).map(JournalNumber) {
+        // One of an earlier run is of another division: the one that counts lies aside.
+        let of_this = |file: Option<CheckpointFile>| {
+            let file = file?;
+            match file.header() {
+                Ok(header) if header.origin.run < division.since => None,
+                header => Some(header.map(|header| (file, header))),
+            }
+        };
+        let (found, is_aside) = match of_this(CheckpointFile::open(directory, journal)?) {
+            Some(found) => (Some(found), false),
+            None => (
+                of_this(CheckpointFile::open_aside(directory, journal)?),
+                true,
+            ),
+        };
+        let (file, header) = found.ok_or(missing(journal))??;
+        file.batches(|_| Ok::<_, RecoveryError>(()))?;
+        counting.insert(journal, Counting { header, is_aside });
+    }
+    Ok(counting)
+}
+
+fn missing(journal: JournalNumber) -> RecoveryError {
+    RecoveryError::Checkpoint {
+        journal,
+        damage: checkpoint::Damage {
+            position: 0,
+            what: checkpoint::Wrong::Missing,
+        },
+    }
+}
+
+fn put_in_place(directory: &DataDirectory, journal: JournalNumber) -> Result<(), DirectoryError> {
+    let held = directory.held();
+    let aside = held.inside(&checkpoint_file::aside(journal));
+    directory::put_in_place(&aside, &held.inside(&checkpoint_file::path(journal)))
+}
+
+fn remove_checkpoints(
+    directory: &DataDirectory,
+    journal: JournalNumber,
+) -> Result<(), DirectoryError> {
+    for path in [
+        checkpoint_file::path(journal),
+        checkpoint_file::aside(journal),
+    ] {
+        if directory.path().join(&path).exists() {
+            directory.held().remove(&path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Bytes of batches that are read.
+fn read_size(plan: &Plan, surveys: &[Survey]) -> u64 {
+    let of_slot = |slot| surveys.iter().find(|survey| survey.slot == slot);
+    let steps = plan.steps.iter();
+    steps
+        .filter_map(|step| Some(of_slot(step.slot)?.end().saturating_sub(step.position)))
+        .sum()
 }
 
 fn identity(directory: &DataDirectory, journal: JournalNumber) -> Identity {

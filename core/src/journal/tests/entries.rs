@@ -1,9 +1,11 @@
 //! Entries: what is written is read, and what is not an entry is named.
 
 use proptest::prelude::*;
+use zerocopy::little_endian::U32;
 
 use crate::auth::Principal;
 use crate::catalog::change::Change;
+use crate::catalog::{Dispatch, Entry as Destination, Policies, Retention, Shape};
 use crate::error::Refusal;
 use crate::frame::decode::{Frame, Step, decode};
 use crate::frame::encode::{self, Envelope};
@@ -11,7 +13,8 @@ use crate::id::{
     CatalogVersion, DestinationNumber, Epoch, Offset, PartitionIndex, PartitionSequence,
     ProducerId, Sequence, SubscriptionNumber,
 };
-use crate::journal::entry::{Entries, Entry, Kind, Malformed, Place, Run};
+use crate::journal::entry::{Entries, Entry, Fate, Kind, Malformed, Place, Reached, Run};
+use crate::name::{self, DestinationKind};
 use crate::subscription::Kind as Sharing;
 
 const PLACE: Place = Place {
@@ -97,6 +100,45 @@ fn each(check: impl Fn(&Entry<'_>)) {
         Entry::Emptied {
             place: PLACE,
             first: Offset(100),
+        },
+        Entry::CatalogKept {
+            version: CatalogVersion(8),
+            slots: 7,
+            vacant: &[U32::new(3), U32::new((5 << 12) + 6)],
+        },
+        Entry::DestinationKept {
+            version: CatalogVersion(8),
+            destination: Destination {
+                number: DestinationNumber(4),
+                destination: name::Destination::new(DestinationKind::Topic, "/md/eu").unwrap(),
+                shape: Shape {
+                    partitions: 3,
+                    retention: Retention::UntilAcknowledged { segment: 1 << 20 },
+                    dispatch: Dispatch::Early,
+                },
+                policies: Policies::default(),
+            },
+        },
+        Entry::ProducerSent {
+            producer: ProducerId(11),
+            reached: &[Reached {
+                partition: 2.into(),
+                partition_sequence: 5.into(),
+                sequence: 9.into(),
+                ..Reached::default()
+            }],
+            fates: &[Fate {
+                partition_sequence: 4.into(),
+                offset: 40.into(),
+                append_time: 1_000.into(),
+                count: 2.into(),
+                partition: 2.into(),
+                refusal: 0.into(),
+            }],
+        },
+        Entry::PartitionKept {
+            place: PLACE,
+            next: Offset(42),
         },
     ];
     for kind in Kind::ALL {

@@ -164,6 +164,9 @@ impl Desk {
         while let Some(wish) = self.writer.wish() {
             match wish {
                 Wish::Prepare { file, size } => self.asked.push((file, size)),
+                Wish::Remove { file } => {
+                    assert!(self.files.remove(&file).is_some(), "it was prepared");
+                }
                 Wish::Write {
                     file,
                     position,

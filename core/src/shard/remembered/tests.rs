@@ -5,7 +5,6 @@ use proptest::prelude::*;
 use super::*;
 use crate::auth::Principal;
 use crate::id::DestinationNumber;
-use crate::shard::hasher;
 use crate::shard::positions::Outcome;
 use crate::time::Wall;
 
@@ -20,7 +19,7 @@ struct Links {
 impl Links {
     fn new(bound: usize) -> Self {
         Self {
-            remembered: Remembered::new(ShardIndex(0), bound, HANDLE_SIZE, hasher(1)),
+            remembered: Remembered::new(ShardIndex(0), bound, HANDLE_SIZE),
             attached: Vec::new(),
         }
     }

@@ -11,6 +11,7 @@ use crate::journal::recover::{self, Plan};
 use crate::journal::survey::{Slot, Survey};
 use crate::journal::writer::{Beginning, Token, Wish, WriteFailed};
 use crate::journal::{Identity, Origin};
+use crate::journal::{batch, checkpoint};
 
 /// The files of a journal, and what was wished and not done.
 #[derive(Default)]
@@ -22,6 +23,12 @@ pub(super) struct Device {
     is_full: bool,
     /// Of the shards, in bytes; 0 for the least.
     memory: u64,
+    /// A checkpoint is made when so many bytes were journalled; 0 for never.
+    every: u64,
+    checkpoint: Option<Vec<u8>>,
+    aside: Vec<u8>,
+    /// What a checkpoint waits for.
+    asked: Option<CheckpointWish>,
 }
 
 const IDENTITY: Identity = Identity {
@@ -30,6 +37,14 @@ const IDENTITY: Identity = Identity {
 };
 
 impl Device {
+    /// On which one is made when so many bytes were journalled.
+    pub(super) fn making_checkpoints(every: u64) -> Self {
+        Self {
+            every,
+            ..Self::default()
+        }
+    }
+
     /// A shard that has what the files say, and goes on there.
     pub(super) fn start(&mut self) -> Shard {
         let (mut shard, plan) = self.recover();
@@ -39,26 +54,56 @@ impl Device {
             run: Run(plan.run_last.0 + 1),
             salt: 99 + self.starts,
         };
-        let files = u32::try_from(self.files.len()).unwrap();
+        let behind = self.files.keys().last().map_or(0, |slot| slot.0);
         shard.keep(&Beginning {
             origin,
             recovered: plan.kept,
             sequence: plan.sequence_next,
-            slot: Slot(files + 1),
+            slot: Slot(behind + 1),
         });
+        if self.every > 0 {
+            let last = self.header();
+            let checkpoints = Checkpoints {
+                every: self.every,
+                number: last.map_or(0, |header| header.number),
+                size: 0,
+                since: Run(1),
+            };
+            let needed = plan.needed.iter().copied();
+            shard.keep_checkpoints(checkpoints, needed, plan.spare.iter().copied());
+        }
         self.settle(&mut shard);
         assert!(shard.is_durable());
         shard
     }
 
+    fn header(&self) -> Option<checkpoint::Header> {
+        let image = self.checkpoint.as_ref()?;
+        Some(checkpoint::Header::read(&IDENTITY, image).unwrap())
+    }
+
     pub(super) fn recover(&self) -> (Shard, Plan) {
+        let header = self.header();
+        let start = header.map(|header| header.start);
         let surveys: Vec<Survey> = self
             .files
             .iter()
-            .map(|(slot, image)| Survey::of(*slot, &IDENTITY, None, image))
+            .map(|(slot, image)| Survey::of(*slot, &IDENTITY, start.as_ref(), image))
             .collect();
-        let plan = recover::decide(&IDENTITY, None, &surveys).unwrap();
+        let plan = recover::decide(&IDENTITY, start.as_ref(), &surveys).unwrap();
         let mut shard = shard_of(limits::MEMORY_MIN.max(self.memory));
+        if let (Some(header), Some(image)) = (header, &self.checkpoint) {
+            assert_eq!(header.size, image.len() as u64);
+            let mut walk = checkpoint::Walk::new(header);
+            while let Some(place) = walk.place().unwrap() {
+                let image = &image[usize::try_from(place).unwrap()..];
+                let size = walk.size(&image[..batch::HEADER_SIZE]).unwrap();
+                for entry in walk.batch(&image[..size]).unwrap().entries() {
+                    shard.restore(&entry.unwrap()).unwrap();
+                }
+            }
+            shard.audit();
+        }
         for step in &plan.steps {
             for batch in step.batches(&self.files[&step.slot]) {
                 for entry in batch.unwrap().entries() {
@@ -71,9 +116,47 @@ impl Device {
         (shard, plan)
     }
 
+    /// Bytes of all files of the journal.
+    fn size(&self) -> usize {
+        self.files.values().map(Vec::len).sum()
+    }
+
+    /// Does what a checkpoint waits for, if it waits for anything.
+    pub(super) fn checkpoint_step(&mut self, shard: &mut Shard) {
+        self.hear(shard);
+        if let Some(asked) = self.asked.take() {
+            self.carry_out(asked);
+            shard.checkpoint_done(Ok(()));
+        }
+    }
+
+    fn carry_out(&mut self, asked: CheckpointWish) {
+        match asked {
+            CheckpointWish::Write {
+                position,
+                bytes,
+                begins,
+            } => {
+                if begins {
+                    self.aside.clear();
+                }
+                assert!(bytes.len().is_multiple_of(4096));
+                let start = usize::try_from(position).unwrap();
+                self.aside
+                    .resize(self.aside.len().max(start + bytes.len()), 0);
+                self.aside[start..start + bytes.len()].copy_from_slice(&bytes);
+            }
+            CheckpointWish::PutInPlace => {
+                self.checkpoint = Some(core::mem::take(&mut self.aside));
+            }
+        }
+    }
+
     fn create(&mut self, slot: Slot, size: u64) {
         let size = usize::try_from(size).unwrap();
-        self.files.insert(slot, vec![0; size]);
+        // One that is there keeps its bytes.
+        let image = self.files.entry(slot).or_default();
+        image.resize(image.len().max(size), 0);
     }
 
     fn put(&mut self, slot: Slot, position: u64, bytes: &[u8]) {
@@ -96,6 +179,11 @@ impl Device {
                 }
             }
         }
+        if let Some(asked) = self.asked.take()
+            && keeps(0)
+        {
+            self.carry_out(asked);
+        }
     }
 
     /// Takes what the shard wishes.
@@ -113,8 +201,12 @@ impl Device {
                     position,
                     token,
                 } => self.writes.push((file, position, token)),
+                Wish::Remove { file } => {
+                    assert!(self.files.remove(&file).is_some());
+                }
             }
         }
+        self.asked = shard.checkpoint_wish().or(self.asked.take());
     }
 
     /// Carries the write at `index` out.
@@ -171,8 +263,8 @@ fn consumer(
     let fields = OpenConsumer {
         session: peer.session.into(),
         destination_length: u16::try_from(name.len()).unwrap().into(),
-        messages: 100.into(),
-        bytes: (1 << 20).into(),
+        messages: 100_000.into(),
+        bytes: (1 << 40).into(),
         ..OpenConsumer::default()
     };
     peer.control(3, &fields, &[name.as_bytes()]);
@@ -1385,4 +1477,117 @@ fn without_room_for_another_file_sends_are_refused_and_what_is_settled_is_kept()
     let (_, answers) = consumer(&mut peer, &mut shard, &mut device, "/default/q");
     let found: Vec<u64> = bodies(&answers).iter().map(|it| it.1).collect();
     assert_eq!(found[0], 1, "the first was settled");
+}
+
+/// Sends and settles so much that it would fill several files.
+fn pass(
+    (peer, shard, device): (&mut Peer, &mut Shard, &mut Device),
+    (producer, reader): (&mut Opened, Handle),
+    sequences: core::ops::RangeInclusive<u64>,
+) {
+    let body = vec![3; 30_000];
+    for sequence in sequences {
+        let want = crate::frame::control::WantCredit {
+            bytes: 300_000.into(),
+        };
+        peer.control(producer.handle.0, &want, &[]);
+        exchange(peer, shard, device);
+        peer.message_to(0, sequence, producer, &body);
+        let ack = Acknowledge {
+            runs: 1.into(),
+            ..Acknowledge::default()
+        };
+        let answers = exchange(peer, shard, device);
+        assert_eq!(outcomes(&answers), [(sequence, 1, 1, 0)]);
+        let run = AckRun {
+            first: (sequence - 1).into(),
+            count: 1.into(),
+        };
+        peer.control(reader.0, &ack, &[run.as_bytes()]);
+        exchange(peer, shard, device);
+        device.checkpoint_step(shard);
+        device.checkpoint_step(shard);
+    }
+}
+
+#[test]
+fn a_journal_stays_short_however_much_comes_and_goes() {
+    let mut device = Device::making_checkpoints(200_000);
+    for life in 0..3_u64 {
+        let mut shard = device.start();
+        let mut peer = Peer::new(&mut shard);
+        let name = format!("/default/q{life}");
+        let mut producer = flushed_producer(&mut peer, &mut shard, &mut device, &name);
+        let (reader, _) = consumer(&mut peer, &mut shard, &mut device, &name);
+        let desk = (&mut peer, &mut shard, &mut device);
+        pass(desk, (&mut producer, reader), 1..=700);
+        // 20 MB went through: a file that is written to, one that comes next, those
+        // that wait, and one that the last checkpoint may begin in.
+        assert!(device.size() <= 64 << 20, "{} bytes", device.size());
+        assert!(device.checkpoint.as_ref().unwrap().len() < 100_000);
+        assert!(device.header().unwrap().number > 30 * (life + 1));
+    }
+    let (_, plan) = device.recover();
+    let read: u64 = plan
+        .steps
+        .iter()
+        .map(|step| step.last.0 - step.first.0)
+        .sum();
+    assert!(read < 100, "{read} batches are read");
+}
+
+#[test]
+fn a_catalogue_with_a_past_is_the_same_behind_a_checkpoint() {
+    let mut device = Device::making_checkpoints(1 << 30);
+    let mut shard = device.start();
+    let mut peer = Peer::new(&mut shard);
+    for index in 0..9 {
+        let name = format!("/default/q{index}");
+        flushed_producer(&mut peer, &mut shard, &mut device, &name);
+    }
+    for index in [3, 7, 1] {
+        let name = format!("/default/q{index}");
+        let fields = crate::frame::control::Delete {
+            session: peer.session.into(),
+            // Whoever is attached is ended.
+            options: 1,
+            destination_length: u16::try_from(name.len()).unwrap().into(),
+            ..crate::frame::control::Delete::default()
+        };
+        peer.control(5, &fields, &[name.as_bytes()]);
+        exchange(&mut peer, &mut shard, &mut device);
+    }
+    assert_eq!(shard.catalog.len(), 6);
+    shard.begin_checkpoint();
+    // What it does not know any more stands behind it.
+    flushed_producer(&mut peer, &mut shard, &mut device, "/default/later");
+    for _ in 0..20 {
+        device.checkpoint_step(&mut shard);
+    }
+    assert!(!shard.is_checkpointing());
+    assert!(device.header().is_some());
+    let (later, _) = device.recover();
+    let all = |shard: &Shard| shard.catalog.entries_from(0).cloned().collect::<Vec<_>>();
+    assert_eq!(all(&later), all(&shard));
+    assert_eq!(later.catalog.version(), shard.catalog.version());
+    // The slots of those that are gone are taken in the same order.
+    let vacant = |shard: &Shard| shard.catalog.slots().1.collect::<Vec<_>>();
+    assert_eq!(vacant(&later), vacant(&shard));
+    assert_eq!(vacant(&later).len(), 2);
+}
+
+#[test]
+fn a_checkpoint_of_next_to_nothing_is_whole() {
+    let mut device = Device::making_checkpoints(1 << 30);
+    let mut shard = device.start();
+    for number in 1..=3 {
+        shard.begin_checkpoint();
+        for _ in 0..6 {
+            device.checkpoint_step(&mut shard);
+        }
+        assert!(!shard.is_checkpointing());
+        let header = device.header().unwrap();
+        assert_eq!((header.number, header.batches), (number, 1));
+        device.recover();
+    }
 }

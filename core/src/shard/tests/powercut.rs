@@ -2,9 +2,9 @@
 //! every case is a life of several runs.
 //!
 //! ```text
-//!  sends, acknowledgements, turns, writes that end ─> cut: each write that was on its way
-//!         ^                                           is there, is not, or is torn
-//!         |                                               |
+//!  sends, acknowledgements, turns, writes that end, ─> cut: each write that was on its way
+//!  checkpoints, as far as they come                   is there, is not, or is torn
+//!         ^                                               |
 //!         `── producers go on where they were told ── the next run: all is looked at
 //! ```
 #![allow(clippy::cast_possible_truncation)]
@@ -106,9 +106,10 @@ fn whose(body: &[u8]) -> Which {
 }
 
 impl World {
-    /// Of a queue, or of a topic with a subscription that is kept.
-    fn new(is_topic: bool) -> Self {
-        let mut device = Device::default();
+    /// Of a queue, or of a topic with a subscription that is kept; with a checkpoint when so
+    /// much was journalled.
+    fn new(is_topic: bool, every: u64) -> Self {
+        let mut device = Device::making_checkpoints(every);
         let mut shard = device.start();
         let senders = (0..PRODUCERS)
             .map(|index| Sender {
@@ -508,6 +509,8 @@ enum Act {
     Hear,
     Write(prop::sample::Index),
     Settle,
+    /// So much is done of what checkpoints need.
+    Checkpoint(usize),
     Cut(u64),
 }
 
@@ -536,6 +539,7 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
         8 => Just(Act::Hear),
         8 => any::<prop::sample::Index>().prop_map(Act::Write),
         1 => Just(Act::Settle),
+        6 => (1..12_usize).prop_map(Act::Checkpoint),
         2 => any::<u64>().prop_map(Act::Cut),
     ];
     prop::collection::vec(act, 1..120)
@@ -596,6 +600,11 @@ fn act(world: &mut World, act: &Act) {
             }
         }
         Act::Settle => world.device.settle(&mut world.shard),
+        Act::Checkpoint(count) => {
+            for _ in 0..*count {
+                world.device.checkpoint_step(&mut world.shard);
+            }
+        }
         Act::Cut(seed) => world.cut(keeping(*seed)),
     }
 }
@@ -608,8 +617,9 @@ proptest! {
         acts in acts(),
         is_topic in any::<bool>(),
         seed in any::<u64>(),
+        every in prop_oneof![Just(0), 4_096..400_000_u64],
     ) {
-        let mut world = World::new(is_topic);
+        let mut world = World::new(is_topic, every);
         for it in &acts {
             act(&mut world, it);
         }

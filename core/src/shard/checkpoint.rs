@@ -1,0 +1,583 @@
+//! How a shard writes down what it has come to, while it goes on.
+//!
+//! ```text
+//!  begun: the journal is read from here on          the journal is durable up to here:
+//!    |                                                the checkpoint counts
+//!    v                                                          v
+//!    catalogue | producers, by id | partitions, by place and offset
+//!              `- a slice at a time, each what is so at that time
+//! ```
+//!
+//! Between two slices everything may change: what is deleted or settled ahead of the walk
+//! is not met, and whatever changes behind it stands in the journal, which is read from
+//! where it was when the checkpoint was begun. What a slice says may still wait for a
+//! flush: so a checkpoint counts once the journal is durable as far as it was when the last
+//! slice was filled.
+//!
+//! Producers come before partitions. Then whatever is said of a producer's sends is true
+//! of messages that are still to come in the walk, or are settled.
+//!
+//! Invariants: one slice at most is with the device; a message is in one slice at most, in
+//! the order of offsets.
+
+use core::ops::ControlFlow;
+
+use zerocopy::little_endian::U32;
+
+use super::Shard;
+use super::identity::{Access, Identity};
+use super::kept::OF_THE_QUEUE;
+use super::remembered::Place as Known;
+use crate::id::{
+    BatchNumber, CatalogVersion, DestinationNumber, FileSequence, Offset, PartitionIndex,
+    ProducerId, Run, ShardIndex,
+};
+use crate::journal::batch::{self, HEADER_SIZE, Label, Seal};
+use crate::journal::checkpoint::{Division, Header};
+use crate::journal::entry::{self, Entry, Place};
+use crate::journal::file::FIRST_BATCH;
+use crate::journal::survey::Slot;
+use crate::journal::{Origin, Start};
+use crate::limits;
+use crate::memory::Arena;
+use crate::partition::Partition;
+use crate::time::Now;
+
+/// When checkpoints are made, and which comes next.
+#[derive(Clone, Copy, Debug)]
+pub struct Checkpoints {
+    /// One is begun when so many bytes were journalled since the last.
+    pub every: u64,
+    /// How many the journal has had.
+    pub number: u64,
+    /// Bytes that the last one took, 0 without one.
+    pub size: u64,
+    /// The first run in which all is divided among as many shards as now.
+    pub since: Run,
+}
+
+/// What a checkpoint needs of the device. The answer to each is
+/// [`Shard::checkpoint_done`], before the next is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CheckpointWish {
+    /// Write these bytes to the file that lies aside; the first of them begin it anew.
+    Write {
+        /// Where in it, in bytes.
+        position: u64,
+        /// What.
+        bytes: Vec<u8>,
+        /// Whether they are the first.
+        begins: bool,
+    },
+    /// Give the file its name, for good, with all that was written to it.
+    PutInPlace,
+}
+
+/// A checkpoint of which something could not be written: it is given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CheckpointFailed;
+
+/// The checkpoints of a shard.
+#[derive(Debug)]
+pub(super) struct Keeper {
+    plan: Checkpoints,
+    /// What the writer had written when the last one was begun.
+    counted: u64,
+    current: Option<Box<Checkpoint>>,
+}
+
+/// One that is being written.
+#[derive(Debug)]
+struct Checkpoint {
+    origin: Origin,
+    start: Start,
+    stage: Stage,
+    /// Where the next batch goes.
+    position: u64,
+    batches: u64,
+    wish: Option<CheckpointWish>,
+    /// Something is with the device.
+    is_asked: bool,
+}
+
+/// How far it is.
+#[derive(Clone, Copy, Debug)]
+enum Stage {
+    Catalog,
+    /// From this producer on, and of that one from this partition on.
+    Producers(ProducerId, usize),
+    /// From there on.
+    Partitions(Walked),
+    /// All is written but the header; the journal has to be durable up to this batch.
+    Waiting(BatchNumber),
+    /// The header is written.
+    Headed,
+    /// It is to have its name.
+    Placing,
+}
+
+/// A place in the walk through the partitions.
+#[derive(Clone, Copy, Debug, Default)]
+struct Walked {
+    slot: usize,
+    /// In whose partitions it stands, if it is within some.
+    destination: DestinationNumber,
+    /// The how-manieth of the shard's own ones.
+    partition: usize,
+    /// The next message of that one.
+    offset: Offset,
+    /// What came behind this offset came behind the partition's first slice, and stands
+    /// in the journal if it is kept.
+    end: Option<Offset>,
+}
+
+/// A batch that is filled.
+struct Slice {
+    bytes: Vec<u8>,
+    entries: u32,
+}
+
+impl Slice {
+    fn new() -> Self {
+        let mut bytes = Vec::with_capacity(2 * limits::CHECKPOINT_SLICE as usize);
+        bytes.resize(HEADER_SIZE, 0);
+        Self { bytes, entries: 0 }
+    }
+
+    fn is_full(&self) -> bool {
+        self.bytes.len() >= limits::CHECKPOINT_SLICE as usize
+    }
+
+    /// Whether an entry of so many bytes is for the next one.
+    fn is_full_for(&self, size: usize) -> bool {
+        self.is_full() || self.entries > 0 && self.bytes.len() + size > MOST
+    }
+
+    fn add(&mut self, entry: &Entry<'_>) {
+        let at = self.bytes.len();
+        self.bytes.resize(at + entry.size(), 0);
+        entry.write(&mut self.bytes[at..]);
+        self.entries += 1;
+    }
+}
+
+/// The most bytes of a batch.
+const MOST: usize = limits::BATCH_SIZE_MAX as usize;
+
+/// As many runs of what is settled stand in one entry.
+const SETTLED_PER_ENTRY: usize = 256;
+
+impl Keeper {
+    pub(super) fn new(plan: Checkpoints) -> Self {
+        Self {
+            plan,
+            counted: 0,
+            current: None,
+        }
+    }
+
+    /// Whether one is to be begun, now that so many bytes were journalled, or is to go on
+    /// with the journal durable so far.
+    #[inline]
+    pub(super) fn has_work(&self, journalled: u64, durable: BatchNumber) -> bool {
+        match &self.current {
+            Some(current) => current.has_work(durable),
+            None => journalled - self.counted >= self.plan.every.max(self.plan.size),
+        }
+    }
+}
+
+impl Checkpoint {
+    fn has_work(&self, durable: BatchNumber) -> bool {
+        match self.stage {
+            _ if self.is_asked => false,
+            Stage::Waiting(last) => durable >= last,
+            _ => true,
+        }
+    }
+
+    /// Has a slice written.
+    fn write(&mut self, mut slice: Slice, now: Now) {
+        if slice.entries == 0 {
+            return;
+        }
+        let mut seal = Seal::new();
+        seal.count(slice.entries);
+        seal.extend(&slice.bytes[HEADER_SIZE..]);
+        self.batches += 1;
+        let label = Label {
+            number: BatchNumber(self.batches),
+            durable_before: BatchNumber(self.batches - 1),
+            written: now.wall,
+        };
+        let header = seal.finish(&self.origin, self.position, label);
+        slice.bytes[..HEADER_SIZE].copy_from_slice(&header);
+        slice.bytes.resize(batch::size(slice.bytes.len()), 0);
+        self.ask(slice.bytes);
+    }
+
+    fn ask(&mut self, bytes: Vec<u8>) {
+        let position = self.position;
+        self.position += bytes.len() as u64;
+        self.is_asked = true;
+        self.wish = Some(CheckpointWish::Write {
+            position,
+            bytes,
+            begins: position == FIRST_BATCH,
+        });
+    }
+}
+
+impl Shard {
+    /// Has checkpoints made of the journal that [`Shard::keep`] gave, whose files of earlier
+    /// runs are these: `needed` in the order of their sequences, and those that are not.
+    pub fn keep_checkpoints(
+        &mut self,
+        plan: Checkpoints,
+        needed: impl Iterator<Item = (FileSequence, Slot)>,
+        spare: impl Iterator<Item = Slot>,
+    ) {
+        if let Some(journal) = &mut self.journal {
+            let least = u64::from(limits::JOURNAL_FILE_SIZE_FIRST);
+            let size = plan.every.next_multiple_of(FIRST_BATCH);
+            let size = size.clamp(least, limits::JOURNAL_FILE_SIZE.into());
+            journal.writer.take_files(size, needed, spare);
+            journal.keeper = Some(Keeper::new(plan));
+        }
+    }
+
+    /// Begins a checkpoint, unless one is being written or none are made.
+    pub fn begin_checkpoint(&mut self) {
+        let Some(journal) = &mut self.journal else {
+            return;
+        };
+        let (start, bytes) = (journal.writer.start(), journal.writer.bytes());
+        let origin = journal.writer.origin();
+        if let Some(keeper) = &mut journal.keeper
+            && keeper.current.is_none()
+        {
+            keeper.counted = bytes;
+            keeper.current = Some(Box::new(Checkpoint {
+                // Its batches are none of the journal's.
+                origin: Origin {
+                    salt: !origin.salt,
+                    ..origin
+                },
+                start,
+                stage: Stage::Catalog,
+                position: FIRST_BATCH,
+                batches: 0,
+                wish: None,
+                is_asked: false,
+            }));
+        }
+    }
+
+    /// Whether a checkpoint is being written.
+    #[must_use]
+    pub fn is_checkpointing(&self) -> bool {
+        let keeper = self.journal.as_ref().and_then(|it| it.keeper.as_ref());
+        keeper.is_some_and(|keeper| keeper.current.is_some())
+    }
+
+    /// What a checkpoint needs now, if it needs anything.
+    pub fn checkpoint_wish(&mut self) -> Option<CheckpointWish> {
+        let keeper = self.journal.as_mut()?.keeper.as_mut()?;
+        keeper.current.as_mut()?.wish.take()
+    }
+
+    /// What a checkpoint needed is done, or could not be: then it is given up, and the next
+    /// one tries again.
+    pub fn checkpoint_done(&mut self, result: Result<(), CheckpointFailed>) {
+        let Some(journal) = &mut self.journal else {
+            return;
+        };
+        let Some(keeper) = &mut journal.keeper else {
+            return;
+        };
+        let Some(mut current) = keeper.current.take() else {
+            return;
+        };
+        current.is_asked = false;
+        match (result, current.stage) {
+            (Err(CheckpointFailed), _) => {}
+            (Ok(()), Stage::Placing) => {
+                keeper.plan.number += 1;
+                keeper.plan.size = current.position;
+                journal.writer.let_go(current.start.sequence);
+            }
+            (Ok(()), _) => keeper.current = Some(current),
+        }
+    }
+
+    /// Begins a checkpoint if it is time, or brings the one that is being written a step
+    /// further.
+    #[cold]
+    pub(super) fn turn_checkpoint(&mut self, now: Now) {
+        self.begin_checkpoint();
+        let keeper = self.journal.as_mut().and_then(|it| it.keeper.as_mut());
+        let Some(mut current) = keeper.and_then(|keeper| keeper.current.take()) else {
+            return;
+        };
+        if !current.is_asked {
+            self.go_on(&mut current, now);
+        }
+        if let Some(keeper) = self.journal.as_mut().and_then(|it| it.keeper.as_mut()) {
+            keeper.current = Some(current);
+        }
+    }
+
+    fn go_on(&mut self, current: &mut Checkpoint, now: Now) {
+        let mut slice = Slice::new();
+        current.stage = match current.stage {
+            Stage::Catalog => {
+                self.keep_catalog(&mut slice);
+                Stage::Producers(ProducerId(0), 0)
+            }
+            Stage::Producers(id, partition) => {
+                match self.keep_producers((id, partition), &mut slice) {
+                    Some((id, partition)) => Stage::Producers(id, partition),
+                    None => Stage::Partitions(Walked::default()),
+                }
+            }
+            Stage::Partitions(walked) => match self.keep_partitions(walked, &mut slice) {
+                Some(next) => Stage::Partitions(next),
+                None => Stage::Waiting(self.journalled()),
+            },
+            Stage::Waiting(_) => {
+                let header = self.header(current);
+                let position = core::mem::replace(&mut current.position, 0);
+                current.ask(header);
+                current.position = position;
+                Stage::Headed
+            }
+            Stage::Headed => {
+                current.is_asked = true;
+                current.wish = Some(CheckpointWish::PutInPlace);
+                Stage::Placing
+            }
+            Stage::Placing => return,
+        };
+        current.write(slice, now);
+    }
+
+    /// The batch with which all that was journalled so far is durable.
+    fn journalled(&self) -> BatchNumber {
+        let journal = self.journal.as_ref();
+        journal.map_or(BatchNumber(0), |it| it.writer.last())
+    }
+
+    fn header(&self, current: &Checkpoint) -> Vec<u8> {
+        let keeper = self.journal.as_ref().and_then(|it| it.keeper.as_ref());
+        let plan = keeper.map(|keeper| keeper.plan);
+        let header = Header {
+            origin: current.origin,
+            number: plan.map_or(0, |plan| plan.number) + 1,
+            start: current.start,
+            batches: current.batches,
+            size: current.position,
+            division: Division {
+                shards: self.mesh.placement.shards(),
+                since: plan.map_or(current.origin.run, |plan| plan.since),
+            },
+        };
+        header.block().to_vec()
+    }
+
+    /// The catalogue, as a whole, where changes of it are decided; and the ids that were
+    /// given out, by whatever shard.
+    fn keep_catalog(&self, slice: &mut Slice) {
+        if self.config.shard == ShardIndex(0) {
+            let version = self.catalog.version();
+            let (slots, vacant) = self.catalog.slots();
+            let vacant: Vec<U32> = vacant.map(|number| number.0.into()).collect();
+            slice.add(&Entry::CatalogKept {
+                version,
+                slots: u32::try_from(slots).unwrap_or(u32::MAX),
+                vacant: &vacant,
+            });
+            for destination in self.catalog.entries_from(0) {
+                slice.add(&Entry::DestinationKept {
+                    version,
+                    destination: destination.clone(),
+                });
+            }
+            // It stands in the journal, perhaps before the checkpoint was begun.
+            if let Some(change) = self.decided_change() {
+                slice.add(&Entry::CatalogChanged {
+                    version: CatalogVersion(version.0 + 1),
+                    change: change.clone(),
+                });
+            }
+        }
+        for next in self.remembered.ids_reserved() {
+            slice.add(&Entry::ProducerIdsReserved { next });
+        }
+    }
+
+    /// Producers from this one on, and of that one from a partition on, as many as fit; who
+    /// and what comes next.
+    fn keep_producers(
+        &self,
+        (from, mut partition): (ProducerId, usize),
+        slice: &mut Slice,
+    ) -> Option<(ProducerId, usize)> {
+        for (id, known) in self.remembered.known_from(from) {
+            if id != from {
+                partition = 0;
+            }
+            let identity = match known {
+                Known::Attached(handle) => self.producers.get(handle).map(|it| &it.identity),
+                Known::Detached(number) => self.remembered.detached(number),
+            };
+            let Some(identity) = identity else { continue };
+            if slice.is_full_for(Identity::KEPT_SIZE_MAX) {
+                return Some((id, partition));
+            }
+            if partition == 0 {
+                keep_producer(identity, slice);
+            }
+            for index in partition..identity.partitions() {
+                if slice.is_full_for(Identity::KEPT_SIZE_MAX) {
+                    return Some((id, index));
+                }
+                if let Some((reached, fates)) = identity.sent(index) {
+                    slice.add(&Entry::ProducerSent {
+                        producer: identity.id,
+                        reached: &[reached],
+                        fates: &fates,
+                    });
+                }
+            }
+        }
+        None
+    }
+
+    /// Partitions from there on, as many as fit; where it goes on.
+    fn keep_partitions(&self, mut walked: Walked, slice: &mut Slice) -> Option<Walked> {
+        while let Some(local) = self.locals.from(walked.slot) {
+            let slot = local.number.slot();
+            if (walked.slot, walked.destination) != (slot, local.number) {
+                walked = Walked {
+                    slot,
+                    destination: local.number,
+                    ..Walked::default()
+                };
+            }
+            let of_the_rest = local.own.indexes().skip(walked.partition);
+            for (index, own) in of_the_rest.zip(walked.partition..) {
+                if slice.is_full() {
+                    return Some(walked);
+                }
+                walked.partition = own;
+                let kept = KeptPartition {
+                    arena: &self.arena,
+                    partition: &local.partitions[index],
+                    place: Place {
+                        destination: local.number,
+                        partition: PartitionIndex(u32::try_from(index).unwrap_or(u32::MAX)),
+                    },
+                    keeps: local.keeps,
+                    is_queue: local.is_queue,
+                };
+                if !kept.keep(&mut walked, slice) {
+                    return Some(walked);
+                }
+                walked.partition = own + 1;
+                walked.offset = Offset(0);
+                walked.end = None;
+            }
+            walked.slot = slot + 1;
+        }
+        None
+    }
+}
+
+fn keep_producer(identity: &Identity, slice: &mut Slice) {
+    slice.add(&Entry::ProducerAttached {
+        producer: identity.id,
+        epoch: identity.epoch,
+        destination: identity.destination,
+        term: identity.term,
+        principal: identity.principal,
+        exclusive: identity.access == Access::Exclusive,
+        name: &identity.name,
+    });
+}
+
+/// A partition of which the messages are written down.
+struct KeptPartition<'a> {
+    arena: &'a Arena,
+    partition: &'a Partition,
+    place: Place,
+    keeps: bool,
+    is_queue: bool,
+}
+
+impl KeptPartition<'_> {
+    /// Writes down what fits from where the walk stands; whether that is all.
+    fn keep(&self, walked: &mut Walked, slice: &mut Slice) -> bool {
+        let log = &self.partition.log;
+        let end = *walked.end.get_or_insert(log.next());
+        if self.keeps && !self.keep_messages(walked, end, slice) {
+            return false;
+        }
+        let place = self.place;
+        slice.add(&Entry::PartitionKept { place, next: end });
+        let next = log.reserved_at_most();
+        if next > Offset(0) {
+            slice.add(&Entry::OffsetsReserved { place, next });
+        }
+        true
+    }
+
+    fn keep_messages(&self, walked: &mut Walked, end: Offset, slice: &mut Slice) -> bool {
+        let log = &self.partition.log;
+        let mut settled: Vec<entry::Run> = Vec::new();
+        let walk = log.each_from(self.arena, walked.offset, end, |offset, frame| {
+            let needed = frame.size() + SETTLED_PER_ENTRY * size_of::<entry::Run>();
+            if slice.is_full_for(needed) || settled.len() == SETTLED_PER_ENTRY {
+                return ControlFlow::Break(());
+            }
+            walked.offset = Offset(offset.0 + 1);
+            let mut parts = self.partition.parts.iter();
+            let is_claimed = parts.any(|(_, part)| part.claims(offset));
+            if is_claimed || log.retains() {
+                frame.copy_to(&mut slice.bytes);
+                slice.entries += 1;
+                if !is_claimed {
+                    push(&mut settled, offset);
+                }
+            }
+            ControlFlow::Continue(())
+        });
+        if self.is_queue && !settled.is_empty() {
+            slice.add(&Entry::Settled {
+                place: self.place,
+                subscription: OF_THE_QUEUE,
+                runs: &settled,
+            });
+        }
+        walk.is_continue()
+    }
+}
+
+/// Adds an offset behind those that are there.
+fn push(runs: &mut Vec<entry::Run>, offset: Offset) {
+    if let Some(last) = runs.last_mut()
+        && last.first.get() + last.count.get() == offset.0
+    {
+        last.count += 1;
+    } else {
+        runs.push(entry::Run::new(offset, 1));
+    }
+}
+
+impl Identity {
+    /// The most bytes that it takes of a checkpoint, with its sends to one partition.
+    const KEPT_SIZE_MAX: usize = 1024
+        + size_of::<entry::Reached>()
+        + 2 * (limits::POSITIONS_KEPT as usize + 1) * size_of::<entry::Fate>();
+}
+
+const _: () = assert!(Identity::KEPT_SIZE_MAX + HEADER_SIZE <= MOST);
