@@ -30,7 +30,7 @@ use super::kept::OF_THE_QUEUE;
 use super::remembered::Place as Known;
 use crate::id::{
     BatchNumber, CatalogVersion, DestinationNumber, FileSequence, Offset, PartitionIndex,
-    ProducerId, Run, ShardIndex,
+    ProducerId, Run, ShardIndex, SubscriptionNumber,
 };
 use crate::journal::batch::{self, HEADER_SIZE, Label, Seal};
 use crate::journal::checkpoint::{Division, Header};
@@ -104,6 +104,8 @@ struct Checkpoint {
 #[derive(Clone, Copy, Debug)]
 enum Stage {
     Catalog,
+    /// From this place of their table on.
+    Subscriptions(usize),
     /// From this producer on, and of that one from this partition on.
     Producers(ProducerId, usize),
     /// From there on.
@@ -163,6 +165,9 @@ impl Slice {
 
 /// The most bytes of a batch.
 const MOST: usize = limits::BATCH_SIZE_MAX as usize;
+
+/// The most bytes that are left free for what is settled of the messages of a slice.
+const RESERVE_MAX: usize = MOST / 4;
 
 /// As many runs of what is settled stand in one entry.
 const SETTLED_PER_ENTRY: usize = 256;
@@ -332,8 +337,12 @@ impl Shard {
         current.stage = match current.stage {
             Stage::Catalog => {
                 self.keep_catalog(&mut slice);
-                Stage::Producers(ProducerId(0), 0)
+                Stage::Subscriptions(0)
             }
+            Stage::Subscriptions(from) => match self.keep_named(from, &mut slice) {
+                Some(next) => Stage::Subscriptions(next),
+                None => Stage::Producers(ProducerId(0), 0),
+            },
             Stage::Producers(id, partition) => {
                 match self.keep_producers((id, partition), &mut slice) {
                     Some((id, partition)) => Stage::Producers(id, partition),
@@ -415,6 +424,28 @@ impl Shard {
         }
     }
 
+    /// Subscriptions that are kept and have a name, from this place of their table on; who
+    /// comes next.
+    fn keep_named(&self, from: usize, slice: &mut Slice) -> Option<usize> {
+        for (place, (handle, subscription)) in self.subscriptions.iter_from(from) {
+            if slice.is_full() {
+                return Some(place);
+            }
+            let name = subscription.name().filter(|_| self.is_kept(handle));
+            let Some(name) = name else { continue };
+            for &number in &subscription.numbers {
+                slice.add(&Entry::SubscriptionMade {
+                    destination: subscription.destination(),
+                    subscription: number,
+                    sharing: subscription.membership().kind(),
+                    durable: true,
+                    name,
+                });
+            }
+        }
+        None
+    }
+
     /// Producers from this one on, and of that one from a partition on, as many as fit; who
     /// and what comes next.
     fn keep_producers(
@@ -478,7 +509,12 @@ impl Shard {
                         partition: PartitionIndex(u32::try_from(index).unwrap_or(u32::MAX)),
                     },
                     keeps: local.keeps,
-                    is_queue: local.is_queue,
+                    numbers: (local.partitions[index].parts.iter())
+                        .map(|(handle, _)| match self.subscriptions.get(*handle) {
+                            Some(subscription) => &subscription.numbers[..],
+                            None => &[],
+                        })
+                        .collect(),
                 };
                 if !kept.keep(&mut walked, slice) {
                     return Some(walked);
@@ -511,13 +547,17 @@ struct KeptPartition<'a> {
     partition: &'a Partition,
     place: Place,
     keeps: bool,
-    is_queue: bool,
+    /// What each of its parts is called in the journals.
+    numbers: Vec<&'a [SubscriptionNumber]>,
 }
 
 impl KeptPartition<'_> {
     /// Writes down what fits from where the walk stands; whether that is all.
     fn keep(&self, walked: &mut Walked, slice: &mut Slice) -> bool {
         let log = &self.partition.log;
+        if walked.end.is_none() {
+            self.keep_parts(slice);
+        }
         let end = *walked.end.get_or_insert(log.next());
         if self.keeps && !self.keep_messages(walked, end, slice) {
             return false;
@@ -531,32 +571,55 @@ impl KeptPartition<'_> {
         true
     }
 
+    /// Says where the parts begin, under each of their names: what is said behind that is
+    /// all that is known of them.
+    fn keep_parts(&self, slice: &mut Slice) {
+        for ((_, part), numbers) in self.partition.parts.iter().zip(&self.numbers) {
+            for &subscription in numbers.iter().filter(|number| **number != OF_THE_QUEUE) {
+                slice.add(&Entry::PartBegun {
+                    place: self.place,
+                    subscription,
+                    start: part.cursor(),
+                });
+            }
+        }
+    }
+
     fn keep_messages(&self, walked: &mut Walked, end: Offset, slice: &mut Slice) -> bool {
         let log = &self.partition.log;
-        let mut settled: Vec<entry::Run> = Vec::new();
+        // Of each part, what is said here and is settled.
+        let mut settled: Vec<Vec<entry::Run>> = vec![Vec::new(); self.numbers.len()];
+        let parts = self.partition.parts.iter();
+        let reserve = settled.len() * SETTLED_PER_ENTRY * size_of::<entry::Run>();
         let walk = log.each_from(self.arena, walked.offset, end, |offset, frame| {
-            let needed = frame.size() + SETTLED_PER_ENTRY * size_of::<entry::Run>();
-            if slice.is_full_for(needed) || settled.len() == SETTLED_PER_ENTRY {
+            let is_long = |runs: &Vec<entry::Run>| runs.len() == SETTLED_PER_ENTRY;
+            let is_full = slice.is_full_for(frame.size() + reserve.min(RESERVE_MAX));
+            if is_full || settled.iter().any(is_long) {
                 return ControlFlow::Break(());
             }
             walked.offset = Offset(offset.0 + 1);
-            let mut parts = self.partition.parts.iter();
-            let is_claimed = parts.any(|(_, part)| part.claims(offset));
-            if is_claimed || log.retains() {
+            let claims = || parts.clone().map(|(_, part)| part.claims(offset));
+            if log.retains() || claims().any(|claims| claims) {
                 frame.copy_to(&mut slice.bytes);
                 slice.entries += 1;
-                if !is_claimed {
-                    push(&mut settled, offset);
+                for (runs, claims) in settled.iter_mut().zip(claims()) {
+                    if !claims {
+                        push(runs, offset);
+                    }
                 }
             }
             ControlFlow::Continue(())
         });
-        if self.is_queue && !settled.is_empty() {
-            slice.add(&Entry::Settled {
-                place: self.place,
-                subscription: OF_THE_QUEUE,
-                runs: &settled,
-            });
+        for (runs, numbers) in settled.iter().zip(&self.numbers) {
+            if let Some(&subscription) = numbers.first()
+                && !runs.is_empty()
+            {
+                slice.add(&Entry::Settled {
+                    place: self.place,
+                    subscription,
+                    runs,
+                });
+            }
         }
         walk.is_continue()
     }
