@@ -598,9 +598,18 @@ impl Writer {
         }
     }
 
-    /// The slot of a file that may be begun: one that was used before, or a new one.
+    /// The slot of a file that may be begun: one that was used before, or a new one. One
+    /// that was not to be had is tried again only if there is no other: a file that is
+    /// there may need no room.
     fn free_slot(&mut self) -> Slot {
-        self.spare.pop().unwrap_or_else(|| {
+        let failed = Some(self.coming.slot).filter(|slot| *slot != Slot(0));
+        if let Some(slot) = self.spare.pop() {
+            if let Some(failed) = failed {
+                self.spare.insert(0, failed);
+            }
+            return slot;
+        }
+        failed.unwrap_or_else(|| {
             let slot = self.slot_next;
             self.slot_next = Slot(slot.0 + 1);
             slot
