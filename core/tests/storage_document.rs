@@ -95,6 +95,8 @@ fn every_field_of_every_vector_stands_in_its_table_at_its_place() {
         ("destination-kept", Kind::DestinationKept),
         ("producer-sent", Kind::ProducerSent),
         ("partition-kept", Kind::PartitionKept),
+        ("subscriptions-numbered", Kind::SubscriptionsNumbered),
+        ("term-reached", Kind::TermReached),
     ];
     for (vector, kind) in cases {
         let (shared, own): (Vec<Field>, Vec<Field>) = fields(VECTORS, vector)

@@ -285,6 +285,19 @@ fn each_entry_is_what_the_page_says() {
                 next: Offset(42),
             },
         ),
+        (
+            "subscriptions-numbered",
+            Entry::SubscriptionsNumbered {
+                next: SubscriptionNumber(7 << 6),
+            },
+        ),
+        (
+            "term-reached",
+            Entry::TermReached {
+                destination: place.destination,
+                term: 3,
+            },
+        ),
     ];
     names.retain(|name| !["file-header", "checkpoint-header", "message", "batch"].contains(name));
     assert_eq!(

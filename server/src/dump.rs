@@ -406,6 +406,11 @@ fn fields(entry: &Entry<'_>) -> Line {
         Entry::PartitionKept { place, next } => {
             [of(place), vec![("next_offset", next.0.into())]].concat()
         }
+        Entry::SubscriptionsNumbered { next } => vec![("next_subscription", next.0.into())],
+        Entry::TermReached { destination, term } => vec![
+            ("destination", destination.0.into()),
+            ("term", (*term).into()),
+        ],
     };
     Line {
         what: entry.kind().name(),

@@ -316,6 +316,18 @@ pub enum Entry<'a> {
         /// The offset.
         next: Offset,
     },
+    /// Subscriptions were given numbers below this one, some of which are gone.
+    SubscriptionsNumbered {
+        /// The number.
+        next: SubscriptionNumber,
+    },
+    /// A destination was had alone so often: who was attached before never is again.
+    TermReached {
+        /// The destination.
+        destination: DestinationNumber,
+        /// How often.
+        term: u32,
+    },
 }
 
 /// The number that stands for a kind of entry.
@@ -354,13 +366,17 @@ pub enum Kind {
     ProducerSent = 15,
     /// [`Entry::PartitionKept`].
     PartitionKept = 16,
+    /// [`Entry::SubscriptionsNumbered`].
+    SubscriptionsNumbered = 17,
+    /// [`Entry::TermReached`].
+    TermReached = 18,
     /// [`Entry::Message`].
     Message = 0x80,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::CatalogChanged,
         Self::OffsetsReserved,
         Self::ProducerAttached,
@@ -377,6 +393,8 @@ impl Kind {
         Self::DestinationKept,
         Self::ProducerSent,
         Self::PartitionKept,
+        Self::SubscriptionsNumbered,
+        Self::TermReached,
         Self::Message,
     ];
 
@@ -406,6 +424,8 @@ impl Kind {
             Self::DestinationKept => "destination kept",
             Self::ProducerSent => "producer sent",
             Self::PartitionKept => "partition kept",
+            Self::SubscriptionsNumbered => "subscriptions numbered",
+            Self::TermReached => "term reached",
             Self::Message => "message",
         }
     }
@@ -500,6 +520,8 @@ mod layout {
         DestinationKept { version: U64, }
         ProducerSent { producer: U64, reached: U32, fates: U32, }
         PartitionKept { destination: U32, partition: U32, next: U64, }
+        SubscriptionsNumbered { next: U32, reserved: U32, }
+        TermReached { destination: U32, term: U32, }
     }
 }
 
@@ -612,6 +634,8 @@ impl Entry<'_> {
             Self::DestinationKept { .. } => Kind::DestinationKept,
             Self::ProducerSent { .. } => Kind::ProducerSent,
             Self::PartitionKept { .. } => Kind::PartitionKept,
+            Self::SubscriptionsNumbered { .. } => Kind::SubscriptionsNumbered,
+            Self::TermReached { .. } => Kind::TermReached,
         }
     }
 
@@ -646,6 +670,8 @@ impl Entry<'_> {
                 sized::<layout::ProducerSent>(tail)
             }
             Self::PartitionKept { .. } => sized::<layout::PartitionKept>(0),
+            Self::SubscriptionsNumbered { .. } => sized::<layout::SubscriptionsNumbered>(0),
+            Self::TermReached { .. } => sized::<layout::TermReached>(0),
         }
     }
 
@@ -658,7 +684,8 @@ impl Entry<'_> {
         use layout::{
             CatalogChanged, CatalogKept, Cursor, DestinationKept, Emptied, OffsetsReserved,
             PartBegun, PartitionKept, ProducerAttached, ProducerForgotten, ProducerIdsReserved,
-            ProducerSent, Returned, SendRefused, Settled, Subscription,
+            ProducerSent, Returned, SendRefused, Settled, Subscription, SubscriptionsNumbered,
+            TermReached,
         };
         let kind = self.kind();
         match self {
@@ -869,6 +896,20 @@ impl Entry<'_> {
                     destination: place.destination.0.into(),
                     partition: place.partition.0.into(),
                     next: next.0.into(),
+                };
+                put(kind, &fields, &[], out)
+            }
+            Self::SubscriptionsNumbered { next } => {
+                let fields = SubscriptionsNumbered {
+                    next: next.0.into(),
+                    reserved: U32::ZERO,
+                };
+                put(kind, &fields, &[], out)
+            }
+            Self::TermReached { destination, term } => {
+                let fields = TermReached {
+                    destination: destination.0.into(),
+                    term: (*term).into(),
                 };
                 put(kind, &fields, &[], out)
             }
@@ -1235,6 +1276,22 @@ fn state(kind: Kind, behind: &[u8], too_short: Malformed) -> Result<Entry<'_>, M
             Entry::PartitionKept {
                 place: place(fields.destination, fields.partition)?,
                 next: offset(fields.next.get(), "next offset")?,
+            }
+        }
+        Kind::SubscriptionsNumbered => {
+            let (fields, rest) = split::<layout::SubscriptionsNumbered>(behind, too_short)?;
+            tail = rest;
+            zero(fields.reserved.as_bytes())?;
+            Entry::SubscriptionsNumbered {
+                next: SubscriptionNumber(fields.next.get()),
+            }
+        }
+        Kind::TermReached => {
+            let (fields, rest) = split::<layout::TermReached>(behind, too_short)?;
+            tail = rest;
+            Entry::TermReached {
+                destination: DestinationNumber(fields.destination.get()),
+                term: fields.term.get(),
             }
         }
         Kind::Message => return Err(too_short),

@@ -25,8 +25,10 @@ use core::ops::ControlFlow;
 use zerocopy::little_endian::U32;
 
 use super::Shard;
+use super::consumer::Subscription;
 use super::identity::{Access, Identity};
 use super::kept::OF_THE_QUEUE;
+use super::locals::Local;
 use super::remembered::Place as Known;
 use crate::id::{
     BatchNumber, CatalogVersion, DestinationNumber, FileSequence, Offset, PartitionIndex,
@@ -92,6 +94,8 @@ struct Checkpoint {
     origin: Origin,
     start: Start,
     stage: Stage,
+    /// Subscriptions had lower numbers when it was begun.
+    numbered: SubscriptionNumber,
     /// Where the next batch goes.
     position: u64,
     batches: u64,
@@ -123,7 +127,7 @@ enum Stage {
 struct Walked {
     slot: usize,
     /// In whose partitions it stands, if it is within some.
-    destination: DestinationNumber,
+    destination: Option<DestinationNumber>,
     /// The how-manieth of the shard's own ones.
     partition: usize,
     /// The next message of that one.
@@ -168,6 +172,9 @@ const MOST: usize = limits::BATCH_SIZE_MAX as usize;
 
 /// The most bytes that are left free for what is settled of the messages of a slice.
 const RESERVE_MAX: usize = MOST / 4;
+
+/// The bytes of what says how often one message came back.
+const RETURNED_SIZE: usize = 64;
 
 /// As many runs of what is settled stand in one entry.
 const SETTLED_PER_ENTRY: usize = 256;
@@ -270,6 +277,7 @@ impl Shard {
                 },
                 start,
                 stage: Stage::Catalog,
+                numbered: self.kept.number_next(),
                 position: FIRST_BATCH,
                 batches: 0,
                 wish: None,
@@ -349,10 +357,12 @@ impl Shard {
                     None => Stage::Partitions(Walked::default()),
                 }
             }
-            Stage::Partitions(walked) => match self.keep_partitions(walked, &mut slice) {
-                Some(next) => Stage::Partitions(next),
-                None => Stage::Waiting(self.journalled()),
-            },
+            Stage::Partitions(walked) => {
+                match self.keep_partitions(walked, current.numbered, &mut slice) {
+                    Some(next) => Stage::Partitions(next),
+                    None => Stage::Waiting(self.journalled()),
+                }
+            }
             Stage::Waiting(_) => {
                 let header = self.header(current);
                 let position = core::mem::replace(&mut current.position, 0);
@@ -393,8 +403,8 @@ impl Shard {
         header.block().to_vec()
     }
 
-    /// The catalogue, as a whole, where changes of it are decided; and the ids that were
-    /// given out, by whatever shard.
+    /// The catalogue, as a whole, where changes of it are decided; and the ids and numbers
+    /// that were given out, by whatever shard.
     fn keep_catalog(&self, slice: &mut Slice) {
         if self.config.shard == ShardIndex(0) {
             let version = self.catalog.version();
@@ -422,6 +432,8 @@ impl Shard {
         for next in self.remembered.ids_reserved() {
             slice.add(&Entry::ProducerIdsReserved { next });
         }
+        let next = self.kept.number_next();
+        slice.add(&Entry::SubscriptionsNumbered { next });
     }
 
     /// Subscriptions that are kept and have a name, from this place of their table on; who
@@ -431,16 +443,8 @@ impl Shard {
             if slice.is_full() {
                 return Some(place);
             }
-            let name = subscription.name().filter(|_| self.is_kept(handle));
-            let Some(name) = name else { continue };
-            for &number in &subscription.numbers {
-                slice.add(&Entry::SubscriptionMade {
-                    destination: subscription.destination(),
-                    subscription: number,
-                    sharing: subscription.membership().kind(),
-                    durable: true,
-                    name,
-                });
+            if self.is_kept(handle) {
+                keep_subscription(subscription, |_| true, slice);
             }
         }
         None
@@ -485,15 +489,21 @@ impl Shard {
     }
 
     /// Partitions from there on, as many as fit; where it goes on.
-    fn keep_partitions(&self, mut walked: Walked, slice: &mut Slice) -> Option<Walked> {
+    fn keep_partitions(
+        &self,
+        mut walked: Walked,
+        numbered: SubscriptionNumber,
+        slice: &mut Slice,
+    ) -> Option<Walked> {
         while let Some(local) = self.locals.from(walked.slot) {
             let slot = local.number.slot();
-            if (walked.slot, walked.destination) != (slot, local.number) {
+            if (walked.slot, walked.destination) != (slot, Some(local.number)) {
                 walked = Walked {
                     slot,
-                    destination: local.number,
+                    destination: Some(local.number),
                     ..Walked::default()
                 };
+                keep_term(local, slice);
             }
             let of_the_rest = local.own.indexes().skip(walked.partition);
             for (index, own) in of_the_rest.zip(walked.partition..) {
@@ -501,15 +511,25 @@ impl Shard {
                     return Some(walked);
                 }
                 walked.partition = own;
+                let partition = &local.partitions[index];
+                if walked.end.is_none() {
+                    // The walk through subscriptions has not met those that came since. What
+                    // the journal says of them is told later, and they are to have their
+                    // parts in what is told now.
+                    let came = partition.parts.iter().map(|(handle, _)| *handle);
+                    for came in came.filter_map(|handle| self.subscriptions.get(handle)) {
+                        keep_subscription(came, |number| number >= numbered, slice);
+                    }
+                }
                 let kept = KeptPartition {
                     arena: &self.arena,
-                    partition: &local.partitions[index],
+                    partition,
                     place: Place {
                         destination: local.number,
                         partition: PartitionIndex(u32::try_from(index).unwrap_or(u32::MAX)),
                     },
                     keeps: local.keeps,
-                    numbers: (local.partitions[index].parts.iter())
+                    numbers: (partition.parts.iter())
                         .map(|(handle, _)| match self.subscriptions.get(*handle) {
                             Some(subscription) => &subscription.numbers[..],
                             None => &[],
@@ -539,6 +559,37 @@ fn keep_producer(identity: &Identity, slice: &mut Slice) {
         exclusive: identity.access == Access::Exclusive,
         name: &identity.name,
     });
+}
+
+/// That a subscription with a name is there, under those of its numbers that are wanted.
+fn keep_subscription(
+    subscription: &Subscription,
+    wants: impl Fn(SubscriptionNumber) -> bool,
+    slice: &mut Slice,
+) {
+    let Some(name) = subscription.name() else {
+        return;
+    };
+    for &number in subscription.numbers.iter().filter(|number| wants(**number)) {
+        slice.add(&Entry::SubscriptionMade {
+            destination: subscription.destination(),
+            subscription: number,
+            sharing: subscription.membership().kind(),
+            durable: true,
+            name,
+        });
+    }
+}
+
+/// How often a destination was had alone: who did last may not be known any more, and who
+/// was shut out before that is.
+fn keep_term(local: &Local, slice: &mut Slice) {
+    if local.term > 0 {
+        slice.add(&Entry::TermReached {
+            destination: local.number,
+            term: local.term,
+        });
+    }
 }
 
 /// A partition of which the messages are written down.
@@ -585,12 +636,28 @@ impl KeptPartition<'_> {
         }
     }
 
+    /// Says how often a message was delivered to whom it came back from.
+    fn keep_returned(&self, offset: Offset, slice: &mut Slice) {
+        for ((_, part), numbers) in self.partition.parts.iter().zip(&self.numbers) {
+            if let Some(&subscription) = numbers.first()
+                && let Some(deliveries) = part.came_back(offset)
+            {
+                slice.add(&Entry::Returned {
+                    place: self.place,
+                    subscription,
+                    run: entry::Run::new(offset, 1),
+                    deliveries: deliveries.into(),
+                });
+            }
+        }
+    }
+
     fn keep_messages(&self, walked: &mut Walked, end: Offset, slice: &mut Slice) -> bool {
         let log = &self.partition.log;
         // Of each part, what is said here and is settled.
         let mut settled: Vec<Vec<entry::Run>> = vec![Vec::new(); self.numbers.len()];
         let parts = self.partition.parts.iter();
-        let reserve = settled.len() * SETTLED_PER_ENTRY * size_of::<entry::Run>();
+        let reserve = settled.len() * (SETTLED_PER_ENTRY * size_of::<entry::Run>() + RETURNED_SIZE);
         let walk = log.each_from(self.arena, walked.offset, end, |offset, frame| {
             let is_long = |runs: &Vec<entry::Run>| runs.len() == SETTLED_PER_ENTRY;
             let is_full = slice.is_full_for(frame.size() + reserve.min(RESERVE_MAX));
@@ -598,7 +665,11 @@ impl KeptPartition<'_> {
                 return ControlFlow::Break(());
             }
             walked.offset = Offset(offset.0 + 1);
-            let claims = || parts.clone().map(|(_, part)| part.claims(offset));
+            let claims = || {
+                parts
+                    .clone()
+                    .map(|(_, part)| part.claims(offset) || cfg!(planted = "forget_settled"))
+            };
             if log.retains() || claims().any(|claims| claims) {
                 frame.copy_to(&mut slice.bytes);
                 slice.entries += 1;
@@ -607,6 +678,7 @@ impl KeptPartition<'_> {
                         push(runs, offset);
                     }
                 }
+                self.keep_returned(offset, slice);
             }
             ControlFlow::Continue(())
         });

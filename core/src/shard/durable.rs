@@ -573,10 +573,7 @@ impl Shard {
     /// Whether the journal has something to do, or something to tell.
     pub(super) fn has_storage_work(&self) -> bool {
         self.journal.as_deref().is_some_and(|it| {
-            it.writer.has_work()
-                || it.has_news()
-                || it.has_to_wait()
-                || it.has_checkpoint_work()
+            it.writer.has_work() || it.has_news() || it.has_to_wait() || it.has_checkpoint_work()
         })
     }
 

@@ -63,6 +63,17 @@ impl Default for Kept {
 }
 
 impl Kept {
+    /// No shard has given out this number, or a higher one.
+    pub(super) fn number_next(&self) -> SubscriptionNumber {
+        let end = self.next.checked_mul(1 << SHARD_BITS);
+        SubscriptionNumber(end.unwrap_or(u32::MAX))
+    }
+
+    /// All numbers below were given out, perhaps.
+    pub(super) fn go_on_at(&mut self, number: SubscriptionNumber) {
+        self.next = self.next.max(number.0.div_ceil(1 << SHARD_BITS));
+    }
+
     /// The next number, unless all were given out.
     fn issue(&mut self, shard: ShardIndex) -> Option<SubscriptionNumber> {
         if self.next >= 1 << (u32::BITS - SHARD_BITS) {

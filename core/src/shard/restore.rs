@@ -168,6 +168,12 @@ impl Shard {
                     log.skip_to(&mut self.arena, *next);
                 }
             }
+            Entry::SubscriptionsNumbered { next } => self.kept.go_on_at(*next),
+            Entry::TermReached { destination, term } => {
+                if let Some(local) = self.locals.get_mut(*destination) {
+                    local.term = local.term.max(*term);
+                }
+            }
         }
         Ok(())
     }

@@ -458,6 +458,17 @@ impl Part {
             .map(|entry| (entry.offset, entry.count))
     }
 
+    /// How often a message was delivered and came back, if it ever did.
+    #[must_use]
+    pub fn came_back(&self, offset: Offset) -> Option<u16> {
+        let entry = self.entries.get(self.index_of(offset))?;
+        if entry.offset != offset || entry.state == State::Settled {
+            return None;
+        }
+        let is_out = u16::from(entry.state == State::Delivered);
+        Some(entry.count.saturating_sub(is_out)).filter(|count| *count > 0)
+    }
+
     /// What lies before `end` counts as delivered to nobody.
     fn hand_out_before(&mut self, arena: &Arena, log: &mut Log, end: Offset) {
         loop {

@@ -140,6 +140,13 @@ fn each(check: impl Fn(&Entry<'_>)) {
             place: PLACE,
             next: Offset(42),
         },
+        Entry::SubscriptionsNumbered {
+            next: SubscriptionNumber(7 << 6),
+        },
+        Entry::TermReached {
+            destination: DestinationNumber(4),
+            term: 3,
+        },
     ];
     for kind in Kind::ALL {
         assert!(all.iter().any(|entry| entry.kind() == kind), "{kind:?}");
