@@ -117,6 +117,8 @@ pub(crate) struct DiskPlan {
     pub(crate) operation_max: u64,
     /// The mean time between two power cuts.
     pub(crate) cut: u64,
+    /// Each shard begins a checkpoint when so many bytes were journalled.
+    pub(crate) checkpoint_bytes: u64,
 }
 
 /// How much memory a run is about.
@@ -462,6 +464,7 @@ impl Plan {
         self.disk = random.chance(2, 3).then(|| DiskPlan {
             operation_max: random.magnitude(5 * MICROSECOND, 200 * MILLISECOND),
             cut: random.magnitude(200 * MILLISECOND, 10 * SECOND),
+            checkpoint_bytes: random.magnitude(4 * u64::from(KIB), MIB.into()),
         });
         if self.disk.is_none() {
             return;

@@ -72,6 +72,8 @@ pub struct Report {
     pub connections: u64,
     /// Logs that were thinned out.
     pub thinnings: u64,
+    /// Checkpoints that took their place.
+    pub checkpoints: u64,
     /// The most chunks of memory in use.
     pub chunks_most: usize,
     /// Faults, in the order of [`FaultKind::ALL`].
@@ -113,6 +115,7 @@ impl Report {
         self.deletions += other.deletions;
         self.connections += other.connections;
         self.thinnings += other.thinnings;
+        self.checkpoints += other.checkpoints;
         self.chunks_most = self.chunks_most.max(other.chunks_most);
         for (sum, more) in self.faults.iter_mut().zip(other.faults) {
             *sum += more;
@@ -160,6 +163,7 @@ impl fmt::Display for Report {
             ("  confirmed", self.confirmed),
             ("destinations deleted", self.deletions),
             ("logs thinned out", self.thinnings),
+            ("checkpoints", self.checkpoints),
             ("most chunks in use", self.chunks_most as u64),
         ] {
             writeln!(f, "{name:<28}{value:>16}")?;

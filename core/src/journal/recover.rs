@@ -722,19 +722,31 @@ impl<'a> Iterator for Batches<'a> {
     }
 }
 
-/// The steps of all journals of a broker, as (index of the plan, index of its step), in
-/// the order in which their entries hold: by runs, and of a run journal 0 first, whose
-/// changes of the catalogue the others depend on.
+/// A part of what the journals of a broker tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stretch {
+    /// The checkpoint of the journal whose plan has this index.
+    Checkpoint(usize),
+    /// Of the plan with this index, the step with that one.
+    Step(usize, usize),
+}
+
+/// What the journals of a broker tell, in the order in which it holds: by runs, and of a
+/// run journal 0 first, whose changes of the catalogue the others depend on. The checkpoint
+/// of a journal, which says the run that wrote it if there is one, comes before what is read
+/// behind it.
 #[must_use]
-pub fn order(plans: &[Plan]) -> Vec<(usize, usize)> {
-    let mut all: Vec<(Run, JournalNumber, usize, usize)> = Vec::new();
+pub fn order(plans: &[Plan], checkpoint: impl Fn(JournalNumber) -> Option<Run>) -> Vec<Stretch> {
+    let mut all: Vec<(Run, JournalNumber, Stretch)> = Vec::new();
     for (at, plan) in plans.iter().enumerate() {
+        let journal = plan.identity.journal;
+        all.extend(checkpoint(journal).map(|run| (run, journal, Stretch::Checkpoint(at))));
         for (step, found) in plan.steps.iter().enumerate() {
-            all.push((found.origin.run, plan.identity.journal, at, step));
+            all.push((found.origin.run, journal, Stretch::Step(at, step)));
         }
     }
     all.sort_unstable();
-    all.into_iter().map(|(.., at, step)| (at, step)).collect()
+    all.into_iter().map(|(.., stretch)| stretch).collect()
 }
 
 /// The number of a run that starts behind these.

@@ -4,24 +4,29 @@
 //! ```text
 //!   Wish ──> under way, each in its own time ──> on the disk ──> told to the shard
 //!                 |
-//!                cut: a file may be there or not; of each write all sectors, none,
-//!                     those up to one, or any are on the disk
+//!                cut: a file may be there or not, and a checkpoint in its place or not; of
+//!                     each write all sectors, none, those up to one, or any are on the disk
 //!                 |
 //!                 v
 //!   surveys of all files ──> plans ──> every entry to every shard ──> the next run
+//!   checkpoints ────────────────^
 //! ```
 //!
 //! The broker that comes up is the same installation: what its clients were told still
-//! holds. Its power may be cut again before it has written what it begins with.
+//! holds. Its power may be cut again before it has written what it begins with. Now and then
+//! a part of a checkpoint is not written, for want of room.
 
 use std::collections::BTreeMap;
 
-use courser_core::id::{Installation, JournalNumber};
-use courser_core::journal::recover::{self, Plan};
+use courser_core::id::{Installation, JournalNumber, Run};
+use courser_core::journal::batch::HEADER_SIZE;
+use courser_core::journal::checkpoint::{Damage, Header, Walk};
+use courser_core::journal::entry::{Entry, Malformed};
+use courser_core::journal::recover::{self, Plan, Stretch};
 use courser_core::journal::survey::{Slot, Survey};
 use courser_core::journal::writer::{Beginning, Token, Wish};
 use courser_core::journal::{Identity, Origin};
-use courser_core::shard::Shard;
+use courser_core::shard::{CheckpointFailed, CheckpointWish, Checkpoints, Shard};
 
 use super::{Act, Event, Peer, Worker, World, new_door};
 use crate::plan::FaultKind;
@@ -39,6 +44,12 @@ const SECTORS: [usize; 2] = [512, 4096];
 pub(super) struct Disk {
     identity: Identity,
     files: BTreeMap<Slot, Vec<u8>>,
+    /// The checkpoint that counts.
+    checkpoint: Option<Vec<u8>>,
+    /// The one that is being written.
+    aside: Vec<u8>,
+    /// How many have taken their place.
+    checkpoints: u64,
     /// By their numbers, which rise.
     under_way: BTreeMap<u64, Operation>,
 }
@@ -56,7 +67,14 @@ enum Operation {
         /// As they were when the write began.
         bytes: Vec<u8>,
     },
+    Remove {
+        file: Slot,
+    },
+    Checkpoint(CheckpointWish),
 }
+
+/// Of so many parts of checkpoints one is not written.
+const PARTS_PER_FAILURE: u64 = 60;
 
 impl Disk {
     fn new(installation: Installation, journal: JournalNumber) -> Self {
@@ -66,6 +84,9 @@ impl Disk {
                 journal,
             },
             files: BTreeMap::new(),
+            checkpoint: None,
+            aside: Vec::new(),
+            checkpoints: 0,
             under_way: BTreeMap::new(),
         }
     }
@@ -94,13 +115,19 @@ impl Disk {
                 token,
                 bytes: shard.storage_pieces(token).collect::<Vec<_>>().concat(),
             },
+            Wish::Remove { file } => Operation::Remove { file },
         };
         self.under_way.insert(number, operation);
     }
 
     /// An operation has come to its end, and the shard is told; one that a power cut has
     /// ended is not.
-    fn end(&mut self, shard: &mut Shard, number: u64) -> Result<(), Violation> {
+    fn end(
+        &mut self,
+        shard: &mut Shard,
+        random: &mut Random,
+        number: u64,
+    ) -> Result<(), Violation> {
         match self.under_way.remove(&number) {
             None => {}
             Some(Operation::Prepare { file, size }) => {
@@ -123,12 +150,50 @@ impl Disk {
                 self.put(file, position, &bytes, |_| true);
                 shard.written(token, Ok(()));
             }
+            Some(Operation::Remove { file }) => self.remove(file),
+            Some(Operation::Checkpoint(wish)) => {
+                let has_room = !random.chance(1, PARTS_PER_FAILURE);
+                if has_room {
+                    self.carry_out(wish);
+                }
+                shard.checkpoint_done(has_room.then_some(()).ok_or(CheckpointFailed));
+            }
         }
         Ok(())
     }
 
     fn create(&mut self, file: Slot, size: u64) {
-        self.files.insert(file, vec![0; crate::random::size(size)]);
+        // One that is there keeps its bytes.
+        let image = self.files.entry(file).or_default();
+        image.resize(image.len().max(crate::random::size(size)), 0);
+    }
+
+    fn remove(&mut self, file: Slot) {
+        let removed = self.files.remove(&file);
+        assert!(removed.is_some(), "a file that is removed is there");
+    }
+
+    /// Does what a checkpoint needs.
+    fn carry_out(&mut self, wish: CheckpointWish) {
+        match wish {
+            CheckpointWish::Write {
+                position,
+                bytes,
+                begins,
+            } => {
+                if begins {
+                    self.aside.clear();
+                }
+                let start = crate::random::size(position);
+                let end = start + bytes.len();
+                self.aside.resize(self.aside.len().max(end), 0);
+                self.aside[start..end].copy_from_slice(&bytes);
+            }
+            CheckpointWish::PutInPlace => {
+                self.checkpoint = Some(core::mem::take(&mut self.aside));
+                self.checkpoints += 1;
+            }
+        }
     }
 
     /// Has the sectors of a write on the disk that `keeps` says.
@@ -164,6 +229,16 @@ impl Disk {
                         self.create(file, size);
                     }
                 }
+                Operation::Remove { file } => {
+                    if random.chance(1, 2) {
+                        self.remove(file);
+                    }
+                }
+                Operation::Checkpoint(wish) => {
+                    if random.chance(1, 2) {
+                        self.carry_out(wish);
+                    }
+                }
                 Operation::Write {
                     file,
                     position,
@@ -186,12 +261,29 @@ impl Disk {
         }
     }
 
+    /// What its checkpoint says of itself.
+    fn header(&self) -> Result<Option<Header>, Violation> {
+        let header = (self.checkpoint.as_ref()).map(|image| Header::read(&self.identity, image));
+        header.transpose().map_err(|damage| self.damaged(&damage))
+    }
+
+    /// How many checkpoints have taken their place.
+    pub(super) fn checkpoints(&self) -> u64 {
+        self.checkpoints
+    }
+
+    fn damaged(&self, damage: &Damage) -> Violation {
+        let journal = self.identity.journal.0;
+        Violation::new(Rule::Recovered, format!("journal {journal}, {damage}"))
+    }
+
     /// What its files come to.
     fn plan(&self) -> Result<Plan, Violation> {
+        let start = self.header()?.map(|header| header.start);
         let surveys: Vec<Survey> = (self.files.iter())
-            .map(|(slot, image)| Survey::of(*slot, &self.identity, None, image))
+            .map(|(slot, image)| Survey::of(*slot, &self.identity, start.as_ref(), image))
             .collect();
-        recover::decide(&self.identity, None, &surveys).map_err(|damage| {
+        recover::decide(&self.identity, start.as_ref(), &surveys).map_err(|damage| {
             Violation::new(
                 Rule::Recovered,
                 format!(
@@ -200,6 +292,48 @@ impl Disk {
                 ),
             )
         })
+    }
+
+    /// Tells every entry of the checkpoint.
+    fn tell_checkpoint(
+        &self,
+        mut each: impl FnMut(&Entry<'_>) -> Result<(), Violation>,
+    ) -> Result<(), Violation> {
+        let (Some(header), Some(image)) = (self.header()?, &self.checkpoint) else {
+            return Ok(());
+        };
+        let damaged = |damage| self.damaged(&damage);
+        let mut walk = Walk::new(header);
+        while let Some(place) = walk.place().map_err(damaged)? {
+            let image = &image[crate::random::size(place)..];
+            let size = walk.size(&image[..HEADER_SIZE]).map_err(damaged)?;
+            for entry in walk.batch(&image[..size]).map_err(damaged)?.entries() {
+                each(&entry.map_err(malformed)?)?;
+            }
+        }
+        if header.size != image.len() as u64 {
+            return Err(Violation::new(
+                Rule::Recovered,
+                format!("a checkpoint of {} bytes: {header:?}", image.len()),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Tells every entry of a step.
+    fn tell_step(
+        &self,
+        step: &recover::Step,
+        mut each: impl FnMut(&Entry<'_>) -> Result<(), Violation>,
+    ) -> Result<(), Violation> {
+        for batch in step.batches(&self.files[&step.slot]) {
+            let batch = batch
+                .map_err(|damage| Violation::new(Rule::Recovered, format!("{:?}", damage.what)))?;
+            for entry in batch.entries() {
+                each(&entry.map_err(malformed)?)?;
+            }
+        }
+        Ok(())
     }
 
     /// A slot that no file has.
@@ -222,11 +356,19 @@ impl World {
             let wait = self.random.range(1, most);
             self.plan_event(self.now + wait, Event::Disk(shard, self.operations));
         }
+        if let Some(wish) = self.workers[shard].shard.checkpoint_wish() {
+            self.operations += 1;
+            let operations = &mut self.disks[shard].under_way;
+            operations.insert(self.operations, Operation::Checkpoint(wish));
+            let wait = self.random.range(1, most);
+            self.plan_event(self.now + wait, Event::Disk(shard, self.operations));
+        }
     }
 
     /// An operation of a disk is over.
     pub(super) fn disk_answers(&mut self, shard: usize, operation: u64) -> Result<(), Violation> {
-        self.disks[shard].end(&mut self.workers[shard].shard, operation)?;
+        let worker = &mut self.workers[shard].shard;
+        self.disks[shard].end(worker, &mut self.random, operation)?;
         self.plan_turn(shard);
         Ok(())
     }
@@ -299,33 +441,25 @@ impl World {
             .collect::<Result<_, _>>()?;
         let shards = self.plan.shards;
         self.workers = Worker::all(self.installation, shards, &mut self.random);
-        for (plan, step) in recover::order(&plans) {
-            let step = &plans[plan].steps[step];
-            for batch in step.batches(&self.disks[plan].files[&step.slot]) {
-                let batch = batch.map_err(|damage| {
-                    Violation::new(Rule::Recovered, format!("{:?}", damage.what))
-                })?;
-                for entry in batch.entries() {
-                    let entry = entry.map_err(|malformed| {
-                        Violation::new(Rule::Recovered, malformed.to_string())
-                    })?;
-                    for worker in &mut self.workers {
-                        (worker.shard.restore(&entry))
-                            .map_err(|error| Violation::new(Rule::Recovered, error.to_string()))?;
-                    }
-                }
-            }
-        }
-        let run = recover::next_run(&plans);
+        let headers: Vec<Option<Header>> = (self.disks.iter())
+            .map(Disk::header)
+            .collect::<Result<_, _>>()?;
+        self.replay(&plans, &headers)?;
+        let runs = headers.iter().flatten().map(|header| header.origin.run.0);
+        let behind = Run(runs.max().unwrap_or(0) + 1);
+        let run = recover::next_run(&plans).max(behind);
         for (index, plan) in plans.iter().enumerate() {
             let shard = &mut self.workers[index].shard;
             shard.restored();
             shard.audit();
-            for slot in &plan.spare {
-                if self.random.chance(1, 2) {
-                    self.disks[index].files.remove(slot);
+            let mut spare = plan.spare.clone();
+            spare.retain(|slot| {
+                let stays = self.random.chance(1, 2);
+                if !stays {
+                    self.disks[index].remove(*slot);
                 }
-            }
+                stays
+            });
             shard.keep(&Beginning {
                 origin: Origin {
                     identity: self.disks[index].identity,
@@ -336,6 +470,18 @@ impl World {
                 sequence: plan.sequence_next,
                 slot: self.disks[index].slot_next(),
             });
+            let header = headers[index].as_ref();
+            let checkpoints = Checkpoints {
+                every: self
+                    .plan
+                    .disk
+                    .map_or(u64::MAX, |disk| disk.checkpoint_bytes),
+                number: header.map_or(0, |header| header.number),
+                size: header.map_or(0, |header| header.size),
+                since: Run(1),
+            };
+            let needed = plan.needed.iter().copied();
+            shard.keep_checkpoints(checkpoints, needed, spare.into_iter());
         }
         for shard in 0..self.workers.len() {
             if !self.settle(shard, &mut patience)? {
@@ -343,6 +489,43 @@ impl World {
             }
         }
         Ok(true)
+    }
+
+    /// Tells every shard every entry that is kept.
+    fn replay(&mut self, plans: &[Plan], headers: &[Option<Header>]) -> Result<(), Violation> {
+        let (disks, workers) = (&self.disks, &mut self.workers);
+        let mut each = |entry: &Entry<'_>| {
+            for worker in &mut *workers {
+                (worker.shard.restore(entry))
+                    .map_err(|error| Violation::new(Rule::Recovered, error.to_string()))?;
+            }
+            Ok(())
+        };
+        let wrote = |journal: JournalNumber| {
+            let header = headers[usize::from(journal.0)].as_ref();
+            header.map(|header| header.origin.run)
+        };
+        let order = recover::order(plans, wrote);
+        // A checkpoint of another journal may be of an earlier run than the one that says
+        // what the catalogue is.
+        for only_catalog in [true, false] {
+            let mut each = |entry: &Entry<'_>| match entry {
+                Entry::CatalogKept { .. }
+                | Entry::DestinationKept { .. }
+                | Entry::CatalogChanged { .. } => each(entry),
+                _ if only_catalog => Ok(()),
+                _ => each(entry),
+            };
+            for stretch in &order {
+                match *stretch {
+                    Stretch::Checkpoint(plan) => disks[plan].tell_checkpoint(&mut each)?,
+                    Stretch::Step(plan, step) => {
+                        disks[plan].tell_step(&plans[plan].steps[step], &mut each)?;
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Has all written that a shard wishes.
@@ -361,10 +544,14 @@ impl World {
                     Some(left) => *left -= 1,
                     None => {}
                 }
-                disk.end(worker, number)?;
+                disk.end(worker, &mut self.random, number)?;
             }
         }
         self.plan_turn(shard);
         Ok(true)
     }
+}
+
+fn malformed(malformed: Malformed) -> Violation {
+    Violation::new(Rule::Recovered, malformed.to_string())
 }

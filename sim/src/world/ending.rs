@@ -229,6 +229,7 @@ impl World {
             confirmed: self.model.tally.confirmed,
             connections: self.connections.len() as u64,
             thinnings: done.thinnings,
+            checkpoints: self.disks.iter().map(Disk::checkpoints).sum(),
             retries: done.retries,
             late,
             reconnects,

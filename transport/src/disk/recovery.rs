@@ -24,7 +24,7 @@ use std::collections::BTreeMap;
 use courser_core::id::{BatchNumber, FileSequence, JournalNumber, Run};
 use courser_core::journal::checkpoint::{self, Division, Header};
 use courser_core::journal::entry::{Entry, Kind};
-use courser_core::journal::recover::{self, Damage, Plan, Tail, Wrong};
+use courser_core::journal::recover::{self, Damage, Plan, Stretch, Tail, Wrong};
 use courser_core::journal::survey::{Slot, Survey};
 use courser_core::journal::{Identity, Origin, Start};
 use courser_core::shard::Checkpoints;
@@ -308,24 +308,23 @@ impl Recovery {
         mut each: impl FnMut(&Entry<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
         let mut last: Option<(JournalFile, Vec<u8>)> = None;
-        let mut checkpoints: Vec<(Run, JournalNumber)> = (self.checkpoints.iter())
-            .map(|(journal, it)| (it.header.origin.run, *journal))
-            .filter(|(_, journal)| is_told(*journal))
-            .collect();
-        checkpoints.sort_unstable();
-        let mut checkpoints = checkpoints.into_iter().peekable();
-        for (plan, step) in recover::order(&self.plans) {
+        let checkpoint = |journal| {
+            self.checkpoints
+                .get(&journal)
+                .map(|it| it.header.origin.run)
+        };
+        for stretch in recover::order(&self.plans, checkpoint) {
+            let (Stretch::Checkpoint(plan) | Stretch::Step(plan, _)) = stretch;
             let plan = &self.plans[plan];
-            let step = &plan.steps[step];
             let journal = plan.identity.journal;
             if !is_told(journal) {
                 continue;
             }
-            // That of a journal comes before what is read behind it.
-            let place = (step.origin.run, journal);
-            while let Some((_, journal)) = checkpoints.next_if(|it| *it <= place) {
+            let Stretch::Step(_, step) = stretch else {
                 self.tell_checkpoint(journal, &mut each)?;
-            }
+                continue;
+            };
+            let step = &plan.steps[step];
             let damaged = |damage| E::from(RecoveryError::Damaged { journal, damage });
             let file = JournalFile {
                 journal,
@@ -354,7 +353,7 @@ impl Recovery {
             }
             last = Some((file, image));
         }
-        checkpoints.try_for_each(|(_, journal)| self.tell_checkpoint(journal, &mut each))
+        Ok(())
     }
 
     fn tell_checkpoint<E: From<RecoveryError>>(

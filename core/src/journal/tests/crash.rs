@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::{Journal, SECTOR};
 use crate::id::BatchNumber;
-use crate::journal::recover::{Wrong, next_run, order};
+use crate::journal::recover::{Stretch, Wrong, next_run, order};
 use crate::journal::survey::Slot;
 
 #[derive(Clone, Debug)]
@@ -246,7 +246,13 @@ fn steps_of_several_journals_are_read_by_runs_and_the_catalogue_first() {
         plan.identity.journal.0 = journal;
         plans.push(plan);
     }
-    assert_eq!(order(&plans), [(1, 0), (0, 0), (1, 1), (0, 1)]);
+    let steps = [(1, 0), (0, 0), (1, 1), (0, 1)].map(|(plan, step)| Stretch::Step(plan, step));
+    assert_eq!(order(&plans, |_| None), steps);
+    let of_the_last = |journal| (journal == plans[0].identity.journal).then_some(Run(2));
+    let [first, second, third, fourth] = steps;
+    let checkpoint = Stretch::Checkpoint(0);
+    let all = [first, second, third, checkpoint, fourth];
+    assert_eq!(order(&plans, of_the_last), all);
     assert_eq!(next_run(&plans).0, 3);
 }
 
