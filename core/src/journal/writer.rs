@@ -344,6 +344,18 @@ impl Writer {
         self.coming.stage == Next::Missing && !self.is_broken
     }
 
+    /// The first file that is needed; the one to come if there is none.
+    #[must_use]
+    pub fn first(&self) -> FileSequence {
+        (self.files.front()).map_or(self.coming.sequence, |(sequence, _)| *sequence)
+    }
+
+    /// Whether there are files behind the current one, which a checkpoint may have used again.
+    #[must_use]
+    pub fn has_files_behind(&self) -> bool {
+        self.files.len() > 1
+    }
+
     /// Asks for the next file again at the next turn.
     pub fn ask_again(&mut self) {
         if self.coming.stage == Next::Missing {
@@ -696,11 +708,13 @@ impl Writer {
     pub fn prepared(&mut self, file: Slot, is_there: bool) {
         if file == self.coming.slot && self.coming.stage == Next::Asked {
             self.lacks_room = !is_there;
-            self.coming.stage = if is_there {
-                Next::Prepared
+            if is_there {
+                self.coming.stage = Next::Prepared;
             } else {
-                Next::Missing
-            };
+                // Any file that is there is as large.
+                self.coming.size = limits::JOURNAL_FILE_SIZE_FIRST.into();
+                self.coming.stage = Next::Missing;
+            }
         }
     }
 

@@ -85,6 +85,12 @@ pub(super) struct Keeper {
     plan: Checkpoints,
     /// What the writer had written when the last one was begun.
     counted: u64,
+    /// The last one was given up.
+    has_failed: bool,
+    /// The next so many times that a file is not to be had, none is begun for want of it.
+    pauses: u32,
+    /// So many times were left out before the last one that was begun for want of a file.
+    paused: u32,
     current: Option<Box<Checkpoint>>,
 }
 
@@ -173,6 +179,10 @@ const MOST: usize = limits::BATCH_SIZE_MAX as usize;
 /// The most bytes that are left free for what is settled of the messages of a slice.
 const RESERVE_MAX: usize = MOST / 4;
 
+/// Where files are not to be had, a checkpoint is begun so rarely at last: each so many
+/// times that one is asked for.
+const PAUSES_MAX: u32 = 63;
+
 /// The bytes of what says how often one message came back.
 const RETURNED_SIZE: usize = 64;
 
@@ -184,8 +194,26 @@ impl Keeper {
         Self {
             plan,
             counted: 0,
+            has_failed: false,
+            pauses: 0,
+            paused: 0,
             current: None,
         }
+    }
+
+    /// Whether one is to be begun because a file is not to be had: if it may say less than
+    /// the last one, and more and more rarely as long as that does not help.
+    fn may_make_room(&mut self, journalled: u64) -> bool {
+        if self.current.is_some() || journalled == self.counted && !self.has_failed {
+            return false;
+        }
+        if let Some(left) = self.pauses.checked_sub(1) {
+            self.pauses = left;
+            return false;
+        }
+        self.paused = (2 * self.paused + 1).min(PAUSES_MAX);
+        self.pauses = self.paused;
+        true
     }
 
     /// Whether one is to be begun, now that so many bytes were journalled, or is to go on
@@ -269,6 +297,7 @@ impl Shard {
             && keeper.current.is_none()
         {
             keeper.counted = bytes;
+            keeper.has_failed = false;
             keeper.current = Some(Box::new(Checkpoint {
                 // Its batches are none of the journal's.
                 origin: Origin {
@@ -313,13 +342,29 @@ impl Shard {
         };
         current.is_asked = false;
         match (result, current.stage) {
-            (Err(CheckpointFailed), _) => {}
+            (Err(CheckpointFailed), _) => keeper.has_failed = true,
             (Ok(()), Stage::Placing) => {
                 keeper.plan.number += 1;
                 keeper.plan.size = current.position;
+                if current.start.sequence > journal.writer.first() {
+                    (keeper.pauses, keeper.paused) = (0, 0);
+                }
                 journal.writer.let_go(current.start.sequence);
             }
             (Ok(()), _) => keeper.current = Some(current),
+        }
+    }
+
+    /// A file was not to be had, and is asked for again: perhaps a checkpoint lets one go
+    /// that is there.
+    #[cold]
+    pub(super) fn make_room_for_journal(&mut self) {
+        if let Some(journal) = &mut self.journal
+            && journal.writer.has_files_behind()
+            && let Some(keeper) = &mut journal.keeper
+            && keeper.may_make_room(journal.writer.bytes())
+        {
+            self.begin_checkpoint();
         }
     }
 

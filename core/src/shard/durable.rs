@@ -408,16 +408,21 @@ impl Durable {
         self.asks_again.is_none() && self.writer.is_missing_file()
     }
 
-    /// The next file was not to be had: it is asked for again after a pause.
+    /// The next file was not to be had: it is asked for again after a pause. Whether that is
+    /// now.
     #[cold]
-    fn wait_for_room(&mut self, now: Monotonic) {
+    fn wait_for_room(&mut self, now: Monotonic) -> bool {
         match self.asks_again {
-            None => self.asks_again = Some(now.after(limits::JOURNAL_FILE_PAUSE)),
+            None => {
+                self.asks_again = Some(now.after(limits::JOURNAL_FILE_PAUSE));
+                false
+            }
             Some(due) if due <= now => {
                 self.asks_again = None;
                 self.writer.ask_again();
+                true
             }
-            Some(_) => {}
+            Some(_) => false,
         }
     }
 
@@ -584,10 +589,13 @@ impl Shard {
             self.tell_flushed(now);
             self.tell_broken(now);
         }
+        if let Some(journal) = &mut self.journal
+            && journal.writer.is_missing_file()
+            && journal.wait_for_room(now.monotonic)
+        {
+            self.make_room_for_journal();
+        }
         if let Some(journal) = &mut self.journal {
-            if journal.writer.is_missing_file() {
-                journal.wait_for_room(now.monotonic);
-            }
             journal.writer.turn(&mut self.arena, now.wall);
             journal.set_aside(&mut self.arena);
             if journal.has_checkpoint_work() {

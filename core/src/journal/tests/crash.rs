@@ -248,7 +248,7 @@ fn steps_of_several_journals_are_read_by_runs_and_the_catalogue_first() {
     }
     let steps = [(1, 0), (0, 0), (1, 1), (0, 1)].map(|(plan, step)| Stretch::Step(plan, step));
     assert_eq!(order(&plans, |_| None), steps);
-    let of_the_last = |journal| (journal == plans[0].identity.journal).then_some(Run(2));
+    let of_the_last = |journal| (journal == plans[0].identity.journal).then_some(crate::id::Run(2));
     let [first, second, third, fourth] = steps;
     let checkpoint = Stretch::Checkpoint(0);
     let all = [first, second, third, checkpoint, fourth];

@@ -130,6 +130,23 @@ impl Device {
         }
     }
 
+    /// Has a checkpoint made, beginning now.
+    fn checkpoint(&mut self, shard: &mut Shard) {
+        let number = self.header().map_or(0, |header| header.number);
+        shard.begin_checkpoint();
+        self.end_checkpoint(shard);
+        let header = self.header().expect("one was made");
+        assert_eq!(header.number, number + 1);
+    }
+
+    /// Has the one made that is being written.
+    fn end_checkpoint(&mut self, shard: &mut Shard) {
+        while shard.is_checkpointing() {
+            self.settle(shard);
+            self.checkpoint_step(shard);
+        }
+    }
+
     fn carry_out(&mut self, asked: CheckpointWish) {
         match asked {
             CheckpointWish::Write {
@@ -150,6 +167,12 @@ impl Device {
                 self.checkpoint = Some(core::mem::take(&mut self.aside));
             }
         }
+    }
+
+    /// Whether it has no such file that is as large.
+    fn lacks(&self, slot: Slot, size: u64) -> bool {
+        let there = self.files.get(&slot);
+        there.is_none_or(|image| (image.len() as u64) < size)
     }
 
     fn create(&mut self, slot: Slot, size: u64) {
@@ -191,7 +214,9 @@ impl Device {
         shard.turn(now());
         while let Some(wish) = shard.storage_wish() {
             match wish {
-                Wish::Prepare { file, .. } if self.is_full => shard.prepared(file, false),
+                Wish::Prepare { file, size } if self.is_full && self.lacks(file, size) => {
+                    shard.prepared(file, false);
+                }
                 Wish::Prepare { file, size } => {
                     self.create(file, size);
                     shard.prepared(file, true);
@@ -1205,6 +1230,68 @@ fn a_subscription_that_was_deleted_stays_so_and_one_of_its_name_begins_anew() {
     shard.audit();
 }
 
+/// What came for the second stood in the checkpoint and went when the end of the first was
+/// told.
+#[test]
+fn a_subscription_that_is_made_anew_while_a_checkpoint_is_written_has_what_came_for_it() {
+    for (steps, name) in (0..9).flat_map(|steps| [(steps, "books"), (steps, "audit")]) {
+        let mut device = Device::making_checkpoints(1 << 30);
+        let mut shard = device.start();
+        let mut peer = Peer::new(&mut shard);
+        let mut producer = topic_producer(&mut peer, &mut shard, &mut device);
+        subscriber(&mut peer, &mut shard, &mut device, ("books", 2));
+        peer.message_to(0, 1, &mut producer, b"of the first");
+        exchange(&mut peer, &mut shard, &mut device);
+        shard.begin_checkpoint();
+        for _ in 0..steps {
+            device.checkpoint_step(&mut shard);
+        }
+        let number = shard.locals.iter().next().unwrap().number;
+        shard.delete_subscription(number, "books", true).unwrap();
+        let mut other = Peer::new(&mut shard);
+        subscriber(&mut other, &mut shard, &mut device, (name, 2));
+        peer.message_to(0, 2, &mut producer, b"of the second");
+        peer.message_to(1, 1, &mut producer, b"of the second");
+        exchange(&mut peer, &mut shard, &mut device);
+        device.end_checkpoint(&mut shard);
+        drop(shard);
+        for life in 0..2 {
+            let mut shard = device.start();
+            let mut peer = Peer::new(&mut shard);
+            let (_, answers) = subscriber(&mut peer, &mut shard, &mut device, (name, 2));
+            let found: Vec<Vec<u8>> = bodies(&answers).into_iter().map(|it| it.2).collect();
+            let both = [b"of the second", b"of the second"];
+            assert_eq!(found, both, "{name} after {steps} steps, life {life}");
+            shard.audit();
+            device.checkpoint(&mut shard);
+        }
+    }
+}
+
+/// It was told in a checkpoint that the number was free, and what had been said under it
+/// in the journal of another shard came back.
+#[test]
+fn the_number_of_a_subscription_is_given_out_once_however_long_it_is_gone() {
+    let mut device = Device::making_checkpoints(1 << 30);
+    let mut shard = device.start();
+    let mut numbers = std::collections::BTreeSet::new();
+    for _ in 0..4 {
+        let mut peer = Peer::new(&mut shard);
+        topic_producer(&mut peer, &mut shard, &mut device);
+        subscriber(&mut peer, &mut shard, &mut device, ("books", 2));
+        let made = shard.subscriptions.iter().map(|(_, it)| it.numbers.clone());
+        let made: Vec<_> = made.flatten().collect();
+        assert_eq!(made.len(), 1);
+        assert!(numbers.insert(made[0]), "{made:?} after {numbers:?}");
+        let number = shard.locals.iter().next().unwrap().number;
+        shard.delete_subscription(number, "books", true).unwrap();
+        device.settle(&mut shard);
+        device.checkpoint(&mut shard);
+        drop(shard);
+        shard = device.start();
+    }
+}
+
 /// An entry for which there was no chunk was left out, and what it said was confirmed.
 #[test]
 fn what_has_to_be_written_finds_memory_when_all_else_is_used_up() {
@@ -1271,7 +1358,7 @@ fn a_journal_that_cannot_keep_what_happened_confirms_nothing_any_more() {
 /// been shut out was let in again.
 #[test]
 fn who_was_shut_out_by_an_exclusive_producer_stays_so_in_the_next_run() {
-    let mut device = Device::default();
+    let mut device = Device::making_checkpoints(1 << 30);
     let mut shard = device.start();
     let mut peer = Peer::new(&mut shard);
     let first = flushed_producer(&mut peer, &mut shard, &mut device, "/default/q");
@@ -1309,6 +1396,19 @@ fn who_was_shut_out_by_an_exclusive_producer_stays_so_in_the_next_run() {
         drop(shard);
         shard = device.start();
     }
+    // Nor when nobody knows any more who it was.
+    let identity = match shard.remembered.place(ProducerId(holder)) {
+        Some(crate::shard::remembered::Place::Detached(number)) => shard.remembered.take(number),
+        place => panic!("{place:?}"),
+    };
+    shard.remembered.forget(&identity.unwrap());
+    shard.journal_forgotten(ProducerId(holder));
+    for _ in 0..2 {
+        assert_eq!(open(&mut shard, &mut device, 0, first.producer), fenced);
+        device.checkpoint(&mut shard);
+        drop(shard);
+        shard = device.start();
+    }
     assert_eq!(open(&mut shard, &mut device, 0, first.producer), fenced);
 }
 
@@ -1316,7 +1416,7 @@ fn who_was_shut_out_by_an_exclusive_producer_stays_so_in_the_next_run() {
 /// run.
 #[test]
 fn how_often_a_message_was_delivered_goes_on_in_the_next_run() {
-    let mut device = Device::default();
+    let mut device = Device::making_checkpoints(1 << 30);
     let mut shard = device.start();
     let mut peer = Peer::new(&mut shard);
     let mut producer = flushed_producer(&mut peer, &mut shard, &mut device, "/default/q");
@@ -1342,7 +1442,7 @@ fn how_often_a_message_was_delivered_goes_on_in_the_next_run() {
         counts.sort_unstable();
         counts
     };
-    for delivery in 1..=3 {
+    for delivery in 1..=5 {
         let mut peer = Peer::new(&mut shard);
         let (handle, answers) = consumer(&mut peer, &mut shard, &mut device, "/default/q");
         if delivery == 1 {
@@ -1355,9 +1455,16 @@ fn how_often_a_message_was_delivered_goes_on_in_the_next_run() {
             settle_one(&mut peer, handle, 0, 1);
             exchange(&mut peer, &mut shard, &mut device);
         }
+        if delivery == 3 {
+            // What is under way does not count.
+            device.checkpoint(&mut shard);
+        }
         // Nobody knows what its application had seen of them.
         shard.closed(now(), peer.link);
         device.settle(&mut shard);
+        if delivery == 4 {
+            device.checkpoint(&mut shard);
+        }
         drop(shard);
         shard = device.start();
     }
@@ -1477,6 +1584,69 @@ fn without_room_for_another_file_sends_are_refused_and_what_is_settled_is_kept()
     let (_, answers) = consumer(&mut peer, &mut shard, &mut device, "/default/q");
     let found: Vec<u64> = bodies(&answers).iter().map(|it| it.1).collect();
     assert_eq!(found[0], 1, "the first was settled");
+}
+
+/// Nothing was journalled any more, so no checkpoint was begun that would have let a file go.
+#[test]
+fn a_full_disk_has_room_again_once_what_filled_it_is_settled() {
+    let mut device = Device {
+        memory: 512 << 20,
+        ..Device::making_checkpoints(1 << 30)
+    };
+    let mut shard = device.start();
+    let mut peer = Peer::new(&mut shard);
+    let mut producer = flushed_producer(&mut peer, &mut shard, &mut device, "/default/q");
+    let body = vec![7; 200_000];
+    let want = crate::frame::control::WantCredit {
+        bytes: 300_000.into(),
+    };
+    let mut sequence = 0;
+    let mut send = |peer: &mut Peer, shard: &mut Shard, device: &mut Device| {
+        sequence += 1;
+        peer.control(producer.handle.0, &want, &[]);
+        exchange(peer, shard, device);
+        peer.message_to(0, sequence, &mut producer, &body);
+        let [(_, 1, _, refusal)] = outcomes(&exchange(peer, shard, device))[..] else {
+            panic!("one send, one outcome, behind {sequence} others");
+        };
+        sequence -= u64::from(refusal != 0);
+        refusal
+    };
+    let mut stored = 0;
+    while send(&mut peer, &mut shard, &mut device) == 0 {
+        stored += 1;
+        // One file is left behind, and there is room for no third one.
+        device.is_full = device.files.len() == 2;
+        assert!(stored < 1_000);
+    }
+    let mut reader = Peer::new(&mut shard);
+    let (handle, _) = consumer(&mut reader, &mut shard, &mut device, "/default/q");
+    for offset in 0..stored {
+        acknowledge(&mut reader, handle, offset);
+        exchange(&mut reader, &mut shard, &mut device);
+    }
+    assert_eq!(
+        send(&mut peer, &mut shard, &mut device),
+        Refusal::StoreFull.code()
+    );
+    // Time passes.
+    for _ in 0..2 {
+        let due = shard.journal_expiry().expect("it is asked for again");
+        shard.turn(Now {
+            monotonic: due,
+            ..now()
+        });
+        device.end_checkpoint(&mut shard);
+    }
+    device.settle(&mut shard);
+    assert_eq!(device.files.len(), 2);
+    assert_eq!(send(&mut peer, &mut shard, &mut device), 0);
+    drop(shard);
+    let mut shard = device.start();
+    let mut peer = Peer::new(&mut shard);
+    let (_, answers) = consumer(&mut peer, &mut shard, &mut device, "/default/q");
+    let found: Vec<u64> = bodies(&answers).iter().map(|it| it.1).collect();
+    assert_eq!(found, [stored]);
 }
 
 /// Sends and settles so much that it would fill several files.
