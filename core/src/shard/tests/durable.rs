@@ -1642,6 +1642,7 @@ fn a_full_disk_has_room_again_once_what_filled_it_is_settled() {
     assert_eq!(device.files.len(), 2);
     assert_eq!(send(&mut peer, &mut shard, &mut device), 0);
     drop(shard);
+    device.is_full = false;
     let mut shard = device.start();
     let mut peer = Peer::new(&mut shard);
     let (_, answers) = consumer(&mut peer, &mut shard, &mut device, "/default/q");
