@@ -16,6 +16,7 @@ mod home;
 mod support;
 
 use std::env;
+use std::io::Write;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -151,4 +152,52 @@ fn full() {
     if refused_after > second || resumed_after > 5 * second {
         println!("SLOW: the machine is busy, or a promise is not kept");
     }
+}
+
+#[test]
+fn a_start_without_room_ends_and_says_what_to_do_and_nothing_is_lost() {
+    alone_on_a_small_file_system("start_without_room");
+}
+
+#[test]
+#[ignore = "run by a test in a process with a file system of its own"]
+fn start_without_room() {
+    let small = env::var(SMALL).unwrap();
+    let home = Home::at(Directory::new(), format!("{small}/data"));
+    let filler = format!("{small}/filler");
+    fill(&filler);
+    assert_ends_for_want_of_room(&home, 1);
+    std::fs::remove_file(&filler).unwrap();
+
+    let broker = home.start(1, "auto");
+    let stored = home.sender(QUEUE, 500, 1, "30s").complete().len();
+    broker.kill();
+    fill(&filler);
+    // Another number of shards needs checkpoints as well.
+    for shards in [1, 3, 2] {
+        assert_ends_for_want_of_room(&home, shards);
+        home.assert_whole();
+    }
+    std::fs::remove_file(&filler).unwrap();
+    let broker = home.start(1, "auto");
+    assert_eq!(home.receive(QUEUE, "500ms").len(), stored);
+    broker.kill();
+    home.assert_whole();
+}
+
+/// Leaves no room at all.
+fn fill(filler: &str) {
+    let mut file = std::fs::File::create(filler).unwrap();
+    while file.write_all(&[7; 4096]).is_ok() {}
+}
+
+fn assert_ends_for_want_of_room(home: &Home, shards: u16) {
+    let Err(ended) = home.try_start(shards, "auto") else {
+        panic!("{shards} shards started without room");
+    };
+    assert_eq!(ended.status, Some(1), "{ended:?}");
+    let said = &ended.stderr;
+    assert!(said.contains(&home.data), "{said}");
+    assert!(said.contains("No space left on device"), "{said}");
+    assert!(said.contains("\n  fix    make room"), "{said}");
 }

@@ -757,9 +757,9 @@ impl Outset {
         let random = StartError::kernel("randomness");
         let recovery = match &config.data_directory {
             Some(path) => {
-                let directory = DataDirectory::open(path).map_err(StoreError::from)?;
+                let directory = DataDirectory::open(path).map_err(StoreError::refused(path))?;
                 let mut recovery = Recovery::read(&directory).map_err(StoreError::from)?;
-                recovery.prepare().map_err(StoreError::from)?;
+                recovery.prepare().map_err(StoreError::refused(path))?;
                 Some(Arc::new(recovery))
             }
             None => None,
@@ -1047,7 +1047,8 @@ fn open_store<R: Ring<File = DiskFile>>(
 fn place_checkpoints(recovery: Option<&Recovery>, shards: u16) -> Result<(), StoreError> {
     match recovery {
         Some(recovery) if recovery.is_divided_anew(shards) => {
-            Ok(recovery.place_checkpoints(shards)?)
+            let placed = recovery.place_checkpoints(shards);
+            placed.map_err(StoreError::refused(recovery.directory().path()))
         }
         _ => Ok(()),
     }

@@ -8,12 +8,14 @@
 //! Invariant: a file is closed once the writer has begun a batch in a later one and no write
 //! to it is in flight.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use courser_core::counters::Counter;
 use courser_core::id::JournalNumber;
 use courser_core::journal::survey::Slot;
 use courser_core::journal::writer::{Beginning, Token, Wish, WriteFailed};
+use courser_core::limits;
 use courser_core::shard::{CheckpointFailed, CheckpointWish, Shard, TooLittleMemory};
 
 use crate::clock::Clock;
@@ -30,7 +32,20 @@ use crate::sys::Errno;
 pub enum StoreError {
     /// The directory is not to be had.
     #[error(transparent)]
-    Directory(#[from] DirectoryError),
+    Directory(DirectoryError),
+    /// There is no room for what a start writes.
+    #[error(
+        "{source}\n  fix    make room on the file system of {}: a start takes up to {} MiB of it for \
+         each shard, and with another number of shards than before as much again as is kept",
+        directory.display(),
+        limits::JOURNAL_FILE_SIZE_FIRST >> 20
+    )]
+    NoRoom {
+        /// Where.
+        directory: PathBuf,
+        /// What could not be written.
+        source: DirectoryError,
+    },
     /// What earlier runs left cannot be had.
     #[error(transparent)]
     Recovery(#[from] RecoveryError),
@@ -38,8 +53,13 @@ pub enum StoreError {
     #[error(transparent)]
     Memory(#[from] TooLittleMemory),
     /// The journal cannot be written.
-    #[error("{0}")]
-    Trouble(String),
+    #[error("a write to a journal in {} failed with {errno}\n  fix    check the device", directory.display())]
+    Write {
+        /// Where.
+        directory: PathBuf,
+        /// The kernel's answer.
+        errno: Errno,
+    },
     /// The kernel refused something that a journal needs.
     #[error("the kernel refused {what}: {errno}")]
     Kernel {
@@ -50,9 +70,37 @@ pub enum StoreError {
     },
 }
 
+impl StoreError {
+    /// Of a data directory that refused something.
+    pub(crate) fn refused(directory: &Path) -> impl Fn(DirectoryError) -> Self {
+        move |source| match source.is_for_want_of_room() {
+            true => Self::NoRoom {
+                directory: directory.to_owned(),
+                source,
+            },
+            false => Self::Directory(source),
+        }
+    }
+}
+
+/// What went wrong with a journal of a broker that runs.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Trouble {
+    /// The next file is not to be had.
+    #[error("{0}: what is to be flushed is refused until there is room")]
+    NoFile(DirectoryError),
+    /// Nothing is lost by that.
+    #[error("a checkpoint could not be written: {0}\n  the journal grows until the next one is")]
+    NoCheckpoint(DirectoryError),
+    /// It is over.
+    #[error("a write to the journal failed with {0}: nothing is made durable any more")]
+    Write(Errno),
+}
+
 /// A shard's journal beside its ring.
 #[derive(Debug)]
 pub(crate) struct Store {
+    directory: PathBuf,
     files: ShardJournal,
     /// The file that was written to last.
     current: Option<Slot>,
@@ -64,7 +112,7 @@ pub(crate) struct Store {
     /// It has only to take its place.
     is_aside: bool,
     /// What the storage said that nobody was told of.
-    trouble: Option<String>,
+    trouble: Option<Trouble>,
     /// Whether the last file that was asked for was not to be had, which was said.
     lacks_room: bool,
 }
@@ -81,7 +129,8 @@ impl Store {
         shard.restored();
         let journal = JournalNumber(shard.index().0);
         let directory = recovery.directory();
-        directory.make_journal(journal)?;
+        let refused = StoreError::refused(directory.path());
+        directory.make_journal(journal).map_err(refused)?;
         let shards = shard.shards();
         let files = ShardJournal::start(directory, journal, doorbell).map_err(|error| {
             StoreError::Kernel {
@@ -103,6 +152,7 @@ impl Store {
             spares.map(|file| file.slot),
         );
         Ok(Self {
+            directory: directory.path().to_owned(),
             files,
             current: None,
             postponed: None,
@@ -115,7 +165,8 @@ impl Store {
     }
 
     /// Runs until what this run begins with is durable: the journal's first file, what is
-    /// reserved ahead, and, if all is divided anew, a checkpoint that lies aside.
+    /// reserved ahead, and, if all is divided anew, a checkpoint that lies aside. What cannot
+    /// be written ends it: nobody is there yet for whom it could wait until there is room.
     pub(crate) fn settle<R: Ring<File = DiskFile>>(
         &mut self,
         ring: &mut R,
@@ -150,10 +201,22 @@ impl Store {
             }
             self.hear(ring, shard);
             if let Some(trouble) = self.trouble() {
-                return Err(StoreError::Trouble(trouble));
+                return Err(self.ended_by(trouble));
             }
         }
         Ok(())
+    }
+
+    fn ended_by(&self, trouble: Trouble) -> StoreError {
+        match trouble {
+            Trouble::NoFile(error) | Trouble::NoCheckpoint(error) => {
+                StoreError::refused(&self.directory)(error)
+            }
+            Trouble::Write(errno) => StoreError::Write {
+                directory: self.directory.clone(),
+                errno,
+            },
+        }
     }
 
     /// The starter has given the checkpoint its place, if it waited for that.
@@ -182,7 +245,7 @@ impl Store {
     }
 
     /// What went wrong since this was asked last.
-    pub(crate) fn trouble(&mut self) -> Option<String> {
+    pub(crate) fn trouble(&mut self) -> Option<Trouble> {
         self.trouble.take()
     }
 
@@ -195,9 +258,7 @@ impl Store {
                     // It is asked for again and again; once is enough to be told.
                     let is_news = !std::mem::replace(&mut self.lacks_room, result.is_err());
                     if let Some(error) = result.err().filter(|_| is_news) {
-                        self.trouble = Some(format!(
-                            "{error}: what is to be flushed is refused until there is room"
-                        ));
+                        self.trouble = Some(Trouble::NoFile(error));
                     }
                 }
                 Told::Removed { .. } => {}
@@ -206,10 +267,7 @@ impl Store {
                         result.as_ref().map_or(Err(CheckpointFailed), |()| Ok(())),
                     );
                     if let Err(error) = result {
-                        self.trouble = Some(format!(
-                            "a checkpoint could not be written: {error}\n  the journal grows until \
-                             the next one is"
-                        ));
+                        self.trouble = Some(Trouble::NoCheckpoint(error));
                     }
                 }
             }
@@ -303,9 +361,7 @@ impl Store {
             Some(Progress::Durable { token }) => shard.written(Token(token), Ok(())),
             Some(Progress::Failed { token, errno }) => {
                 shard.written(Token(token), Err(WriteFailed));
-                self.trouble = Some(format!(
-                    "a write to the journal failed with {errno}: nothing is made durable any more"
-                ));
+                self.trouble = Some(Trouble::Write(errno));
             }
             Some(Progress::Short(rest)) => write_pieces(ring, shard, rest),
             None => {}

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use crate::accounts::{Record, ack_log, dump};
 use crate::choices::Choices;
-use crate::support::{Broker, DEADLINE, Directory, Running, run};
+use crate::support::{Broker, DEADLINE, Directory, Ended, Running, run};
 
 /// See the module.
 pub struct Home {
@@ -60,6 +60,12 @@ impl Home {
 
     /// Starts a broker that has so many shards, over epoll or over what there is.
     pub fn start(&self, shards: u16, transport: &str) -> Broker {
+        let started = self.try_start(shards, transport);
+        started.unwrap_or_else(|ended| panic!("no broker: {ended:?}"))
+    }
+
+    /// The same, or how it ended instead.
+    pub fn try_start(&self, shards: u16, transport: &str) -> Result<Broker, Ended> {
         let memory = format!("{}MiB", self.memory_per_shard * u32::from(shards));
         let shards = shards.to_string();
         let mut options = vec![
@@ -79,8 +85,7 @@ impl Home {
                 .iter()
                 .flat_map(|bytes| ["--checkpoint-bytes", bytes]),
         );
-        let started = Broker::serve(&options);
-        started.unwrap_or_else(|ended| panic!("no broker: {ended:?}"))
+        Broker::serve(&options)
     }
 
     /// Starts a broker over either transport.

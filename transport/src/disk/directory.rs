@@ -174,6 +174,18 @@ pub enum DirectoryError {
     },
 }
 
+impl DirectoryError {
+    /// Whether there was no room for something, or no more was allowed.
+    #[must_use]
+    pub fn is_for_want_of_room(&self) -> bool {
+        matches!(
+            self,
+            Self::Call { source, .. }
+                if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+        )
+    }
+}
+
 fn process_of(process: Option<u32>) -> String {
     process.map_or_else(
         || String::from("another process"),
@@ -447,10 +459,10 @@ fn lock(directory: &Path) -> Result<File, DirectoryError> {
         .open(&path)
         .map_err(trying("open", &path))?;
     let mut file = hold(file, &path, directory)?;
-    // For people; nothing rests on it, so it is not flushed.
+    // For people; nothing rests on it, so it is not flushed, and a full disk may be without.
     file.set_len(0)
         .and_then(|()| writeln!(file, "{}", process::id()))
-        .map_err(trying("write to", &path))?;
+        .ok();
     Ok(file)
 }
 
