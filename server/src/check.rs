@@ -121,6 +121,12 @@ fn as_text(examined: &Examined, findings: &[Finding<'_>]) -> String {
 fn line(text: &mut String, finding: &Finding<'_>) -> std::fmt::Result {
     let tally = &finding.tally;
     let number = finding.journal.number;
+    if finding.journal.is_left_over {
+        return writeln!(
+            text,
+            "journal {number:02}   left over: nothing is needed of it, and the next start removes it"
+        );
+    }
     let verdict = if finding.is_damaged() {
         "DAMAGED"
     } else {
@@ -145,12 +151,16 @@ fn line(text: &mut String, finding: &Finding<'_>) -> std::fmt::Result {
         if entries.is_empty() { "" } else { ": " },
         entries.join(", ")
     )?;
-    if let Some(Ok(header)) = finding.journal.checkpoint {
+    if let Some(header) = finding.journal.checkpoint.header() {
         writeln!(
             text,
-            "  checkpoint number {}, of run {}: {}, and the journal from batch {} on",
+            "  checkpoint number {}, of run {}{}: {}, and the journal from batch {} on",
             header.number,
             header.origin.run,
+            match finding.journal.checkpoint.is_aside() {
+                true => ", which the next start gives its name",
+                false => "",
+            },
             units::bytes(header.size),
             header.start.number
         )?;
@@ -225,13 +235,15 @@ fn journal_as_json(finding: &Finding<'_>) -> Value {
     json!({
         "journal": finding.journal.number.0,
         "files": Value::from_iter(files),
-        "checkpoint": finding.journal.checkpoint.and_then(Result::ok).map(|header| json!({
+        "checkpoint": finding.journal.checkpoint.header().map(|header| json!({
             "number": header.number,
             "run": header.origin.run.0,
             "size": header.size,
             "first_batch": header.start.number.0,
             "shards": header.division.shards,
+            "has_its_place": !finding.journal.checkpoint.is_aside(),
         })),
+        "left_over": finding.journal.is_left_over,
         "checkpoint_damage": finding.checkpoint_damage.map(|damage| json!({
             "position": damage.position,
             "what": damage.to_string(),

@@ -8,7 +8,7 @@ use courser_core::frame::decode::verify;
 use courser_core::id::{Installation, JournalNumber};
 use courser_core::journal::Identity;
 use courser_core::journal::batch::Batch;
-use courser_core::journal::checkpoint::{self, Header};
+use courser_core::journal::checkpoint::{self, Division, Header};
 use courser_core::journal::entry::{Entry, Kind};
 use courser_core::journal::recover::{Damage, Plan, Step, Wrong, decide};
 use courser_core::journal::survey::{Slot, Survey};
@@ -30,12 +30,22 @@ pub(crate) struct Examined {
 /// One journal.
 pub(crate) struct Journal {
     pub(crate) number: JournalNumber,
-    /// What its checkpoint says of itself, if it has one.
-    pub(crate) checkpoint: Option<Result<Header, checkpoint::Damage>>,
+    pub(crate) checkpoint: Found,
+    /// Nothing is needed of it: there are fewer journals than there were, and the next start
+    /// removes it.
+    pub(crate) is_left_over: bool,
     /// Its files, by their slots.
     pub(crate) surveys: Vec<Survey>,
     /// What a broker would make of it.
     pub(crate) decision: Result<Plan, Damage>,
+}
+
+/// The checkpoint of a journal.
+#[derive(Default)]
+pub(crate) struct Found {
+    file: Option<CheckpointFile>,
+    /// What it says of itself, if there is one or has to be.
+    pub(crate) said: Option<Result<Header, checkpoint::Damage>>,
 }
 
 /// What the batches of a journal come to.
@@ -69,20 +79,24 @@ impl Examined {
         for journal in listed.checkpoints {
             files.entry(journal).or_default();
         }
+        let first = Found::in_place(&directory, JournalNumber(0))?;
+        let division = first.header().map(|header| header.division);
+        for number in 0..division.map_or(0, |division| division.shards) {
+            files.entry(JournalNumber(number)).or_default();
+        }
         let mut journals: Vec<Journal> = Vec::new();
-        for (number, files) in files {
+        for (number, mut files) in files {
+            let is_left_over = division.is_some_and(|division| number.0 >= division.shards);
+            let found = match division {
+                _ if is_left_over => {
+                    files.clear();
+                    Found::default()
+                }
+                Some(division) => Found::that_counts(&directory, number, division)?,
+                None => Found::in_place(&directory, number)?,
+            };
             let identity = identity(directory.installation(), number);
-            let checkpoint = match CheckpointFile::open(&directory, number)? {
-                None => None,
-                Some(file) => Some(match file.header() {
-                    Ok(header) => Ok(header),
-                    Err(error) => Err(checkpoint_damage(error)?),
-                }),
-            };
-            let start = match checkpoint {
-                Some(Ok(header)) => Some(header.start),
-                _ => None,
-            };
+            let start = found.header().map(|header| header.start);
             let mut surveys = Vec::with_capacity(files.len());
             for file in files {
                 let image = directory.read(file)?;
@@ -90,10 +104,19 @@ impl Examined {
             }
             journals.push(Journal {
                 number,
-                checkpoint,
                 decision: decide(&identity, start.as_ref(), &surveys),
                 surveys,
+                checkpoint: found,
+                is_left_over,
             });
+        }
+        // Others get their places behind that of journal 0.
+        let is_headless = journals.iter().any(|it| it.checkpoint.is_there());
+        if let [first, ..] = &mut journals[..]
+            && !first.checkpoint.is_there()
+            && is_headless
+        {
+            first.checkpoint = Found::missing();
         }
         Ok(Self {
             directory,
@@ -137,10 +160,10 @@ impl Examined {
         journal: &Journal,
         mut each: impl FnMut(&Batch<'_>) -> Result<(), CommandError>,
     ) -> Result<(), CheckpointEnd> {
-        match CheckpointFile::open(&self.directory, journal.number) {
-            Ok(Some(file)) => file.batches(|batch| Ok(each(batch)?)),
-            Ok(None) => Ok(()),
-            Err(error) => Err(CommandError::from(error).into()),
+        match (&journal.checkpoint.file, journal.checkpoint.said) {
+            (_, Some(Err(damage))) => Err(CheckpointEnd::Damage(damage)),
+            (Some(file), _) => file.batches(|batch| Ok(each(batch)?)),
+            (None, _) => Ok(()),
         }
     }
 
@@ -156,6 +179,62 @@ impl Examined {
             Ok::<_, ExamineError>(())
         })?;
         Ok(tally)
+    }
+}
+
+impl Found {
+    fn in_place(directory: &DataDirectory, journal: JournalNumber) -> Result<Self, DirectoryError> {
+        let file = CheckpointFile::in_place(directory, journal)?;
+        file.map_or(Ok(Self::default()), Self::of)
+    }
+
+    fn that_counts(
+        directory: &DataDirectory,
+        journal: JournalNumber,
+        division: Division,
+    ) -> Result<Self, DirectoryError> {
+        match CheckpointFile::that_counts(directory, journal, division) {
+            Ok(file) => Self::of(file),
+            Err(error) => Ok(Self::damaged(checkpoint_damage(error)?)),
+        }
+    }
+
+    fn of(file: CheckpointFile) -> Result<Self, DirectoryError> {
+        match file.header() {
+            Ok(header) => Ok(Self {
+                file: Some(file),
+                said: Some(Ok(header)),
+            }),
+            Err(error) => Ok(Self::damaged(checkpoint_damage(error)?)),
+        }
+    }
+
+    fn missing() -> Self {
+        Self::damaged(checkpoint::Damage {
+            position: 0,
+            what: checkpoint::Wrong::Missing,
+        })
+    }
+
+    fn damaged(damage: checkpoint::Damage) -> Self {
+        Self {
+            file: None,
+            said: Some(Err(damage)),
+        }
+    }
+
+    /// Whether it counts and has still to take its place.
+    pub(crate) fn is_aside(&self) -> bool {
+        self.file.as_ref().is_some_and(CheckpointFile::is_aside)
+    }
+
+    fn is_there(&self) -> bool {
+        self.said.is_some()
+    }
+
+    /// What it says of itself, if it can be read.
+    pub(crate) fn header(&self) -> Option<Header> {
+        self.said?.ok()
     }
 }
 

@@ -15,7 +15,9 @@ use std::path::{Path, PathBuf};
 
 use courser_core::id::JournalNumber;
 use courser_core::journal::batch::{Batch, HEADER_SIZE};
-use courser_core::journal::checkpoint::{ASIDE_NAME, Damage, FILE_NAME, Header, Walk, Wrong};
+use courser_core::journal::checkpoint::{
+    ASIDE_NAME, Damage, Division, FILE_NAME, Header, Walk, Wrong,
+};
 use courser_core::journal::{BLOCK_SIZE, Identity};
 
 use super::directory::{DataDirectory, DirectoryError, Held, folder, trying};
@@ -41,34 +43,57 @@ pub struct CheckpointFile {
     identity: Identity,
     path: PathBuf,
     file: File,
+    is_aside: bool,
 }
 
 impl CheckpointFile {
-    /// The checkpoint of a journal, flushed, if there is one.
+    /// The checkpoint of a journal that has its place, flushed, if there is one.
     ///
     /// # Errors
     ///
     /// If the kernel refuses any of it.
-    pub fn open(
+    pub fn in_place(
         directory: &DataDirectory,
         journal: JournalNumber,
     ) -> Result<Option<Self>, DirectoryError> {
-        Self::at(directory, journal, &path(journal))
+        Self::at(directory, journal, false)
     }
 
-    /// The one that lies aside.
-    pub(super) fn open_aside(
+    /// The checkpoint of a journal that counts, flushed. How all is divided, that of journal
+    /// 0 says.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses any of it, if there is none, and if one that is there is not as
+    /// its writer left it.
+    pub fn that_counts(
         directory: &DataDirectory,
         journal: JournalNumber,
-    ) -> Result<Option<Self>, DirectoryError> {
-        Self::at(directory, journal, &aside(journal))
+        division: Division,
+    ) -> Result<Self, RecoveryError> {
+        // One of an earlier run is of another division: then the one that counts lies aside.
+        for is_aside in [false, true] {
+            if let Some(file) = Self::at(directory, journal, is_aside)?
+                && file.header()?.origin.run >= division.since
+            {
+                return Ok(file);
+            }
+        }
+        Err(missing(journal))
+    }
+
+    /// Whether it has still to take its place.
+    #[must_use]
+    pub fn is_aside(&self) -> bool {
+        self.is_aside
     }
 
     fn at(
         directory: &DataDirectory,
         journal: JournalNumber,
-        inside: &Path,
+        is_aside: bool,
     ) -> Result<Option<Self>, DirectoryError> {
+        let inside = if is_aside { aside } else { path }(journal);
         let path = directory.path().join(inside);
         let opened = OpenOptions::new()
             .read(true)
@@ -88,6 +113,7 @@ impl CheckpointFile {
             identity,
             path,
             file,
+            is_aside,
         }))
     }
 
@@ -159,6 +185,16 @@ impl CheckpointFile {
             journal: self.identity.journal,
             damage,
         }
+    }
+}
+
+pub(super) fn missing(journal: JournalNumber) -> RecoveryError {
+    RecoveryError::Checkpoint {
+        journal,
+        damage: Damage {
+            position: 0,
+            what: Wrong::Missing,
+        },
     }
 }
 

@@ -614,11 +614,25 @@ pub(super) fn replace_file(path: &Path, bytes: &[u8]) -> Result<(), DirectoryErr
 /// If the kernel refuses any of it.
 pub(super) fn put_in_place(aside: &Path, path: &Path) -> Result<(), DirectoryError> {
     // A name that is durable before its bytes would be a name for nothing.
-    File::open(aside)
-        .and_then(|file| file.sync_all())
-        .map_err(trying("flush", aside))?;
+    flush_file(aside)?;
     fs::rename(aside, path).map_err(trying("rename", aside))?;
     sync_directory(parent(path))
+}
+
+/// Has a file be there for good, with its bytes and its name.
+///
+/// # Errors
+///
+/// If the kernel refuses any of it.
+pub(super) fn flush(path: &Path) -> Result<(), DirectoryError> {
+    flush_file(path)?;
+    sync_directory(parent(path))
+}
+
+fn flush_file(path: &Path) -> Result<(), DirectoryError> {
+    File::open(path)
+        .and_then(|file| file.sync_all())
+        .map_err(trying("flush", path))
 }
 
 /// Has the names in a directory be there for good.

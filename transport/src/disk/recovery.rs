@@ -206,6 +206,11 @@ impl Recovery {
     /// If the kernel refuses.
     pub fn place_checkpoints(&self, shards: u16) -> Result<(), DirectoryError> {
         let of_this = |journal: JournalNumber| journal.0 < shards;
+        // The first rename makes those count as well that still lie aside.
+        for journal in (0..shards).map(JournalNumber) {
+            let held = self.directory.held();
+            directory::flush(&held.inside(&checkpoint_file::aside(journal)))?;
+        }
         for journal in (0..shards).map(JournalNumber) {
             put_in_place(&self.directory, journal)?;
         }
@@ -361,11 +366,9 @@ impl Recovery {
         journal: JournalNumber,
         mut each: impl FnMut(&Entry<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
-        let Some(file) =
-            CheckpointFile::open(&self.directory, journal).map_err(RecoveryError::from)?
-        else {
-            return Err(missing(journal).into());
-        };
+        let missing = || checkpoint_file::missing(journal);
+        let division = self.division().ok_or_else(missing)?;
+        let file = CheckpointFile::that_counts(&self.directory, journal, division)?;
         file.batches(|batch| {
             for entry in batch.entries() {
                 let damaged = |malformed| {
@@ -438,47 +441,23 @@ fn counting(
 ) -> Result<BTreeMap<JournalNumber, Counting>, RecoveryError> {
     let first = JournalNumber(0);
     let mut counting = BTreeMap::new();
-    let Some(file) = CheckpointFile::open(directory, first)? else {
+    let Some(file) = CheckpointFile::in_place(directory, first)? else {
         for &journal in &listed.checkpoints {
-            if CheckpointFile::open(directory, journal)?.is_some() {
+            if CheckpointFile::in_place(directory, journal)?.is_some() {
                 // It got its place behind that of journal 0.
-                return Err(missing(first));
+                return Err(checkpoint_file::missing(first));
             }
         }
         return Ok(counting);
     };
     let division = file.header()?.division;
     for journal in (0..division.shards).map(JournalNumber) {
-        // One of an earlier run is of another division: the one that counts lies aside.
-        let of_this = |file: Option<CheckpointFile>| {
-            let file = file?;
-            match file.header() {
-                Ok(header) if header.origin.run < division.since => None,
-                header => Some(header.map(|header| (file, header))),
-            }
-        };
-        let (found, is_aside) = match of_this(CheckpointFile::open(directory, journal)?) {
-            Some(found) => (Some(found), false),
-            None => (
-                of_this(CheckpointFile::open_aside(directory, journal)?),
-                true,
-            ),
-        };
-        let (file, header) = found.ok_or(missing(journal))??;
+        let file = CheckpointFile::that_counts(directory, journal, division)?;
+        let (header, is_aside) = (file.header()?, file.is_aside());
         file.batches(|_| Ok::<_, RecoveryError>(()))?;
         counting.insert(journal, Counting { header, is_aside });
     }
     Ok(counting)
-}
-
-fn missing(journal: JournalNumber) -> RecoveryError {
-    RecoveryError::Checkpoint {
-        journal,
-        damage: checkpoint::Damage {
-            position: 0,
-            what: checkpoint::Wrong::Missing,
-        },
-    }
 }
 
 fn put_in_place(directory: &DataDirectory, journal: JournalNumber) -> Result<(), DirectoryError> {
