@@ -66,6 +66,26 @@ impl Home {
 
     /// The same, or how it ended instead.
     pub fn try_start(&self, shards: u16, transport: &str) -> Result<Broker, Ended> {
+        let options = self.options(shards, transport);
+        Broker::serve(&options.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    /// The same under another program, whose process it becomes.
+    pub fn try_start_under(
+        &self,
+        program: &[String],
+        shards: u16,
+        transport: &str,
+    ) -> Result<Broker, Ended> {
+        let options = self.options(shards, transport);
+        let arguments = ["serve"]
+            .into_iter()
+            .chain(options.iter().map(String::as_str));
+        let arguments: Vec<&str> = arguments.collect();
+        Broker::listening(Running::start_under(program, &arguments))
+    }
+
+    fn options(&self, shards: u16, transport: &str) -> Vec<String> {
         let memory = format!("{}MiB", self.memory_per_shard * u32::from(shards));
         let shards = shards.to_string();
         let mut options = vec![
@@ -85,7 +105,7 @@ impl Home {
                 .iter()
                 .flat_map(|bytes| ["--checkpoint-bytes", bytes]),
         );
-        Broker::serve(&options)
+        options.into_iter().map(str::to_owned).collect()
     }
 
     /// Starts a broker over either transport.

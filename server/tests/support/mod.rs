@@ -51,16 +51,32 @@ impl Running {
 
     /// Starts `courser` in a directory.
     pub fn start_in<S: AsRef<OsStr>>(directory: &str, arguments: &[S], input: &str) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_courser"))
-            .current_dir(directory)
-            .args(arguments)
+        let mut command = Command::new(env!("CARGO_BIN_EXE_courser"));
+        command.current_dir(directory).args(arguments);
+        Self::spawn(command, input)
+    }
+
+    /// Starts `courser` under another program, whose process it becomes.
+    pub fn start_under<S: AsRef<OsStr>>(program: &[S], arguments: &[&str]) -> Self {
+        let (program, options) = program.split_first().unwrap();
+        let mut command = Command::new(program);
+        command.args(options);
+        command.arg(env!("CARGO_BIN_EXE_courser")).args(arguments);
+        Self::spawn(command, "")
+    }
+
+    fn spawn(mut command: Command, input: &str) -> Self {
+        let words = [command.get_program()]
+            .into_iter()
+            .chain(command.get_args());
+        let words = words.map(OsStr::to_string_lossy);
+        let line = words.collect::<Vec<_>>().join(" ");
+        let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let words = arguments.iter().map(|word| word.as_ref().to_string_lossy());
-        let line = format!("courser {}", words.collect::<Vec<_>>().join(" "));
 
         let mut stdin = child.stdin.take().unwrap();
         let input = input.to_owned();
@@ -198,7 +214,11 @@ impl Broker {
             true => &["serve"],
             false => &["serve", "--ephemeral"],
         };
-        let mut running = Running::start(&[kept, arguments].concat());
+        Self::listening(Running::start(&[kept, arguments].concat()))
+    }
+
+    /// Waits until it accepts connections.
+    pub fn listening(mut running: Running) -> Result<Self, Ended> {
         while let Some(line) = running.next_line() {
             if let Some(address) = line.strip_prefix("listening ") {
                 let address = address.trim().to_owned();
