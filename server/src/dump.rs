@@ -179,7 +179,9 @@ fn subject(entry: &Entry<'_>) -> Option<DestinationNumber> {
         | Entry::Emptied { place, .. }
         | Entry::PartitionKept { place, .. } => Some(place.destination),
         Entry::DestinationKept { destination, .. } => Some(destination.number),
+        Entry::TermReached { destination, .. } => Some(*destination),
         Entry::ProducerForgotten { .. }
+        | Entry::SubscriptionsNumbered { .. }
         | Entry::ProducerIdsReserved { .. }
         | Entry::ProducerSent { .. }
         | Entry::CatalogKept { .. } => None,

@@ -653,6 +653,14 @@ impl KeptPartition<'_> {
         let log = &self.partition.log;
         if walked.end.is_none() {
             self.keep_parts(slice);
+            let first = log.floor();
+            if first > Offset(0) {
+                // The entry that said so may lie before what is read, and the wall clock may
+                // have been set back since.
+                let place = self.place;
+                slice.add(&Entry::Emptied { place, first });
+                walked.offset = walked.offset.max(first);
+            }
         }
         let end = *walked.end.get_or_insert(log.next());
         if self.keeps && !self.keep_messages(walked, end, slice) {
