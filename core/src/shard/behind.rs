@@ -1,13 +1,14 @@
-//! What clients have asked of shards that are slow: counted for each link and for all.
+//! What clients have asked of shards and devices that are slow: counted for each link and
+//! for all.
 //!
 //! A client may acknowledge, give back and poll without end, and none of that needs
 //! credit. What a slow shard has not read waits, and so do confirmations of others
-//! behind one that is still to come. Both are bounded: a link that has more of it
+//! behind one that is still to come, and behind a flush. All of that is bounded: a link that has more of it
 //! waiting than it may ends, as one that leaves its answers unread does. What it said
 //! before is still obeyed when the shard goes on.
 //!
 //! Invariant: `Shard::behind` is the sum of what waits in backlogs and of confirmations,
-//! those of links that are gone included.
+//! of whichever kind, those of links that are gone included.
 
 use super::{Fault, Shard};
 use crate::error::Refusal;
@@ -39,7 +40,7 @@ impl Shard {
             Refusal::Stalled,
             format!(
                 "{} bytes of what this link asked wait for other \
-                 shards, and {} of all links",
+                 shards or the device, and {} of all links",
                 entry.behind, self.behind
             ),
         ))

@@ -51,6 +51,10 @@ const RESERVED_LEAST: u64 = limits::OFFSETS_RESERVED as u64 / 2;
 /// Chunks that are set aside for what is small and has to be written.
 const SPARE: usize = limits::JOURNAL_SPARE as usize / CHUNK;
 
+/// Bytes that a confirmation counts for while it waits for a flush, with what a list that
+/// doubles has beside it. Openings and ends are as many as consumers.
+const LATE_SIZE: usize = 2 * size_of::<(BatchNumber, Handle, Late)>();
+
 /// As many runs of what is settled stand in one entry.
 const SETTLED_PER_ENTRY: usize = 256;
 
@@ -669,7 +673,10 @@ impl Shard {
 
     fn tell_late(&mut self, now: Now, link: Handle, late: Late) {
         match late {
-            Late::Confirmed(confirmation) => self.confirm_late(now, link, &confirmation),
+            Late::Confirmed(confirmation) => {
+                self.catches_up(link, LATE_SIZE);
+                self.confirm_late(now, link, &confirmation);
+            }
             Late::Opened(opening) => self.open_late(now, link, opening),
             Late::Ended(consumer, last) => {
                 let is_there = self.consumers.get(consumer).is_some();
@@ -944,7 +951,7 @@ impl Shard {
             } else if batch > BatchNumber(0) {
                 let late = Late::Confirmed(confirmation);
                 journal.late.push_back((batch, link, late));
-                return Ok(());
+                return self.falls_behind(link, LATE_SIZE);
             }
         }
         self.confirm_on(now, link, &confirmation)

@@ -116,10 +116,12 @@ pub(super) struct Gather {
 pub(super) struct Asked {
     confirm: u32,
     /// Sources that have not said so.
-    missing: u32,
+    missing: u16,
     /// What the others said: why not, if one of them did.
     refusal: u16,
 }
+
+const _: () = assert!(2 * size_of::<Asked>() == CONFIRMATION_SIZE);
 
 impl Asked {
     /// What is echoed, with what is said once all sources have answered.
@@ -753,7 +755,7 @@ impl Shard {
         };
         gather.confirms.push_back(Asked {
             confirm,
-            missing: 1 + u32::try_from(others.len()).unwrap_or(0),
+            missing: 1 + u16::try_from(others.len()).expect("shards are few"),
             refusal: 0,
         });
         self.falls_behind(link, CONFIRMATION_SIZE)?;

@@ -899,6 +899,49 @@ fn what_was_settled_out_of_its_order_takes_its_memory_in_the_next_run() {
     assert_eq!(bodies(&answers).len(), 80);
 }
 
+/// Confirmations that wait for a flush were kept without a bound, for a client that asks
+/// for more and more of them while the device hangs.
+#[test]
+fn confirmations_that_wait_for_a_device_that_hangs_are_bounded() {
+    let mut device = Device::default();
+    let mut shard = device.start();
+    let mut peer = Peer::new(&mut shard);
+    let mut producer = flushed_producer(&mut peer, &mut shard, &mut device, "/default/q");
+    let (handle, _) = consumer(&mut peer, &mut shard, &mut device, "/default/q");
+    peer.message_to(0, 1, &mut producer, b"x");
+    peer.exchange(&mut shard);
+    device.hear(&mut shard);
+    let most = limits::BEHIND_PER_LINK_MAX / 16;
+    let mut asked = 0_u32;
+    let refused = |answers: &[u8]| {
+        frames(answers).iter().any(|(frame, _)| {
+            let Frame::Control { control, .. } = frame else {
+                return false;
+            };
+            matches!(control, Control::Farewell(fields, _)
+                if fields.refusal.get() == Refusal::Stalled.code())
+        })
+    };
+    loop {
+        for _ in 0..100 {
+            asked += 1;
+            let ack = Acknowledge {
+                confirm: asked.into(),
+                ..Acknowledge::default()
+            };
+            peer.control(handle.0, &ack, &[]);
+        }
+        if refused(&peer.exchange(&mut shard)) {
+            break;
+        }
+        assert!(asked < most, "{asked} confirmations wait");
+    }
+    assert!(asked > 1_000, "and a client may have many");
+    device.settle(&mut shard);
+    assert_eq!(shard.behind, 0);
+    shard.audit();
+}
+
 /// A confirmation that waited for the device came behind the end of its consumer, whose
 /// handle meant nothing to the client any more; and later not at all.
 #[test]
