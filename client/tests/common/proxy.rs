@@ -160,11 +160,12 @@ impl State {
             if way == Way::Down && self.is_silent.load(Ordering::SeqCst) {
                 continue;
             }
+            // Before they are there: whoever has seen what they do finds them counted.
+            passed += bytes.len() as u64;
+            self.bytes[way as usize].store(passed, Ordering::SeqCst);
             if to.write_all(bytes).is_err() {
                 break;
             }
-            passed += bytes.len() as u64;
-            self.bytes[way as usize].store(passed, Ordering::SeqCst);
             if Some(passed) == limit {
                 break;
             }
