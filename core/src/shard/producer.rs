@@ -437,20 +437,22 @@ impl Shard {
     ) -> Result<(), Fault> {
         let local = &self.locals[destination];
         let place = again.and_then(|id| self.remembered.place(id));
-        let (attached, known) = match place {
+        let (is_attached, known) = match place {
             Some(Place::Attached(handle)) => {
                 (true, self.producers.get(handle).map(|it| &it.identity))
             }
             Some(Place::Detached(number)) => (false, self.remembered.detached(number)),
             None => (false, None),
         };
+        // One of another destination is nobody here; that it may not come over is said later.
+        let known = known.filter(|known| known.destination == destination);
         if known.is_some_and(|known| known.term < local.term) {
             return Err(Fault::new(
                 Refusal::Fenced,
                 "another producer has had the destination alone since",
             ));
         }
-        let others = local.producers - u32::from(attached);
+        let others = local.producers - u32::from(is_attached && known.is_some());
         let refused = match access {
             Access::Exclusive | Access::Taking if others > 0 => {
                 Some("other producers are attached")

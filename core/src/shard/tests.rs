@@ -442,6 +442,48 @@ fn bodies(bytes: &[u8]) -> Vec<(u32, u64, Vec<u8>)> {
     all
 }
 
+/// It was counted among those who have the destination that it asked for, and an empty one
+/// had one fewer than none.
+#[test]
+fn a_producer_of_another_destination_is_refused_and_counts_for_nobody() {
+    let mut shard = shard();
+    let mut peer = Peer::new(&mut shard);
+    let producer = peer.producer(&mut shard, "/default/one", 1);
+    peer.consumer(&mut shard, "/default/other", 1);
+    for access in 0..3 {
+        let name = "/default/other";
+        let fields = OpenProducer {
+            session: peer.session.into(),
+            access,
+            destination_length: u16::try_from(name.len()).unwrap().into(),
+            producer: producer.producer.into(),
+            ..OpenProducer::default()
+        };
+        peer.control(4, &fields, &[name.as_bytes()]);
+        let answers = peer.exchange(&mut shard);
+        let refused = frames(&answers)
+            .into_iter()
+            .find_map(|(frame, _)| match frame {
+                Frame::Control {
+                    subject: 4,
+                    control: Control::Refused(fields, _),
+                } => Refusal::from_code(fields.refusal.get()),
+                _ => None,
+            });
+        assert_eq!(refused, Some(Refusal::PreconditionFailed), "{access}");
+    }
+    shard.audit();
+    // And whoever comes first has it alone if it likes.
+    let exclusive = OpenProducer {
+        session: peer.session.into(),
+        access: 1,
+        destination_length: 14.into(),
+        ..OpenProducer::default()
+    };
+    peer.control(5, &exclusive, &[b"/default/other"]);
+    opened(&peer.exchange(&mut shard));
+}
+
 /// A client that had sent all it had to, closed its direction and went on reading found
 /// its link gone, and with it the outcomes of what it had sent.
 #[test]
