@@ -633,12 +633,8 @@ impl Shard {
             }
             producer.holds()
         });
-        let due = journal.attached.iter();
-        let due = due.take_while(|(batch, _)| *batch <= durable).count();
-        let attached: Vec<_> = journal.attached.drain(..due).collect();
-        let due = journal.late.iter();
-        let due = due.take_while(|(batch, ..)| *batch <= durable).count();
-        let due: Vec<_> = journal.late.drain(..due).collect();
+        let attached = take_while(&mut journal.attached, |(batch, _)| *batch <= durable);
+        let due = take_while(&mut journal.late, |(batch, ..)| *batch <= durable);
         self.journal = Some(journal);
         self.carry_out_decided(now, durable);
         for (_, attached) in attached {
@@ -985,5 +981,14 @@ impl Shard {
             self.tell_late(now, link, late);
         }
         self.refuse_decided(now);
+    }
+}
+
+/// Takes from the front of a list what is as it is to be. Most often that is nothing, which
+/// costs no drain then.
+fn take_while<T>(list: &mut VecDeque<T>, is_due: impl Fn(&T) -> bool) -> Vec<T> {
+    match list.iter().take_while(|it| is_due(it)).count() {
+        0 => Vec::new(),
+        due => list.drain(..due).collect(),
     }
 }
