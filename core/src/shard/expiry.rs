@@ -14,8 +14,6 @@
 //!
 //! A segment waits for its flush before it expires.
 
-use std::collections::BTreeSet;
-
 use super::Shard;
 use super::destination::RETAINED_SHARE;
 use super::returns::PartAddress;
@@ -23,41 +21,12 @@ use crate::counters::Counter;
 use crate::id::{DestinationNumber, Offset, PartitionIndex};
 use crate::journal::entry::{Entry, Place};
 use crate::memory::CHUNK;
-use crate::time::{Monotonic, Now};
-
-/// When partitions have something that expires, the earliest first.
-#[derive(Debug, Default)]
-pub(super) struct Expiries {
-    due: BTreeSet<(Monotonic, Place)>,
-}
-
-impl Expiries {
-    /// A partition was listed for `before`, and is for `after` now.
-    fn moved(&mut self, place: Place, before: Option<Monotonic>, after: Option<Monotonic>) {
-        if before == after {
-            return;
-        }
-        if let Some(before) = before {
-            self.due.remove(&(before, place));
-        }
-        if let Some(after) = after {
-            self.due.insert((after, place));
-        }
-    }
-
-    /// The earliest of all.
-    pub(super) fn next(&self) -> Option<Monotonic> {
-        self.due.first().map(|(due, _)| *due)
-    }
-}
+use crate::time::Now;
 
 impl Shard {
     /// Time has passed: what was kept long enough goes.
     pub(super) fn end_periods(&mut self, now: Now) {
-        while let Some(&(due, place)) = self.expiries.due.first()
-            && due <= now.monotonic
-        {
-            self.expiries.due.pop_first();
+        while let Some(place) = self.expiries.take(now.monotonic) {
             self.expire_segments(now, place.destination, place.partition);
         }
     }

@@ -27,6 +27,7 @@ mod consumer;
 mod credit;
 mod deferral;
 mod destination;
+mod due;
 mod durable;
 mod egress;
 mod ending;
@@ -72,6 +73,7 @@ use crate::frame::{self, VERSION};
 use crate::id::{
     DestinationNumber, Handle, Installation, LinkNumber, PartitionIndex, RequestId, Run, ShardIndex,
 };
+use crate::journal::entry::Place;
 use crate::limits;
 use crate::memory::{Arena, CHUNK};
 use crate::slab::Slab;
@@ -80,10 +82,10 @@ use blocks::Blocks;
 use consumer::{Consumer, Subscription};
 use deferral::{Changes, Deferred, Progress, Question};
 use destination::Burden;
+use due::Due;
 use durable::Durable;
 use egress::{Egress, NoRoom};
 use ending::Notice;
-use expiry::Expiries;
 use gather::Leases;
 use intake::Intake;
 use kept::Kept;
@@ -91,7 +93,7 @@ use locals::{Local, Locals};
 use mesh::Mesh;
 use producer::Producer;
 use remembered::Remembered;
-use returns::Returns;
+use returns::PartAddress;
 use session::Session;
 use tables::Share;
 
@@ -377,9 +379,9 @@ pub struct Shard {
     /// Partitions that have something for a consumer.
     ready: VecDeque<(DestinationNumber, PartitionIndex)>,
     /// When parts have messages to return that rest.
-    returns: Returns,
+    returns: Due<PartAddress>,
     /// When partitions have segments that expire.
-    expiries: Expiries,
+    expiries: Due<Place>,
     /// Chunks that are there for what other shards deliver to links of this one.
     arriving: usize,
     /// Bytes of what links asked that wait for other shards.
@@ -469,8 +471,8 @@ impl Shard {
             completing: Vec::new(),
             waiting: VecDeque::new(),
             ready: VecDeque::new(),
-            returns: Returns::default(),
-            expiries: Expiries::default(),
+            returns: Due::default(),
+            expiries: Due::default(),
             arriving: 0,
             behind: 0,
             wants_room: VecDeque::new(),

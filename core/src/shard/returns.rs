@@ -12,7 +12,6 @@
 //! a step of the wall clock moves none of them.
 
 use core::time::Duration;
-use std::collections::BTreeSet;
 
 use zerocopy::FromBytes;
 
@@ -21,7 +20,7 @@ use crate::counters::Counter;
 use crate::frame::control::{AckRun, Return};
 use crate::id::{DestinationNumber, Handle, Offset, PartitionIndex};
 use crate::limits;
-use crate::time::{Monotonic, Now};
+use crate::time::Now;
 
 /// A return with this option rests first.
 const OPTION_REST: u32 = 1;
@@ -32,51 +31,6 @@ pub(super) struct PartAddress {
     pub(super) destination: DestinationNumber,
     pub(super) partition: PartitionIndex,
     pub(super) subscription: Handle,
-}
-
-/// When parts have something to return, the earliest first.
-#[derive(Debug, Default)]
-pub(super) struct Returns {
-    due: BTreeSet<(Monotonic, PartAddress)>,
-}
-
-impl Returns {
-    /// A part's next return was at `before` and is at `after` now.
-    pub(super) fn moved(
-        &mut self,
-        part: PartAddress,
-        before: Option<Monotonic>,
-        after: Option<Monotonic>,
-    ) {
-        if before == after {
-            return;
-        }
-        if let Some(before) = before {
-            self.due.remove(&(before, part));
-        }
-        if let Some(after) = after {
-            self.due.insert((after, part));
-        }
-    }
-
-    /// The earliest return of all.
-    pub(super) fn next(&self) -> Option<Monotonic> {
-        self.due.first().map(|(due, _)| *due)
-    }
-
-    /// Takes a part out that has something to return by `now`.
-    fn take(&mut self, now: Monotonic) -> Option<PartAddress> {
-        let (due, _) = self.due.first()?;
-        if *due > now {
-            return None;
-        }
-        self.due.pop_first().map(|(_, part)| part)
-    }
-
-    /// All parts, each with its time.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (Monotonic, PartAddress)> {
-        self.due.iter().copied()
-    }
 }
 
 impl Shard {
