@@ -26,7 +26,7 @@ use zerocopy::little_endian::U32;
 
 use super::Shard;
 use super::consumer::Subscription;
-use super::identity::{Access, Identity};
+use super::identity::Identity;
 use super::kept::OF_THE_QUEUE;
 use super::locals::Local;
 use super::remembered::Place as Known;
@@ -515,7 +515,7 @@ impl Shard {
                 return Some((id, partition));
             }
             if partition == 0 {
-                keep_producer(identity, slice);
+                slice.add(&identity.attached());
             }
             for index in partition..identity.partitions() {
                 if slice.is_full_for(Identity::KEPT_SIZE_MAX) {
@@ -592,18 +592,6 @@ impl Shard {
         }
         None
     }
-}
-
-fn keep_producer(identity: &Identity, slice: &mut Slice) {
-    slice.add(&Entry::ProducerAttached {
-        producer: identity.id,
-        epoch: identity.epoch,
-        destination: identity.destination,
-        term: identity.term,
-        principal: identity.principal,
-        exclusive: identity.access == Access::Exclusive,
-        name: &identity.name,
-    });
 }
 
 /// That a subscription with a name is there, under those of its numbers that are wanted.

@@ -23,7 +23,6 @@ use std::collections::VecDeque;
 
 use super::branch::Origin;
 use super::checkpoint::Keeper;
-use super::identity::Access;
 use super::locals::Local;
 use super::producer::Producer;
 use super::records;
@@ -853,17 +852,7 @@ impl Shard {
         if let Some(journal) = &mut self.journal
             && let Some(producer) = self.producers.get(handle)
         {
-            let identity = &producer.identity;
-            let entry = Entry::ProducerAttached {
-                producer: identity.id,
-                epoch: identity.epoch,
-                destination: identity.destination,
-                term: identity.term,
-                principal: identity.principal,
-                exclusive: identity.access == Access::Exclusive,
-                name: &identity.name,
-            };
-            journal.append(&mut self.arena, &entry);
+            journal.append(&mut self.arena, &producer.identity.attached());
         }
     }
 

@@ -7,7 +7,7 @@
 use super::positions::{Outcome, Positions};
 use crate::auth::Principal;
 use crate::id::{DestinationNumber, Epoch, ProducerId};
-use crate::journal::entry::{Fate, Reached};
+use crate::journal::entry::{Entry, Fate, Reached};
 use crate::time::{Monotonic, Wall};
 
 /// A producer's sends to one partition.
@@ -274,6 +274,19 @@ impl Identity {
         {
             lane.last = partition_sequence - 1;
             self.had_turn(partition, sequence, outcome, grow);
+        }
+    }
+
+    /// That it is attached, as journals and checkpoints say it.
+    pub(super) fn attached(&self) -> Entry<'_> {
+        Entry::ProducerAttached {
+            producer: self.id,
+            epoch: self.epoch,
+            destination: self.destination,
+            term: self.term,
+            principal: self.principal,
+            exclusive: self.access == Access::Exclusive,
+            name: &self.name,
         }
     }
 
