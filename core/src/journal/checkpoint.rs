@@ -30,6 +30,7 @@ use core::fmt;
 use zerocopy::little_endian::{U16, U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use super::advice;
 use super::batch::{self, Batch};
 use super::entry::Malformed;
 use super::file::FIRST_BATCH;
@@ -155,22 +156,14 @@ impl Damage {
             | Wrong::Entry {
                 malformed: Malformed::Newer { .. },
                 ..
-            } => "start the version of courser that wrote it, or a later one",
-            Wrong::Foreign { .. } => {
-                "move files that were copied here out of the directory, or restore all of \
-                 the data directory from one copy"
-            }
-            Wrong::Missing => {
-                "put the file back, or restore all of the data directory from one copy"
-            }
+            } => advice::NEWER,
+            Wrong::Foreign { .. } => advice::FOREIGN,
+            Wrong::Missing => advice::MISSING,
             Wrong::Header
             | Wrong::Impossible
             | Wrong::Batch { .. }
             | Wrong::Size { .. }
-            | Wrong::Entry { .. } => {
-                "check the device, and restore all of the data directory from one copy; \
-                 `courser dump DIR` prints what can still be read"
-            }
+            | Wrong::Entry { .. } => advice::DAMAGED,
         }
     }
 }

@@ -36,6 +36,7 @@
 //!
 //! The page for who reads such files with other tools is `docs/storage.md`.
 
+mod advice;
 pub mod batch;
 pub mod checkpoint;
 pub mod entry;

@@ -33,6 +33,7 @@
 
 use core::fmt;
 
+use super::advice;
 use super::batch::Batch;
 use super::entry::Malformed;
 use super::file::{self, FIRST_BATCH, Unreadable};
@@ -203,14 +204,11 @@ impl Damage {
             | Wrong::Entry {
                 malformed: Malformed::Newer { .. },
                 ..
-            } => "start the version of courser that wrote it, or a later one",
+            } => advice::NEWER,
             Wrong::Foreign { .. } | Wrong::Twice { .. } | Wrong::Contradiction { .. } => {
-                "move files that were copied here out of the directory, or restore all of \
-                 the data directory from one copy"
+                advice::FOREIGN
             }
-            Wrong::FileMissing { .. } => {
-                "put the file back, or restore all of the data directory from one copy"
-            }
+            Wrong::FileMissing { .. } => advice::MISSING,
             Wrong::Changed { .. } => {
                 "see that nothing else writes to the data directory, and check the device"
             }
@@ -218,10 +216,7 @@ impl Damage {
             | Wrong::HeaderLost { .. }
             | Wrong::BatchMissing { .. }
             | Wrong::BatchLost { .. }
-            | Wrong::Entry { .. } => {
-                "check the device, and restore all of the data directory from one copy; \
-                 `courser dump DIR` prints what can still be read"
-            }
+            | Wrong::Entry { .. } => advice::DAMAGED,
         }
     }
 }
