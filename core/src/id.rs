@@ -84,6 +84,10 @@ number! {
     FileSequence(u64)
 }
 number! {
+    /// A page of the page files of a journal, counted through all of them.
+    PageNumber(u32)
+}
+number! {
     /// Batches of a journal, from 1; a run goes on behind the last one that it kept.
     /// 0 is none.
     BatchNumber(u64)

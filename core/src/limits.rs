@@ -37,6 +37,10 @@ pub const BATCH_SIZE_MAX: u32 = 8 * MIB;
 /// Memory of a shard that is set aside for what its journal has to say of changes, so that
 /// one that took effect is never left out.
 pub const JOURNAL_SPARE: u32 = 512 * KIB;
+/// What a place in a page file is a multiple of, in bytes: a chunk fits one.
+pub const PAGE_SIZE: u32 = CHUNK_SIZE;
+/// Pages of one page file: once none of them is in use it is removed.
+pub const PAGES_PER_FILE: u32 = 1024;
 /// Offsets that are reserved ahead for messages that are not flushed: as many may be
 /// left out after a crash.
 pub const OFFSETS_RESERVED: u32 = 65_536;

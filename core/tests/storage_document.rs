@@ -97,6 +97,7 @@ fn every_field_of_every_vector_stands_in_its_table_at_its_place() {
         ("partition-kept", Kind::PartitionKept),
         ("subscriptions-numbered", Kind::SubscriptionsNumbered),
         ("term-reached", Kind::TermReached),
+        ("paged", Kind::Paged),
     ];
     for (vector, kind) in cases {
         let (shared, own): (Vec<Field>, Vec<Field>) = fields(VECTORS, vector)

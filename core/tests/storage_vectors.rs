@@ -17,11 +17,11 @@ use courser_core::error::Refusal;
 use courser_core::frame::MESSAGE_HEADER_SIZE;
 use courser_core::id::{
     BatchNumber, CatalogVersion, DestinationNumber, Epoch, FileSequence, Installation,
-    JournalNumber, Offset, PartitionIndex, PartitionSequence, ProducerId, Run as RunNumber,
-    Sequence, SubscriptionNumber,
+    JournalNumber, Offset, PageNumber, PartitionIndex, PartitionSequence, ProducerId,
+    Run as RunNumber, Sequence, SubscriptionNumber,
 };
 use courser_core::journal::batch::{Batch, Label, Seal};
-use courser_core::journal::entry::{Entries, Entry, Fate, Place, Reached, Run};
+use courser_core::journal::entry::{Entries, Entry, Fate, PageImage, Place, Reached, Run};
 use courser_core::journal::{BLOCK_SIZE, Identity, Origin, Start, batch, checkpoint, file};
 use courser_core::name::{self, DestinationKind};
 use courser_core::subscription::Kind as Sharing;
@@ -296,6 +296,20 @@ fn each_entry_is_what_the_page_says() {
             Entry::TermReached {
                 destination: place.destination,
                 term: 3,
+            },
+        ),
+        (
+            "paged",
+            Entry::Paged {
+                place,
+                image: PageImage {
+                    run: RunNumber(5),
+                    page: PageNumber(1_024),
+                    size: 61_440,
+                    sum: 0x1234_5678,
+                    first: Offset(40),
+                    count: 512,
+                },
             },
         ),
     ];

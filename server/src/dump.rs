@@ -177,6 +177,7 @@ fn subject(entry: &Entry<'_>) -> Option<DestinationNumber> {
         | Entry::Returned { place, .. }
         | Entry::SendRefused { place, .. }
         | Entry::Emptied { place, .. }
+        | Entry::Paged { place, .. }
         | Entry::PartitionKept { place, .. } => Some(place.destination),
         Entry::DestinationKept { destination, .. } => Some(destination.number),
         Entry::TermReached { destination, .. } => Some(*destination),
@@ -413,6 +414,17 @@ fn fields(entry: &Entry<'_>) -> Line {
             ("destination", destination.0.into()),
             ("term", (*term).into()),
         ],
+        Entry::Paged { place, image } => [
+            of(place),
+            vec![
+                ("run", image.run.0.into()),
+                ("page", image.page.0.into()),
+                ("bytes", image.size.into()),
+                ("first_offset", image.first.0.into()),
+                ("messages", image.count.into()),
+            ],
+        ]
+        .concat(),
     };
     Line {
         what: entry.kind().name(),

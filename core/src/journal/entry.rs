@@ -33,8 +33,8 @@ use crate::error::Refusal;
 use crate::frame::decode::Message;
 use crate::frame::{ALIGNMENT, MESSAGE_HEADER_SIZE, MessageHeader, PREFIX_SIZE, Prefix, padded};
 use crate::id::{
-    CatalogVersion, DestinationNumber, Epoch, Offset, PartitionIndex, PartitionSequence,
-    ProducerId, Sequence, SubscriptionNumber,
+    CatalogVersion, DestinationNumber, Epoch, Offset, PageNumber, PartitionIndex,
+    PartitionSequence, ProducerId, Sequence, SubscriptionNumber,
 };
 use crate::limits;
 use crate::subscription::Kind as Sharing;
@@ -328,6 +328,48 @@ pub enum Entry<'a> {
         /// How often.
         term: u32,
     },
+    /// Messages of a partition lie in a page file.
+    Paged {
+        /// The partition.
+        place: Place,
+        /// Where they lie.
+        image: PageImage,
+    },
+}
+
+/// Where messages of one partition lie that stand one behind the other, and what is to be
+/// found there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageImage {
+    /// The run that wrote them.
+    pub run: crate::id::Run,
+    /// The page that they begin with.
+    pub page: PageNumber,
+    /// Bytes of their frames, padded.
+    pub size: u32,
+    /// The CRC-32C of these bytes.
+    pub sum: u32,
+    /// The first one's offset.
+    pub first: Offset,
+    /// How many; the offsets have no hole between them.
+    pub count: u32,
+}
+
+impl PageImage {
+    /// Pages that it takes up.
+    #[must_use]
+    pub const fn pages(&self) -> u32 {
+        self.size.div_ceil(limits::PAGE_SIZE)
+    }
+
+    /// One behind its last page, if there can be such pages and such messages.
+    fn end(&self) -> Option<u32> {
+        let end = self.page.0.checked_add(self.pages())?;
+        let last = self.first.0.checked_add(self.count.into())?;
+        let is_possible =
+            self.size > 0 && self.size.is_multiple_of(8) && self.count > 0 && last <= Offset::MAX.0;
+        is_possible.then_some(end)
+    }
 }
 
 /// The number that stands for a kind of entry.
@@ -370,13 +412,15 @@ pub enum Kind {
     SubscriptionsNumbered = 17,
     /// [`Entry::TermReached`].
     TermReached = 18,
+    /// [`Entry::Paged`].
+    Paged = 19,
     /// [`Entry::Message`].
     Message = 0x80,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::CatalogChanged,
         Self::OffsetsReserved,
         Self::ProducerAttached,
@@ -395,6 +439,7 @@ impl Kind {
         Self::PartitionKept,
         Self::SubscriptionsNumbered,
         Self::TermReached,
+        Self::Paged,
         Self::Message,
     ];
 
@@ -426,6 +471,7 @@ impl Kind {
             Self::PartitionKept => "partition kept",
             Self::SubscriptionsNumbered => "subscriptions numbered",
             Self::TermReached => "term reached",
+            Self::Paged => "paged",
             Self::Message => "message",
         }
     }
@@ -522,6 +568,16 @@ mod layout {
         PartitionKept { destination: U32, partition: U32, next: U64, }
         SubscriptionsNumbered { next: U32, reserved: U32, }
         TermReached { destination: U32, term: U32, }
+        Paged {
+            destination: U32,
+            partition: U32,
+            run: U64,
+            page: U32,
+            size: U32,
+            first: U64,
+            count: U32,
+            sum: U32,
+        }
     }
 }
 
@@ -636,6 +692,7 @@ impl Entry<'_> {
             Self::PartitionKept { .. } => Kind::PartitionKept,
             Self::SubscriptionsNumbered { .. } => Kind::SubscriptionsNumbered,
             Self::TermReached { .. } => Kind::TermReached,
+            Self::Paged { .. } => Kind::Paged,
         }
     }
 
@@ -672,6 +729,7 @@ impl Entry<'_> {
             Self::PartitionKept { .. } => sized::<layout::PartitionKept>(0),
             Self::SubscriptionsNumbered { .. } => sized::<layout::SubscriptionsNumbered>(0),
             Self::TermReached { .. } => sized::<layout::TermReached>(0),
+            Self::Paged { .. } => sized::<layout::Paged>(0),
         }
     }
 
@@ -682,7 +740,7 @@ impl Entry<'_> {
     /// If `out` is shorter than [`Entry::size`], which is a mistake of the caller.
     pub fn write(&self, out: &mut [u8]) -> usize {
         use layout::{
-            CatalogChanged, CatalogKept, Cursor, DestinationKept, Emptied, OffsetsReserved,
+            CatalogChanged, CatalogKept, Cursor, DestinationKept, Emptied, OffsetsReserved, Paged,
             PartBegun, PartitionKept, ProducerAttached, ProducerForgotten, ProducerIdsReserved,
             ProducerSent, Returned, SendRefused, Settled, Subscription, SubscriptionsNumbered,
             TermReached,
@@ -910,6 +968,19 @@ impl Entry<'_> {
                 let fields = TermReached {
                     destination: destination.0.into(),
                     term: (*term).into(),
+                };
+                put(kind, &fields, &[], out)
+            }
+            Self::Paged { place, image } => {
+                let fields = Paged {
+                    destination: place.destination.0.into(),
+                    partition: place.partition.0.into(),
+                    run: image.run.0.into(),
+                    page: image.page.0.into(),
+                    size: image.size.into(),
+                    first: image.first.0.into(),
+                    count: image.count.into(),
+                    sum: image.sum.into(),
                 };
                 put(kind, &fields, &[], out)
             }
@@ -1292,6 +1363,24 @@ fn state(kind: Kind, behind: &[u8], too_short: Malformed) -> Result<Entry<'_>, M
             Entry::TermReached {
                 destination: DestinationNumber(fields.destination.get()),
                 term: fields.term.get(),
+            }
+        }
+        Kind::Paged => {
+            let (fields, rest) = split::<layout::Paged>(behind, too_short)?;
+            tail = rest;
+            let image = PageImage {
+                run: crate::id::Run(fields.run.get()),
+                page: PageNumber(fields.page.get()),
+                size: fields.size.get(),
+                sum: fields.sum.get(),
+                first: offset(fields.first.get(), "first offset")?,
+                count: fields.count.get(),
+            };
+            let end = image.end();
+            end.ok_or(Malformed::OutOfRange { field: "page" })?;
+            Entry::Paged {
+                place: place(fields.destination, fields.partition)?,
+                image,
             }
         }
         Kind::Message => return Err(too_short),

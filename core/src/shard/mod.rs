@@ -41,6 +41,7 @@ mod intake;
 mod kept;
 mod locals;
 mod mesh;
+mod pages;
 mod poll;
 mod positions;
 mod producer;
@@ -62,6 +63,7 @@ use hashbrown::HashMap;
 
 pub use crate::pieces::{PIECES_MAX, Pieces};
 pub use checkpoint::{CheckpointFailed, CheckpointWish, Checkpoints};
+pub use pages::{PageFailed, PageWish};
 pub use restore::TooLittleMemory;
 
 use crate::auth::Principal;

@@ -174,6 +174,8 @@ impl Shard {
                     local.term = local.term.max(*term);
                 }
             }
+            // Whoever tells entries tells the messages that lie there, too.
+            Entry::Paged { .. } => {}
         }
         Ok(())
     }

@@ -10,10 +10,12 @@ use crate::error::Refusal;
 use crate::frame::decode::{Frame, Step, decode};
 use crate::frame::encode::{self, Envelope};
 use crate::id::{
-    CatalogVersion, DestinationNumber, Epoch, Offset, PartitionIndex, PartitionSequence,
-    ProducerId, Sequence, SubscriptionNumber,
+    CatalogVersion, DestinationNumber, Epoch, Offset, PageNumber, PartitionIndex,
+    PartitionSequence, ProducerId, Sequence, SubscriptionNumber,
 };
-use crate::journal::entry::{Entries, Entry, Fate, Kind, Malformed, Place, Reached, Run};
+use crate::journal::entry::{
+    Entries, Entry, Fate, Kind, Malformed, PageImage, Place, Reached, Run,
+};
 use crate::name::{self, DestinationKind};
 use crate::subscription::Kind as Sharing;
 
@@ -147,6 +149,17 @@ fn each(check: impl Fn(&Entry<'_>)) {
             destination: DestinationNumber(4),
             term: 3,
         },
+        Entry::Paged {
+            place: PLACE,
+            image: PageImage {
+                run: crate::id::Run(5),
+                page: PageNumber(1_024),
+                size: 61_440,
+                sum: 0x1234_5678,
+                first: Offset(40),
+                count: 512,
+            },
+        },
     ];
     for kind in Kind::ALL {
         assert!(all.iter().any(|entry| entry.kind() == kind), "{kind:?}");
@@ -208,7 +221,7 @@ fn what_another_version_wrote_is_refused_as_that() {
     let mut bytes = written(&Entry::ProducerForgotten {
         producer: ProducerId(11),
     });
-    for (kind, version) in [(0x20, 1), (0x26, 1), (0x13, 1), (4, 2), (0x80, 2)] {
+    for (kind, version) in [(0x20, 1), (0x26, 1), (0x14, 1), (4, 2), (0x80, 2)] {
         (bytes[4], bytes[5]) = (kind, version);
         let newer = Malformed::Newer { kind, version };
         assert_eq!(first(&bytes), Err(newer));
