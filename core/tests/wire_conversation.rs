@@ -1638,7 +1638,11 @@ fn a_subscription_is_shared_by_those_who_ask_for_it_from_the_first_on() {
     assert_eq!(open(TOPIC, "one", 1), Ok(()));
     assert_eq!(open(TOPIC, "one", 0), taken);
     assert_eq!(open(TOPIC, "one", 2), other);
-    assert_eq!(open(TOPIC, "one", 5), Err(Refusal::Unsupported));
+    assert_eq!(open(TOPIC, "one", 5), illegal);
+    assert_eq!(open(TOPIC, "", 5), illegal);
+    assert_eq!(open(QUEUE, "s", 5), illegal);
+    assert_eq!(open(QUEUE, "", 5), Ok(()));
+    assert_eq!(open(TOPIC, "one", 6), Err(Refusal::Unsupported));
     for (name, sharing) in [("failover", 3), ("keys", 4)] {
         assert_eq!(open(QUEUE, "", sharing), illegal);
         assert_eq!(open(TOPIC, "", sharing), illegal);

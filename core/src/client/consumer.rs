@@ -70,6 +70,8 @@ pub enum Sharing {
     Failover = 3,
     /// Several, of which each has the messages of some keys.
     KeyShared = 4,
+    /// It has none: the consumer is shown what a queue keeps, and takes nothing.
+    Browsing = 5,
 }
 
 /// What became of the question whether there is anything for a consumer.

@@ -186,7 +186,7 @@ fields! {
         name_length: U16,
         /// How many consumers the subscription has at once, and what of it is whose:
         /// 0 as is usual for the destination, 1 exclusive, 2 shared, 3 failover,
-        /// 4 key-shared; others reserved.
+        /// 4 key-shared, 5 none: it browses; others reserved.
         sharing: u8,
         /// Zero.
         reserved: [u8; 3],

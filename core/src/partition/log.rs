@@ -530,7 +530,8 @@ impl Log {
 
     /// How far readers come: behind the last message that is not hidden.
     #[inline]
-    fn reading_ends(&self) -> Offset {
+    #[must_use]
+    pub fn reading_ends(&self) -> Offset {
         self.next.min(self.shown)
     }
 

@@ -13,7 +13,9 @@
 //!   key-shared          who has the key ──────────┘
 //! ```
 
+use super::blocks::Blocks;
 use super::branch::Origin;
+use super::browse::Browser;
 use super::durable::{Asker, Confirmation};
 use super::egress::Pin;
 use super::ending::Ending;
@@ -23,7 +25,7 @@ use super::mesh::link_to;
 use super::returns::PartAddress;
 use super::source::Source;
 use super::tables::no_memory_for_consumers;
-use super::{Fault, Link, LinkState, Rejection, Shard, tables};
+use super::{Fault, Link, LinkState, Rejection, Shard, Slab, tables};
 use crate::auth::{self, Operation, Principal, Target};
 use crate::catalog::Wanted;
 use crate::counters::Counter;
@@ -34,11 +36,12 @@ use crate::id::{
     DestinationNumber, Handle, MemberNumber, Offset, PartitionIndex, RequestId, SubscriptionNumber,
 };
 use crate::limits;
-use crate::memory::CHUNK;
+use crate::memory::{Arena, CHUNK};
 use crate::name::{Destination, DestinationKind};
-use crate::partition::{self, log::RunLimit};
+use crate::partition;
+use crate::partition::log::{Log, Run, RunLimit};
 use crate::subscription::{Claim, Kind, Membership, Part};
-use crate::time::Now;
+use crate::time::{Monotonic, Now};
 use zerocopy::FromBytes;
 
 /// A run for one of several consumers has at most this many messages, so that
@@ -46,10 +49,12 @@ use zerocopy::FromBytes;
 const SHARED_RUN_MESSAGES: u64 = 16;
 /// Runs handed out in one turn: bounds how long it takes.
 const RUNS_PER_TURN: usize = 256;
-/// The subscription of a front, which is in none.
+/// The subscription of a front or a browser, which is in none.
 const NO_SUBSCRIPTION: Handle = Handle(u32::MAX);
+/// How a browser shares what it is in, which is nothing.
+const ALONE: Kind = Kind::Exclusive;
 /// Bytes of a delivery's header.
-const HEADER: usize = CONTROL_HEADER_SIZE + size_of::<Delivery>();
+pub(super) const HEADER: usize = CONTROL_HEADER_SIZE + size_of::<Delivery>();
 
 /// Where a new subscription starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,6 +117,8 @@ pub(super) struct Consumer {
     ended: Option<Refusal>,
     /// What it is beside its link, if partitions of its destination are elsewhere.
     role: Option<Box<Role>>,
+    /// Where it is, if it is a browser, and not the front of one.
+    browser: Option<Box<Browser>>,
 }
 
 /// One side of a consumer that spans shards.
@@ -143,6 +150,7 @@ impl Consumer {
             handed: 0,
             ended: None,
             role: role.map(Box::new),
+            browser: None,
         }
     }
 
@@ -176,6 +184,11 @@ impl Consumer {
             Some(Role::Source(source)) => Some(source),
             _ => None,
         }
+    }
+
+    /// Where it is, if it is a browser.
+    pub(super) fn browser_mut(&mut self) -> Option<&mut Browser> {
+        self.browser.as_deref_mut()
     }
 
     /// What may still be delivered to it, in messages and in bytes.
@@ -260,13 +273,14 @@ pub(super) struct OpenConsumer<'a> {
     pub(super) destination: &'a Destination,
     pub(super) subscription: &'a str,
     pub(super) start: Start,
-    pub(super) kind: Kind,
+    /// How its subscription is shared; `None`: it has none, and only looks at a queue.
+    pub(super) kind: Option<Kind>,
     pub(super) messages: u64,
     pub(super) bytes: u64,
 }
 
 /// How a run gets from here to whoever takes it.
-enum Way<'a> {
+pub(super) enum Way<'a> {
     /// Out of this link.
     Link(&'a mut Link),
     /// To this front, which acts for somebody and has room for so many bytes.
@@ -278,9 +292,106 @@ pub(super) struct JoinConsumer<'a> {
     pub(super) destination: DestinationNumber,
     pub(super) subscription: &'a str,
     pub(super) start: Start,
-    pub(super) kind: Kind,
+    /// How that is shared; `None`: it joins none, and only looks at a queue.
+    pub(super) kind: Option<Kind>,
     /// Which member it is, if the home decided that already.
     pub(super) member: Option<MemberNumber>,
+}
+
+impl Way<'_> {
+    /// For whom it leads, and how many bytes it takes at once.
+    #[inline(always)]
+    pub(super) fn bounds(&self) -> (Principal, u64) {
+        match self {
+            Self::Link(link) => (link.principal, u64::from(limits::EGRESS_SIZE)),
+            Self::Front(_, principal, room) => (*principal, *room),
+        }
+    }
+}
+
+/// How a run gets to a consumer, if it may have one now: it has credit, and there is room.
+/// Otherwise whoever makes that otherwise is told.
+#[inline(always)]
+pub(super) fn way_to<'a>(
+    links: &'a mut Slab<Link>,
+    (blocks, arena): (&mut Blocks, &Arena),
+    announcing: &mut Vec<Handle>,
+    (handle, consumer): (Handle, &mut Consumer),
+    has_large: bool,
+    may_deliver: bool,
+) -> Option<Way<'a>> {
+    if !consumer.may_take() {
+        if consumer.source_mut().is_some_and(Source::announce) {
+            announcing.push(handle);
+        }
+        return None;
+    }
+    if let Some(source) = consumer.source_mut() {
+        // What goes to a front has a place there, the last message too, which may
+        // reach beyond the credit.
+        let last = if has_large { LARGEST } else { CHUNK as u64 };
+        let Some(room) = source.room_before(last) else {
+            consumer.lend(0, 0);
+            announcing.push(handle);
+            return None;
+        };
+        return Some(Way::Front(source.origin, source.principal, room));
+    }
+    let link = links.get_mut(consumer.link)?;
+    if link.state == LinkState::Ending {
+        return None;
+    }
+    let room = HEADER + limits::EGRESS_COPY_MAX as usize;
+    if !link.egress.has_room_for_delivery(room) {
+        link.starved = true;
+        return None;
+    }
+    if !link.egress.can_open(arena, may_deliver) {
+        let listed = &mut link.deliveries_wait;
+        blocks.want_for_deliveries(consumer.link, listed);
+        return None;
+    }
+    Some(Way::Link(link))
+}
+
+/// A run leaves on a link that has room for it: a short one copied, another one lent.
+#[inline(always)]
+pub(super) fn deliver_to_link(
+    link: &mut Link,
+    (blocks, arena): (&mut Blocks, &mut Arena),
+    log: &mut Log,
+    (destination, partition): (DestinationNumber, PartitionIndex),
+    (handle, header, run): (Handle, &Delivery, &Run),
+    (now, may_deliver): (Monotonic, bool),
+) {
+    if link.egress.bytes() == 0 {
+        link.progress = now;
+    }
+    let egress = &mut link.egress;
+    egress
+        .open(arena, blocks, may_deliver)
+        .expect("a block can be opened");
+    egress
+        .control(arena, handle.0, header, &[])
+        .expect("there is room for a delivery's header");
+    if run.bytes < limits::EGRESS_COPY_MAX as usize {
+        egress
+            .copy(arena, (run.chunk, run.start), run.bytes)
+            .expect("there is room for a short run");
+        return;
+    }
+    let pin = Pin {
+        destination,
+        partition,
+        offset: run.first,
+    };
+    let (mut chunk, mut start, mut left) = (run.chunk, run.start, run.bytes);
+    while left > 0 {
+        let length = left.min(CHUNK - start);
+        log.pin(run.first);
+        egress.lend((chunk, start), length, pin);
+        (chunk, start, left) = (arena.next(chunk), 0, left - length);
+    }
 }
 
 impl Start {
@@ -311,6 +422,12 @@ impl Shard {
         request: RequestId,
         open: &OpenConsumer<'_>,
     ) -> Result<(), Rejection> {
+        if open.kind.is_none() && self.catalog.find(open.destination).is_none() {
+            return Err(Rejection::request(
+                Refusal::NotFound,
+                format!("{} does not exist", open.destination),
+            ));
+        }
         let destination = self.resolve(
             link,
             open.destination,
@@ -383,16 +500,23 @@ impl Shard {
         role: Option<Role>,
     ) -> Result<(Handle, MemberNumber), Fault> {
         let destination = join.destination;
-        if join.member.is_none() {
+        if join.member.is_none() && join.kind.is_some() {
             self.has_room_for_consumer(destination)?;
         }
         let partitions = self.locals[destination].own.count;
-        let size = tables::consumer_size(join.kind, partitions);
+        let kind = join.kind.unwrap_or(ALONE);
+        let size = tables::consumer_size(kind, partitions);
         if !self.opened.has(size) {
             return Err(no_memory_for_consumers());
         }
-        let subscription = self.subscription_for(join)?;
-        let consumer = Consumer::new(of, (destination, subscription, join.kind), credit, role);
+        let subscription = match join.kind {
+            Some(kind) => self.subscription_for(join, kind)?,
+            None => NO_SUBSCRIPTION,
+        };
+        let mut consumer = Consumer::new(of, (destination, subscription, kind), credit, role);
+        if join.kind.is_none() {
+            consumer.browser = Some(Box::new(Browser::of(&self.locals[destination])));
+        }
         let Ok(handle) = self.consumers.insert(consumer) else {
             self.end_if_fleeting(subscription);
             return Err(Refusal::ResourceAllocation.into());
@@ -409,7 +533,11 @@ impl Shard {
             entry.consumers.push(handle);
         }
         self.session_holds(of.0, of.1);
-        self.local_mut(destination).consumers += 1;
+        let local = self.local_mut(destination);
+        match join.kind {
+            Some(_) => local.consumers += 1,
+            None => local.browsers.push(handle),
+        }
         Ok((handle, member))
     }
 
@@ -423,13 +551,14 @@ impl Shard {
         gather: Gather,
     ) -> Result<Handle, Rejection> {
         let partitions = self.locals[destination].own.count;
-        let size = tables::consumer_size(open.kind, partitions);
+        let kind = open.kind.unwrap_or(ALONE);
+        let size = tables::consumer_size(kind, partitions);
         if !self.opened.has(size) {
             return Err(Rejection::Request(no_memory_for_consumers()));
         }
         let consumer = Consumer::new(
             (link, open.session),
-            (destination, NO_SUBSCRIPTION, open.kind),
+            (destination, NO_SUBSCRIPTION, kind),
             (open.messages, open.bytes),
             Some(Role::Front(gather)),
         );
@@ -454,13 +583,13 @@ impl Shard {
         let subscription = consumer.subscription;
         let partitions = &self.locals[consumer.destination].partitions;
         let mut starts = Vec::with_capacity(partitions.len() * size_of::<u64>());
-        for partition in partitions {
-            let part = partition
-                .parts
-                .iter()
-                .find(|(part, _)| *part == subscription);
-            let fresh = part.map_or(Offset(0), |(_, part)| part.fresh());
-            starts.extend_from_slice(&fresh.0.to_le_bytes());
+        for (index, partition) in partitions.iter().enumerate() {
+            let start = match &consumer.browser {
+                Some(browser) => browser.offset(index),
+                None => partition.part(subscription).map(Part::fresh),
+            };
+            let start = start.unwrap_or(Offset(0));
+            starts.extend_from_slice(&start.0.to_le_bytes());
         }
         starts
     }
@@ -511,7 +640,7 @@ impl Shard {
         Ok(handle)
     }
 
-    fn subscription_for(&mut self, open: &JoinConsumer<'_>) -> Result<Handle, Fault> {
+    fn subscription_for(&mut self, open: &JoinConsumer<'_>, wanted: Kind) -> Result<Handle, Fault> {
         let destination = open.destination;
         let name = Some(open.subscription).filter(|name| !name.is_empty());
         let is_queue = self.is_queue(destination);
@@ -529,15 +658,15 @@ impl Shard {
             }
             self.has_room_for_subscription(destination)?;
             self.has_room_in_journal()?;
-            return self.subscribe(destination, name, open.start, open.kind);
+            return self.subscribe(destination, name, open.start, wanted);
         };
         let (kind, consumers) = (found.membership.kind(), found.membership.members().len());
-        if kind != open.kind {
+        if kind != wanted {
             return Err(Fault::new(
                 Refusal::PreconditionFailed,
                 format!(
-                    "the subscription {:?} is {kind} and stays so: it cannot be opened as {}",
-                    open.subscription, open.kind
+                    "the subscription {:?} is {kind} and stays so: it cannot be opened as {wanted}",
+                    open.subscription
                 ),
             ));
         }
@@ -636,6 +765,10 @@ impl Shard {
             local.fronts -= 1;
             self.forget_leases(consumer.link, handle);
             return self.drop_sources(gather, (consumer.link, handle), clean);
+        }
+        if consumer.browser.is_some() {
+            local.browsers.retain(|browser| *browser != handle);
+            return partition::trim(&mut local.browsers);
         }
         let handed = if clean {
             consumer.handed
@@ -937,6 +1070,9 @@ impl Shard {
                     budget -= 1;
                 }
             }
+            if !self.locals[destination].browsers.is_empty() {
+                budget = self.show(now, destination, index, budget);
+            }
             if budget == 0 {
                 self.queue(destination, index);
                 return;
@@ -992,51 +1128,18 @@ impl Shard {
             let Some(consumer) = self.consumers.get_mut(handle) else {
                 continue;
             };
-            if !consumer.may_take() {
-                if consumer.source_mut().is_some_and(Source::announce) {
-                    self.announcing.push(handle);
-                }
+            let way = way_to(
+                &mut self.links,
+                (&mut self.blocks, &self.arena),
+                &mut self.announcing,
+                (handle, consumer),
+                log.has_large(),
+                may_deliver,
+            );
+            let Some(way) = way else {
                 continue;
-            }
-            let way = if let Some(source) = consumer.source_mut() {
-                // What goes to a front has a place there, the last message too, which may
-                // reach beyond the credit.
-                let last = if log.has_large() {
-                    LARGEST
-                } else {
-                    CHUNK as u64
-                };
-                let Some(room) = source.room_before(last) else {
-                    consumer.lend(0, 0);
-                    self.announcing.push(handle);
-                    continue;
-                };
-                Way::Front(source.origin, source.principal, room)
-            } else {
-                let Some(link) = self.links.get_mut(consumer.link) else {
-                    continue;
-                };
-                if link.state == LinkState::Ending {
-                    continue;
-                }
-                if !link
-                    .egress
-                    .has_room_for_delivery(HEADER + limits::EGRESS_COPY_MAX as usize)
-                {
-                    link.starved = true;
-                    continue;
-                }
-                if !link.egress.can_open(&self.arena, may_deliver) {
-                    let listed = &mut link.deliveries_wait;
-                    self.blocks.want_for_deliveries(consumer.link, listed);
-                    continue;
-                }
-                Way::Link(link)
             };
-            let (principal, bytes_max) = match &way {
-                Way::Link(link) => (link.principal, u64::from(limits::EGRESS_SIZE)),
-                Way::Front(_, principal, room) => (*principal, *room),
-            };
+            let (principal, bytes_max) = way.bounds();
             let target = Target::Destination(destination);
             if auth::authorize(principal, Operation::Receive, target).is_err() {
                 continue;
@@ -1085,34 +1188,14 @@ impl Shard {
                     return true;
                 }
             };
-            if link.egress.bytes() == 0 {
-                link.progress = now.monotonic;
-            }
-            let egress = &mut link.egress;
-            egress
-                .open(&mut self.arena, &mut self.blocks, may_deliver)
-                .expect("a block can be opened");
-            egress
-                .control(&mut self.arena, handle.0, &header, &[])
-                .expect("there is room for a delivery's header");
-            if run.bytes < limits::EGRESS_COPY_MAX as usize {
-                egress
-                    .copy(&mut self.arena, (run.chunk, run.start), run.bytes)
-                    .expect("there is room for a short run");
-            } else {
-                let pin = Pin {
-                    destination,
-                    partition: index,
-                    offset: run.first,
-                };
-                let (mut chunk, mut start, mut left) = (run.chunk, run.start, run.bytes);
-                while left > 0 {
-                    let length = left.min(CHUNK - start);
-                    log.pin(run.first);
-                    egress.lend((chunk, start), length, pin);
-                    (chunk, start, left) = (self.arena.next(chunk), 0, left - length);
-                }
-            }
+            deliver_to_link(
+                link,
+                (&mut self.blocks, &mut self.arena),
+                log,
+                (destination, index),
+                (handle, &header, &run),
+                (now.monotonic, may_deliver),
+            );
             let link = consumer.link;
             self.mark_dirty(link);
             return true;
@@ -1125,7 +1208,8 @@ impl Shard {
     #[inline]
     pub(super) fn queue(&mut self, destination: DestinationNumber, partition: PartitionIndex) {
         let local = &mut self.locals[destination];
-        if local.consumers + local.expires > 0 && !local.queued[partition.0 as usize] {
+        let is_looked_at = local.consumers + local.expires > 0 || !local.browsers.is_empty();
+        if is_looked_at && !local.queued[partition.0 as usize] {
             local.queued[partition.0 as usize] = true;
             self.ready.push_back((destination, partition));
         }

@@ -288,7 +288,8 @@ impl Shard {
             refusal: Refusal::NotFound,
             text: "the destination was deleted",
         };
-        if self.locals[number].consumers + self.locals[number].fronts > 0 {
+        let local = &self.locals[number];
+        if local.consumers + local.fronts > 0 || !local.browsers.is_empty() {
             let of_it = |consumer: &Consumer| consumer.destination() == number;
             self.end_consumers(of_it, why);
         }

@@ -290,7 +290,7 @@ impl Shard {
             principal: self.principal(link).number().into(),
             offset: offset.into(),
             start: start.into(),
-            kind: open.kind as u8,
+            kind: open.kind.map_or(records::BROWSES, |kind| kind as u8),
             ..records::Join::default()
         };
         let join = [join.as_bytes(), open.subscription.as_bytes()].concat();

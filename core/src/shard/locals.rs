@@ -67,6 +67,8 @@ pub(super) struct Local {
     pub(super) term: u32,
     /// Those whose messages here are delivered to a link or to a front.
     pub(super) consumers: u32,
+    /// Those that only look at it, and whose messages here are shown to a link or to a front.
+    pub(super) browsers: Vec<Handle>,
     /// Consumers that stand here for sources anywhere.
     pub(super) fronts: u32,
     pub(super) stored: u64,
@@ -100,6 +102,7 @@ impl Local {
             exclusive: None,
             term: 0,
             consumers: 0,
+            browsers: Vec::new(),
             fronts: 0,
             stored: 0,
             keeps: false,

@@ -20,6 +20,7 @@ mod backlog;
 mod behind;
 mod blocks;
 mod branch;
+mod browse;
 mod burst;
 mod checkpoint;
 mod closing;

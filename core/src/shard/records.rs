@@ -46,6 +46,9 @@
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+/// How a browser shares a subscription, in a record and on the wire: it has none.
+pub(super) const BROWSES: u8 = 5;
+
 /// Kinds of requests.
 pub(super) mod request {
     pub(in super::super) const ATTACH: u8 = 1;

@@ -5,6 +5,7 @@ use super::destination::wanted;
 use super::durable::LastWord;
 use super::identity::Access;
 use super::producer::OpenProducer;
+use super::records::BROWSES;
 use super::{Fault, Rejection, Shard};
 use crate::auth::{self, Operation, Target};
 use crate::catalog::RetentionCode;
@@ -299,11 +300,12 @@ impl Shard {
         }
         let is_queue = destination.kind == DestinationKind::Queue;
         let kind = match fields.sharing {
-            0 if is_queue => Kind::Shared,
-            0 => Kind::Exclusive,
-            code => Kind::from_code(code).ok_or(Refusal::Unsupported)?,
+            0 if is_queue => Some(Kind::Shared),
+            0 => Some(Kind::Exclusive),
+            BROWSES => None,
+            code => Some(Kind::from_code(code).ok_or(Refusal::Unsupported)?),
         };
-        if is_queue && matches!(kind, Kind::Failover | Kind::KeyShared) {
+        if let Some(kind) = kind.filter(|it| is_queue && it.has_claims()) {
             return Err(Rejection::request(
                 Refusal::IllegalArgument,
                 format!(
@@ -313,7 +315,9 @@ impl Shard {
             ));
         }
         if is_queue
-            && (!subscription.is_empty() || start != Start::Earliest || kind != Kind::Shared)
+            && (!subscription.is_empty()
+                || start != Start::Earliest
+                || kind == Some(Kind::Exclusive))
         {
             return Err(Rejection::request(
                 Refusal::IllegalArgument,
@@ -321,7 +325,17 @@ impl Shard {
                  neither a subscription nor a start nor an owner can be chosen",
             ));
         }
-        if !is_queue && subscription.is_empty() && kind.has_several() {
+        if !is_queue && kind.is_none() {
+            return Err(Rejection::request(
+                Refusal::IllegalArgument,
+                "a topic has nothing to browse: open a subscription without a name, \
+                 which takes nothing from anybody",
+            ));
+        }
+        if let Some(kind) = kind.filter(|it| it.has_several())
+            && !is_queue
+            && subscription.is_empty()
+        {
             return Err(Rejection::request(
                 Refusal::IllegalArgument,
                 format!(

@@ -143,7 +143,10 @@ impl Shard {
             destination,
             subscription,
             start: Start::decode(join.start.get(), join.offset.get()),
-            kind: Kind::from_code(join.kind).ok_or(Refusal::IllegalArgument)?,
+            kind: match join.kind {
+                records::BROWSES => None,
+                code => Some(Kind::from_code(code).ok_or(Refusal::IllegalArgument)?),
+            },
             member: Some(MemberNumber(join.member.get())).filter(|member| member.0 > 0),
         };
         let principal = Principal::from_number(join.principal.get());

@@ -8,7 +8,7 @@
 //! beyond the few, as it does at the bound of a part.
 
 use super::consumer::Consumer;
-use super::{Fault, Shard};
+use super::{Fault, Shard, browse};
 use crate::error::Refusal;
 use crate::id::{DestinationNumber, Handle, PartitionIndex};
 use crate::subscription::membership::Member;
@@ -73,9 +73,10 @@ const SLACK: usize = 4;
 
 /// What a consumer takes up: itself, where its link, its session and its subscription
 /// name it, its points on the ring if keys decide, and what each partition may have to
-/// remember of its acknowledgements.
+/// remember of its acknowledgements, or a browser of each partition.
 pub(super) fn consumer_size(kind: Kind, partitions: usize) -> usize {
     const PER_PARTITION: usize = 2 * Part::PER_CONSUMER_SIZE;
+    const _: () = assert!(browse::PLACE_SIZE <= PER_PARTITION);
     const NAMED: usize = 2 * size_of::<Handle>() + size_of::<Member>();
     let points = match kind {
         Kind::KeyShared => key_ring::MEMBER_SIZE,

@@ -53,6 +53,12 @@ impl Kind {
     pub fn has_several(self) -> bool {
         self != Self::Exclusive
     }
+
+    /// Whether its consumers have claims, on partitions or on keys.
+    #[must_use]
+    pub fn has_claims(self) -> bool {
+        matches!(self, Self::Failover | Self::KeyShared)
+    }
 }
 
 impl fmt::Display for Kind {

@@ -870,6 +870,17 @@ impl Part {
                 .is_some_and(|entry| entry.offset == offset && entry.state != State::Settled)
     }
 
+    /// The first offset from this one on that [`Part::claims`].
+    #[must_use]
+    pub fn claims_from(&self, offset: Offset) -> Offset {
+        if offset >= self.fresh.offset {
+            return offset;
+        }
+        let mut entries = self.entries.range(self.index_of(offset)..);
+        let claimed = entries.find(|entry| entry.state != State::Settled);
+        claimed.map_or(self.fresh.offset, |entry| entry.offset)
+    }
+
     /// Messages that are delivered and not settled, or wait to be delivered again.
     #[must_use]
     pub fn unsettled(&self) -> u32 {

@@ -1058,6 +1058,7 @@ fn a_consumer_says_whether_it_shares_its_subscription() {
         (Sharing::Several, 2),
         (Sharing::Failover, 3),
         (Sharing::KeyShared, 4),
+        (Sharing::Browsing, 5),
     ] {
         let request = ConsumerRequest {
             subscription: "s".into(),

@@ -1,5 +1,6 @@
 mod behind;
 mod bounds;
+mod browse;
 mod closing;
 mod finish;
 mod poll;
