@@ -18,6 +18,7 @@ use courser_transport::in_process::Connector;
 
 use crate::address::{Endpoint, Endpoints, IntoEndpoints};
 use crate::admin::Admin;
+use crate::browser::Browser;
 use crate::consumer::ConsumerBuilder;
 use crate::error::{ConnectError, RequestError};
 use crate::instance;
@@ -397,6 +398,17 @@ impl Client {
     pub fn consumer(&self, destination: impl IntoDestination) -> ConsumerBuilder<'_> {
         let request = destination.into_destination().map(ConsumerRequest::new);
         ConsumerBuilder::new(self, request)
+    }
+
+    /// Looks at what `queue:NAME` or `NAME` keeps, and takes nothing of it. Unlike a
+    /// consumer it creates nothing.
+    ///
+    /// # Errors
+    ///
+    /// If the name is no queue's or there is none of it, the broker refuses or does not
+    /// answer.
+    pub fn browse(&self, queue: impl IntoDestination) -> Result<Browser, RequestError> {
+        Browser::of(self, queue)
     }
 
     /// A client over the same connection whose listeners run on another thread:

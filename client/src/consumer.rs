@@ -293,6 +293,14 @@ impl Consumer {
         })
     }
 
+    /// The next message that a browser is shown: as [`Consumer::receive_no_wait`], but it
+    /// is not held.
+    pub(crate) fn look(&mut self) -> Result<Option<Received>, ReceiveError> {
+        let received = self.receive_no_wait();
+        self.unsettled.clear();
+        received
+    }
+
     /// The next message, for an asynchronous program of any runtime.
     ///
     /// Dropped before it was ready the future takes nothing along.

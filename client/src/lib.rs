@@ -46,6 +46,8 @@
 //! | [`Consumer::receive_async`], [`Consumer::poll_receive`] | a task of any runtime |
 //! | [`Consumer::listen`] | nobody: a listener, on the session's thread |
 //!
+//! [`Client::browse`] shows what a queue keeps, and takes nothing of it.
+//!
 //! A connection that is lost is made again, by whoever waits or polls, for as long as
 //! [`ConnectOptions::reconnect_for`] says; what has no outcome is sent again in
 //! order and stored once. When no connection comes, every outstanding send fails in
@@ -53,6 +55,7 @@
 
 mod address;
 mod admin;
+mod browser;
 mod client;
 mod clock;
 mod consumer;
@@ -76,6 +79,7 @@ mod unsettled;
 
 pub use address::{DEFAULT_PORT, Endpoint, Endpoints, IllegalEndpoint, IntoEndpoints};
 pub use admin::{Admin, NewDestination};
+pub use browser::Browser;
 pub use client::{Client, ConnectOptions, IntoDestination, Stats};
 pub use consumer::{Consumer, ConsumerBuilder};
 pub use delivery::Listening;
