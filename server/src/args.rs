@@ -379,7 +379,7 @@ pub(crate) struct CheckOptions {
 /// `courser dump`.
 #[derive(Debug, Args)]
 pub(crate) struct DumpOptions {
-    /// A data directory that no broker has; or topic:NAME, what a broker keeps there
+    /// A data directory that no broker has; or queue:NAME or topic:NAME, what a broker keeps there
     #[arg(value_name = "DIR|DEST", value_parser = OsStringValueParser::new().try_map(source))]
     pub(crate) source: Source,
     /// Of a directory only what is about one destination

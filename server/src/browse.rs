@@ -1,13 +1,14 @@
-//! `courser dump DEST`: what a topic of a broker that runs keeps, seen and left as it is.
+//! `courser dump DEST`: what a broker that runs keeps there, seen and left as it is.
 //!
 //! ```text
-//!   latest     a reader that begins behind everything: where each partition ends now
-//!   earliest   a reader that begins with what is kept, up to there
+//!   a queue    a browser, which is shown what no consumer has settled
+//!   a topic    latest: a reader that begins behind everything, where each partition ends now
+//!              earliest: a reader that begins with what is kept, up to there
 //! ```
 //!
-//! A reader is a subscription of its own, which ends with it: nothing that it is given is
-//! taken from anybody, and nothing that it acknowledges is settled for others. A queue has
-//! one place, which all its consumers share, so there is no looking at it without taking.
+//! A topic's reader is a subscription of its own, which ends with it: nothing that it is
+//! given is taken from anybody, and nothing that it acknowledges is settled for others. A
+//! browser is in no subscription at all.
 
 use std::time::Duration;
 
@@ -39,15 +40,13 @@ pub(crate) fn browse(
     json: bool,
     connection: &Connection,
 ) -> Result<(), CommandError> {
-    if destination.kind == DestinationKind::Queue {
-        return Err(CommandError::QueueIsShared {
-            destination: destination.clone(),
-        });
-    }
     let client = Client::options()
         .name("courser dump")
         .reconnect_for(Duration::ZERO)
         .connect(connection.endpoints.clone())?;
+    if destination.kind == DestinationKind::Queue {
+        return browse_queue(client, destination, json);
+    }
     // Who opens what is not there makes it.
     client.admin().destination(destination)?;
     let latest = reader(&client, destination, From::Latest)?;
@@ -59,6 +58,23 @@ pub(crate) fn browse(
     let read = output::print(&text).and(read);
     // Everything is printed, or why not is known; how the goodbye goes changes neither.
     let _told = earliest.close().and_then(|()| client.close());
+    read
+}
+
+fn browse_queue(client: Client, queue: &Destination, json: bool) -> Result<(), CommandError> {
+    let mut browser =
+        (client.browse(queue)).map_err(|source| CommandError::opening(queue, source))?;
+    let mut text = String::new();
+    let mut read = Ok(());
+    for received in &mut browser {
+        match received {
+            Ok(received) => print_one(&received, json, &mut text)?,
+            Err(error) => read = Err(ReceiveFailed::Receive(error).into()),
+        }
+    }
+    let read = output::print(&text).and(read);
+    // As below.
+    let _told = browser.close().and_then(|()| client.close());
     read
 }
 
@@ -93,11 +109,7 @@ fn print_all(
         };
         let position = received.position();
         if left.take(position.partition.0, position.offset.0) {
-            as_line(&received).write(text, json, "");
-            if text.len() >= PRINT_SIZE {
-                output::print(text)?;
-                text.clear();
-            }
+            print_one(&received, json, text)?;
         }
         since_confirmed += 1;
         settle(reader, &received, since_confirmed >= UNCONFIRMED_MAX).map_err(|source| {
@@ -108,6 +120,16 @@ fn print_all(
             }
         })?;
         since_confirmed %= UNCONFIRMED_MAX;
+    }
+    Ok(())
+}
+
+/// Adds the line of a message to `text`, and prints that once it is long enough.
+fn print_one(received: &Received, json: bool, text: &mut String) -> Result<(), CommandError> {
+    as_line(received).write(text, json, "");
+    if text.len() >= PRINT_SIZE {
+        output::print(text)?;
+        text.clear();
     }
     Ok(())
 }

@@ -90,14 +90,6 @@ pub(crate) enum CommandError {
         /// Where.
         directory: PathBuf,
     },
-    /// Looking at a queue would take from its consumers.
-    #[error(
-        "{destination} cannot be looked at while a broker has it: its messages are for its consumers, and each is given to one"
-    )]
-    QueueIsShared {
-        /// Which one.
-        destination: Destination,
-    },
     /// Something is to be done that cannot be taken back, and there is no terminal.
     #[error("{what}? This has to be confirmed, and there is nobody to ask")]
     NobodyToAsk {
@@ -189,10 +181,9 @@ impl CommandError {
                 }
                 _ => Status::Failed,
             },
-            Self::NobodyToAsk { .. }
-            | Self::NothingToSet
-            | Self::NotInDirectory { .. }
-            | Self::QueueIsShared { .. } => Status::Usage,
+            Self::NobodyToAsk { .. } | Self::NothingToSet | Self::NotInDirectory { .. } => {
+                Status::Usage
+            }
             Self::Declined => Status::Failed,
             Self::Vanished { .. } => Status::Refused,
             Self::Directory(DirectoryError::Damaged { .. } | DirectoryError::Nameless { .. })
@@ -229,9 +220,6 @@ impl CommandError {
     fn fix(&self) -> Option<&'static str> {
         match self {
             Self::NobodyToAsk { .. } => Some("--yes"),
-            Self::QueueIsShared { .. } => Some(
-                "courser queue show says how much it holds; courser receive takes it; or stop the broker and courser dump DIR --destination DEST",
-            ),
             Self::NothingToSet => {
                 Some("--max-producers N · --max-consumers N · --max-subscriptions N")
             }

@@ -12,7 +12,7 @@
 //! | `destination` `subscription` `producer` `connection` | what an administrator sees and does, a noun each |
 //! | `check` `dump` | a data directory that no broker has: whether it is whole, and what it holds |
 //! | `examine` | what both read |
-//! | `browse` | `dump` of a topic that a running broker keeps |
+//! | `browse` | `dump` of what a running broker keeps of a queue or a topic |
 //! | `line` | a line about one thing, as text or JSON |
 //! | `confirm` | asking before something is done that cannot be taken back |
 

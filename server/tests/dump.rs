@@ -11,10 +11,17 @@ mod choices;
 mod home;
 mod support;
 
+use std::fs;
+use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
+
 use accounts::{Record, ack_log};
+use courser::Client;
+use courser_core::frame::checksum;
 use home::Home;
 use serde_json::Value;
-use support::{Broker, Directory, Ended, courser, run};
+use support::{Broker, DEADLINE, Directory, Ended, courser, run};
 
 fn succeeded(ended: Ended) -> String {
     assert_eq!(ended.status, Some(0), "{ended:?}");
@@ -110,12 +117,111 @@ fn how_a_body_begins_is_shown_and_what_is_no_text_does_no_harm() {
     );
 }
 
+/// What the files of all journals say.
+fn journals(home: &Home) -> Vec<u32> {
+    let entries = fs::read_dir(&home.data).unwrap();
+    let mut folders: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
+    folders.retain(|path| path.is_dir());
+    let files = folders.iter().flat_map(|path| fs::read_dir(path).unwrap());
+    let mut paths: Vec<PathBuf> = files.map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    let sums = paths
+        .iter()
+        .map(|path| checksum::body(&fs::read(path).unwrap()));
+    sums.collect()
+}
+
+/// A queue's messages go to one consumer each, so looking at it was refused.
 #[test]
-fn a_queue_is_not_looked_at_and_what_is_not_there_is_not_made() {
+fn what_a_queue_keeps_is_printed_while_consumers_take_from_it_and_taken_from_nobody() {
+    for (shards, kept) in [(1, false), (2, false), (1, true), (2, true)] {
+        let home = Home::new();
+        let broker = if kept {
+            home.start(shards, "auto")
+        } else {
+            Broker::of_shards(shards)
+        };
+        succeeded(broker.courser("send queue:orders --count 0 --partitions 3"));
+        assert!(lines(broker.courser("dump queue:orders --json")).is_empty());
+        let log = home.records.file("acks");
+        succeeded(broker.courser(&format!(
+            "send queue:orders --count 2000 --size 100 --ack-log {log}"
+        )));
+        let told = sorted(ack_log(&log));
+
+        // One consumer holds ten, and has settled five of them.
+        let client = Client::connect(&*broker.address).unwrap();
+        let mut consumer = client.consumer("orders").prefetch(10).create().unwrap();
+        let mut settled = Vec::new();
+        for number in 0..5 {
+            let received = consumer.receive(DEADLINE).unwrap().unwrap();
+            if number % 2 == 0 {
+                consumer.acknowledge(received.position()).unwrap();
+                let position = received.position();
+                settled.push((position.partition.0, position.offset.0));
+            }
+        }
+        consumer.confirm().unwrap();
+        let left = |settled: &[(u32, u64)]| {
+            let mut left = told.clone();
+            left.retain(|it| !settled.contains(&(it.partition, it.offset)));
+            left
+        };
+        let row = || {
+            let shown = succeeded(broker.courser("queue show orders --json"));
+            serde_json::from_str::<Value>(&shown).unwrap()
+        };
+        let before = row();
+        let journals = kept.then(|| journals(&home));
+        for _ in 0..3 {
+            let dumped = lines(broker.courser("dump queue:orders --json"));
+            let records: Vec<Record> = dumped.iter().map(record).collect();
+            assert_eq!(sorted(records), left(&settled));
+        }
+        assert_eq!(row(), before, "nothing is counted");
+        let found = kept.then(|| self::journals(&home));
+        assert!(found == journals, "nothing is written");
+
+        // And while it takes all that is left.
+        let look = format!("dump queue:orders --json --connect {}", broker.address);
+        let (mut dumps, mut taken) = (Vec::new(), settled.len());
+        thread::scope(|scope| {
+            let looking = scope.spawn(|| {
+                let mut dumps = Vec::new();
+                while dumps
+                    .last()
+                    .is_none_or(|last: &Vec<Value>| !last.is_empty())
+                {
+                    dumps.push(lines(courser(&look)));
+                }
+                dumps
+            });
+            consumer.recover().unwrap();
+            while taken < told.len() {
+                let received = consumer.receive(DEADLINE).unwrap().unwrap();
+                consumer.acknowledge(received.position()).unwrap();
+                taken += 1;
+            }
+            consumer.confirm().unwrap();
+            dumps = looking.join().unwrap();
+        });
+        assert!(consumer.receive(Duration::ZERO).unwrap().is_none());
+        for dumped in dumps {
+            let records = sorted(dumped.iter().map(record).collect());
+            assert!(records.iter().all(|it| left(&settled).contains(it)));
+            let mut once = records.clone();
+            once.dedup_by_key(|it| (it.partition, it.offset));
+            assert_eq!(once.len(), records.len(), "each is shown once");
+        }
+    }
+}
+
+#[test]
+fn what_is_not_there_is_not_made_by_looking_at_it() {
     let broker = Broker::start("epoll");
     succeeded(broker.courser("send orders one"));
     for (line, status, said) in [
-        ("dump queue:orders", 2, "each is given to one"),
+        ("dump queue:nowhere", 4, "queue:/default/nowhere"),
         ("dump topic:nowhere", 4, "topic:/default/nowhere"),
         ("dump topic:a.b", 2, "topic:a.b"),
         (
