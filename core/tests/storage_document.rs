@@ -7,7 +7,9 @@ mod notes;
 
 use std::collections::BTreeSet;
 
+use courser_core::id::Run;
 use courser_core::journal::entry::{Kind, RESERVED};
+use courser_core::journal::page::PageFile;
 use courser_core::journal::survey::Slot;
 use courser_core::journal::{BLOCK_SIZE, batch, checkpoint, file};
 use courser_core::limits;
@@ -128,6 +130,13 @@ fn the_numbers_on_the_page_are_those_of_the_code() {
     assert_eq!(limits::SHARDS_MAX, 64);
     assert!(section(DOCUMENT, "## 1. Drawn").contains("0 to 63"));
     assert!(DOCUMENT.contains(&format!("journal-00/{}", Slot(1))));
+    let (run, number) = (Run(7), 0);
+    assert!(DOCUMENT.contains(&format!("journal-00/{}", PageFile { run, number })));
+    let pages = section(DOCUMENT, "## 10. Page files");
+    assert_eq!(limits::PAGES_PER_FILE, 1024);
+    assert!(pages.contains("from 1024 f on"));
+    assert_eq!(limits::PAGE_SIZE, 65_536);
+    assert!(pages.contains("65536 (p mod 1024)"));
     assert!(DOCUMENT.contains("`CRSRJRNL`") && file::MAGIC == *b"CRSRJRNL");
     assert!(DOCUMENT.contains("`CRSRCKPT`") && checkpoint::MAGIC == *b"CRSRCKPT");
     for name in [checkpoint::FILE_NAME, checkpoint::ASIDE_NAME] {

@@ -11,6 +11,7 @@
 //! | [`survey`] | what the bytes of one file are, seen by themselves |
 //! | [`recover`] | what the files of a journal come to: what is read, or what is damaged |
 //! | [`checkpoint`] | what a journal came to, so that it is read from there on |
+//! | [`page`] | messages that a checkpoint names in place of having them |
 //!
 //! ```text
 //!   file 1, run 1                file 2, run 1              file 3, run 2
@@ -41,6 +42,7 @@ pub mod batch;
 pub mod checkpoint;
 pub mod entry;
 pub mod file;
+pub mod page;
 pub mod recover;
 pub mod survey;
 #[cfg(test)]

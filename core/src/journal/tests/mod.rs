@@ -5,6 +5,7 @@
 mod crash;
 mod damage;
 mod entries;
+mod pages;
 
 use super::entry::{Entry, Place};
 use super::file::{self, FIRST_BATCH};
