@@ -41,6 +41,8 @@ pub const JOURNAL_SPARE: u32 = 512 * KIB;
 pub const PAGE_SIZE: u32 = CHUNK_SIZE;
 /// Pages of one page file: once none of them is in use it is removed.
 pub const PAGES_PER_FILE: u32 = 1024;
+/// What may lie in page files because memory is short, in bytes, of all shards.
+pub const BACKLOG_BYTES: u64 = 64 * 1024 * MIB as u64;
 /// Offsets that are reserved ahead for messages that are not flushed: as many may be
 /// left out after a crash.
 pub const OFFSETS_RESERVED: u32 = 65_536;
@@ -460,6 +462,12 @@ pub const TABLE: &[Limit] = &[
         JOURNAL_FILE_SIZE,
         "the next batch begins another file",
     ),
+    Limit {
+        name: "backlog beyond memory (default)",
+        value: BACKLOG_BYTES,
+        unit: Unit::Bytes,
+        on_reaching: "producers get no new credit",
+    },
     bytes(
         "segment of a destination that keeps whole segments",
         SEGMENT_SIZE_MAX,

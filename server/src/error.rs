@@ -267,6 +267,7 @@ fn not_started(error: &StartError) -> Status {
         StartError::Cores(_)
         | StartError::TooManyShards { .. }
         | StartError::Memory { .. }
+        | StartError::Backlog { .. }
         | StartError::WithoutThreads { .. } => Status::Usage,
         StartError::Listen { .. }
         | StartError::IoUring(_)

@@ -10,10 +10,11 @@ use courser_core::journal::Identity;
 use courser_core::journal::batch::Batch;
 use courser_core::journal::checkpoint::{self, Division, Header};
 use courser_core::journal::entry::{Entry, Kind};
+use courser_core::journal::page;
 use courser_core::journal::recover::{Damage, Plan, Step, Wrong, decide};
 use courser_core::journal::survey::{Slot, Survey};
 use courser_transport::disk::{
-    CheckpointFile, DataDirectory, DirectoryError, JournalFile, RecoveryError,
+    CheckpointFile, DataDirectory, DirectoryError, JournalFile, PageImages, RecoveryError,
 };
 
 use crate::error::CommandError;
@@ -167,6 +168,11 @@ impl Examined {
         }
     }
 
+    /// The pages that a journal's checkpoint names.
+    pub(crate) fn pages(&self, journal: &Journal) -> PageImages<'_> {
+        PageImages::new(&self.directory, journal.number)
+    }
+
     /// Reads a journal and counts what it says.
     pub(crate) fn tally(&self, journal: &Journal) -> Result<Tally, ExamineError> {
         let mut tally = Tally::default();
@@ -238,6 +244,26 @@ impl Found {
     }
 }
 
+/// Why the messages of a page were not told to their end.
+pub(crate) enum PageEnd {
+    Damage(page::Damage),
+    Failed(Box<CommandError>),
+}
+
+impl From<RecoveryError> for PageEnd {
+    fn from(error: RecoveryError) -> Self {
+        match error {
+            RecoveryError::Page { damage, .. } => Self::Damage(damage),
+            RecoveryError::Directory(error) => Self::Failed(Box::new(error.into())),
+            RecoveryError::Damaged { .. }
+            | RecoveryError::Checkpoint { .. }
+            | RecoveryError::Salt { .. } => {
+                unreachable!("a page is of no journal's file and of no checkpoint's")
+            }
+        }
+    }
+}
+
 /// Why a checkpoint was not read to its end.
 pub(crate) enum CheckpointEnd {
     Damage(checkpoint::Damage),
@@ -264,8 +290,8 @@ fn checkpoint_damage(error: RecoveryError) -> Result<checkpoint::Damage, Directo
     match error {
         RecoveryError::Checkpoint { damage, .. } => Ok(damage),
         RecoveryError::Directory(error) => Err(error),
-        RecoveryError::Damaged { .. } | RecoveryError::Salt { .. } => {
-            unreachable!("a checkpoint has neither files of a journal nor a salt to draw")
+        RecoveryError::Damaged { .. } | RecoveryError::Page { .. } | RecoveryError::Salt { .. } => {
+            unreachable!("a checkpoint has no files of a journal, no pages and no salt to draw")
         }
     }
 }

@@ -63,6 +63,7 @@ fn config(options: &ServeOptions) -> Result<BrokerConfig, ServeError> {
         auto_create: options.auto_create == Switch::On,
         data_directory: (!options.ephemeral).then(|| options.data_dir.clone()),
         checkpoint_bytes: options.checkpoint_bytes,
+        backlog_bytes: options.backlog_bytes,
         ..BrokerConfig::default()
     })
 }

@@ -114,6 +114,8 @@ fn a_flag_or_a_value_that_does_not_exist_is_named() {
         ("serve --memory -1", "--memory"),
         ("serve --memory 1.5GiB", "1.5GiB"),
         ("serve --memory 99999999999GiB", "99999999999GiB"),
+        ("serve --backlog-bytes -1", "--backlog-bytes"),
+        ("serve --backlog-bytes much", "a size is a number of bytes"),
         ("send q --count -1", "--count"),
         ("send q --count x", "a count is a whole number"),
         ("send q --count 18446744073709551616", "--count"),
@@ -184,6 +186,11 @@ fn a_broker_that_cannot_have_what_it_needs_does_not_start() {
             "serve --ephemeral --listen 127.0.0.1:0 --memory 67108863".into(),
             2,
             "below the least of 64 MiB".into(),
+        ),
+        (
+            "serve --ephemeral --listen 127.0.0.1:0 --backlog-bytes 67108863".into(),
+            2,
+            "a page file of 64 MiB each at least".into(),
         ),
         (
             "serve --ephemeral --listen 127.0.0.1:0 --memory 1000000000GiB".into(),

@@ -45,7 +45,7 @@ use crate::ring::epoll::EpollRing;
 use crate::ring::io_uring::IoUringRing;
 use crate::ring::{IoUringRefused, Ring, RingSize};
 use crate::stats::{Publisher, ShardStats};
-use crate::store::{Store, StoreError};
+use crate::store::{Extent, Store, StoreError};
 use crate::sys::{self, Errno};
 use crate::worker::{Arrival, Company, Control, Worker, Workers};
 
@@ -121,6 +121,9 @@ pub struct BrokerConfig {
     /// A checkpoint is made each time that so many bytes were journalled, by each shard; or
     /// as many as the last one has, if that is more.
     pub checkpoint_bytes: u64,
+    /// How many bytes of messages may lie in page files because memory is short, of all
+    /// shards; 0 for none. At least a page file of 64 MiB for each shard.
+    pub backlog_bytes: u64,
 }
 
 impl Default for BrokerConfig {
@@ -143,6 +146,7 @@ impl Default for BrokerConfig {
             auto_create: true,
             data_directory: None,
             checkpoint_bytes: limits::CHECKPOINT_BYTES.into(),
+            backlog_bytes: limits::BACKLOG_BYTES,
         }
     }
 }
@@ -230,6 +234,19 @@ pub enum StartError {
     /// What is kept cannot be used.
     #[error("cannot start on what is kept: {0}")]
     Store(#[from] StoreError),
+    /// There is to be a backlog beyond memory, and too little of it.
+    #[error(
+        "a backlog of {bytes} bytes beyond memory is too little for {shards} shards, which have a \
+         page file of {} MiB each at least\n  fix    a backlog of at least {} MiB, or 0 for none",
+        PAGE_FILE_SIZE / MIB,
+        u64::from(*shards) * PAGE_FILE_SIZE / MIB
+    )]
+    Backlog {
+        /// What was asked for.
+        bytes: u64,
+        /// How many shards share it.
+        shards: u16,
+    },
     /// The kernel refused something that every broker needs.
     #[error("the kernel refused {what}: {errno}")]
     Kernel {
@@ -239,6 +256,9 @@ pub enum StartError {
         errno: Errno,
     },
 }
+
+/// Bytes of a page file.
+const PAGE_FILE_SIZE: u64 = limits::PAGE_SIZE as u64 * limits::PAGES_PER_FILE as u64;
 
 /// What the start's report counts in.
 const KIB: u64 = 1024;
@@ -278,6 +298,7 @@ impl StartError {
             Self::MemoryNotThere { .. } => "C1304",
             Self::WithoutThreads { .. } => "C1305",
             Self::Store(_) => "C1306",
+            Self::Backlog { .. } => "C1307",
         }
     }
 
@@ -464,6 +485,8 @@ impl Broker {
     pub fn start(config: BrokerConfig) -> Result<Self, StartError> {
         let topology = Topology::read()?;
         let placements = place(&config, &topology)?;
+        let shards = u16::try_from(placements.len()).unwrap_or(u16::MAX);
+        let extent = extent(&config, shards)?;
         let Outset {
             mut setting,
             listener,
@@ -473,7 +496,6 @@ impl Broker {
             departed,
         } = Outset::new(&config, &topology, placements.len())?;
 
-        let shards = u16::try_from(placements.len()).unwrap_or(u16::MAX);
         let mesh = mesh(shards).expect("the sizes of its rings are those of rings");
         let mut begun = Vec::new();
         for (ends, placement) in mesh.into_iter().zip(placements) {
@@ -481,7 +503,7 @@ impl Broker {
             let plan = ShardPlan {
                 shard: shard_config(&config, installation, ends.shard(), setting.memory)?,
                 recovery: recovery.clone(),
-                checkpoint_bytes: config.checkpoint_bytes,
+                extent,
                 ends,
                 told,
                 placement,
@@ -551,6 +573,7 @@ impl Broker {
             return Err(StartError::WithoutThreads { asked });
         }
         let topology = Topology::read()?;
+        let extent = extent(&config, 1)?;
         let Outset {
             mut setting,
             listener,
@@ -563,7 +586,7 @@ impl Broker {
         let shard = shard_config(&config, installation, ShardIndex(0), setting.memory)?;
         let mut shard = make_shard(shard, 1, config.links_in_process)?;
         let kept = recovery.as_deref();
-        let mut store = open_store(kept, config.checkpoint_bytes, &mut shard, &mut ring)?;
+        let mut store = open_store(kept, extent, &mut shard, &mut ring)?;
         place_checkpoints(kept, 1)?;
         if let Some(store) = &mut store {
             store.placed(&mut shard);
@@ -831,6 +854,20 @@ fn shard_config(
     })
 }
 
+/// How much each shard may have on the device.
+fn extent(config: &BrokerConfig, shards: u16) -> Result<Extent, StartError> {
+    let bytes = config.backlog_bytes;
+    let share = bytes / u64::from(shards.max(1));
+    if bytes > 0 && share < PAGE_FILE_SIZE {
+        return Err(StartError::Backlog { bytes, shards });
+    }
+    let pages = share / u64::from(limits::PAGE_SIZE);
+    Ok(Extent {
+        checkpoint: config.checkpoint_bytes,
+        pages: u32::try_from(pages).unwrap_or(u32::MAX),
+    })
+}
+
 /// Where each shard runs.
 fn place(config: &BrokerConfig, topology: &Topology) -> Result<Vec<Placement>, StartError> {
     let mut placements = config.cores.place(topology, config.shards)?;
@@ -850,7 +887,7 @@ fn place(config: &BrokerConfig, topology: &Topology) -> Result<Vec<Placement>, S
 struct ShardPlan {
     shard: ShardConfig,
     recovery: Option<Arc<Recovery>>,
-    checkpoint_bytes: u64,
+    extent: Extent,
     ends: Ends,
     /// The others, once all are ready; hung up if the broker does not start.
     told: mpsc::Receiver<Workers>,
@@ -969,8 +1006,8 @@ fn run_on<R: Ring<Socket = std::os::fd::OwnedFd, File = DiskFile>>(
         Err(error) => return tell(report, Err(error)),
     };
     shard.join(plan.ends);
-    let (recovery, every) = (plan.recovery.as_deref(), plan.checkpoint_bytes);
-    let mut store = match open_store(recovery, every, &mut shard, &mut ring) {
+    let recovery = plan.recovery.as_deref();
+    let mut store = match open_store(recovery, plan.extent, &mut shard, &mut ring) {
         Ok(store) => store,
         Err(error) => return tell(report, Err(error.into())),
     };
@@ -1030,7 +1067,7 @@ fn make_shard(config: ShardConfig, shards: u16, links: u16) -> Result<Shard, Sta
 /// What is kept, told to a shard that has its ring; it goes on there when this returns.
 fn open_store<R: Ring<File = DiskFile>>(
     recovery: Option<&Recovery>,
-    checkpoint_bytes: u64,
+    extent: Extent,
     shard: &mut Shard,
     ring: &mut R,
 ) -> Result<Option<Store>, StoreError> {
@@ -1038,7 +1075,7 @@ fn open_store<R: Ring<File = DiskFile>>(
         return Ok(None);
     };
     let doorbell = ring.doorbell().clone();
-    let mut store = Store::open(recovery, checkpoint_bytes, shard, doorbell)?;
+    let mut store = Store::open(recovery, extent, shard, doorbell)?;
     store.settle(ring, shard)?;
     Ok(Some(store))
 }

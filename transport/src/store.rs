@@ -3,9 +3,11 @@
 //! ```text
 //!   start  Recovery -> Shard::restore, entry by entry -> Shard::keep
 //!   run    Shard::storage_wish -> Store -> ring ... written -> Shard::written
+//!          Shard::page_wish -> Store -> PageHelper ... PageDone -> Shard::page_written
 //! ```
 //!
-//! Invariant: a file is closed once the writer has begun a batch in a later one and no write
+//! Invariants: what a checkpoint says to be in pages is flushed before the checkpoint takes
+//! its place. A file is closed once the writer has begun a batch in a later one and no write
 //! to it is in flight.
 
 use std::path::{Path, PathBuf};
@@ -16,16 +18,19 @@ use courser_core::id::JournalNumber;
 use courser_core::journal::survey::Slot;
 use courser_core::journal::writer::{Beginning, Token, Wish, WriteFailed};
 use courser_core::limits;
-use courser_core::shard::{CheckpointFailed, CheckpointWish, Shard, TooLittleMemory};
+use courser_core::shard::{
+    CheckpointFailed, CheckpointWish, PageFailed, PageWish, Shard, TooLittleMemory,
+};
 
 use crate::clock::Clock;
 use crate::disk::{
-    DirectoryError, DiskFile, Progress, Recovery, RecoveryError, ShardJournal, Told,
+    DirectoryError, DiskFile, PageDone, PageFiles, PageHelper, Progress, Recovery, RecoveryError,
+    ShardJournal, Told,
 };
 use crate::doorbell::Doorbell;
 use crate::ring::outgoing::write_pieces;
 use crate::ring::{Completion, FileSlot, Ring, Wait};
-use crate::sys::Errno;
+use crate::sys::{self, Errno};
 
 /// Why what is kept cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -36,7 +41,8 @@ pub enum StoreError {
     /// There is no room for what a start writes.
     #[error(
         "{source}\n  fix    make room on the file system of {}: a start takes up to {} MiB of it for \
-         each shard, and with another number of shards than before as much again as is kept",
+         each shard, as much as what is kept exceeds the memory, and with another number of \
+         shards than before as much again as is kept",
         directory.display(),
         limits::JOURNAL_FILE_SIZE_FIRST >> 20
     )]
@@ -92,6 +98,18 @@ pub(crate) enum Trouble {
     /// Nothing is lost by that.
     #[error("a checkpoint could not be written: {0}\n  the journal grows until the next one is")]
     NoCheckpoint(DirectoryError),
+    /// What has no room in memory stays there.
+    #[error(
+        "what memory is short for could not be written to a page file: {0}\n  \
+         producers wait until there is room, and it is tried again"
+    )]
+    NotPagedOut(DirectoryError),
+    /// What lies there cannot be delivered.
+    #[error("a page file could not be read: {0}\n  the messages there wait, and it is tried again")]
+    NotPagedIn(DirectoryError),
+    /// Only room is lost by that.
+    #[error("a page file of which nothing is needed is still there: {0}")]
+    PagesStay(DirectoryError),
     /// It is over.
     #[error("a write to the journal failed with {0}: nothing is made durable any more")]
     Write(Errno),
@@ -102,6 +120,8 @@ pub(crate) enum Trouble {
 pub(crate) struct Store {
     directory: PathBuf,
     files: ShardJournal,
+    /// If there is to be a backlog beyond memory.
+    pages: Option<PageHelper>,
     /// The file that was written to last.
     current: Option<Slot>,
     /// What could not be asked for yet.
@@ -111,34 +131,63 @@ pub(crate) struct Store {
     is_divided_anew: bool,
     /// It has only to take its place.
     is_aside: bool,
+    /// All that it says to be in pages is flushed.
+    is_flushed: bool,
     /// What the storage said that nobody was told of.
     trouble: Option<Trouble>,
     /// Whether the last file that was asked for was not to be had, which was said.
     lacks_room: bool,
+    /// Whether the last write to a page file failed, which was said.
+    fails_to_page_out: bool,
+    /// Whether the last read of one failed, which was said.
+    fails_to_page_in: bool,
+}
+
+/// How much of what is kept lies where.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Extent {
+    /// Bytes that are journalled between two checkpoints.
+    pub(crate) checkpoint: u64,
+    /// Pages for a backlog beyond memory; none if there is to be no such.
+    pub(crate) pages: u32,
 }
 
 impl Store {
     /// Tells the shard what is kept, and has its journal go on.
     pub(crate) fn open(
         recovery: &Recovery,
-        checkpoint_bytes: u64,
+        extent: Extent,
         shard: &mut Shard,
         doorbell: Doorbell,
     ) -> Result<Self, StoreError> {
-        recovery.replay(|entry| shard.restore(entry).map_err(StoreError::from))?;
-        shard.restored();
         let journal = JournalNumber(shard.index().0);
         let directory = recovery.directory();
         let refused = StoreError::refused(directory.path());
-        directory.make_journal(journal).map_err(refused)?;
-        let shards = shard.shards();
-        let files = ShardJournal::start(directory, journal, doorbell).map_err(|error| {
-            StoreError::Kernel {
-                what: "a thread",
-                errno: Errno::of(&error),
+        directory.make_journal(journal).map_err(&refused)?;
+        let mut pages = (extent.pages > 0).then(|| recovery.page_files(journal));
+        if pages.is_some() {
+            // What is written of them before the helper has them, this thread writes.
+            sys::refuse_large_files_quietly();
+            shard.keep_pages(extent.pages);
+        }
+        recovery.replay(|entry| {
+            shard.restore(entry)?;
+            match &mut pages {
+                Some(files) => page_at_once(files, shard).map_err(&refused),
+                None => Ok(()),
             }
         })?;
+        shard.restored();
+        let shards = shard.shards();
+        let thread = |error| StoreError::Kernel {
+            what: "a thread",
+            errno: Errno::of(&error),
+        };
         let next = recovery.next(journal);
+        let files = ShardJournal::start(directory, journal, next.origin.run, doorbell.clone());
+        let files = files.map_err(thread)?;
+        let pages = pages.map(|pages| PageHelper::start(pages, doorbell));
+        let pages = pages.transpose().map_err(thread)?;
         shard.keep(&Beginning {
             origin: next.origin,
             recovered: next.recovered,
@@ -147,20 +196,24 @@ impl Store {
         });
         let spares = recovery.spares().filter(|file| file.journal == journal);
         shard.keep_checkpoints(
-            recovery.checkpoints(journal, shards, checkpoint_bytes),
+            recovery.checkpoints(journal, shards, extent.checkpoint),
             recovery.needed(journal),
             spares.map(|file| file.slot),
         );
         Ok(Self {
             directory: directory.path().to_owned(),
             files,
+            pages,
             current: None,
             postponed: None,
             postponed_checkpoint: None,
             is_divided_anew: recovery.is_divided_anew(shards),
             is_aside: false,
+            is_flushed: false,
             trouble: None,
             lacks_room: false,
+            fails_to_page_out: false,
+            fails_to_page_in: false,
         })
     }
 
@@ -209,9 +262,11 @@ impl Store {
 
     fn ended_by(&self, trouble: Trouble) -> StoreError {
         match trouble {
-            Trouble::NoFile(error) | Trouble::NoCheckpoint(error) => {
-                StoreError::refused(&self.directory)(error)
-            }
+            Trouble::NoFile(error)
+            | Trouble::NoCheckpoint(error)
+            | Trouble::NotPagedOut(error)
+            | Trouble::NotPagedIn(error)
+            | Trouble::PagesStay(error) => StoreError::refused(&self.directory)(error),
             Trouble::Write(errno) => StoreError::Write {
                 directory: self.directory.clone(),
                 errno,
@@ -227,10 +282,10 @@ impl Store {
         }
     }
 
-    /// Whether the helper has something to tell; one atomic load.
+    /// Whether a helper has something to tell; one atomic load for each of them.
     #[inline]
     pub(crate) fn has_news(&self) -> bool {
-        self.files.has_news()
+        self.files.has_news() || self.pages.as_ref().is_some_and(|pages| !pages.is_empty())
     }
 
     /// Whether a write is under way.
@@ -241,7 +296,7 @@ impl Store {
 
     /// Whether something is to come from the device.
     pub(crate) fn awaits_device(&self) -> bool {
-        self.files.awaits_device()
+        self.files.awaits_device() || self.pages.as_ref().is_some_and(PageHelper::is_busy)
     }
 
     /// What went wrong since this was asked last.
@@ -269,6 +324,48 @@ impl Store {
                     if let Err(error) = result {
                         self.trouble = Some(Trouble::NoCheckpoint(error));
                     }
+                }
+                Told::PagesRemoved { result } => {
+                    if let Err(error) = result {
+                        self.trouble = Some(Trouble::PagesStay(error));
+                    }
+                }
+            }
+        }
+        self.hear_of_pages(shard);
+    }
+
+    /// Tells the shard what became of its pages.
+    fn hear_of_pages(&mut self, shard: &mut Shard) {
+        while let Some(done) = self.pages.as_mut().and_then(PageHelper::take) {
+            match done {
+                PageDone::Written { page, result, .. } => {
+                    shard.page_written(page, result.as_ref().map_err(|_| PageFailed).copied());
+                    // It is tried again and again; once is enough to be told.
+                    let is_news = !core::mem::replace(&mut self.fails_to_page_out, result.is_err());
+                    if let Some(error) = result.err().filter(|_| is_news) {
+                        self.trouble = Some(Trouble::NotPagedOut(error));
+                    }
+                }
+                PageDone::Read { page, result, .. } => {
+                    shard.page_read(page, result.as_deref().map_err(|_| PageFailed));
+                    let is_news = !core::mem::replace(&mut self.fails_to_page_in, result.is_err());
+                    if let Some(error) = result.err().filter(|_| is_news) {
+                        self.trouble = Some(Trouble::NotPagedIn(error));
+                    }
+                }
+                PageDone::Removed { result } => {
+                    if let Err(error) = result {
+                        self.trouble = Some(Trouble::PagesStay(error));
+                    }
+                }
+                PageDone::Flushed { result: Ok(()) } => {
+                    self.is_flushed = true;
+                    self.postponed_checkpoint = Some(CheckpointWish::PutInPlace);
+                }
+                PageDone::Flushed { result: Err(error) } => {
+                    shard.checkpoint_done(Err(CheckpointFailed));
+                    self.trouble = Some(Trouble::NoCheckpoint(error));
                 }
             }
         }
@@ -315,7 +412,22 @@ impl Store {
             }
             work += 1;
         }
-        work + self.serve_checkpoint(shard)
+        work + self.serve_pages(shard) + self.serve_checkpoint(shard)
+    }
+
+    /// What has no room at the helper stays with the shard.
+    fn serve_pages(&mut self, shard: &mut Shard) -> u32 {
+        let Some(pages) = &mut self.pages else {
+            return 0;
+        };
+        let mut work = 0;
+        while pages.has_room()
+            && let Some(wish) = shard.page_wish()
+        {
+            pages.ask(wish);
+            work += 1;
+        }
+        work
     }
 
     fn serve_checkpoint(&mut self, shard: &mut Shard) -> u32 {
@@ -338,12 +450,18 @@ impl Store {
                     return 0;
                 }
             }
-            CheckpointWish::PutInPlace if self.is_divided_anew => self.is_aside = true,
             CheckpointWish::PutInPlace => {
-                if !self.files.place_checkpoint() {
+                if let Some(pages) = self.pages.as_mut().filter(|_| !self.is_flushed) {
+                    pages.flush();
+                    return 1;
+                }
+                if self.is_divided_anew {
+                    self.is_aside = true;
+                } else if !self.files.place_checkpoint() {
                     self.postponed_checkpoint = Some(wish);
                     return 0;
                 }
+                self.is_flushed = false;
             }
         }
         1
@@ -367,4 +485,23 @@ impl Store {
             None => {}
         }
     }
+}
+
+/// Does at once what the shard wishes of its pages: nobody is there yet for whom anything
+/// could be done meanwhile.
+fn page_at_once(files: &mut PageFiles, shard: &mut Shard) -> Result<(), DirectoryError> {
+    while let Some(wish) = shard.page_wish() {
+        match wish {
+            PageWish::Write { page, bytes } => {
+                files.write(page, &bytes)?;
+                shard.page_written(page, Ok(()));
+            }
+            PageWish::Read { page, size } => {
+                let bytes = files.read(page, size)?;
+                shard.page_read(page, Ok(&bytes));
+            }
+            PageWish::RemoveFile { file } => files.remove(file)?,
+        }
+    }
+    Ok(())
 }

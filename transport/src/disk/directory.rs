@@ -19,8 +19,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::{fmt, process};
 
-use courser_core::id::{Installation, JournalNumber};
+use courser_core::id::{Installation, JournalNumber, Run};
 use courser_core::journal::checkpoint;
+use courser_core::journal::page::PageFile;
 use courser_core::journal::survey::Slot;
 use courser_core::limits;
 
@@ -64,6 +65,11 @@ pub(super) fn folder(journal: JournalNumber) -> String {
     format!("journal-{:02}", journal.0)
 }
 
+/// Where a page file of a journal lies in the data directory.
+pub(super) fn page_path(journal: JournalNumber, file: PageFile) -> PathBuf {
+    Path::new(&folder(journal)).join(file.to_string())
+}
+
 fn journal_of(name: &str) -> Option<JournalNumber> {
     let journal = JournalNumber(name.strip_prefix("journal-")?.parse().ok()?);
     (journal.0 < JOURNALS_MAX && folder(journal) == name).then_some(journal)
@@ -76,6 +82,8 @@ pub struct Listed {
     pub files: Vec<(JournalFile, u64)>,
     /// Journals that have a checkpoint, or one on its way.
     pub checkpoints: Vec<JournalNumber>,
+    /// Page files, by journal, run and number.
+    pub pages: Vec<(JournalNumber, PageFile)>,
     /// Names that this version does not give, relative to the directory. They are left
     /// alone.
     pub strangers: Vec<PathBuf>,
@@ -386,6 +394,33 @@ impl Held {
         Ok(prepared.held_by(Arc::clone(self)))
     }
 
+    /// See [`super::Errand::RemovePages`].
+    pub(super) fn remove_pages(
+        &self,
+        journal: JournalNumber,
+        before: Run,
+    ) -> Result<(), DirectoryError> {
+        let mut listed = Listed::default();
+        list_journal(&self.path, journal, &mut listed)?;
+        for (journal, file) in listed.pages {
+            if file.run < before {
+                self.remove_page_file(journal, file)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes a page file that no checkpoint names. If it comes back with a power cut, the
+    /// next start removes it: nothing waits for the directory.
+    pub(super) fn remove_page_file(
+        &self,
+        journal: JournalNumber,
+        file: PageFile,
+    ) -> Result<(), DirectoryError> {
+        let path = self.inside(&page_path(journal, file));
+        fs::remove_file(&path).map_err(trying("remove", &path))
+    }
+
     /// See [`super::Errand::Remove`].
     pub(super) fn remove(&self, path: &Path) -> Result<(), DirectoryError> {
         let path = self.inside(path);
@@ -518,7 +553,9 @@ fn named(directory: &Path) -> Result<Option<Installation>, DirectoryError> {
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let listed = list(directory)?;
-            if !listed.files.is_empty() || !listed.checkpoints.is_empty() {
+            let is_empty =
+                listed.files.is_empty() && listed.checkpoints.is_empty() && listed.pages.is_empty();
+            if !is_empty {
                 return Err(DirectoryError::Nameless {
                     path: directory.to_owned(),
                 });
@@ -543,6 +580,7 @@ fn list(directory: &Path) -> Result<Listed, DirectoryError> {
     }
     listed.files.sort_unstable();
     listed.checkpoints.sort_unstable();
+    listed.pages.sort_unstable();
     listed.strangers.sort_unstable();
     Ok(listed)
 }
@@ -561,10 +599,13 @@ fn list_journal(
             }
             continue;
         }
-        let slot = name.to_str().and_then(Slot::from_file_name);
-        match slot.filter(|_| !is_directory) {
-            Some(slot) => listed.files.push((JournalFile { journal, slot }, size)),
-            None => listed.strangers.push(Path::new(&folder).join(name)),
+        let text = name.to_str().filter(|_| !is_directory);
+        let slot = text.and_then(Slot::from_file_name);
+        let pages = text.and_then(PageFile::from_file_name);
+        match (slot, pages) {
+            (Some(slot), _) => listed.files.push((JournalFile { journal, slot }, size)),
+            (None, Some(file)) => listed.pages.push((journal, file)),
+            (None, None) => listed.strangers.push(Path::new(&folder).join(name)),
         }
     }
     Ok(())
@@ -846,9 +887,17 @@ mod tests {
             "journal-00/000001.journal.new",
             "journal-00/+00001.journal",
             "journal-00/checkpoint-1",
+            "journal-00/1-1.pages",
+            "journal-00/00000001-000000.pages.new",
         ];
         for name in strange {
             fs::write(scratch.path().join(name), "theirs").unwrap();
+        }
+        for name in [
+            "journal-07/00000012-000003.pages",
+            "journal-00/00000002-000000.pages",
+        ] {
+            fs::write(scratch.path().join(name), "").unwrap();
         }
         for name in [
             "journal-64",
@@ -867,6 +916,11 @@ mod tests {
             listed.files,
             [(file(0, 1), 0), (file(7, 2), 5), (file(7, 999_999), 9)]
         );
+        let pages = |journal, run, number| {
+            let run = Run(run);
+            (JournalNumber(journal), PageFile { run, number })
+        };
+        assert_eq!(listed.pages, [pages(0, 2, 0), pages(7, 12, 3)]);
         let mut strangers: Vec<PathBuf> = strange
             .iter()
             .chain(&[

@@ -150,7 +150,8 @@ fn open_to_write(path: &Path, flags: i32) -> io::Result<File> {
         .open(path)
 }
 
-fn takes_direct(file: BorrowedFd<'_>) -> bool {
+/// Whether what is written past the page cache reaches the device.
+pub(super) fn takes_direct(file: BorrowedFd<'_>) -> bool {
     let is_known =
         sys::file_system(file).is_ok_and(|number| DIRECT.iter().any(|(known, _)| *known == number));
     // A kernel that does not say takes what it has always taken: whole blocks.

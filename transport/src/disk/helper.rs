@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::{self, JoinHandle};
 
-use courser_core::id::JournalNumber;
+use courser_core::id::{JournalNumber, Run};
 
 use super::directory::{self, DataDirectory, DirectoryError, Held, JournalFile};
 use super::file::DiskFile;
@@ -62,6 +62,13 @@ pub enum Errand {
         /// The name it gets.
         path: PathBuf,
     },
+    /// The page files of a journal that earlier runs than this one wrote.
+    RemovePages {
+        /// Whose.
+        journal: JournalNumber,
+        /// The first run whose files stay.
+        before: Run,
+    },
     /// A flush of the names in a directory.
     SyncDirectory {
         /// Which directory.
@@ -96,6 +103,11 @@ pub enum Done {
         /// The name it has now.
         path: PathBuf,
         /// Whether it has.
+        result: Result<(), DirectoryError>,
+    },
+    /// Of [`Errand::RemovePages`].
+    PagesRemoved {
+        /// Whether none of them is left.
         result: Result<(), DirectoryError>,
     },
     /// Of [`Errand::SyncDirectory`].
@@ -235,6 +247,9 @@ impl Runner {
                     &self.held.inside(&path),
                 ),
                 path,
+            },
+            Errand::RemovePages { journal, before } => Done::PagesRemoved {
+                result: self.held.remove_pages(journal, before),
             },
             Errand::SyncDirectory { path } => Done::Synced {
                 result: directory::sync_directory(&self.held.inside(&path)),

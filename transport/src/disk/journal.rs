@@ -18,7 +18,7 @@
 
 use std::io;
 
-use courser_core::id::JournalNumber;
+use courser_core::id::{JournalNumber, Run};
 use courser_core::journal::survey::Slot;
 
 use super::{
@@ -39,6 +39,8 @@ pub struct ShardJournal {
     files: [Option<Attached>; FILES_MAX as usize],
     /// Files that are being prepared.
     asked: usize,
+    /// The run that writes, until no page files of earlier ones are left.
+    pages_of: Option<Run>,
 }
 
 /// A file that is in the ring.
@@ -71,10 +73,15 @@ pub enum Told {
         /// Why it is not.
         result: Result<(), DirectoryError>,
     },
+    /// Page files of earlier runs, of which nothing is needed, are gone or still there.
+    PagesRemoved {
+        /// Why they are still there.
+        result: Result<(), DirectoryError>,
+    },
 }
 
 impl ShardJournal {
-    /// For the shard whose bell that is. Starts a thread.
+    /// Of that run, for the shard whose bell that is. Starts a thread.
     ///
     /// # Errors
     ///
@@ -82,10 +89,12 @@ impl ShardJournal {
     pub fn start(
         directory: &DataDirectory,
         journal: JournalNumber,
+        run: Run,
         doorbell: Doorbell,
     ) -> io::Result<Self> {
         Ok(Self {
             journal,
+            pages_of: Some(run),
             helper: Helper::start(directory, doorbell)?,
             writes: Writes::default(),
             files: [None; FILES_MAX as usize],
@@ -173,11 +182,32 @@ impl ShardJournal {
                 slot: file.slot,
                 result,
             },
-            Done::Written { result } | Done::Placed { result, .. } => Told::Checkpoint { result },
+            Done::Written { result } => Told::Checkpoint { result },
+            Done::Placed { result, .. } => {
+                if result.is_ok() {
+                    self.remove_pages();
+                }
+                Told::Checkpoint { result }
+            }
+            Done::PagesRemoved { result } => {
+                if result.is_ok() {
+                    self.pages_of = None;
+                }
+                Told::PagesRemoved { result }
+            }
             Done::Synced { .. } => {
                 unreachable!("a journal asks for no such errand")
             }
         })
+    }
+
+    /// A checkpoint of this run is in its place, and names pages of no other run. Where too
+    /// much waits, and where it fails, the next checkpoint tries again.
+    fn remove_pages(&mut self) {
+        if let Some(before) = self.pages_of {
+            let journal = self.journal;
+            drop(self.helper.ask(Errand::RemovePages { journal, before }));
+        }
     }
 
     fn attach<R: Ring<File = DiskFile>>(
@@ -318,7 +348,7 @@ mod tests {
             let ring = EpollRing::new(RingSize::WITHOUT_SOCKETS).unwrap();
             let bell = ring.doorbell().clone();
             Self {
-                journal: ShardJournal::start(&directory, JOURNAL, bell).unwrap(),
+                journal: ShardJournal::start(&directory, JOURNAL, Run(3), bell).unwrap(),
                 ring,
                 directory,
                 scratch,

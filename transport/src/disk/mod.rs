@@ -5,12 +5,15 @@
 //! its files, opened for durable writes; the [`Helper`] is a shard's thread for what
 //! takes long and has no place in a ring: preparing a file, removing, renaming, flushing a
 //! directory; [`Writes`] keeps the books of what is written, above the ring; a
-//! [`ShardJournal`] is all of that for the one journal that a shard writes.
+//! [`ShardJournal`] is all of that for the one journal that a shard writes. [`PageFiles`] are
+//! what a run writes of the backlog for which memory is short, and the [`PageHelper`] is the
+//! thread that a shard has for them; [`PageImages`] reads what of them a checkpoint names.
 //!
 //! ```text
 //!   DIR/lock                        flock'd by the broker that has it; text: its process
 //!   DIR/installation                64 bytes, see `installation.rs`
 //!   DIR/journal-00/000001.journal   files of journal 0, named by slot
+//!   DIR/journal-00/00000001-000000.pages    its page files, named by run and number
 //!
 //!   start:  DataDirectory::open -> Recovery::read -> replay, next
 //!   run:    Helper: Prepare -> Prepared(DiskFile) -> Ring::attach_file
@@ -34,6 +37,9 @@ mod file;
 mod helper;
 mod installation;
 mod journal;
+mod page_helper;
+mod page_images;
+mod pages;
 mod recovery;
 #[cfg(test)]
 pub(crate) mod scratch;
@@ -45,6 +51,9 @@ pub use file::{DiskFile, Way};
 pub use helper::{Done, Errand, Helper};
 pub use installation::Malformed;
 pub use journal::{ShardJournal, Told};
+pub use page_helper::{PageDone, PageHelper};
+pub use page_images::PageImages;
+pub use pages::PageFiles;
 pub use recovery::{Next, ReadSize, Recovery, RecoveryError};
 pub use writes::{Progress, Rest, Writes};
 

@@ -19,18 +19,22 @@
 //! what it says counts: it may have been in the page cache only. Several shards may replay
 //! the same recovery, each taking what is its own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use courser_core::id::{BatchNumber, FileSequence, JournalNumber, Run};
 use courser_core::journal::checkpoint::{self, Division, Header};
 use courser_core::journal::entry::{Entry, Kind};
+use courser_core::journal::page::{self, PageFile};
 use courser_core::journal::recover::{self, Damage, Plan, Stretch, Tail, Wrong};
 use courser_core::journal::survey::{Slot, Survey};
 use courser_core::journal::{Identity, Origin, Start};
 use courser_core::shard::Checkpoints;
 
 use super::checkpoint as checkpoint_file;
-use super::{CheckpointFile, DataDirectory, DirectoryError, JournalFile, Listed, directory};
+use super::{
+    CheckpointFile, DataDirectory, DirectoryError, JournalFile, Listed, PageFiles, PageImages,
+    directory,
+};
 use crate::sys::{self, Errno};
 
 /// The journals of a directory that was opened.
@@ -41,6 +45,8 @@ pub struct Recovery {
     plans: Vec<Plan>,
     /// Those that count.
     checkpoints: BTreeMap<JournalNumber, Counting>,
+    /// Page files that these name.
+    pages: BTreeSet<(JournalNumber, PageFile)>,
     /// Files of journals that nothing is needed of.
     orphans: Vec<JournalFile>,
     /// The highest run that left something.
@@ -56,7 +62,7 @@ pub struct Recovery {
 /// How much is read at a start, in bytes.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct ReadSize {
-    /// Of checkpoints.
+    /// Of checkpoints, with the pages that they name.
     pub checkpoints: u64,
     /// Of what was journalled behind them.
     pub journals: u64,
@@ -105,6 +111,14 @@ pub enum RecoveryError {
         /// What is wrong with it.
         damage: checkpoint::Damage,
     },
+    /// A page that a checkpoint names is not as its writer left it.
+    #[error("journal {journal}, {damage}\n  fix    {}", damage.advice())]
+    Page {
+        /// Whose.
+        journal: JournalNumber,
+        /// What is wrong with it.
+        damage: page::Damage,
+    },
     /// The kernel has no random bytes.
     #[error("cannot draw a salt for the journals: {errno}")]
     Salt {
@@ -123,7 +137,6 @@ impl Recovery {
     pub fn read(directory: &DataDirectory) -> Result<Self, RecoveryError> {
         let salt = sys::random_bytes().map_err(|errno| RecoveryError::Salt { errno })?;
         let listed = directory.list()?;
-        let checkpoints = counting(directory, &listed)?;
         let mut recovery = Self {
             directory: directory.clone(),
             plans: Vec::new(),
@@ -132,8 +145,10 @@ impl Recovery {
             size: ReadSize::default(),
             behind: BTreeMap::new(),
             salt: u64::from_le_bytes(salt),
-            checkpoints,
+            checkpoints: counting(directory, &listed)?,
+            pages: BTreeSet::new(),
         };
+        recovery.look_through_checkpoints()?;
         let shards = recovery.division().map(|division| division.shards);
         let is_orphan = |journal: JournalNumber| shards.is_some_and(|shards| journal.0 >= shards);
         let mut surveys: BTreeMap<JournalNumber, Vec<Survey>> = BTreeMap::new();
@@ -174,8 +189,26 @@ impl Recovery {
         Ok(recovery)
     }
 
-    /// Does what the last run left half done: checkpoints that count take their places, and
-    /// journals go of which nothing is needed.
+    /// Reads what counts of checkpoints, and the pages that they name.
+    fn look_through_checkpoints(&mut self) -> Result<(), RecoveryError> {
+        let journals: Vec<_> = self.checkpoints.keys().copied().collect();
+        for journal in journals {
+            let (mut pages, mut size) = (BTreeSet::new(), 0);
+            self.tell_checkpoint(journal, Pages::Told, |entry| {
+                if let Entry::Paged { image, .. } = entry {
+                    pages.insert((journal, image.file()));
+                    size += u64::from(image.size);
+                }
+                Ok::<_, RecoveryError>(())
+            })?;
+            self.pages.append(&mut pages);
+            self.size.checkpoints += size;
+        }
+        Ok(())
+    }
+
+    /// Does what the last run left half done: checkpoints that count take their places,
+    /// journals go of which nothing is needed, and page files that no checkpoint names.
     ///
     /// # Errors
     ///
@@ -191,15 +224,22 @@ impl Recovery {
             self.directory.held().remove(&file.path())?;
         }
         let shards = self.division().map_or(u16::MAX, |division| division.shards);
-        let listed = self.directory.list()?.checkpoints.into_iter();
-        for journal in listed.filter(|journal| journal.0 >= shards) {
+        let listed = self.directory.list()?;
+        let checkpoints = listed.checkpoints.into_iter();
+        for journal in checkpoints.filter(|journal| journal.0 >= shards) {
             remove_checkpoints(&self.directory, journal)?;
+        }
+        for named in listed.pages {
+            if !self.pages.contains(&named) {
+                self.directory.held().remove_page_file(named.0, named.1)?;
+            }
         }
         Ok(())
     }
 
     /// Has the checkpoints that shards have written aside take their places: from the first
-    /// one on, all of them count, and nothing is needed of other journals.
+    /// one on, all of them count, and nothing is needed of other journals, nor of the pages
+    /// of earlier runs. The pages that they name are flushed: each shard did that.
     ///
     /// # Errors
     ///
@@ -225,7 +265,18 @@ impl Recovery {
         for journal in listed.checkpoints.into_iter().filter(|it| !of_this(*it)) {
             remove_checkpoints(&self.directory, journal)?;
         }
+        for (journal, file) in listed.pages {
+            if !of_this(journal) || file.run < self.run() {
+                self.directory.held().remove_page_file(journal, file)?;
+            }
+        }
         Ok(())
+    }
+
+    /// The page files that a journal has in the run that begins: none yet.
+    #[must_use]
+    pub fn page_files(&self, journal: JournalNumber) -> PageFiles {
+        PageFiles::new(&self.directory, journal, self.run())
     }
 
     /// How all is divided, if there is a checkpoint.
@@ -298,18 +349,27 @@ impl Recovery {
             // A checkpoint of another journal may be of an earlier run than the one that
             // says what the catalogue is.
             let first = |journal| journal == JournalNumber(0);
-            self.tell(first, |entry| match entry.kind() {
+            self.tell(first, Pages::Left, |entry| match entry.kind() {
                 Kind::CatalogKept | Kind::DestinationKept | Kind::CatalogChanged => each(entry),
                 _ => Ok(()),
             })?;
         }
-        self.tell(|_| true, each)
+        self.tell(
+            |_| true,
+            Pages::Told,
+            |entry| match entry {
+                // Its messages are told.
+                Entry::Paged { .. } => Ok(()),
+                _ => each(entry),
+            },
+        )
     }
 
     /// Tells the entries of some journals.
     fn tell<E: From<RecoveryError>>(
         &self,
         is_told: impl Fn(JournalNumber) -> bool,
+        pages: Pages,
         mut each: impl FnMut(&Entry<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
         let mut last: Option<(JournalFile, Vec<u8>)> = None;
@@ -326,7 +386,7 @@ impl Recovery {
                 continue;
             }
             let Stretch::Step(_, step) = stretch else {
-                self.tell_checkpoint(journal, &mut each)?;
+                self.tell_checkpoint(journal, pages, &mut each)?;
                 continue;
             };
             let step = &plan.steps[step];
@@ -364,11 +424,13 @@ impl Recovery {
     fn tell_checkpoint<E: From<RecoveryError>>(
         &self,
         journal: JournalNumber,
+        pages: Pages,
         mut each: impl FnMut(&Entry<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
         let missing = || checkpoint_file::missing(journal);
         let division = self.division().ok_or_else(missing)?;
         let file = CheckpointFile::that_counts(&self.directory, journal, division)?;
+        let mut images = PageImages::new(&self.directory, journal);
         file.batches(|batch| {
             for entry in batch.entries() {
                 let damaged = |malformed| {
@@ -378,7 +440,11 @@ impl Recovery {
                         what: checkpoint::Wrong::Entry { number, malformed },
                     })
                 };
-                each(&entry.map_err(damaged)?)?;
+                let entry = entry.map_err(damaged)?;
+                each(&entry)?;
+                if let (Entry::Paged { place, image }, Pages::Told) = (&entry, pages) {
+                    images.messages(*place, image, &mut each)?;
+                }
             }
             Ok(())
         })
@@ -434,7 +500,16 @@ impl Recovery {
     }
 }
 
-/// The checkpoints that count, each looked through.
+/// What becomes of pages that a checkpoint names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pages {
+    /// Their messages are told behind the entry that names them.
+    Told,
+    /// They are not looked at.
+    Left,
+}
+
+/// The checkpoints that count, by their headers.
 fn counting(
     directory: &DataDirectory,
     listed: &Listed,
@@ -454,7 +529,6 @@ fn counting(
     for journal in (0..division.shards).map(JournalNumber) {
         let file = CheckpointFile::that_counts(directory, journal, division)?;
         let (header, is_aside) = (file.header()?, file.is_aside());
-        file.batches(|_| Ok::<_, RecoveryError>(()))?;
         counting.insert(journal, Counting { header, is_aside });
     }
     Ok(counting)
@@ -502,9 +576,14 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use std::fs;
+    use std::os::unix::fs::FileExt;
 
-    use courser_core::id::ProducerId;
+    use courser_core::frame::checksum;
+    use courser_core::frame::encode::{self, Envelope};
+    use courser_core::id::{DestinationNumber, Offset, PageNumber, PartitionIndex, ProducerId};
+    use courser_core::journal::entry::{PageImage, Place};
     use courser_core::journal::{batch, file};
+    use courser_core::limits::PAGES_PER_FILE;
     use courser_core::time::Wall;
 
     use super::super::scratch::Scratch;
@@ -710,5 +789,333 @@ mod tests {
         assert_eq!(said(&recovery).unwrap(), []);
         // Its slot is not given to another file.
         assert_eq!(recovery.next(JournalNumber(1)).slot, Slot(8));
+    }
+
+    /// A checkpoint written by hand, of journal 0 and the first of its run.
+    struct Kept {
+        directory: DataDirectory,
+        origin: Origin,
+        /// What is journalled behind it: nothing yet.
+        journal: Writer,
+        entries: Vec<u8>,
+        count: u32,
+    }
+
+    impl Kept {
+        fn new(recovery: &Recovery, journal: u16) -> Self {
+            let next = recovery.next(JournalNumber(journal));
+            recovery
+                .directory()
+                .make_journal(JournalNumber(journal))
+                .unwrap();
+            Self {
+                directory: recovery.directory().clone(),
+                origin: next.origin,
+                journal: Writer::new(recovery, journal),
+                entries: vec![0; batch::HEADER_SIZE],
+                count: 0,
+            }
+        }
+
+        fn entry(mut self, entry: &Entry<'_>) -> Self {
+            let from = self.entries.len();
+            self.entries.resize(from + entry.size(), 0);
+            entry.write(&mut self.entries[from..]);
+            self.count += 1;
+            self
+        }
+
+        /// Names messages that lie in a page, which is written too.
+        fn paged(self, page: u32, first: u64, count: u32) -> Self {
+            let bytes = frames(first, count);
+            let image = PageImage {
+                run: self.origin.run,
+                page: PageNumber(page),
+                size: u32::try_from(bytes.len()).unwrap(),
+                sum: checksum::extend(0, &bytes),
+                first: Offset(first),
+                count,
+            };
+            let path = self.directory.path().join(directory::page_path(
+                self.origin.identity.journal,
+                image.file(),
+            ));
+            let file = fs::OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .open(path)
+                .unwrap();
+            file.write_all_at(&bytes, image.position()).unwrap();
+            self.entry(&Entry::Paged {
+                place: PLACE,
+                image,
+            })
+        }
+
+        fn place(self, name: &str, shards: u16) {
+            let Self {
+                directory,
+                origin,
+                journal,
+                mut entries,
+                count,
+            } = self;
+            let next = journal.next;
+            journal.finish();
+            let size = (BLOCK + entries.len().next_multiple_of(BLOCK)) as u64;
+            let label = batch::Label {
+                number: BatchNumber(1),
+                durable_before: BatchNumber(0),
+                written: Wall(1),
+            };
+            batch::seal(&origin, BLOCK as u64, label, count, &mut [&mut entries]);
+            let header = Header {
+                origin,
+                number: 1,
+                start: Start {
+                    sequence: next.sequence,
+                    position: BLOCK as u64,
+                    number: next.recovered.next(),
+                },
+                batches: 1,
+                size,
+                division: Division {
+                    shards,
+                    since: origin.run,
+                },
+            };
+            let mut image = header.block().to_vec();
+            image.extend(entries);
+            image.resize(usize::try_from(size).unwrap(), 0);
+            let folder = directory::folder(origin.identity.journal);
+            fs::write(directory.path().join(folder).join(name), image).unwrap();
+        }
+    }
+
+    const PLACE: Place = Place {
+        destination: DestinationNumber(4),
+        partition: PartitionIndex(2),
+    };
+
+    fn frames(first: u64, count: u32) -> Vec<u8> {
+        let mut all = Vec::new();
+        for offset in (first..).take(count as usize) {
+            let body = offset.to_le_bytes();
+            let mut bytes = vec![0; encode::message_size(0, body.len())];
+            encode::message(&Envelope::default(), &[], &body, &mut bytes);
+            // The broker's half of the header, as docs/wire.md has it.
+            bytes[8..12].copy_from_slice(&PLACE.destination.0.to_le_bytes());
+            bytes[12..16].copy_from_slice(&PLACE.partition.0.to_le_bytes());
+            bytes[16..24].copy_from_slice(&offset.to_le_bytes());
+            all.extend(bytes);
+        }
+        all
+    }
+
+    /// The offsets of messages that are told, and what else is.
+    fn offsets(recovery: &Recovery) -> Result<Vec<u64>, RecoveryError> {
+        let mut told = Vec::new();
+        recovery.replay(|entry| {
+            match entry {
+                Entry::Message(message) => told.push(message.header.offset.get()),
+                Entry::ProducerForgotten { producer } => told.push(1000 + producer.0),
+                _ => panic!("unexpected {entry:?}"),
+            }
+            Ok::<_, RecoveryError>(())
+        })?;
+        Ok(told)
+    }
+
+    fn page_names(directory: &DataDirectory) -> Vec<String> {
+        let pages = directory.list().unwrap().pages.into_iter();
+        pages
+            .map(|(journal, file)| format!("{journal}: {file}"))
+            .collect()
+    }
+
+    /// A directory with a checkpoint that names pages in two files.
+    fn with_pages(scratch: &Scratch) -> DataDirectory {
+        let directory = DataDirectory::open(scratch.path()).unwrap();
+        let recovery = Recovery::read(&directory).unwrap();
+        let forgotten = |producer| Entry::ProducerForgotten {
+            producer: ProducerId(producer),
+        };
+        Kept::new(&recovery, 0)
+            .entry(&forgotten(1))
+            .paged(PAGES_PER_FILE, 10, 3)
+            .paged(4, 13, 2)
+            .entry(&forgotten(2))
+            .paged(6, 15, 1)
+            .place(checkpoint::FILE_NAME, 1);
+        directory
+    }
+
+    #[test]
+    fn what_lies_in_pages_is_told_in_its_place() {
+        let scratch = Scratch::new();
+        let directory = with_pages(&scratch);
+        let mut recovery = Recovery::read(&directory).unwrap();
+        assert_eq!(
+            offsets(&recovery).unwrap(),
+            [1001, 10, 11, 12, 13, 14, 1002, 15]
+        );
+        let paged = frames(10, 6).len() as u64;
+        assert_eq!(recovery.size().checkpoints, 2 * BLOCK as u64 + paged);
+        assert_eq!(recovery.run(), Run(2));
+        // What it names stays, however often a start comes no further than this.
+        for _ in 0..2 {
+            recovery.prepare().unwrap();
+            assert_eq!(
+                page_names(&directory),
+                ["0: 00000001-000000.pages", "0: 00000001-000001.pages"]
+            );
+            recovery = Recovery::read(&directory).unwrap();
+        }
+        assert_eq!(offsets(&recovery).unwrap().len(), 8);
+    }
+
+    #[test]
+    fn pages_that_are_not_as_they_were_written_are_damage() {
+        let scratch = Scratch::new();
+        let directory = with_pages(&scratch);
+        let path = scratch.path().join("journal-00/00000001-000000.pages");
+        let whole = fs::read(&path).unwrap();
+        let refused = || {
+            let refused = Recovery::read(&directory).unwrap_err();
+            let message = refused.to_string();
+            assert!(matches!(refused, RecoveryError::Page { .. }), "{message}");
+            assert!(message.contains("\n  fix    "), "{message}");
+            message
+        };
+
+        let mut bytes = whole.clone();
+        bytes[6 * 65_536 + 113] ^= 1;
+        fs::write(&path, bytes).unwrap();
+        let said = refused();
+        assert!(
+            said.starts_with("journal 0, 00000001-000000.pages at 393216: the checksum"),
+            "{said}"
+        );
+
+        fs::write(&path, &whole[..whole.len() - 1]).unwrap();
+        let said = refused();
+        assert!(said.contains(" at 393216: "), "{said}");
+        assert!(said.contains("the file ends"), "{said}");
+
+        fs::remove_file(&path).unwrap();
+        let said = refused();
+        assert!(said.contains(" at 262144: the file is missing"), "{said}");
+
+        // It changes after it was looked at.
+        fs::write(&path, &whole).unwrap();
+        let recovery = Recovery::read(&directory).unwrap();
+        fs::write(&path, b"").unwrap();
+        assert!(matches!(
+            offsets(&recovery),
+            Err(RecoveryError::Page { .. })
+        ));
+        assert!(refused().contains("the file ends"));
+    }
+
+    #[test]
+    fn pages_of_other_messages_than_the_checkpoint_says_are_damage() {
+        let scratch = Scratch::new();
+        let directory = DataDirectory::open(scratch.path()).unwrap();
+        let recovery = Recovery::read(&directory).unwrap();
+        let bytes = frames(10, 2);
+        let image = PageImage {
+            run: Run(1),
+            page: PageNumber(0),
+            size: u32::try_from(bytes.len()).unwrap(),
+            sum: checksum::extend(0, &bytes),
+            first: Offset(10),
+            count: 2,
+        };
+        for image in [
+            PageImage {
+                first: Offset(11),
+                ..image
+            },
+            PageImage { count: 3, ..image },
+        ] {
+            let place = PLACE;
+            Kept::new(&recovery, 0)
+                .paged(0, 10, 2)
+                .entry(&Entry::Paged { place, image })
+                .place(checkpoint::FILE_NAME, 1);
+            assert!(matches!(
+                Recovery::read(&directory),
+                Err(RecoveryError::Page { .. })
+            ));
+        }
+    }
+
+    #[test]
+    fn a_start_removes_page_files_that_no_checkpoint_names() {
+        let scratch = Scratch::new();
+        let directory = with_pages(&scratch);
+        directory.make_journal(JournalNumber(5)).unwrap();
+        let names = [
+            // Of a run that made no checkpoint, or was killed before or behind its rename.
+            "journal-00/00000001-000002.pages",
+            "journal-00/00000002-000000.pages",
+            // Of a journal that is no more.
+            "journal-05/00000001-000000.pages",
+        ];
+        for name in names {
+            fs::write(scratch.path().join(name), "old").unwrap();
+        }
+        let stranger = scratch.path().join("journal-00/1-0.pages");
+        fs::write(&stranger, "theirs").unwrap();
+        let mut recovery = Recovery::read(&directory).unwrap();
+        assert_eq!(page_names(&directory).len(), 5, "looking changes nothing");
+        recovery.prepare().unwrap();
+        assert_eq!(
+            page_names(&directory),
+            ["0: 00000001-000000.pages", "0: 00000001-000001.pages"]
+        );
+        assert_eq!(fs::read(stranger).unwrap(), b"theirs");
+        assert_eq!(offsets(&recovery).unwrap().len(), 8);
+    }
+
+    #[test]
+    fn without_a_checkpoint_no_page_is_needed() {
+        let scratch = Scratch::new();
+        let directory = DataDirectory::open(scratch.path()).unwrap();
+        let recovery = Recovery::read(&directory).unwrap();
+        // It lies aside, and so is nobody's.
+        Kept::new(&recovery, 0)
+            .paged(0, 10, 2)
+            .place(checkpoint::ASIDE_NAME, 1);
+        let mut recovery = Recovery::read(&directory).unwrap();
+        assert_eq!(offsets(&recovery).unwrap(), []);
+        recovery.prepare().unwrap();
+        assert_eq!(page_names(&directory), [""; 0]);
+    }
+
+    #[test]
+    fn another_division_leaves_no_pages_but_its_own() {
+        let scratch = Scratch::new();
+        let directory = with_pages(&scratch);
+        let mut recovery = Recovery::read(&directory).unwrap();
+        recovery.prepare().unwrap();
+        assert!(recovery.is_divided_anew(2));
+        for journal in 0..2 {
+            Kept::new(&recovery, journal)
+                .paged(1, 20 + 10 * u64::from(journal), 2)
+                .place(checkpoint::ASIDE_NAME, 2);
+        }
+        let of_both = [
+            "0: 00000001-000000.pages",
+            "0: 00000001-000001.pages",
+            "0: 00000002-000000.pages",
+            "1: 00000002-000000.pages",
+        ];
+        assert_eq!(page_names(&directory), of_both);
+        recovery.place_checkpoints(2).unwrap();
+        assert_eq!(page_names(&directory), &of_both[2..]);
+        let recovery = Recovery::read(&directory).unwrap();
+        assert_eq!(offsets(&recovery).unwrap(), [20, 21, 30, 31]);
     }
 }
