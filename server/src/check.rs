@@ -1,16 +1,20 @@
 //! `courser check`: whether a broker would start on a data directory, and what it would
 //! find.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use courser_bench::units;
 use courser_core::journal::checkpoint;
+use courser_core::journal::entry::Entry;
+use courser_core::journal::page::{self, PageFile};
 use courser_core::journal::recover::{Damage, Tail};
+use courser_transport::disk::PageImages;
 use serde_json::{Value, json};
 
 use crate::args::CheckOptions;
 use crate::error::CommandError;
-use crate::examine::{CheckpointEnd, ExamineError, Examined, Journal, Tally};
+use crate::examine::{CheckpointEnd, ExamineError, Examined, Journal, PageEnd, Tally};
 use crate::output;
 
 /// Prints a line for each journal, and one for whatever is wrong with it.
@@ -39,6 +43,38 @@ struct Finding<'a> {
     tally: Tally,
     damage: Option<Damage>,
     checkpoint_damage: Option<checkpoint::Damage>,
+    /// What the checkpoint names of page files.
+    paged: Paged,
+}
+
+/// Pages that were looked at.
+#[derive(Default)]
+struct Paged {
+    messages: u64,
+    bytes: u64,
+    /// In how many files.
+    files: BTreeSet<PageFile>,
+    damage: Vec<page::Damage>,
+}
+
+impl Paged {
+    /// Looks at a page that a checkpoint names.
+    fn look(&mut self, images: &mut PageImages<'_>, entry: &Entry<'_>) -> Result<(), CommandError> {
+        let Entry::Paged { place, image } = entry else {
+            return Ok(());
+        };
+        self.messages += u64::from(image.count);
+        self.bytes += u64::from(image.size);
+        self.files.insert(image.file());
+        match images.messages(*place, image, |_| Ok::<_, PageEnd>(())) {
+            Ok(()) => Ok(()),
+            Err(PageEnd::Damage(damage)) => {
+                self.damage.push(damage);
+                Ok(())
+            }
+            Err(PageEnd::Failed(error)) => Err(*error),
+        }
+    }
 }
 
 impl<'a> Finding<'a> {
@@ -53,13 +89,20 @@ impl<'a> Finding<'a> {
             Err(ExamineError::Directory(error)) => return Err(error.into()),
         };
         let mut checkpoint_damage = None;
+        let (mut paged, mut images) = (Paged::default(), examined.pages(journal));
         let read = examined.checkpoint_batches(journal, |batch| {
             let number = batch.header.label.number;
-            let bad = batch.entries().find_map(Result::err);
-            checkpoint_damage = checkpoint_damage.or(bad.map(|malformed| checkpoint::Damage {
-                position: batch.header.position,
-                what: checkpoint::Wrong::Entry { number, malformed },
-            }));
+            for entry in batch.entries() {
+                match entry {
+                    Ok(entry) => paged.look(&mut images, &entry)?,
+                    Err(malformed) => {
+                        checkpoint_damage.get_or_insert(checkpoint::Damage {
+                            position: batch.header.position,
+                            what: checkpoint::Wrong::Entry { number, malformed },
+                        });
+                    }
+                }
+            }
             Ok(())
         });
         match read {
@@ -72,11 +115,15 @@ impl<'a> Finding<'a> {
             tally,
             damage,
             checkpoint_damage,
+            paged,
         })
     }
 
     fn is_damaged(&self) -> bool {
-        self.damage.is_some() || self.checkpoint_damage.is_some() || !self.tally.spoilt.is_empty()
+        self.damage.is_some()
+            || self.checkpoint_damage.is_some()
+            || !self.paged.damage.is_empty()
+            || !self.tally.spoilt.is_empty()
     }
 
     /// The first and the last run, and how many there are.
@@ -165,7 +212,21 @@ fn line(text: &mut String, finding: &Finding<'_>) -> std::fmt::Result {
             header.start.number
         )?;
     }
+    let paged = &finding.paged;
+    if paged.messages > 0 {
+        writeln!(
+            text,
+            "  pages      {} messages, {}, in {} page files",
+            units::count(paged.messages),
+            units::bytes(paged.bytes),
+            paged.files.len()
+        )?;
+    }
     if let Some(damage) = &finding.checkpoint_damage {
+        writeln!(text, "  damage     journal-{number:02}/{damage}")?;
+        writeln!(text, "  fix        {}", damage.advice())?;
+    }
+    for damage in &paged.damage {
         writeln!(text, "  damage     journal-{number:02}/{damage}")?;
         writeln!(text, "  fix        {}", damage.advice())?;
     }
@@ -232,6 +293,14 @@ fn journal_as_json(finding: &Finding<'_>) -> Value {
             "offset": spoilt.offset,
         })
     });
+    let damaged_pages = finding.paged.damage.iter().map(|damage| {
+        json!({
+            "file": damage.file.to_string(),
+            "position": damage.position,
+            "what": damage.to_string(),
+            "advice": damage.advice(),
+        })
+    });
     json!({
         "journal": finding.journal.number.0,
         "files": Value::from_iter(files),
@@ -249,6 +318,12 @@ fn journal_as_json(finding: &Finding<'_>) -> Value {
             "what": damage.to_string(),
             "advice": damage.advice(),
         })),
+        "pages": json!({
+            "messages": finding.paged.messages,
+            "bytes": finding.paged.bytes,
+            "files": finding.paged.files.len(),
+            "damage": Value::from_iter(damaged_pages),
+        }),
         "batches": tally.batches,
         "bytes": tally.bytes,
         "entries": entries

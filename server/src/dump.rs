@@ -16,7 +16,7 @@ use courser_transport::disk::DirectoryError;
 use serde_json::{Value, json};
 
 use crate::error::CommandError;
-use crate::examine::{CheckpointEnd, Examined, entries};
+use crate::examine::{CheckpointEnd, Examined, PageEnd, entries};
 use crate::line::{self, Line};
 use crate::output;
 
@@ -39,19 +39,38 @@ pub(crate) fn dump(
             damaged = true;
             output::remark(&format_args!("journal-{:02}/{damage}", journal.number));
         }
+        let mut images = examined.pages(journal);
         let read = examined.checkpoint_batches(journal, |batch| {
             let mut text = String::new();
             let head = batch_as_json(journal.number, FILE_NAME, &batch.header);
-            if wanted.is_none() {
+            let mut is_headed = wanted.is_none();
+            if is_headed {
                 head.write(&mut text, json, "");
             }
             for entry in batch.entries() {
                 match entry {
                     Ok(entry) if is_wanted(&entry) => {
-                        if text.is_empty() {
+                        if !std::mem::replace(&mut is_headed, true) {
                             head.write(&mut text, json, "");
                         }
                         fields(&entry).write(&mut text, json, "  ");
+                        if let Entry::Paged { place, image } = &entry {
+                            let read = images.messages(*place, image, |message| {
+                                fields(message).write(&mut text, json, "    ");
+                                Ok::<_, PageEnd>(())
+                            });
+                            match read {
+                                Ok(()) => {}
+                                Err(PageEnd::Damage(damage)) => {
+                                    damaged = true;
+                                    let number = journal.number;
+                                    output::remark(&format_args!("journal-{number:02}/{damage}"));
+                                }
+                                Err(PageEnd::Failed(error)) => return Err(*error),
+                            }
+                            // A page may have as much to print as a batch.
+                            output::print(&std::mem::take(&mut text))?;
+                        }
                     }
                     Ok(_) => {}
                     Err(malformed) => {
