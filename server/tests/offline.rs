@@ -8,14 +8,16 @@ mod support;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use courser_core::frame::checksum;
 use courser_core::frame::encode::{self, Envelope};
 use courser_core::id::{
-    BatchNumber, DestinationNumber, FileSequence, Installation, JournalNumber, Offset,
+    BatchNumber, DestinationNumber, FileSequence, Installation, JournalNumber, Offset, PageNumber,
     PartitionIndex, Run,
 };
 use courser_core::journal::batch::{self, Label, Seal};
-use courser_core::journal::entry::{Entry, Place};
-use courser_core::journal::{Identity, Origin, file};
+use courser_core::journal::checkpoint;
+use courser_core::journal::entry::{Entry, PageImage, Place};
+use courser_core::journal::{Identity, Origin, Start, file};
 use courser_core::time::Wall;
 use courser_transport::disk::DataDirectory;
 use serde_json::Value;
@@ -267,6 +269,125 @@ fn a_message_whose_own_checksum_is_wrong_is_named() {
         ),
         "{ended:?}"
     );
+}
+
+/// Messages of a page, behind each other from offset 0 on.
+fn page(count: u64) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for offset in 0..count {
+        let at = bytes.len();
+        bytes.resize(at + encode::message_size(0, 5), 0);
+        encode::message(&Envelope::default(), &[], b"paged", &mut bytes[at..]);
+        bytes[at + 8..at + 12].copy_from_slice(&4u32.to_le_bytes());
+        bytes[at + 16..at + 24].copy_from_slice(&offset.to_le_bytes());
+    }
+    bytes
+}
+
+/// Writes a checkpoint in front of all that is journalled, which names these messages in the
+/// second page of a file.
+fn put_checkpoint_with_page(directory: &Data, bytes: &[u8], count: u32) {
+    let data = DataDirectory::inspect(directory.path().as_ref()).unwrap();
+    let origin = origin(data.installation(), 1);
+    let paged = Entry::Paged {
+        place: Place {
+            destination: DestinationNumber(4),
+            partition: PartitionIndex(0),
+        },
+        image: PageImage {
+            run: Run(1),
+            page: PageNumber(1),
+            size: u32::try_from(bytes.len()).unwrap(),
+            sum: checksum::extend(0, bytes),
+            first: Offset(0),
+            count,
+        },
+    };
+    let mut batch = vec![0; batch::HEADER_SIZE + paged.size()];
+    paged.write(&mut batch[batch::HEADER_SIZE..]);
+    let label = Label {
+        number: BatchNumber(1),
+        durable_before: BatchNumber(0),
+        written: Wall(1_700_000_000_000_000_000),
+    };
+    batch::seal(&origin, 4096, label, 1, &mut [&mut batch]);
+    let header = checkpoint::Header {
+        origin,
+        number: 1,
+        start: Start {
+            sequence: FileSequence(1),
+            position: 4096,
+            number: BatchNumber(1),
+        },
+        batches: 1,
+        size: 8192,
+        division: checkpoint::Division {
+            shards: 1,
+            since: Run(1),
+        },
+    };
+    batch.resize(4096, 0);
+    let image = [&header.block()[..], &batch].concat();
+    fs::write(directory.inside("journal-00/checkpoint"), image).unwrap();
+    let file = [&[0; 65_536][..], bytes].concat();
+    fs::write(directory.inside(PAGES), file).unwrap();
+}
+
+const PAGES: &str = "journal-00/00000001-000000.pages";
+
+#[test]
+fn pages_that_a_checkpoint_names_are_looked_at_and_printed() {
+    let directory = Data::written();
+    put_checkpoint_with_page(&directory, &page(3), 3);
+    let ended = run(&["check", directory.path()]);
+    assert_eq!(ended.status, Some(0), "{ended:?}");
+    assert!(
+        (ended.stdout).contains("  pages      3 messages, "),
+        "{ended:?}"
+    );
+    assert!(!ended.stdout.contains("left alone"), "{ended:?}");
+    let pages = json(&directory)["journals"][0]["pages"].clone();
+    assert_eq!(
+        (&pages["messages"], &pages["files"]),
+        (&Value::from(3), &Value::from(1))
+    );
+    assert_eq!(pages["bytes"], page(3).len());
+    let ended = run(&["dump", directory.path(), "--json"]);
+    assert_eq!(ended.status, Some(0), "{ended:?}");
+    assert_eq!(
+        ended.stdout.matches("\"paged\"").count(),
+        1 + 3,
+        "{ended:?}"
+    );
+
+    let path = directory.inside(PAGES);
+    let whole = fs::read(&path).unwrap();
+    let mut rotten = whole.clone();
+    rotten[65_536 + 112] ^= 1;
+    fs::write(&path, rotten).unwrap();
+    let damaged = |what: &str| {
+        let ended = run(&["check", directory.path()]);
+        assert_eq!(ended.status, Some(5), "{ended:?}");
+        let said = format!("  damage     {PAGES} at 65536: {what}");
+        assert!(ended.stdout.contains(&said), "{ended:?}");
+        assert!(ended.stdout.contains("\n  fix        "), "{ended:?}");
+        let pages = json(&directory)["journals"][0]["pages"].clone();
+        assert_eq!(pages["damage"][0]["position"], 65_536);
+        let ended = run(&["dump", directory.path()]);
+        assert_eq!(ended.status, Some(5), "{ended:?}");
+        assert!(ended.stderr.contains(&format!("{PAGES} at 65536: {what}")));
+        let serve = "serve --listen 127.0.0.1:0 --cores none --data-dir";
+        let arguments: Vec<&str> = serve.split(' ').chain([directory.path()]).collect();
+        let ended = run(&arguments);
+        assert_eq!(ended.status, Some(1), "{ended:?}");
+        let said = format!("{} at 65536: {what}", &PAGES["journal-00/".len()..]);
+        assert!(ended.stderr.contains(&said), "{ended:?}");
+    };
+    damaged("the checksum of ");
+    fs::write(&path, &whole[..whole.len() - 8]).unwrap();
+    damaged(&format!("{} bytes of messages belong there", page(3).len()));
+    fs::remove_file(&path).unwrap();
+    damaged("the file is missing");
 }
 
 #[test]

@@ -468,6 +468,36 @@ mod tests {
     }
 
     #[test]
+    fn pages_of_earlier_runs_go_once_a_checkpoint_has_its_place() {
+        let mut desk = Desk::new();
+        desk.directory.make_journal(JOURNAL).unwrap();
+        let inside = |name: &str| desk.scratch.path().join("journal-05").join(name);
+        let (aside, in_place) = (inside("checkpoint.new"), inside("checkpoint"));
+        let names = ["00000001-000000.pages", "00000002-000007.pages"].map(inside);
+        let own = inside("00000003-000000.pages");
+        let strange = inside("1-0.pages");
+        for path in names.iter().chain([&own, &strange]) {
+            std::fs::write(path, "").unwrap();
+        }
+        let are_there = || names.iter().filter(|path| path.exists()).count();
+
+        // There is nothing to put there: what names the pages may still count.
+        assert!(desk.journal.place_checkpoint());
+        assert!(matches!(desk.told(), Told::Checkpoint { result: Err(_) }));
+        assert!(desk.journal.write_aside(0, vec![7; 4096], true).is_ok());
+        assert!(matches!(desk.told(), Told::Checkpoint { result: Ok(()) }));
+        assert!(!in_place.exists());
+        assert_eq!(are_there(), 2);
+
+        assert!(desk.journal.place_checkpoint());
+        assert!(matches!(desk.told(), Told::Checkpoint { result: Ok(()) }));
+        assert!(in_place.exists() && !aside.exists());
+        assert!(matches!(desk.told(), Told::PagesRemoved { result: Ok(()) }));
+        assert_eq!(are_there(), 0);
+        assert!(own.exists() && strange.exists());
+    }
+
+    #[test]
     fn there_are_no_more_files_than_places() {
         let mut desk = Desk::new();
         for slot in 1..=FILES_MAX {
