@@ -66,6 +66,11 @@ pub const JOURNAL_FILE_PAUSE: Duration = Duration::from_secs(1);
 /// A checkpoint is begun once so many bytes were journalled since the one before, or as many
 /// as that one has, whichever is more: a start reads about twice that at most.
 pub const CHECKPOINT_BYTES: u32 = 64 * MIB;
+/// An orderly stop makes a checkpoint if so many bytes were journalled since the last one, or
+/// a quarter of what that has, whichever is more: so much less is then read at the start.
+pub const LAST_CHECKPOINT_BYTES: u32 = MIB;
+/// The most time that an orderly stop takes for a checkpoint. No promise depends on it.
+pub const LAST_CHECKPOINT_TIMEOUT: Duration = Duration::from_secs(2);
 /// What is put into a checkpoint in one turn of its shard, in bytes, or one message.
 pub const CHECKPOINT_SLICE: u32 = 32 * KIB;
 /// Files of a journal that are kept for the next use, beside the one that is prepared.
@@ -516,6 +521,11 @@ pub const TABLE: &[Limit] = &[
         "the send fails in its place",
     ),
     seconds("orderly stop", DRAIN_TIMEOUT, "what is left is cut"),
+    seconds(
+        "checkpoint at an orderly stop",
+        LAST_CHECKPOINT_TIMEOUT,
+        "the next start reads the journal",
+    ),
 ];
 
 #[cfg(test)]

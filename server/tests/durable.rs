@@ -25,6 +25,8 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use accounts::{Record, assert_exactly_once_in_order, assert_kept, dump};
 use choices::Choices;
+use courser::embedded::{self, BrokerConfig};
+use courser_transport::disk::{DataDirectory, Recovery};
 use home::{Home, Sender, wait_for_more};
 use rustix::process::Signal;
 use support::{Broker, Directory, Running};
@@ -188,17 +190,105 @@ fn disk_and_starts_stay_small_however_much_is_sent_and_received() {
         let most = 6 * (16 << 20) + 2 * unsettled;
         assert!(size <= most, "{size} bytes after {sent} messages");
         broker = home.start_either(1, &mut choices);
-        let said = broker.said_of_data();
-        let figures = said.split_once(": read ").expect("it says so").1;
-        let mut figures = figures.split(" KiB").map(|text| text.rsplit(' ').next());
-        let mut next = || -> u64 { figures.next().flatten().unwrap().parse().unwrap() };
-        let (checkpoint, behind) = (next(), next());
+        let (checkpoint, behind) = read_by(&mut broker);
         // One that was under way does not count, and the next begins behind it.
         let kept = checkpoint.max(2048).max(unsettled / 1024);
-        assert!(behind <= 3 * kept, "{said}");
+        assert!(
+            behind <= 3 * kept,
+            "{checkpoint} KiB, and {behind} KiB since"
+        );
     }
     assert_goes_on_at(&home, sent);
     broker.kill();
+}
+
+/// What the start of a broker reads, in KiB: of checkpoints, and what was journalled since.
+fn read_by(broker: &mut Broker) -> (u64, u64) {
+    let said = broker.said_of_data();
+    let figures = said.split_once(": read ").expect("it says so").1;
+    let mut figures = figures.split(" KiB").map(|text| text.rsplit(' ').next());
+    let mut next = || -> u64 { figures.next().flatten().unwrap().parse().unwrap() };
+    (next(), next())
+}
+
+/// A start read everything since the last checkpoint, however orderly the stop had been.
+#[test]
+fn a_start_behind_an_orderly_stop_reads_a_checkpoint_and_almost_no_journal() {
+    let mut choices = Choices::of("KILLS_SEED");
+    for shards in [1, 2] {
+        let mut home = Home::new();
+        home.body = 4000;
+        let broker = home.start_either(shards, &mut choices);
+        let mut told = home.sender(QUEUE, 1500, 4, PATIENCE).complete();
+        broker.signal(Signal::TERM);
+        assert_eq!(broker.end().status, Some(0));
+        home.assert_whole();
+        let mut broker = home.start_either(shards, &mut choices);
+        let (checkpoints, since) = read_by(&mut broker);
+        assert!(
+            checkpoints > 6000 && since < 300,
+            "{checkpoints} KiB, and {since} KiB since"
+        );
+        // Nothing is written for little.
+        told.extend(home.sender(QUEUE, 20, 4, PATIENCE).complete());
+        broker.signal(Signal::TERM);
+        assert_eq!(broker.end().status, Some(0));
+        let mut broker = home.start_either(shards, &mut choices);
+        let (again, since) = read_by(&mut broker);
+        assert!(
+            again == checkpoints && (80..1024).contains(&since),
+            "{again} KiB, and {since} KiB since"
+        );
+        // What a run before has left counts.
+        told.extend(home.sender(QUEUE, 1500, 4, PATIENCE).complete());
+        broker.kill();
+        let mut broker = home.start_either(shards, &mut choices);
+        let (_, since) = read_by(&mut broker);
+        assert!(since > 6000, "{since} KiB since, behind a kill");
+        broker.signal(Signal::TERM);
+        assert_eq!(broker.end().status, Some(0));
+        let mut broker = home.start_either(shards, &mut choices);
+        let (checkpoints, since) = read_by(&mut broker);
+        assert!(
+            checkpoints > 12_000 && since < 300,
+            "{checkpoints} KiB, and {since} KiB since"
+        );
+        assert_kept(&told, &home.receive(QUEUE, SILENCE));
+        broker.kill();
+    }
+}
+
+#[test]
+fn a_broker_that_is_part_of_a_program_leaves_a_checkpoint_as_well() {
+    for has_threads in [true, false] {
+        let records = Directory::new();
+        let path = records.file("data");
+        let config = BrokerConfig {
+            memory: 96 << 20,
+            links_in_process: 1,
+            data_directory: Some(path.clone().into()),
+            ..BrokerConfig::embedded()
+        };
+        let broker = match has_threads {
+            true => embedded::Broker::start(config),
+            false => embedded::Broker::without_threads(config),
+        };
+        let broker = broker.unwrap();
+        let client = broker.connect().unwrap();
+        let producer = client.producer(QUEUE).create().unwrap();
+        for _ in 0..400 {
+            producer.send(vec![7; 8000]).unwrap();
+        }
+        drop(producer);
+        client.close().unwrap();
+        broker.stop();
+        let directory = DataDirectory::open(path.as_ref()).unwrap();
+        let read = Recovery::read(&directory).unwrap().size();
+        assert!(
+            read.checkpoints > 3_200_000 && read.journals < 100_000,
+            "{read:?}"
+        );
+    }
 }
 
 /// Its last messages may be there or not. Its successor's are behind them.

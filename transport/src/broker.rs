@@ -690,7 +690,8 @@ impl Broker {
 
     /// Stops in order: nobody is let in any more, what was taken is made durable and told,
     /// everybody is told of the end, what waits to be sent is sent, at most
-    /// [`limits::DRAIN_TIMEOUT`] long each; then the threads are gone.
+    /// [`limits::DRAIN_TIMEOUT`] long each; then each shard makes a checkpoint for the next
+    /// start, if much was journalled since the last, and the threads are gone.
     pub fn stop(mut self) {
         self.end();
     }

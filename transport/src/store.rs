@@ -11,6 +11,7 @@
 //! to it is in flight.
 
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::Duration;
 
 use courser_core::counters::Counter;
@@ -243,14 +244,7 @@ impl Store {
                 errno: fault.errno,
             })?;
             while let Some(completion) = ring.next() {
-                if let Completion::Written {
-                    file,
-                    token,
-                    result,
-                } = completion
-                {
-                    self.written(ring, shard, (file, token), result);
-                }
+                self.completed(ring, shard, completion);
             }
             self.hear(ring, shard);
             if let Some(trouble) = self.trouble() {
@@ -279,6 +273,60 @@ impl Store {
         self.is_divided_anew = false;
         if core::mem::take(&mut self.is_aside) {
             shard.checkpoint_done(Ok(()));
+        }
+    }
+
+    /// Has a last checkpoint made, of a shard that nobody uses any more, if that spares the
+    /// next start much. No promise depends on it: if it takes longer than
+    /// [`limits::LAST_CHECKPOINT_TIMEOUT`] or something goes wrong, there is none.
+    pub(crate) fn make_last_checkpoint<R: Ring<File = DiskFile>>(
+        &mut self,
+        ring: &mut R,
+        shard: &mut Shard,
+        clock: &mut Clock,
+    ) {
+        if !shard.is_checkpointing() {
+            if !shard.gains_by_checkpoint() {
+                return;
+            }
+            shard.begin_checkpoint();
+        }
+        let until = (clock.now().monotonic).after(limits::LAST_CHECKPOINT_TIMEOUT);
+        loop {
+            let now = clock.now();
+            if !shard.is_checkpointing() || shard.is_broken() || now.monotonic >= until {
+                return;
+            }
+            shard.turn(now);
+            let work = self.serve(ring, shard);
+            if ring.turn(Wait::No).is_err() {
+                return;
+            }
+            while let Some(completion) = ring.next() {
+                self.completed(ring, shard, completion);
+            }
+            self.hear(ring, shard);
+            if work == 0 {
+                // The device's turn, or its helper's.
+                thread::yield_now();
+            }
+        }
+    }
+
+    /// A write is over; whatever else it is, is nobody's yet or any more.
+    fn completed<R: Ring<File = DiskFile>>(
+        &mut self,
+        ring: &mut R,
+        shard: &mut Shard,
+        completion: Completion,
+    ) {
+        if let Completion::Written {
+            file,
+            token,
+            result,
+        } = completion
+        {
+            self.written(ring, shard, (file, token), result);
         }
     }
 

@@ -359,6 +359,9 @@ impl<R: Ring<File = DiskFile>> Worker<R> {
             }
             let is_over = self.workers.company.has_gone() && self.inbox.is_empty();
             if is_over || now.monotonic >= deadline {
+                if is_over && is_left {
+                    self.make_last_checkpoint();
+                }
                 self.publish(now);
                 return Ok(Turned::Over);
             }
@@ -445,6 +448,15 @@ impl<R: Ring<File = DiskFile>> Worker<R> {
         let was_everywhere = core::mem::replace(&mut flush.was_everywhere, is_everywhere);
         self.pace.last_flush = Some(flush);
         was_everywhere || now.monotonic >= flush.until
+    }
+
+    /// For the next start: so that it reads little.
+    #[cold]
+    fn make_last_checkpoint(&mut self) {
+        if let Some(store) = &mut self.store {
+            let ring = self.connections.ring_mut();
+            store.make_last_checkpoint(ring, &mut self.shard, &mut self.clock);
+        }
     }
 
     /// Whether a turn has something to do though nothing happens.

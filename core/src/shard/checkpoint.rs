@@ -54,6 +54,8 @@ pub struct Checkpoints {
     pub number: u64,
     /// Bytes that the last one took, 0 without one.
     pub size: u64,
+    /// Bytes that earlier runs have journalled since.
+    pub behind: u64,
     /// The first run in which all is divided among as many shards as now.
     pub since: Run,
 }
@@ -222,8 +224,14 @@ impl Keeper {
     pub(super) fn has_work(&self, journalled: u64, durable: BatchNumber) -> bool {
         match &self.current {
             Some(current) => current.has_work(durable),
-            None => journalled - self.counted >= self.plan.every.max(self.plan.size),
+            None => self.behind(journalled) >= self.plan.every.max(self.plan.size),
         }
+    }
+
+    /// Bytes that were journalled since the last one was begun.
+    #[inline]
+    fn behind(&self, journalled: u64) -> u64 {
+        self.plan.behind + (journalled - self.counted)
     }
 }
 
@@ -297,6 +305,7 @@ impl Shard {
             && keeper.current.is_none()
         {
             keeper.counted = bytes;
+            keeper.plan.behind = 0;
             keeper.has_failed = false;
             keeper.current = Some(Box::new(Checkpoint {
                 // Its batches are none of the journal's.
@@ -313,6 +322,19 @@ impl Shard {
                 is_asked: false,
             }));
         }
+    }
+
+    /// Whether a checkpoint that is made before the end spares the next start much of what
+    /// it would read.
+    #[must_use]
+    pub fn gains_by_checkpoint(&self) -> bool {
+        let Some(journal) = &self.journal else {
+            return false;
+        };
+        let bytes = journal.writer.bytes();
+        let least = u64::from(limits::LAST_CHECKPOINT_BYTES);
+        let keeper = journal.keeper.as_ref();
+        keeper.is_some_and(|it| it.behind(bytes) >= least.max(it.plan.size / 4))
     }
 
     /// Whether a checkpoint is being written.

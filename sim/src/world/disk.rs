@@ -478,6 +478,7 @@ impl World {
                     .map_or(u64::MAX, |disk| disk.checkpoint_bytes),
                 number: header.map_or(0, |header| header.number),
                 size: header.map_or(0, |header| header.size),
+                behind: 0,
                 since: Run(1),
             };
             let needed = plan.needed.iter().copied();

@@ -55,6 +55,8 @@ pub struct Recovery {
     size: ReadSize,
     /// The lowest slot behind those of all files, by journal.
     behind: BTreeMap<JournalNumber, Slot>,
+    /// Bytes that are read behind the checkpoint, by journal.
+    journalled: BTreeMap<JournalNumber, u64>,
     /// Of the run that begins.
     salt: u64,
 }
@@ -144,6 +146,7 @@ impl Recovery {
             run_last: Run(0),
             size: ReadSize::default(),
             behind: BTreeMap::new(),
+            journalled: BTreeMap::new(),
             salt: u64::from_le_bytes(salt),
             checkpoints: counting(directory, &listed)?,
             pages: BTreeSet::new(),
@@ -177,7 +180,9 @@ impl Recovery {
                 .map_err(|damage| RecoveryError::Damaged { journal, damage })?;
             let last = surveys.iter().map(|survey| survey.slot.0).max();
             let behind = Slot(last.unwrap_or(0).saturating_add(1));
-            recovery.size.journals += read_size(&plan, &surveys);
+            let journalled = read_size(&plan, &surveys);
+            recovery.size.journals += journalled;
+            recovery.journalled.insert(journal, journalled);
             recovery.run_last = recovery.run_last.max(plan.run_last);
             recovery.behind.insert(journal, behind);
             recovery.plans.push(plan);
@@ -304,6 +309,7 @@ impl Recovery {
             every,
             number: last.map_or(0, |header| header.number),
             size: last.map_or(0, |header| header.size),
+            behind: self.journalled.get(&journal).copied().unwrap_or(0),
             since,
         }
     }

@@ -67,6 +67,7 @@ impl Device {
                 every: self.every,
                 number: last.map_or(0, |header| header.number),
                 size: 0,
+                behind: 0,
                 since: Run(1),
             };
             let needed = plan.needed.iter().copied();
