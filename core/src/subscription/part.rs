@@ -480,7 +480,14 @@ impl Part {
                 messages: end.0 - next.offset.0,
                 bytes: u64::MAX,
             };
-            let Some(run) = log.read(arena, &mut self.fresh, limit) else {
+            let mut keys = self.assigned.keys();
+            let run = log.read_while(arena, &mut self.fresh, limit, |header| {
+                if let Some(keys) = &mut keys {
+                    keys.entered(header);
+                }
+                true
+            });
+            let Some(run) = run else {
                 break;
             };
             self.handed_out(run, NOBODY, 0);

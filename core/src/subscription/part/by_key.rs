@@ -181,6 +181,11 @@ impl Keys {
         }
     }
 
+    /// A message gets an entry behind all others.
+    pub(super) fn entered(&mut self, header: &MessageHeader) {
+        self.of_entries.push_back(key_of(header));
+    }
+
     /// The entry at this index, with a message that was handed out, waits or rests.
     pub(super) fn waits(&mut self, index: usize, offset: Offset) {
         let key = self.of_entries[index];

@@ -629,6 +629,38 @@ fn a_key_that_moves_waits_until_its_old_holder_has_settled_what_it_has() {
     assert_eq!(world.consumers[&new].held.len(), 300 - 2);
 }
 
+/// What an earlier run had settled made entries without keys, and a broker with such a
+/// subscription did not come up again.
+#[test]
+fn what_an_earlier_run_left_of_keys_goes_to_whoever_has_them_now() {
+    let mut world = World::new();
+    for key in 0..20 {
+        world.append(key % 10);
+    }
+    let World {
+        arena, partition, ..
+    } = &mut world;
+    let part = &mut partition.parts[0].1;
+    part.settled_before(arena, &mut partition.log, Offset(0), 2);
+    part.settled_before(arena, &mut partition.log, Offset(5), 3);
+    part.returned_before(arena, &mut partition.log, (Offset(12), 1), 4);
+    part.go_on();
+    part.invariants();
+    assert_eq!(part.unsettled(), 8);
+    for (index, message) in world.messages.iter_mut().enumerate() {
+        match index {
+            0..2 | 5..8 => message.place = Place::Settled,
+            12 => message.count = 4,
+            _ => {}
+        }
+    }
+    world.join(1_000);
+    world.join(1_000);
+    world.dispatch();
+    world.check();
+    world.finish();
+}
+
 #[test]
 fn a_message_that_rests_holds_up_its_key_and_no_other() {
     let mut world = World::new();
