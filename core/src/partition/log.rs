@@ -427,10 +427,12 @@ impl Log {
         self.shown = self.hidden.front().map_or(ALL, |(_, first)| *first);
     }
 
-    /// Where the last `size` bytes stand that were stored: whole messages of one run.
-    pub fn tail(&self, size: usize) -> (ChunkId, usize) {
-        let segment = self.segments.back().expect("something was stored");
-        (segment.head, segment.used - size)
+    /// Where the last `size` bytes stand that were stored: whole messages of one run. `None`
+    /// if they are gone: nobody claimed them, and they were more than is retained.
+    pub fn tail(&self, size: usize) -> Option<(ChunkId, usize)> {
+        let segment = self.segments.back();
+        let segment = segment.filter(|it| it.last.0 + 1 == self.next.0)?;
+        Some((segment.head, segment.used - size))
     }
 
     /// The offsets below this one may be given out.

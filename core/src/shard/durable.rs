@@ -242,10 +242,13 @@ impl Durable {
         let destination = local.number;
         let log = &mut local.partitions[it.partition.0 as usize].log;
         let is_flushed = it.flags & flags::FLUSHED != 0;
-        if is_flushed && local.keeps {
+        if is_flushed
+            && local.keeps
+            && let Some(tail) = log.tail(it.size)
+        {
             let batch = self
                 .writer
-                .append_messages(arena, log.tail(it.size), it.size, it.count)
+                .append_messages(arena, tail, it.size, it.count)
                 .expect("it was seen that there is room");
             let place = Place {
                 destination,

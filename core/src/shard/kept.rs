@@ -91,30 +91,46 @@ impl Shard {
         if self.journal.is_none() {
             return;
         }
-        let shard = self.config.shard;
-        let Some(subscription) = self.subscriptions.get_mut(handle) else {
+        let Some(subscription) = self.subscriptions.get(handle) else {
             return;
         };
         if subscription.name().is_none() || !subscription.numbers.is_empty() {
             return;
         }
-        let Some(number) = self.kept.issue(shard) else {
-            return;
-        };
-        subscription.numbers.push(number);
         let destination = subscription.destination();
-        if let Some(journal) = &mut self.journal {
-            let entry = Entry::SubscriptionMade {
-                destination,
-                subscription: number,
-                sharing: subscription.membership().kind(),
-                durable: true,
-                name: subscription.name().unwrap_or_default(),
-            };
-            journal.append(&mut self.arena, &entry);
+        if self.journal_made(handle) {
+            self.journal_parts(handle, |_| true);
+            self.keep_for(destination);
         }
-        self.journal_parts(handle, |_| true);
-        self.keep_for(destination);
+    }
+
+    /// Gives a subscription a number of this shard, and writes down that it has it; `false`
+    /// if there is none left. Journals are told one after the other, by runs and not as they
+    /// were written: what one says may be about no number that only another one explains.
+    fn journal_made(&mut self, handle: Handle) -> bool {
+        let (Some(journal), Some(subscription)) =
+            (&mut self.journal, self.subscriptions.get_mut(handle))
+        else {
+            return false;
+        };
+        let Some(number) = self.kept.issue(self.config.shard) else {
+            return false;
+        };
+        subscription.numbers.insert(0, number);
+        let entry = Entry::SubscriptionMade {
+            destination: subscription.destination(),
+            subscription: number,
+            sharing: subscription.membership().kind(),
+            durable: true,
+            name: subscription.name().unwrap_or_default(),
+        };
+        journal.append(&mut self.arena, &entry);
+        true
+    }
+
+    /// Whether this shard gave out a number, in this run or in an earlier one.
+    fn is_own_number(&self, number: SubscriptionNumber) -> bool {
+        number.0 % (1 << SHARD_BITS) == u32::from(self.config.shard.0)
     }
 
     /// Writes down where those parts of a subscription here begin that are wanted.
@@ -249,6 +265,9 @@ impl Shard {
                 .map(|(handle, it)| (handle, it.destination(), it.numbers.clone()))
                 .collect();
         for (handle, destination, numbers) in kept {
+            if !numbers.iter().any(|number| self.is_own_number(*number)) {
+                self.journal_made(handle);
+            }
             self.journal_parts(handle, |partition| {
                 !(numbers.iter()).any(|number| begun.contains(&(destination, *number, partition)))
             });
@@ -276,8 +295,14 @@ impl Shard {
                     .map_err(|_| TooLittleMemory { bound })?
             }
         };
+        let is_own = self.is_own_number(number);
         if let Some(subscription) = self.subscriptions.get_mut(handle) {
-            subscription.numbers.push(number);
+            let at = if is_own {
+                0
+            } else {
+                subscription.numbers.len()
+            };
+            subscription.numbers.insert(at, number);
         }
         self.kept.told.insert((destination, number), handle);
         Ok(())

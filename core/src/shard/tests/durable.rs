@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use super::*;
 use crate::frame::Kind;
 use crate::frame::control::CloseSession;
-use crate::id::{JournalNumber, Run};
+use crate::id::{DestinationNumber, JournalNumber, Run, SubscriptionNumber};
+use crate::journal::entry::Entry;
 use crate::journal::recover::{self, Plan};
 use crate::journal::survey::{Slot, Survey};
 use crate::journal::writer::{Beginning, Token, Wish, WriteFailed};
@@ -29,6 +30,9 @@ pub(super) struct Device {
     aside: Vec<u8>,
     /// What a checkpoint waits for.
     asked: Option<CheckpointWish>,
+    /// What the journal of another shard, calls a subscription of the
+    /// first destination.
+    told_before: Option<SubscriptionNumber>,
 }
 
 const IDENTITY: Identity = Identity {
@@ -111,6 +115,16 @@ impl Device {
                     shard.restore(&entry.unwrap()).unwrap();
                 }
             }
+        }
+        if let Some(subscription) = self.told_before {
+            let made = Entry::SubscriptionMade {
+                destination: DestinationNumber(0),
+                subscription,
+                sharing: crate::subscription::membership::Kind::Shared,
+                durable: true,
+                name: "books",
+            };
+            shard.restore(&made).unwrap();
         }
         shard.restored();
         shard.audit();
@@ -1157,6 +1171,38 @@ fn settle_one(peer: &mut Peer, handle: Handle, partition: u32, first: u64) {
         count: 1.into(),
     };
     peer.control(handle.0, &ack, &[run.as_bytes()]);
+}
+
+/// Where another shard had named a subscription, a shard wrote that name into its own
+/// journal. Journals are told by runs: once a checkpoint of the other one was of a later run
+/// than what was settled, that was told before there was the name, and all came again.
+#[test]
+fn a_journal_says_itself_which_subscriptions_it_is_about() {
+    let mut device = Device::default();
+    let mut shard = device.start();
+    let mut peer = Peer::new(&mut shard);
+    topic_producer(&mut peer, &mut shard, &mut device);
+    drop(shard);
+    let of_shard_1 = SubscriptionNumber(64 + 1);
+    device.told_before = Some(of_shard_1);
+    let mut shard = device.start();
+    device.told_before = None;
+    let mut peer = Peer::new(&mut shard);
+    let mut producer = topic_producer(&mut peer, &mut shard, &mut device);
+    peer.message_to(0, 1, &mut producer, b"settled");
+    peer.message_to(0, 2, &mut producer, b"not settled");
+    let answers = exchange(&mut peer, &mut shard, &mut device);
+    assert!(outcomes(&answers).iter().all(|it| it.2 == 1 && it.3 == 0));
+    let (handle, answers) = subscriber(&mut peer, &mut shard, &mut device, ("books", 2));
+    assert_eq!(bodies(&answers).len(), 2);
+    settle_one(&mut peer, handle, 0, 0);
+    exchange(&mut peer, &mut shard, &mut device);
+    drop(shard);
+    let mut shard = device.start();
+    let mut peer = Peer::new(&mut shard);
+    let (_, answers) = subscriber(&mut peer, &mut shard, &mut device, ("books", 2));
+    let found: Vec<u64> = bodies(&answers).iter().map(|it| it.1).collect();
+    assert_eq!(found, [1]);
 }
 
 #[test]
