@@ -117,6 +117,10 @@ counters! {
     Yields = "yields",
     /// Times that segments of a partition expired.
     Expiries = "expiries",
+    /// Segments that left memory for a file.
+    PagesWritten = "pages_written",
+    /// Segments that came back from there.
+    PagesRead = "pages_read",
 }
 
 impl Counter {

@@ -39,6 +39,8 @@ pub const BATCH_SIZE_MAX: u32 = 8 * MIB;
 pub const JOURNAL_SPARE: u32 = 512 * KIB;
 /// What a place in a page file is a multiple of, in bytes: a chunk fits one.
 pub const PAGE_SIZE: u32 = CHUNK_SIZE;
+/// So long after a page could not be written or read it is tried again.
+pub const PAGE_PAUSE: Duration = Duration::from_secs(1);
 /// Pages of one page file: once none of them is in use it is removed.
 pub const PAGES_PER_FILE: u32 = 1024;
 /// What may lie in page files because memory is short, in bytes, of all shards.

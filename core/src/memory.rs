@@ -18,6 +18,7 @@ use core::ptr::NonNull;
 use core::slice;
 use std::alloc::{self, Layout};
 
+use crate::id::PageNumber;
 use crate::limits::CHUNK_SIZE;
 
 /// Bytes of a chunk.
@@ -42,6 +43,17 @@ impl ChunkId {
     }
 }
 
+/// Pages of a file, one behind the other, that hold what a chain of chunks had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// The first one.
+    pub page: PageNumber,
+    /// How many.
+    pub pages: u32,
+    /// What whoever lent them notes of that.
+    pub since: u64,
+}
+
 /// All chunks of one shard.
 #[derive(Debug)]
 pub struct Arena {
@@ -56,6 +68,9 @@ pub struct Arena {
     fresh: u32,
     /// The chunk that follows each one in its chain.
     next: Vec<ChunkId>,
+    /// Pages of which nothing is needed any more: whoever gives up messages has the arena at
+    /// hand, wherever these lie.
+    pages: Vec<Extent>,
 }
 
 // SAFETY: the arena owns its memory, which nothing else points to; a `&mut` is
@@ -99,6 +114,7 @@ impl Arena {
             free: Vec::with_capacity(chunks as usize),
             fresh: 0,
             next: vec![ChunkId::FREE; chunks as usize],
+            pages: Vec::new(),
         })
     }
 
@@ -133,6 +149,47 @@ impl Arena {
             let next = self.next(chunk);
             self.give(chunk);
             chunk = next;
+        }
+    }
+
+    /// Takes pages back.
+    pub fn give_pages(&mut self, extent: Extent) {
+        self.pages.push(extent);
+    }
+
+    /// The pages that came back since this was asked last.
+    pub fn take_pages(&mut self) -> Vec<Extent> {
+        core::mem::take(&mut self.pages)
+    }
+
+    /// Whether pages came back.
+    #[inline]
+    #[must_use]
+    pub fn has_pages(&self) -> bool {
+        !self.pages.is_empty()
+    }
+
+    /// Lends so many chunks, chained; `None` if there are not as many.
+    pub fn take_chain(&mut self, chunks: usize) -> Option<ChunkId> {
+        if chunks == 0 || self.free() < chunks {
+            return None;
+        }
+        let head = self.take()?;
+        let mut last = head;
+        for _ in 1..chunks {
+            let chunk = self.take()?;
+            self.chain(last, chunk);
+            last = chunk;
+        }
+        Some(head)
+    }
+
+    /// Writes bytes to a chain that has room for them, from its front on.
+    pub fn fill_chain(&mut self, head: ChunkId, bytes: &[u8]) {
+        let mut chunk = head;
+        for part in bytes.chunks(CHUNK) {
+            self.bytes_mut(chunk)[..part.len()].copy_from_slice(part);
+            chunk = self.next(chunk);
         }
     }
 

@@ -25,6 +25,7 @@
 //! `bytes` are sums over the segments; what is hidden begins at `shown`, and `hidden`
 //! is in the order of batches and of offsets.
 
+pub mod pages;
 mod stretches;
 
 use core::ops::ControlFlow;
@@ -32,6 +33,7 @@ use std::collections::VecDeque;
 
 use zerocopy::FromBytes;
 
+use pages::{Image, Paged};
 pub use stretches::StretchCounts;
 use stretches::Stretches;
 
@@ -56,7 +58,7 @@ const CACHE_LINE: usize = 64;
 /// A stretch of the log.
 #[derive(Debug)]
 struct Segment {
-    /// The first chunk of the chain.
+    /// The first chunk of the chain; none if it lies in [`pages`].
     head: ChunkId,
     /// Chunks of the chain.
     chunks: u32,
@@ -90,7 +92,11 @@ impl Segment {
             THIN_SHARE
         };
         let left = u64::from(self.claims) * u64::from(share);
-        self.sealed && self.chunks == 1 && self.claims > 0 && left <= u64::from(self.granted)
+        self.sealed
+            && self.chunks == 1
+            && self.claims > 0
+            && left <= u64::from(self.granted)
+            && self.is_here()
     }
 }
 
@@ -171,6 +177,15 @@ impl Frame<'_> {
     }
 }
 
+/// What a walk over a log meets.
+#[derive(Clone, Copy, Debug)]
+pub enum Kept<'a> {
+    /// A message in memory.
+    Message(Offset, Frame<'a>),
+    /// Messages that lie in pages, some of which may be before or behind what was asked for.
+    Image(Image),
+}
+
 /// No chunk was free for an append.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ArenaFull;
@@ -199,6 +214,8 @@ pub struct Log {
     retain: u64,
     /// Where whole stretches are kept instead, those.
     stretches: Option<Box<Stretches>>,
+    /// What of it ever lay in pages.
+    paged: Option<Box<Paged>>,
     /// Segments may have become thin since the last sweep for them began.
     thinning: bool,
     /// Where the sweep goes on that is under way; the start if none is.
@@ -237,6 +254,7 @@ impl Log {
             bytes: 0,
             retain,
             stretches: None,
+            paged: None,
             thinning: false,
             sweep: Offset(0),
             has_large: false,
@@ -467,17 +485,26 @@ impl Log {
         self.reserved.max(self.reserving.1)
     }
 
-    /// Shows each message that is kept from `from` on and before `end`, what is hidden
-    /// too, as long as `each` goes on.
+    /// Shows what is kept from `from` on and before `end`, what is hidden too, as long as
+    /// `each` goes on. Of what lies in pages it shows a segment as a whole.
     pub fn each_from(
         &self,
         arena: &Arena,
         from: Offset,
         end: Offset,
-        mut each: impl FnMut(Offset, Frame<'_>) -> ControlFlow<()>,
+        mut each: impl FnMut(Kept<'_>) -> ControlFlow<()>,
     ) -> ControlFlow<()> {
         let first = self.index_from(from).unwrap_or(self.segments.len());
         for segment in self.segments.range(first..) {
+            if !segment.is_here()
+                && let Some(image) = self.image_at(segment)
+            {
+                if image.first >= end {
+                    return ControlFlow::Continue(());
+                }
+                each(Kept::Image(image))?;
+                continue;
+            }
             for (start, header) in records(arena, segment, 0) {
                 let offset = Offset(header.offset.get());
                 if offset >= end {
@@ -492,7 +519,7 @@ impl Log {
                     place: (segment.head, start),
                     size,
                 };
-                each(offset, frame)?;
+                each(Kept::Message(offset, frame))?;
             }
         }
         ControlFlow::Continue(())
@@ -607,6 +634,11 @@ impl Log {
         }
         let index = self.index_from(cursor.offset)?;
         let segment = &self.segments[index];
+        if !segment.is_here() {
+            self.want(index);
+            return None;
+        }
+        self.look_ahead(index);
         let seen = if segment.serial == cursor.serial {
             cursor.byte
         } else {
@@ -660,7 +692,12 @@ impl Log {
         if cursor.offset >= end {
             return None;
         }
-        let segment = &self.segments[self.index_from(cursor.offset)?];
+        let index = self.index_from(cursor.offset)?;
+        let segment = &self.segments[index];
+        if !segment.is_here() {
+            self.want(index);
+            return None;
+        }
         let seen = if segment.serial == cursor.serial {
             cursor.byte
         } else {
@@ -804,7 +841,14 @@ impl Log {
     #[inline]
     #[must_use]
     pub fn chunks(&self) -> usize {
-        self.chunks
+        self.chunks - self.paged.as_ref().map_or(0, |paged| paged.chunks)
+    }
+
+    /// Bytes of its messages, wherever they lie.
+    #[inline]
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     /// Whether messages stay when they are settled.
@@ -830,7 +874,8 @@ impl Log {
 
     /// Gives all memory back.
     pub fn clear(&mut self, arena: &mut Arena) {
-        for segment in self.segments.drain(..) {
+        for segment in core::mem::take(&mut self.segments) {
+            self.give_pages_of(arena, &segment);
             arena.give_chain(segment.head);
         }
         self.chunks = 0;
@@ -878,6 +923,7 @@ impl Log {
             .map(|segment| segment.used as u64)
             .sum();
         assert_eq!(bytes, self.bytes, "every byte is counted");
+        self.page_invariants();
         if let Some(stretches) = &self.stretches {
             stretches.invariants(
                 (self.segments.iter())
@@ -890,6 +936,16 @@ impl Log {
     /// claims are not `claims` of each offset in sum. Walks every message.
     pub(super) fn audit(&self, arena: &Arena, claims: impl Fn(Offset) -> usize) {
         for segment in &self.segments {
+            if !segment.is_here() {
+                let offsets = (segment.first.0..=segment.last.0).map(Offset);
+                let claimed: usize = offsets.map(&claims).sum();
+                assert_eq!(claimed, segment.claims as usize, "claims are counted");
+                assert!(
+                    claimed > 0 || self.retain > 0,
+                    "what nobody needs is not kept"
+                );
+                continue;
+            }
             let (mut count, mut claimed, mut end, mut before) = (0, 0, 0, None);
             for (byte, header) in records(arena, segment, 0) {
                 let offset = Offset(header.offset.get());
@@ -1014,6 +1070,7 @@ impl Log {
             .segments
             .remove(index)
             .expect("the caller's index is in range");
+        self.give_pages_of(arena, &segment);
         self.chunks -= segment.chunks as usize;
         self.bytes -= segment.used as u64;
         arena.give_chain(segment.head);
@@ -1067,7 +1124,7 @@ impl Log {
             return false;
         };
         let (target, source) = (&self.segments[before], &self.segments[index]);
-        let still = target.pins == 0 && source.pins == 0;
+        let still = target.pins == 0 && source.pins == 0 && target.is_here() && source.is_here();
         let single = target.chunks == 1 && source.chunks == 1;
         if !still || !single || !source.sealed || target.used + source.used > CHUNK {
             return false;
@@ -1163,6 +1220,9 @@ fn records_from(arena: &Arena, segment: &Segment, from: Offset) -> u32 {
     }
     if segment.first >= from {
         return segment.records;
+    }
+    if !segment.is_here() {
+        return segment.dense_from(from);
     }
     let before = records(arena, segment, 0)
         .take_while(|(_, header)| header.offset.get() < from.0)

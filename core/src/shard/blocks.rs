@@ -192,7 +192,11 @@ impl Shard {
     #[cold]
     pub(super) fn has_chunks_to_spare(&self) -> bool {
         let granted = (self.reserved * self.reserve_factor()).div_ceil(CHUNK as u64);
-        let kept = self.blocks.share + self.partitions + self.arrivals_kept() + self.journal_kept();
+        let kept = self.blocks.share
+            + self.partitions
+            + self.arrivals_kept()
+            + self.journal_kept()
+            + self.pages_kept();
         let promised = kept as u64 + granted;
         self.arena.free() as u64 > promised
     }

@@ -96,7 +96,7 @@ impl Place {
             let offset = Offset(header.offset.get());
             offset < end && own.claims(offset)
         });
-        if run.is_none() {
+        if run.is_none() && !log.is_away(self.next.offset) {
             // Offsets up to the end were given to nothing that is there.
             self.next.offset = end;
         }

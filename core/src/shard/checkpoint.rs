@@ -36,13 +36,16 @@ use crate::id::{
 };
 use crate::journal::batch::{self, HEADER_SIZE, Label, Seal};
 use crate::journal::checkpoint::{Division, Header};
-use crate::journal::entry::{self, Entry, Place};
+use crate::journal::entry::{self, Entry, PageImage, Place};
 use crate::journal::file::FIRST_BATCH;
 use crate::journal::survey::Slot;
 use crate::journal::{Origin, Start};
 use crate::limits;
 use crate::memory::Arena;
 use crate::partition::Partition;
+use crate::partition::log::Kept;
+use crate::partition::log::pages::Image;
+use crate::subscription::Part;
 use crate::time::Now;
 
 /// When checkpoints are made, and which comes next.
@@ -191,6 +194,12 @@ const RETURNED_SIZE: usize = 64;
 /// As many runs of what is settled stand in one entry.
 const SETTLED_PER_ENTRY: usize = 256;
 
+/// The bytes of what says where messages lie.
+const PAGED_SIZE: usize = 48;
+
+/// So many segments in pages are looked through in one slice.
+const IMAGES_MAX: usize = 64;
+
 impl Keeper {
     pub(super) fn new(plan: Checkpoints) -> Self {
         Self {
@@ -304,6 +313,9 @@ impl Shard {
         if let Some(keeper) = &mut journal.keeper
             && keeper.current.is_none()
         {
+            if let Some(pager) = &mut self.pager {
+                pager.checkpoint_begun();
+            }
             keeper.counted = bytes;
             keeper.plan.behind = 0;
             keeper.has_failed = false;
@@ -363,6 +375,12 @@ impl Shard {
             return;
         };
         current.is_asked = false;
+        let is_placed = result.is_ok() && matches!(current.stage, Stage::Placing);
+        if let Some(pager) = &mut self.pager
+            && (is_placed || result.is_err())
+        {
+            pager.checkpoint_ended(is_placed);
+        }
         match (result, current.stage) {
             (Err(CheckpointFailed), _) => keeper.has_failed = true,
             (Ok(()), Stage::Placing) => {
@@ -595,6 +613,7 @@ impl Shard {
                         destination: local.number,
                         partition: PartitionIndex(u32::try_from(index).unwrap_or(u32::MAX)),
                     },
+                    run: self.run,
                     keeps: local.keeps,
                     numbers: (partition.parts.iter())
                         .map(|(handle, _)| match self.subscriptions.get(*handle) {
@@ -652,6 +671,8 @@ struct KeptPartition<'a> {
     arena: &'a Arena,
     partition: &'a Partition,
     place: Place,
+    /// The run that writes it, and wrote its pages.
+    run: Run,
     keeps: bool,
     /// What each of its parts is called in the journals.
     numbers: Vec<&'a [SubscriptionNumber]>,
@@ -715,18 +736,69 @@ impl KeptPartition<'_> {
         }
     }
 
+    /// As [`KeptPartition::keep_returned`], of all messages that lie in some pages.
+    fn keep_returned_of(&self, image: &Image, slice: &mut Slice) {
+        for ((_, part), numbers) in self.partition.parts.iter().zip(&self.numbers) {
+            let Some(&subscription) = numbers.first() else {
+                continue;
+            };
+            let offsets = (image.first.0..).take(image.count as usize).map(Offset);
+            let read = offsets.take_while(|offset| *offset < part.fresh());
+            for (offset, deliveries) in read.filter_map(|it| Some((it, part.came_back(it)?))) {
+                slice.add(&Entry::Returned {
+                    place: self.place,
+                    subscription,
+                    run: entry::Run::new(offset, 1),
+                    deliveries: deliveries.into(),
+                });
+            }
+        }
+    }
+
+    fn image(&self, image: &Image) -> PageImage {
+        PageImage {
+            run: self.run,
+            page: image.at.page,
+            size: image.size,
+            sum: image.sum,
+            first: image.first,
+            count: image.count,
+        }
+    }
+
     fn keep_messages(&self, walked: &mut Walked, end: Offset, slice: &mut Slice) -> bool {
         let log = &self.partition.log;
         // Of each part, what is said here and is settled.
         let mut settled: Vec<Vec<entry::Run>> = vec![Vec::new(); self.numbers.len()];
         let parts = self.partition.parts.iter();
         let reserve = settled.len() * (SETTLED_PER_ENTRY * size_of::<entry::Run>() + RETURNED_SIZE);
-        let walk = log.each_from(self.arena, walked.offset, end, |offset, frame| {
-            let is_long = |runs: &Vec<entry::Run>| runs.len() == SETTLED_PER_ENTRY;
-            let is_full = slice.is_full_for(frame.size() + reserve.min(RESERVE_MAX));
-            if is_full || settled.iter().any(is_long) {
+        let mut images = 0;
+        let walk = log.each_from(self.arena, walked.offset, end, |kept| {
+            let is_long = |runs: &Vec<entry::Run>| runs.len() >= SETTLED_PER_ENTRY;
+            let size = match &kept {
+                Kept::Message(_, frame) => frame.size(),
+                Kept::Image(_) => PAGED_SIZE,
+            };
+            let is_full = slice.is_full_for(size + reserve.min(RESERVE_MAX));
+            if is_full || images == IMAGES_MAX || settled.iter().any(is_long) {
                 return ControlFlow::Break(());
             }
+            let (offset, frame) = match kept {
+                Kept::Message(offset, frame) => (offset, frame),
+                Kept::Image(image) => {
+                    images += 1;
+                    walked.offset = Offset(image.first.0 + u64::from(image.count));
+                    slice.add(&Entry::Paged {
+                        place: self.place,
+                        image: self.image(&image),
+                    });
+                    for (runs, (_, part)) in settled.iter_mut().zip(parts.clone()) {
+                        settled_of(part, &image, runs);
+                    }
+                    self.keep_returned_of(&image, slice);
+                    return ControlFlow::Continue(());
+                }
+            };
             walked.offset = Offset(offset.0 + 1);
             let claims = || {
                 parts
@@ -757,6 +829,18 @@ impl KeptPartition<'_> {
             }
         }
         walk.is_continue()
+    }
+}
+
+/// Adds what a part has settled of the messages that lie in some pages.
+fn settled_of(part: &Part, image: &Image, runs: &mut Vec<entry::Run>) {
+    if part.fresh() <= image.first {
+        return;
+    }
+    for offset in (image.first.0..).take(image.count as usize).map(Offset) {
+        if !part.claims(offset) {
+            push(runs, offset);
+        }
     }
 }
 

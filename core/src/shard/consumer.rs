@@ -1073,6 +1073,12 @@ impl Shard {
             if !self.locals[destination].browsers.is_empty() {
                 budget = self.show(now, destination, index, budget);
             }
+            if self.locals[destination].partitions[index.0 as usize]
+                .log
+                .has_wanted()
+            {
+                self.note_wanted(destination, index);
+            }
             if budget == 0 {
                 self.queue(destination, index);
                 return;

@@ -298,7 +298,8 @@ impl Shard {
     /// than finds a place beside what egress and the partitions may need.
     fn ingress_room(&self) -> u64 {
         let free = (self.arena.free() * CHUNK) as u64;
-        let chunks = self.partitions + self.arrivals_kept() + self.journal_kept();
+        let chunks =
+            self.partitions + self.arrivals_kept() + self.journal_kept() + self.pages_kept();
         let kept = self.plan.egress + (chunks * CHUNK) as u64;
         let factor = self.reserve_factor();
         let placeable = (free.saturating_sub(kept) / factor).saturating_sub(self.reserved);

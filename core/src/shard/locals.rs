@@ -18,8 +18,9 @@ use core::ops::{Index, IndexMut};
 use std::collections::BTreeMap;
 
 use super::egress::Pin;
-use crate::id::{DestinationNumber, Handle, PartitionIndex, ProducerId};
-use crate::memory::Arena;
+use crate::id::{DestinationNumber, Handle, Offset, PartitionIndex, ProducerId};
+use crate::journal::entry::Place;
+use crate::memory::{Arena, Extent};
 use crate::partition::Partition;
 use crate::partition::log::{Address, Log};
 
@@ -205,6 +206,13 @@ impl Locals {
             .filter(|local| local.number == number)
     }
 
+    /// The log of a partition, if its destination lives.
+    pub(super) fn log_mut(&mut self, place: Place) -> Option<&mut Log> {
+        let local = self.get_mut(place.destination)?;
+        let partition = local.partitions.get_mut(place.partition.0 as usize)?;
+        Some(&mut partition.log)
+    }
+
     /// All that live.
     pub(super) fn iter(&self) -> impl Iterator<Item = &Local> {
         self.slots
@@ -244,6 +252,23 @@ impl Locals {
                 .unpin(arena, pin.offset),
             None => self.unpin_departed(arena, pin),
         }
+    }
+
+    /// What was to leave a log for pages is of one that has gone meanwhile.
+    pub(super) fn left_behind(
+        &mut self,
+        arena: &mut Arena,
+        place: Place,
+        first: Offset,
+        at: Extent,
+    ) {
+        let pin = Pin {
+            destination: place.destination,
+            partition: place.partition,
+            offset: first,
+        };
+        self.unpin_departed(arena, pin);
+        arena.give_pages(at);
     }
 
     #[cold]

@@ -94,6 +94,7 @@ use intake::Intake;
 use kept::Kept;
 use locals::{Local, Locals};
 use mesh::Mesh;
+use pages::Pager;
 use producer::Producer;
 use remembered::Remembered;
 use returns::PartAddress;
@@ -373,6 +374,8 @@ pub struct Shard {
     reserved: u64,
     /// What is kept on a device, if anything is.
     journal: Option<Box<Durable>>,
+    /// What of the logs lies in pages of files, if anything may.
+    pager: Option<Box<Pager>>,
     /// Subscriptions that it keeps.
     kept: Kept,
     /// Producers with completions to send.
@@ -470,6 +473,7 @@ impl Shard {
             relieved: 0,
             reserved: 0,
             journal: None,
+            pager: None,
             kept: Kept::default(),
             completing: Vec::new(),
             waiting: VecDeque::new(),
@@ -616,6 +620,7 @@ impl Shard {
     /// Time has passed: ends links whose peers take too long, returns messages that have
     /// rested enough, and lets segments expire.
     pub fn expire(&mut self, now: Now) {
+        self.end_page_pause(now.monotonic);
         self.end_rests(now);
         self.end_periods(now);
         if now.monotonic < self.next_tick || self.watched.is_empty() {
@@ -634,6 +639,9 @@ impl Shard {
     pub fn turn(&mut self, now: Now) {
         if self.journal.is_some() {
             self.turn_journal(now);
+            if self.has_page_work() {
+                self.turn_pages(now);
+            }
         }
         self.resume();
         if self.remembered.is_sweeping() {
@@ -692,9 +700,11 @@ impl Shard {
         let returns = self.returns.next();
         let files = self.journal_expiry();
         let expiry = self.expiries.next();
+        let pages = self.pager.as_ref().and_then(|it| it.due());
         (tick.into_iter().chain(returns))
             .chain(files)
             .chain(expiry)
+            .chain(pages)
             .min()
     }
 
@@ -718,6 +728,7 @@ impl Shard {
             || self.takers_due
             || self.can_close_sessions()
             || self.has_storage_work()
+            || self.has_page_work()
             || self.can_send_off()
     }
 
@@ -885,6 +896,7 @@ impl Shard {
         }
         owned += self.mesh.chunks();
         owned += self.journal.as_deref().map_or(0, Durable::chunks);
+        owned += self.pager.as_deref().map_or(0, Pager::chunks);
         let lent = self.arena.chunks() as usize - self.arena.free();
         assert_eq!(owned, lent, "every chunk that is lent has an owner");
         self.audit_tables();

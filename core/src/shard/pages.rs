@@ -1,7 +1,37 @@
 //! Pages: what of the partitions' logs lies in files because memory is short.
+//!
+//! ```text
+//!   look ──> may leave ──> Write ──> page_written ──> away, its chunks are free
+//!   dispatch ──> wanted ──> Read ──> page_read ──> here, the partition is dispatched again
+//! ```
+//!
+//! Memory is short when a destination holds half of what it may, or little of the arena is
+//! free. What leaves is what is wanted last: the newest, beyond what anybody reads next. It
+//! leaves in the background: whoever sends goes on meanwhile, and whoever reads waits for
+//! what it reads alone.
+//!
+//! What lies in pages is as safe as it was: in the journal, until a checkpoint names its
+//! pages; or, of messages that are to be in memory only, until the process ends.
+//!
+//! Invariant: a segment is leaving, coming or neither; chunks that wait for bytes are
+//! counted in `chunks`.
 
-use super::Shard;
-use crate::id::PageNumber;
+mod space;
+
+use core::ops::Range;
+use std::collections::VecDeque;
+
+use super::{Shard, limits};
+use crate::counters::Counter;
+use crate::frame::checksum;
+use crate::id::{DestinationNumber, Offset, PageNumber, PartitionIndex};
+use crate::journal::entry::Place;
+use crate::memory::{CHUNK, ChunkId, Extent};
+use crate::partition::Partition;
+use crate::partition::log::Log;
+use crate::partition::log::pages::{Image, is_whole};
+use crate::time::{Monotonic, Now};
+use space::Space;
 
 /// What the pages of a shard need of the device. The answer to each is one call of
 /// [`Shard::page_written`] or [`Shard::page_read`], in whatever order; to
@@ -14,7 +44,7 @@ pub enum PageWish {
     Write {
         /// Where.
         page: PageNumber,
-        /// What: at most [`crate::limits::FRAME_SIZE_MAX`].
+        /// What: at most [`limits::FRAME_SIZE_MAX`].
         bytes: Vec<u8>,
     },
     /// Read so many bytes from the front of a page on that was written.
@@ -26,7 +56,7 @@ pub enum PageWish {
     },
     /// Remove a page file of this run, in which nothing is needed any more.
     RemoveFile {
-        /// Which: that of pages from this number times [`crate::limits::PAGES_PER_FILE`] on.
+        /// Which: that of pages from this number times [`limits::PAGES_PER_FILE`] on.
         file: u32,
     },
 }
@@ -35,25 +65,437 @@ pub enum PageWish {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PageFailed;
 
+/// Chunks that may be leaving at a time: each is copied for it.
+const LEAVING_MAX: usize = 32;
+
+/// So many chunks fewer are free than at the last look before there is another.
+const LOOK_EVERY: usize = 8;
+
+/// What part of the arena is to be free.
+const FREE_SHARE: usize = 4;
+
+/// Chunks that are kept for what comes.
+const COMING: usize = 16;
+
+/// The pages of a shard.
+#[derive(Debug)]
+pub(super) struct Pager {
+    space: Space,
+    /// Not asked for yet.
+    leaves: VecDeque<Leaving>,
+    /// Being written.
+    leaving: Vec<Leaving>,
+    /// Chunks of both.
+    leaving_chunks: usize,
+    /// Where somebody wants to read.
+    wanted: VecDeque<(Place, Offset)>,
+    /// Being read.
+    coming: Vec<Coming>,
+    /// Chunks that wait for bytes.
+    chunks: usize,
+    /// What could not be read, and is wanted again.
+    again: Vec<(Place, Offset)>,
+    /// When something is tried again that the device refused.
+    due: Option<Monotonic>,
+    has_failed: bool,
+    /// With fewer chunks free it is looked for some that may leave.
+    look_below: usize,
+    /// All leaves that may, however much memory there is.
+    #[cfg(test)]
+    is_eager: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Leaving {
+    place: Place,
+    first: Offset,
+    size: usize,
+    at: Extent,
+    sum: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Coming {
+    place: Place,
+    image: Image,
+    /// Where it goes.
+    head: ChunkId,
+}
+
+impl Pager {
+    fn new(most: u32) -> Self {
+        Self {
+            space: Space::new(most),
+            leaves: VecDeque::new(),
+            leaving: Vec::new(),
+            leaving_chunks: 0,
+            wanted: VecDeque::new(),
+            coming: Vec::new(),
+            chunks: 0,
+            again: Vec::new(),
+            due: None,
+            has_failed: false,
+            look_below: usize::MAX,
+            #[cfg(test)]
+            is_eager: false,
+        }
+    }
+
+    /// Chunks that wait for bytes.
+    pub(super) fn chunks(&self) -> usize {
+        self.chunks
+    }
+
+    /// Whether something of a destination is wanted that is not there yet.
+    pub(super) fn awaits(&self, destination: DestinationNumber) -> bool {
+        let is_of = |place: &Place| place.destination == destination;
+        (self.wanted.iter()).any(|(place, _)| is_of(place))
+            || self.again.iter().any(|(place, _)| is_of(place))
+            || self.coming.iter().any(|it| is_of(&it.place))
+    }
+
+    /// See [`Space`].
+    pub(super) fn checkpoint_begun(&mut self) {
+        self.space.begun();
+    }
+
+    /// See [`Space`].
+    pub(super) fn checkpoint_ended(&mut self, is_placed: bool) {
+        self.space.ended(is_placed);
+        if is_placed {
+            // Pages may be free that were not.
+            self.look_below = usize::MAX;
+        }
+    }
+
+    /// When something is tried again that the device refused.
+    pub(super) fn due(&self) -> Option<Monotonic> {
+        self.due
+    }
+}
+
 impl Shard {
     /// Has the shard keep in pages what it has no memory for, in as many of them at most.
     /// Before anything is restored.
     pub fn keep_pages(&mut self, most: u32) {
-        let _ = most;
+        self.pager = (most > 0).then(|| Box::new(Pager::new(most)));
+    }
+
+    /// Has all leave that may, however much memory there is.
+    #[cfg(test)]
+    pub(super) fn page_eagerly(&mut self) {
+        if let Some(pager) = &mut self.pager {
+            pager.is_eager = true;
+        }
+    }
+
+    /// Bytes of messages that lie in pages, with what rests there until a checkpoint.
+    #[must_use]
+    pub fn paged_bytes(&self) -> u64 {
+        let used = self.pager.as_ref().map_or(0, |it| it.space.used());
+        (used * CHUNK) as u64
+    }
+
+    /// Chunks that are kept for what comes from pages.
+    pub(super) fn pages_kept(&self) -> usize {
+        self.pager
+            .as_ref()
+            .map_or(0, |it| COMING.saturating_sub(it.chunks))
     }
 
     /// What its pages need now, until `None`.
     pub fn page_wish(&mut self) -> Option<PageWish> {
+        let mut pager = self.pager.take()?;
+        for extent in self.arena.take_pages() {
+            pager.space.give(extent);
+        }
+        let wish = self.page_wish_of(&mut pager);
+        self.pager = Some(pager);
+        wish
+    }
+
+    fn page_wish_of(&mut self, pager: &mut Pager) -> Option<PageWish> {
+        if let Some(file) = pager.space.removed() {
+            return Some(PageWish::RemoveFile { file });
+        }
+        if let Some(wish) = self.next_read(pager) {
+            return Some(wish);
+        }
+        while let Some(mut leaving) = pager.leaves.pop_front() {
+            let Some(log) = self.locals.log_mut(leaving.place) else {
+                self.stays(pager, &leaving);
+                continue;
+            };
+            let bytes = log.bytes_of(&self.arena, leaving.first);
+            leaving.sum = checksum::body(&bytes);
+            let page = leaving.at.page;
+            pager.leaving.push(leaving);
+            self.counters.add(Counter::PagesWritten, 1);
+            return Some(PageWish::Write { page, bytes });
+        }
+        None
+    }
+
+    /// The next that is wanted, and that there is memory for.
+    fn next_read(&mut self, pager: &mut Pager) -> Option<PageWish> {
+        while let Some(&(place, wanted)) = pager.wanted.front() {
+            let Some(log) = self.locals.log_mut(place) else {
+                pager.wanted.pop_front();
+                continue;
+            };
+            let to = log.ahead_of(wanted);
+            let Some((first, chunks)) = log.next_away(wanted, to) else {
+                pager.wanted.pop_front();
+                continue;
+            };
+            let Some(head) = self.arena.take_chain(chunks) else {
+                // What leaves makes room for it.
+                pager.look_below = usize::MAX;
+                return None;
+            };
+            let Some(image) = log.begin_coming(first) else {
+                self.arena.give_chain(head);
+                pager.wanted.pop_front();
+                continue;
+            };
+            pager.chunks += chunks;
+            let (page, size) = (image.at.page, image.size);
+            pager.coming.push(Coming { place, image, head });
+            self.counters.add(Counter::PagesRead, 1);
+            return Some(PageWish::Read { page, size });
+        }
         None
     }
 
     /// What was to be written from this page on is, or is not.
     pub fn page_written(&mut self, page: PageNumber, result: Result<(), PageFailed>) {
-        let _ = (page, result);
+        let Some(mut pager) = self.pager.take() else {
+            return;
+        };
+        let place = pager.leaving.iter().position(|it| it.at.page == page);
+        if let Some(leaving) = place.map(|place| pager.leaving.swap_remove(place)) {
+            match result {
+                Ok(()) => self.has_left(&mut pager, &leaving),
+                Err(PageFailed) => {
+                    pager.has_failed = true;
+                    self.stays(&mut pager, &leaving);
+                }
+            }
+        }
+        self.pager = Some(pager);
+    }
+
+    fn has_left(&mut self, pager: &mut Pager, it: &Leaving) {
+        let local = self.locals.get(it.place.destination);
+        let partition = local.map(|local| &local.partitions[it.place.partition.0 as usize]);
+        if partition.is_some_and(|its| is_spared(its, it.first)) {
+            // Somebody has come to it meanwhile.
+            return self.stays(pager, it);
+        }
+        pager.leaving_chunks -= chunks_of(it.size);
+        match self.locals.log_mut(it.place) {
+            Some(log) => log.left(&mut self.arena, it.first, it.at, it.sum),
+            None => self
+                .locals
+                .left_behind(&mut self.arena, it.place, it.first, it.at),
+        }
+        // More may have to.
+        pager.look_below = usize::MAX;
+    }
+
+    /// What was to leave does not.
+    fn stays(&mut self, pager: &mut Pager, it: &Leaving) {
+        pager.leaving_chunks -= chunks_of(it.size);
+        match self.locals.log_mut(it.place) {
+            Some(log) => {
+                log.unpin(&mut self.arena, it.first);
+                self.arena.give_pages(it.at);
+            }
+            None => self
+                .locals
+                .left_behind(&mut self.arena, it.place, it.first, it.at),
+        }
     }
 
     /// What was to be read from this page on, as many bytes as were asked for.
     pub fn page_read(&mut self, page: PageNumber, result: Result<&[u8], PageFailed>) {
-        let _ = (page, result);
+        let Some(pager) = &mut self.pager else {
+            return;
+        };
+        let place = pager.coming.iter().position(|it| it.image.at.page == page);
+        let Some(coming) = place.map(|place| pager.coming.swap_remove(place)) else {
+            return;
+        };
+        pager.chunks -= chunks_of(coming.image.size as usize);
+        let Coming { place, image, head } = coming;
+        let bytes = result.ok().filter(|bytes| is_whole(&image, bytes));
+        let Some(bytes) = bytes else {
+            // Perhaps the device has it the next time: nothing else has it before a start.
+            pager.has_failed = true;
+            pager.again.push((place, image.first));
+            self.arena.give_chain(head);
+            if let Some(log) = self.locals.log_mut(place) {
+                log.not_come(image.first);
+            }
+            return;
+        };
+        self.arena.fill_chain(head, bytes);
+        let log = self.locals.log_mut(place);
+        if log.is_some_and(|log| log.came(&mut self.arena, image.first, head)) {
+            let local = &mut self.locals[place.destination];
+            for (_, part) in &mut local.partitions[place.partition.0 as usize].parts {
+                part.search_anew();
+            }
+            self.queue(place.destination, place.partition);
+        } else {
+            self.arena.give_chain(head);
+        }
     }
+
+    /// Somebody reads a partition and found nothing in memory, or soon will.
+    #[cold]
+    pub(super) fn note_wanted(&mut self, destination: DestinationNumber, index: PartitionIndex) {
+        let place = Place {
+            destination,
+            partition: index,
+        };
+        let log = self.locals.log_mut(place);
+        let wanted = log.map_or_else(Vec::new, Log::take_wanted);
+        if let Some(pager) = &mut self.pager {
+            for offset in wanted {
+                if !pager.wanted.contains(&(place, offset)) {
+                    pager.wanted.push_back((place, offset));
+                }
+            }
+        }
+    }
+
+    /// Whether [`Shard::turn_pages`] has something to do.
+    #[inline]
+    pub(super) fn has_page_work(&self) -> bool {
+        self.pager
+            .as_ref()
+            .is_some_and(|it| self.arena.free() < it.look_below || it.has_failed)
+    }
+
+    /// Looks for what may leave, if memory is short.
+    #[cold]
+    pub(super) fn turn_pages(&mut self, now: Now) {
+        self.look_for_room();
+        let Some(pager) = &mut self.pager else {
+            return;
+        };
+        if core::mem::take(&mut pager.has_failed) {
+            pager.due = Some(now.monotonic.after(limits::PAGE_PAUSE));
+        }
+        if pager.space.wants_checkpoint() {
+            self.begin_checkpoint();
+        }
+    }
+
+    /// Time has passed: what the device refused is tried again.
+    pub(super) fn end_page_pause(&mut self, now: Monotonic) {
+        if let Some(pager) = &mut self.pager
+            && pager.due.is_some_and(|due| due <= now)
+        {
+            pager.due = None;
+            pager.look_below = usize::MAX;
+            let again = core::mem::take(&mut pager.again);
+            pager.wanted.extend(again);
+        }
+    }
+
+    /// Has leave what is wanted last, as far as memory is short.
+    pub(super) fn look_for_room(&mut self) {
+        let free = self.arena.free();
+        let Some(mut pager) = self.pager.take() else {
+            return;
+        };
+        if free < pager.look_below {
+            for extent in self.arena.take_pages() {
+                pager.space.give(extent);
+            }
+            pager.look_below = free.saturating_sub(LOOK_EVERY);
+            if pager.due.is_none() {
+                self.look(&mut pager);
+            }
+        }
+        self.pager = Some(pager);
+    }
+
+    fn look(&mut self, pager: &mut Pager) {
+        let goal = self.arena.chunks() as usize / FREE_SHARE;
+        let mut short = goal.saturating_sub(self.arena.free() + pager.leaving_chunks);
+        let quota = usize::try_from(self.plan.destination / 2).unwrap_or(usize::MAX) / CHUNK;
+        let mut room = LEAVING_MAX.saturating_sub(pager.leaving_chunks);
+        #[cfg(test)]
+        if pager.is_eager {
+            short = room;
+            pager.look_below = usize::MAX;
+        }
+        for local in self.locals.iter_mut() {
+            if room == 0 {
+                break;
+            }
+            let most = quota + local.kept;
+            let mut over = local.chunks().saturating_sub(most).max(short).min(room);
+            for index in local.own.indexes() {
+                if over == 0 {
+                    break;
+                }
+                let partition = &mut local.partitions[index];
+                let log = &partition.log;
+                if log.chunks() < 2 {
+                    continue;
+                }
+                let spared = spared(partition);
+                for first in log.may_leave(&spared, over) {
+                    let place = Place {
+                        destination: local.number,
+                        partition: PartitionIndex(u32::try_from(index).unwrap_or(u32::MAX)),
+                    };
+                    let Some(size) = partition.log.begin_leaving(first) else {
+                        continue;
+                    };
+                    let chunks = chunks_of(size);
+                    let Some(at) = pager.space.take(chunks) else {
+                        partition.log.unpin(&mut self.arena, first);
+                        return;
+                    };
+                    pager.leaves.push_back(Leaving {
+                        place,
+                        first,
+                        size,
+                        at,
+                        sum: 0,
+                    });
+                    pager.leaving_chunks += chunks;
+                    short = short.saturating_sub(chunks);
+                    over = over.saturating_sub(chunks);
+                    room = room.saturating_sub(chunks);
+                    if over == 0 {
+                        break;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Which segments stay because of who reads them.
+fn spared(partition: &Partition) -> Vec<Range<usize>> {
+    let parts = partition.parts.iter();
+    parts
+        .map(|(_, part)| partition.log.spared(part.cursor(), part.fresh()))
+        .collect()
+}
+
+/// Whether the segment that begins there is one of them.
+fn is_spared(partition: &Partition, first: Offset) -> bool {
+    let segment = partition.log.spared(first, first).start;
+    spared(partition).iter().any(|it| it.contains(&segment))
+}
+
+fn chunks_of(size: usize) -> usize {
+    size.div_ceil(CHUNK)
 }

@@ -141,6 +141,7 @@ impl Shard {
         let is_queued = || {
             let local = self.locals.get(consumer.destination());
             local.is_some_and(|local| local.queued.contains(&true))
+                || (self.pager.as_ref()).is_some_and(|it| it.awaits(consumer.destination()))
         };
         if consumer.source().is_some() {
             return if is_queued() {

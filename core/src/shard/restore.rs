@@ -180,6 +180,44 @@ impl Shard {
         Ok(())
     }
 
+    /// Whether something has to come from pages before an entry is told: the keys of messages
+    /// that were handed out decide who is given others. Its wishes are to be fulfilled first.
+    pub fn awaits_pages_for(&mut self, entry: &Entry<'_>) -> bool {
+        let (place, number, run) = match entry {
+            Entry::Settled {
+                place,
+                subscription,
+                runs,
+            } => (place, subscription, runs.last()),
+            Entry::Returned {
+                place,
+                subscription,
+                run,
+                ..
+            } => (place, subscription, Some(run)),
+            _ => return false,
+        };
+        let end = run.map(|run| Offset(run.first.get().saturating_add(run.count.get())));
+        let (Some(end), Some(_)) = (end, &self.pager) else {
+            return false;
+        };
+        let Some(at) = self.place_of_part(*place, *number) else {
+            return false;
+        };
+        let Some(partition) = self.own_partition(*place) else {
+            return false;
+        };
+        let part = partition.parts.get(at);
+        let Some((_, part)) = part.filter(|(_, part)| part.has_keys()) else {
+            return false;
+        };
+        let wants = partition.log.want_between(part.fresh(), end);
+        if wants {
+            self.note_wanted(place.destination, place.partition);
+        }
+        wants
+    }
+
     /// All entries were told: whatever was delivered and not settled waits for whoever
     /// comes, and offsets go on where none was given out.
     pub fn restored(&mut self) {
@@ -234,6 +272,7 @@ impl Shard {
         append(partition, &mut self.arena, Bytes::Whole(frame), time)
             .map_err(|_| TooLittleMemory { bound })?;
         local.stored += 1;
+        self.look_for_room();
         let outcome = Outcome {
             offset: offset.0,
             append_time: time,

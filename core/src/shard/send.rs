@@ -517,21 +517,8 @@ fn completion(header: &MessageHeader, outcome: &Outcome) -> CompletionRun {
 }
 
 fn copy_to_chain(arena: &mut Arena, bytes: &[u8]) -> Option<ChunkId> {
-    if arena.free() < bytes.len().div_ceil(CHUNK) {
-        return None;
-    }
-    let mut head = ChunkId::NONE;
-    let mut tail = ChunkId::NONE;
-    for part in bytes.chunks(CHUNK) {
-        let chunk = arena.take()?;
-        arena.bytes_mut(chunk)[..part.len()].copy_from_slice(part);
-        if tail.is_some() {
-            arena.chain(tail, chunk);
-        } else {
-            head = chunk;
-        }
-        tail = chunk;
-    }
+    let head = arena.take_chain(bytes.len().div_ceil(CHUNK))?;
+    arena.fill_chain(head, bytes);
     Some(head)
 }
 

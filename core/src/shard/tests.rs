@@ -7,6 +7,7 @@ mod durable;
 mod expiry;
 mod handover;
 mod mesh;
+mod pages;
 mod powercut;
 
 use super::*;

@@ -472,25 +472,40 @@ impl Part {
     /// What lies before `end` counts as delivered to nobody.
     fn hand_out_before(&mut self, arena: &Arena, log: &mut Log, end: Offset) {
         loop {
-            let mut next = self.fresh;
-            if log.look(arena, &mut next).is_none() || next.offset >= end {
-                break;
-            }
-            let limit = RunLimit {
-                messages: end.0 - next.offset.0,
-                bytes: u64::MAX,
-            };
-            let mut keys = self.assigned.keys();
-            let run = log.read_while(arena, &mut self.fresh, limit, |header| {
-                if let Some(keys) = &mut keys {
-                    keys.entered(header);
+            let run = match self.assigned.keys() {
+                None => log.skim(arena, &mut self.fresh, end),
+                Some(keys) => {
+                    let mut next = self.fresh;
+                    if log.look(arena, &mut next).is_none() || next.offset >= end {
+                        break;
+                    }
+                    let limit = RunLimit {
+                        messages: end.0 - next.offset.0,
+                        bytes: u64::MAX,
+                    };
+                    log.read_while(arena, &mut self.fresh, limit, |header| {
+                        keys.entered(header);
+                        true
+                    })
                 }
-                true
-            });
+            };
             let Some(run) = run else {
                 break;
             };
             self.handed_out(run, NOBODY, 0);
+        }
+    }
+
+    /// Whether keys decide what is whose.
+    #[must_use]
+    pub fn has_keys(&self) -> bool {
+        matches!(self.assigned, Assigned::ByKey(_))
+    }
+
+    /// What was to be handed out was not in memory, and is now: nobody has refused it.
+    pub fn search_anew(&mut self) {
+        if let Some(keys) = self.assigned.keys() {
+            keys.search_anew();
         }
     }
 

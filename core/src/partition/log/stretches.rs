@@ -25,7 +25,7 @@
 use core::time::Duration;
 use std::collections::VecDeque;
 
-use super::{CHUNK, Log, header_at, records_from};
+use super::{CHUNK, Log, Segment, records_from};
 use crate::catalog::Retention;
 use crate::id::Offset;
 use crate::memory::Arena;
@@ -181,7 +181,8 @@ impl Log {
     pub fn expiring_chunks(&self) -> usize {
         let stretches = self.stretches.as_ref();
         let stretches = stretches.filter(|it| it.period.is_some());
-        stretches.map_or(0, |it| it.closed_chunks)
+        // What lies in pages is not in the way of anything.
+        stretches.map_or(0, |it| it.closed_chunks.min(self.chunks()))
     }
 
     /// What there is of stretches, if the log has any.
@@ -191,12 +192,12 @@ impl Log {
             return StretchCounts::default();
         };
         let oldest = self.segments.front();
-        let oldest = oldest.and_then(|it| header_at(arena.bytes(it.head), 0));
+        let oldest = oldest.and_then(|it| self.time_of(arena, it));
         StretchCounts {
             closed: u32::try_from(stretches.closed.len()).unwrap_or(u32::MAX),
             open: u32::from(stretches.open_bytes(self.bytes) > 0),
             bytes: self.bytes,
-            oldest: oldest.map(|header| Wall(header.append_time.get())),
+            oldest,
         }
     }
 
@@ -317,7 +318,9 @@ impl Log {
         stretches.closed.remove(place);
         stretches.closed_bytes -= closed.bytes;
         stretches.closed_chunks -= closed.chunks;
-        for segment in self.segments.drain(from..to) {
+        let released: Vec<Segment> = self.segments.drain(from..to).collect();
+        for segment in released {
+            self.give_pages_of(arena, &segment);
             self.chunks -= segment.chunks as usize;
             self.bytes -= segment.used as u64;
             arena.give_chain(segment.head);

@@ -1,13 +1,16 @@
 //! A shard with a journal on a device of memory: what is told before a flush, what after
 //! it, and what the next run makes of it.
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
 
 use super::*;
-use crate::frame::Kind;
 use crate::frame::control::CloseSession;
+use crate::frame::{Kind, checksum};
 use crate::id::{DestinationNumber, JournalNumber, Run, SubscriptionNumber};
-use crate::journal::entry::Entry;
+use crate::journal::entry::{Entries, Entry};
 use crate::journal::recover::{self, Plan};
 use crate::journal::survey::{Slot, Survey};
 use crate::journal::writer::{Beginning, Token, Wish, WriteFailed};
@@ -33,6 +36,113 @@ pub(super) struct Device {
     /// What the journal of another shard, calls a subscription of the
     /// first destination.
     told_before: Option<SubscriptionNumber>,
+    /// The most pages that a shard may use; 0 for none.
+    pages_max: u32,
+    /// All leaves memory that may.
+    is_eager: bool,
+    pages: RefCell<Pages>,
+    /// How often all was carried out.
+    settled: u32,
+}
+
+/// What lies in page files, and what was wished of them and not done.
+#[derive(Default)]
+struct Pages {
+    /// By the run that wrote it.
+    there: BTreeMap<(u64, u32), Vec<u8>>,
+    /// Of these, what a cut may take.
+    unflushed: BTreeSet<(u64, u32)>,
+    wishes: Vec<PageWish>,
+    run: u64,
+    written: usize,
+    read: usize,
+    /// The next so many fail.
+    faults: usize,
+}
+
+impl Pages {
+    fn hear(&mut self, shard: &mut Shard) {
+        while let Some(wish) = shard.page_wish() {
+            self.wishes.push(wish);
+        }
+    }
+
+    /// Carries out one wish.
+    fn carry_out(&mut self, shard: &mut Shard, index: usize) {
+        // What is removed, and written anew behind that, is so in that order.
+        let index = match &self.wishes[index] {
+            PageWish::RemoveFile { .. } => 0,
+            _ => index,
+        };
+        let is_removal = |wish: &PageWish| matches!(wish, PageWish::RemoveFile { .. });
+        let index = self.wishes[..index]
+            .iter()
+            .position(is_removal)
+            .unwrap_or(index);
+        let wish = self.wishes.remove(index);
+        if self.faults > 0 && !is_removal(&wish) {
+            self.faults -= 1;
+            return match wish {
+                PageWish::Write { page, .. } => shard.page_written(page, Err(PageFailed)),
+                // The wrong bytes are as bad as none.
+                PageWish::Read { page, size } if self.faults.is_multiple_of(2) => {
+                    shard.page_read(page, Ok(&vec![0; size as usize]));
+                }
+                PageWish::Read { page, .. } => shard.page_read(page, Err(PageFailed)),
+                PageWish::RemoveFile { .. } => {}
+            };
+        }
+        match wish {
+            PageWish::Write { page, bytes } => {
+                assert!(!bytes.is_empty() && bytes.len() <= limits::FRAME_SIZE_MAX as usize);
+                self.unflushed.insert((self.run, page.0));
+                self.there.insert((self.run, page.0), bytes);
+                self.written += 1;
+                shard.page_written(page, Ok(()));
+            }
+            PageWish::Read { page, size } => {
+                let bytes = &self.there[&(self.run, page.0)];
+                assert_eq!(bytes.len(), size as usize);
+                self.read += 1;
+                shard.page_read(page, Ok(bytes));
+            }
+            PageWish::RemoveFile { file } => {
+                let first = file * limits::PAGES_PER_FILE;
+                let of_it = (self.run, first)..(self.run, first + limits::PAGES_PER_FILE);
+                let gone: Vec<_> = self.there.range(of_it).map(|(page, _)| *page).collect();
+                for page in gone {
+                    self.there.remove(&page);
+                    self.unflushed.remove(&page);
+                }
+            }
+        }
+    }
+
+    fn settle(&mut self, shard: &mut Shard) {
+        self.hear(shard);
+        while !self.wishes.is_empty() {
+            self.carry_out(shard, 0);
+            self.hear(shard);
+        }
+    }
+
+    /// Tells a shard what an entry says, with what lies in pages in its place.
+    fn tell(&mut self, shard: &mut Shard, entry: &Entry<'_>) {
+        if let Entry::Paged { image, .. } = entry {
+            let bytes = self.there[&(image.run.0, image.page.0)].clone();
+            assert_eq!(bytes.len(), image.size as usize);
+            assert_eq!(checksum::body(&bytes), image.sum);
+            for message in Entries::new(&bytes, image.count) {
+                self.tell(shard, &message.unwrap());
+            }
+            return;
+        }
+        while shard.awaits_pages_for(entry) {
+            self.settle(shard);
+        }
+        shard.restore(entry).unwrap();
+        self.settle(shard);
+    }
 }
 
 const IDENTITY: Identity = Identity {
@@ -47,6 +157,41 @@ impl Device {
             every,
             ..Self::default()
         }
+    }
+
+    /// On which what is not needed soon lies in pages.
+    pub(super) fn with_pages(mut self, most: u32, is_eager: bool) -> Self {
+        (self.pages_max, self.is_eager) = (most, is_eager);
+        self
+    }
+
+    /// Carries out one of the wishes for pages, if there is any.
+    pub(super) fn page(&mut self, shard: &mut Shard, index: prop::sample::Index) {
+        let pages = self.pages.get_mut();
+        pages.hear(shard);
+        if !pages.wishes.is_empty() {
+            let index = index.index(pages.wishes.len());
+            pages.carry_out(shard, index);
+        }
+    }
+
+    /// Carries out all wishes for pages; whether there were any.
+    pub(super) fn settle_pages(&mut self, shard: &mut Shard) -> bool {
+        let pages = self.pages.get_mut();
+        let before = pages.written + pages.read;
+        pages.settle(shard);
+        before != pages.written + pages.read
+    }
+
+    /// The next so many wishes for pages fail.
+    pub(super) fn fail_pages(&mut self, count: usize) {
+        self.pages.get_mut().faults = count;
+    }
+
+    /// How many pages were written and read.
+    pub(super) fn paged(&self) -> (usize, usize) {
+        let pages = self.pages.borrow();
+        (pages.written, pages.read)
     }
 
     /// A shard that has what the files say, and goes on there.
@@ -97,6 +242,15 @@ impl Device {
             .collect();
         let plan = recover::decide(&IDENTITY, start.as_ref(), &surveys).unwrap();
         let mut shard = shard_of(limits::MEMORY_MIN.max(self.memory));
+        let mut pages = self.pages.borrow_mut();
+        pages.run = plan.run_last.0 + 1;
+        pages.wishes.clear();
+        if self.pages_max > 0 {
+            shard.keep_pages(self.pages_max);
+            if self.is_eager {
+                shard.page_eagerly();
+            }
+        }
         if let (Some(header), Some(image)) = (header, &self.checkpoint) {
             assert_eq!(header.size, image.len() as u64);
             let mut walk = checkpoint::Walk::new(header);
@@ -104,7 +258,7 @@ impl Device {
                 let image = &image[usize::try_from(place).unwrap()..];
                 let size = walk.size(&image[..batch::HEADER_SIZE]).unwrap();
                 for entry in walk.batch(&image[..size]).unwrap().entries() {
-                    shard.restore(&entry.unwrap()).unwrap();
+                    pages.tell(&mut shard, &entry.unwrap());
                 }
             }
             shard.audit();
@@ -112,7 +266,7 @@ impl Device {
         for step in &plan.steps {
             for batch in step.batches(&self.files[&step.slot]) {
                 for entry in batch.unwrap().entries() {
-                    shard.restore(&entry.unwrap()).unwrap();
+                    pages.tell(&mut shard, &entry.unwrap());
                 }
             }
         }
@@ -128,6 +282,7 @@ impl Device {
         }
         shard.restored();
         shard.audit();
+        drop(pages);
         (shard, plan)
     }
 
@@ -146,7 +301,7 @@ impl Device {
     }
 
     /// Has a checkpoint made, beginning now.
-    fn checkpoint(&mut self, shard: &mut Shard) {
+    pub(super) fn checkpoint(&mut self, shard: &mut Shard) {
         let number = self.header().map_or(0, |header| header.number);
         shard.begin_checkpoint();
         self.end_checkpoint(shard);
@@ -180,6 +335,10 @@ impl Device {
             }
             CheckpointWish::PutInPlace => {
                 self.checkpoint = Some(core::mem::take(&mut self.aside));
+                let pages = self.pages.get_mut();
+                pages.unflushed.clear();
+                let run = pages.run;
+                pages.there.retain(|(of, _), _| *of == run);
             }
         }
     }
@@ -222,6 +381,12 @@ impl Device {
         {
             self.carry_out(asked);
         }
+        let pages = self.pages.get_mut();
+        for page in core::mem::take(&mut pages.unflushed) {
+            if !keeps(0) {
+                pages.there.remove(&page);
+            }
+        }
     }
 
     /// Takes what the shard wishes.
@@ -247,6 +412,7 @@ impl Device {
             }
         }
         self.asked = shard.checkpoint_wish().or(self.asked.take());
+        self.pages.get_mut().hear(shard);
     }
 
     /// Carries the write at `index` out.
@@ -267,19 +433,29 @@ impl Device {
             }
             self.hear(shard);
         }
-        shard.audit();
+        self.pages.get_mut().settle(shard);
+        // It walks through all there is, which may be much.
+        self.settled += 1;
+        if self.is_eager || self.pages_max == 0 || self.settled.is_multiple_of(32) {
+            shard.audit();
+        }
     }
 }
 
 /// An answer that waits for the device as well.
-fn exchange(peer: &mut Peer, shard: &mut Shard, device: &mut Device) -> Vec<u8> {
+pub(super) fn exchange(peer: &mut Peer, shard: &mut Shard, device: &mut Device) -> Vec<u8> {
     let mut answers = peer.exchange(shard);
     device.settle(shard);
     answers.extend(take(shard, peer.link));
     answers
 }
 
-fn flushed_producer(peer: &mut Peer, shard: &mut Shard, device: &mut Device, name: &str) -> Opened {
+pub(super) fn flushed_producer(
+    peer: &mut Peer,
+    shard: &mut Shard,
+    device: &mut Device,
+    name: &str,
+) -> Opened {
     let fields = OpenProducer {
         session: peer.session.into(),
         destination_length: u16::try_from(name.len()).unwrap().into(),
@@ -294,7 +470,7 @@ fn flushed_producer(peer: &mut Peer, shard: &mut Shard, device: &mut Device, nam
     }
 }
 
-fn consumer(
+pub(super) fn consumer(
     peer: &mut Peer,
     shard: &mut Shard,
     device: &mut Device,
@@ -1113,7 +1289,7 @@ fn nobody_sees_an_offset_before_it_is_reserved() {
 }
 
 /// A consumer of a subscription of a topic; what it was told until all is durable.
-fn subscriber(
+pub(super) fn subscriber(
     peer: &mut Peer,
     shard: &mut Shard,
     device: &mut Device,
@@ -1142,7 +1318,7 @@ fn subscriber(
     (handle.expect("it is open"), answers)
 }
 
-fn topic_producer(peer: &mut Peer, shard: &mut Shard, device: &mut Device) -> Opened {
+pub(super) fn topic_producer(peer: &mut Peer, shard: &mut Shard, device: &mut Device) -> Opened {
     let name = "/default/t";
     let fields = OpenProducer {
         session: peer.session.into(),
@@ -1159,7 +1335,7 @@ fn topic_producer(peer: &mut Peer, shard: &mut Shard, device: &mut Device) -> Op
     }
 }
 
-fn settle_one(peer: &mut Peer, handle: Handle, partition: u32, first: u64) {
+pub(super) fn settle_one(peer: &mut Peer, handle: Handle, partition: u32, first: u64) {
     let ack = Acknowledge {
         partition: partition.into(),
         runs: 1.into(),

@@ -108,8 +108,11 @@ fn whose(body: &[u8]) -> Which {
 impl World {
     /// Of a queue, or of a topic with a subscription that is kept; with a checkpoint when so
     /// much was journalled.
-    fn new(is_topic: bool, every: u64) -> Self {
+    fn new(is_topic: bool, every: u64, has_pages: bool) -> Self {
         let mut device = Device::making_checkpoints(every);
+        if has_pages {
+            device = device.with_pages(4_096, true);
+        }
         let mut shard = device.start();
         let senders = (0..PRODUCERS)
             .map(|index| Sender {
@@ -423,8 +426,10 @@ impl World {
         let mut before = 0;
         for _ in 0..100 {
             self.read();
+            self.shard.turn(now());
+            let has_paged = self.device.settle_pages(&mut self.shard);
             let now = self.reader.as_ref().unwrap().unsettled.len();
-            if now == before {
+            if now == before && !has_paged {
                 break;
             }
             before = now;
@@ -511,6 +516,7 @@ enum Act {
     Settle,
     /// So much is done of what checkpoints need.
     Checkpoint(usize),
+    Page(prop::sample::Index),
     Cut(u64),
 }
 
@@ -540,6 +546,7 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
         8 => any::<prop::sample::Index>().prop_map(Act::Write),
         1 => Just(Act::Settle),
         6 => (1..12_usize).prop_map(Act::Checkpoint),
+        12 => any::<prop::sample::Index>().prop_map(Act::Page),
         2 => any::<u64>().prop_map(Act::Cut),
     ];
     prop::collection::vec(act, 1..120)
@@ -605,6 +612,7 @@ fn act(world: &mut World, act: &Act) {
                 world.device.checkpoint_step(&mut world.shard);
             }
         }
+        Act::Page(index) => world.device.page(&mut world.shard, *index),
         Act::Cut(seed) => world.cut(keeping(*seed)),
     }
 }
@@ -618,8 +626,9 @@ proptest! {
         is_topic in any::<bool>(),
         seed in any::<u64>(),
         every in prop_oneof![Just(0), 4_096..400_000_u64],
+        has_pages in any::<bool>(),
     ) {
-        let mut world = World::new(is_topic, every);
+        let mut world = World::new(is_topic, every, has_pages);
         for it in &acts {
             act(&mut world, it);
         }

@@ -427,7 +427,11 @@ impl Part {
             keys.last = Cursor::at(offset);
         }
         keys.last.offset = offset;
-        let run = log.read(arena, &mut keys.last, ONE)?;
+        let Some(run) = log.read(arena, &mut keys.last, ONE) else {
+            // It comes from its page, and is this consumer's still.
+            keys.ready.insert((consumer, offset));
+            return None;
+        };
         assert_eq!(run.first, offset, "an unsettled message is in the log");
         keys.turn = consumer;
         keys.waiting.remove(&(key, offset));
