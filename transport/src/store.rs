@@ -172,11 +172,14 @@ impl Store {
             shard.keep_pages(extent.pages);
         }
         recovery.replay(|entry| {
-            shard.restore(entry)?;
-            match &mut pages {
-                Some(files) => page_at_once(files, shard).map_err(&refused),
-                None => Ok(()),
+            let Some(files) = &mut pages else {
+                return Ok(shard.restore(entry)?);
+            };
+            while shard.awaits_pages_for(entry) {
+                page_at_once(files, shard).map_err(&refused)?;
             }
+            shard.restore(entry)?;
+            page_at_once(files, shard).map_err(&refused)
         })?;
         shard.restored();
         let shards = shard.shards();
@@ -425,7 +428,7 @@ impl Store {
         ring: &mut R,
         shard: &mut Shard,
     ) -> u32 {
-        let mut work = 0;
+        let mut work = self.serve_pages(shard);
         while let Some(wish) = self.postponed.take().or_else(|| shard.storage_wish()) {
             match wish {
                 Wish::Prepare { file, size } => {
@@ -460,7 +463,7 @@ impl Store {
             }
             work += 1;
         }
-        work + self.serve_pages(shard) + self.serve_checkpoint(shard)
+        work + self.serve_checkpoint(shard)
     }
 
     /// What has no room at the helper stays with the shard.

@@ -616,6 +616,9 @@ impl Shard {
         };
         let durable = journal.writer.durable();
         journal.seen = durable;
+        if let Some(pager) = &mut self.pager {
+            pager.look_again();
+        }
         while let Some(&(batch, destination, partition)) = journal.hiding.front()
             && batch <= durable
         {

@@ -100,6 +100,10 @@ pub(super) struct Pager {
     has_failed: bool,
     /// With fewer chunks free it is looked for some that may leave.
     look_below: usize,
+    /// The last look found too few: what stood in the way, such as a flush, is to end.
+    is_wanting: bool,
+    /// Then there is another look at this time at the latest.
+    look_at: Option<Monotonic>,
     /// All leaves that may, however much memory there is.
     #[cfg(test)]
     is_eager: bool,
@@ -136,6 +140,8 @@ impl Pager {
             due: None,
             has_failed: false,
             look_below: usize::MAX,
+            is_wanting: false,
+            look_at: None,
             #[cfg(test)]
             is_eager: false,
         }
@@ -168,9 +174,16 @@ impl Pager {
         }
     }
 
-    /// When something is tried again that the device refused.
+    /// When something is tried again.
     pub(super) fn due(&self) -> Option<Monotonic> {
-        self.due
+        self.due.into_iter().chain(self.look_at).min()
+    }
+
+    /// What stood in the way of what is to leave may have ended.
+    pub(super) fn look_again(&mut self) {
+        if self.is_wanting {
+            self.look_below = usize::MAX;
+        }
     }
 }
 
@@ -388,6 +401,8 @@ impl Shard {
         if core::mem::take(&mut pager.has_failed) {
             pager.due = Some(now.monotonic.after(limits::PAGE_PAUSE));
         }
+        let again = now.monotonic.after(limits::PAGE_PAUSE);
+        pager.look_at = pager.is_wanting.then_some(again);
         if pager.space.wants_checkpoint() {
             self.begin_checkpoint();
         }
@@ -395,6 +410,11 @@ impl Shard {
 
     /// Time has passed: what the device refused is tried again.
     pub(super) fn end_page_pause(&mut self, now: Monotonic) {
+        if let Some(pager) = &mut self.pager
+            && pager.look_at.take_if(|due| *due <= now).is_some()
+        {
+            pager.look_again();
+        }
         if let Some(pager) = &mut self.pager
             && pager.due.is_some_and(|due| due <= now)
         {
@@ -428,6 +448,7 @@ impl Shard {
         let mut short = goal.saturating_sub(self.arena.free() + pager.leaving_chunks);
         let quota = usize::try_from(self.plan.destination / 2).unwrap_or(usize::MAX) / CHUNK;
         let mut room = LEAVING_MAX.saturating_sub(pager.leaving_chunks);
+        pager.is_wanting = short > 0;
         #[cfg(test)]
         if pager.is_eager {
             short = room;
@@ -478,6 +499,7 @@ impl Shard {
                     }
                 }
             }
+            pager.is_wanting |= over > 0;
         }
     }
 }

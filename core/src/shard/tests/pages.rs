@@ -141,6 +141,39 @@ fn a_backlog_of_many_times_the_memory_is_taken_and_given_back_in_order() {
     shard.audit();
 }
 
+/// Nothing may leave before it is shown, and nobody sends more before something has left.
+#[test]
+fn what_waits_for_a_flush_leaves_once_that_is_over() {
+    let mut device = Device::making_checkpoints(0).with_pages(1 << 16, false);
+    let mut shard = device.start();
+    let mut sender = senders(&mut device, &mut shard);
+    sender.send(&mut shard, &mut device, 800);
+    let size = encode::message_size(0, BODY) as u64;
+    let mut sent = 0;
+    loop {
+        while sender.credit >= sender.producer.spent + size {
+            let body = body(sender.producer.sequence + 1);
+            sender.peer.message(&mut sender.producer, &body);
+            sent += 1;
+        }
+        let want = WantCredit { bytes: size.into() };
+        sender.peer.control(sender.producer.handle.0, &want, &[]);
+        // It is written, and the device does not say so.
+        let answers = sender.peer.exchange(&mut shard);
+        device.hear(&mut shard);
+        let before = sender.credit;
+        sender.hear(&answers);
+        if sender.credit == before {
+            break;
+        }
+    }
+    assert!(sent > 300, "{sent}");
+    assert!(!shard.has_work(), "it can sleep");
+    device.settle(&mut shard);
+    let more = sender.send(&mut shard, &mut device, 5_000);
+    assert_eq!(more, 5_000, "and memory is there again");
+}
+
 #[test]
 fn without_pages_its_producer_gets_no_credit() {
     let mut device = Device::making_checkpoints(0);
