@@ -1062,6 +1062,7 @@ impl Shard {
             };
             local.queued[index.0 as usize] = false;
             let parts = local.partitions[index.0 as usize].parts.len();
+            let is_browsed = !local.browsers.is_empty();
             if local.expires > 0 {
                 self.expire_segments(now, destination, index);
             }
@@ -1070,13 +1071,10 @@ impl Shard {
                     budget -= 1;
                 }
             }
-            if !self.locals[destination].browsers.is_empty() {
+            if is_browsed {
                 budget = self.show(now, destination, index, budget);
             }
-            if self.locals[destination].partitions[index.0 as usize]
-                .log
-                .has_wanted()
-            {
+            if self.pager.is_some() {
                 self.note_wanted(destination, index);
             }
             if budget == 0 {

@@ -302,7 +302,8 @@ impl Shard {
         let local = self.locals.get(it.place.destination);
         let partition = local.map(|local| &local.partitions[it.place.partition.0 as usize]);
         if partition.is_some_and(|its| is_spared(its, it.first)) {
-            // Somebody has come to it meanwhile.
+            // Somebody has come to it meanwhile. Another may leave instead.
+            pager.look_below = usize::MAX;
             return self.stays(pager, it);
         }
         pager.leaving_chunks -= chunks_of(it.size);
@@ -365,14 +366,14 @@ impl Shard {
         }
     }
 
-    /// Somebody reads a partition and found nothing in memory, or soon will.
-    #[cold]
+    /// A partition was read: perhaps somebody found nothing in memory, or soon will.
+    #[inline(never)]
     pub(super) fn note_wanted(&mut self, destination: DestinationNumber, index: PartitionIndex) {
         let place = Place {
             destination,
             partition: index,
         };
-        let log = self.locals.log_mut(place);
+        let log = self.locals.log_mut(place).filter(|log| log.has_wanted());
         let wanted = log.map_or_else(Vec::new, Log::take_wanted);
         if let Some(pager) = &mut self.pager {
             for offset in wanted {
