@@ -436,6 +436,11 @@ impl Durable {
         self.writer.is_broken()
     }
 
+    /// The last batch that was acted on.
+    pub(super) fn told(&self) -> BatchNumber {
+        self.seen
+    }
+
     /// Has the outcomes of a producer looked at once more is durable.
     pub(super) fn hold(&mut self, producer: Handle) {
         self.holding.push(producer);
@@ -616,9 +621,6 @@ impl Shard {
         };
         let durable = journal.writer.durable();
         journal.seen = durable;
-        if let Some(pager) = &mut self.pager {
-            pager.look_again();
-        }
         while let Some(&(batch, destination, partition)) = journal.hiding.front()
             && batch <= durable
         {
@@ -982,8 +984,9 @@ impl Shard {
 /// Takes from the front of a list what is as it is to be. Most often that is nothing, which
 /// costs no drain then.
 fn take_while<T>(list: &mut VecDeque<T>, is_due: impl Fn(&T) -> bool) -> Vec<T> {
-    match list.iter().take_while(|it| is_due(it)).count() {
-        0 => Vec::new(),
-        due => list.drain(..due).collect(),
+    if list.front().is_none_or(|it| !is_due(it)) {
+        return Vec::new();
     }
+    let due = list.iter().take_while(|it| is_due(it)).count();
+    list.drain(..due).collect()
 }

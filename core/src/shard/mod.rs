@@ -639,7 +639,7 @@ impl Shard {
     pub fn turn(&mut self, now: Now) {
         if self.journal.is_some() {
             self.turn_journal(now);
-            if self.has_page_work() {
+            if self.pager.is_some() {
                 self.turn_pages(now);
             }
         }

@@ -24,7 +24,7 @@ use std::collections::VecDeque;
 use super::{Shard, limits};
 use crate::counters::Counter;
 use crate::frame::checksum;
-use crate::id::{DestinationNumber, Offset, PageNumber, PartitionIndex};
+use crate::id::{BatchNumber, DestinationNumber, Offset, PageNumber, PartitionIndex};
 use crate::journal::entry::Place;
 use crate::memory::{CHUNK, ChunkId, Extent};
 use crate::partition::Partition;
@@ -102,6 +102,8 @@ pub(super) struct Pager {
     look_below: usize,
     /// The last look found too few: what stood in the way, such as a flush, is to end.
     is_wanting: bool,
+    /// The last batch of the journal that was told to be durable.
+    told: BatchNumber,
     /// Then there is another look at this time at the latest.
     look_at: Option<Monotonic>,
     /// All leaves that may, however much memory there is.
@@ -141,6 +143,7 @@ impl Pager {
             has_failed: false,
             look_below: usize::MAX,
             is_wanting: false,
+            told: BatchNumber(0),
             look_at: None,
             #[cfg(test)]
             is_eager: false,
@@ -392,9 +395,20 @@ impl Shard {
             .is_some_and(|it| self.arena.free() < it.look_below || it.has_failed)
     }
 
-    /// Looks for what may leave, if memory is short.
-    #[cold]
+    /// Looks for what may leave, if memory is short and something of that has changed.
+    #[inline(never)]
     pub(super) fn turn_pages(&mut self, now: Now) {
+        let told = self.journal.as_ref().map(|it| it.told());
+        if let Some(pager) = &mut self.pager
+            && let Some(told) = told
+            && core::mem::replace(&mut pager.told, told) != told
+        {
+            // What had to be flushed is shown, and may leave.
+            pager.look_again();
+        }
+        if !self.has_page_work() {
+            return;
+        }
         self.look_for_room();
         let Some(pager) = &mut self.pager else {
             return;
