@@ -126,7 +126,8 @@ pub(crate) struct ServeOptions {
     #[arg(long, value_name = "SIZE", default_value = "64MiB", allow_negative_numbers = true, value_parser = quantity::size)]
     pub(crate) checkpoint_bytes: u64,
     /// How much of what is stored may lie in page files beside the journals because memory is
-    /// short, of all shards; 0 keeps all of it in memory
+    /// short, of all shards, and no more than some twenty times the memory; 0 keeps all of it
+    /// in memory
     #[arg(long, value_name = "SIZE", default_value = "64GiB", allow_negative_numbers = true, value_parser = quantity::size)]
     pub(crate) backlog_bytes: u64,
     /// Whether a destination that is opened and does not exist is created

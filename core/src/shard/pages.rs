@@ -77,6 +77,14 @@ const FREE_SHARE: usize = 4;
 /// Chunks that are kept for what comes.
 const COMING: usize = 16;
 
+/// What is remembered of a segment that lies in a page, in bytes: its place in the log, and
+/// that in a tree by its first offset with half of the tree's nodes in use.
+const REMEMBERED: u64 = 192;
+const _: () = assert!(Log::PER_PAGE as u64 <= REMEMBERED);
+
+/// What part of the memory bound may be remembered of pages, beside what it is divided into.
+const REMEMBERED_SHARE: u64 = 16;
+
 /// The pages of a shard.
 #[derive(Debug)]
 pub(super) struct Pager {
@@ -191,9 +199,12 @@ impl Pager {
 }
 
 impl Shard {
-    /// Has the shard keep in pages what it has no memory for, in as many of them at most.
-    /// Before anything is restored.
+    /// Has the shard keep in pages what it has no memory for, in as many of them at most, and
+    /// in no more than a sixteenth of its memory has room to remember: then some twenty times
+    /// its memory lies there. Before anything is restored.
     pub fn keep_pages(&mut self, most: u32) {
+        let remembered = self.plan.bound / REMEMBERED_SHARE / REMEMBERED;
+        let most = most.min(u32::try_from(remembered).unwrap_or(u32::MAX));
         self.pager = (most > 0).then(|| Box::new(Pager::new(most)));
     }
 

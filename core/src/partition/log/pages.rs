@@ -101,6 +101,9 @@ impl Segment {
 }
 
 impl Log {
+    /// What is remembered of a segment in pages at least, in bytes.
+    pub const PER_PAGE: usize = size_of::<Segment>() + size_of::<(Offset, Away)>();
+
     /// Where a reader stands that has settled all before `low` and has read all before
     /// `fresh`: nothing of that leaves.
     #[must_use]
