@@ -108,6 +108,8 @@ pub(super) struct Pager {
     has_failed: bool,
     /// With fewer chunks free it is looked for some that may leave.
     look_below: usize,
+    /// Chunks that were free when there were too few for what is wanted.
+    lacked_at: usize,
     /// The last look found too few: what stood in the way, such as a flush, is to end.
     is_wanting: bool,
     /// The last batch of the journal that was told to be durable.
@@ -150,6 +152,7 @@ impl Pager {
             due: None,
             has_failed: false,
             look_below: usize::MAX,
+            lacked_at: usize::MAX,
             is_wanting: false,
             told: BatchNumber(0),
             look_at: None,
@@ -276,8 +279,12 @@ impl Shard {
                 continue;
             };
             let Some(head) = self.arena.take_chain(chunks) else {
-                // What leaves makes room for it.
-                pager.look_below = usize::MAX;
+                // What leaves makes room for it; one look is enough for that until something
+                // has changed.
+                let free = self.arena.free();
+                if core::mem::replace(&mut pager.lacked_at, free) != free {
+                    pager.look_below = usize::MAX;
+                }
                 return None;
             };
             let Some(image) = log.begin_coming(first) else {
@@ -351,7 +358,8 @@ impl Shard {
             return;
         };
         let place = pager.coming.iter().position(|it| it.image.at.page == page);
-        let Some(coming) = place.map(|place| pager.coming.swap_remove(place)) else {
+        // A page may be asked for again before the first answer, for another segment.
+        let Some(coming) = place.map(|place| pager.coming.remove(place)) else {
             return;
         };
         pager.chunks -= chunks_of(coming.image.size as usize);
