@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use courser_core::counters::Counter;
 use courser_transport::affinity::Cores as ShardCores;
+use courser_transport::disk::ReadSize;
 use courser_transport::{Broker, BrokerConfig};
 
 use super::Idle;
@@ -50,7 +51,7 @@ impl Target {
     ) -> Result<Self, BenchError> {
         match address {
             Some(address) => Ok(Self::Remote(address)),
-            None => Self::start(cores, idle, None),
+            None => Self::start(cores, idle, None, |config| config),
         }
     }
 
@@ -60,16 +61,30 @@ impl Target {
     /// # Errors
     /// If the broker does not start.
     pub(super) fn keeping(directory: &Path, cores: Cores, idle: Idle) -> Result<Self, BenchError> {
-        Self::start(cores, idle, Some(directory.to_owned()))
+        Self::keeping_with(directory, cores, idle, |config| config)
+    }
+
+    /// As [`Self::keeping`], with what `adjust` makes of its configuration.
+    ///
+    /// # Errors
+    /// If the broker does not start.
+    pub(super) fn keeping_with(
+        directory: &Path,
+        cores: Cores,
+        idle: Idle,
+        adjust: impl FnOnce(BrokerConfig) -> BrokerConfig,
+    ) -> Result<Self, BenchError> {
+        Self::start(cores, idle, Some(directory.to_owned()), adjust)
     }
 
     fn start(
         cores: Cores,
         idle: Idle,
         data_directory: Option<PathBuf>,
+        adjust: impl FnOnce(BrokerConfig) -> BrokerConfig,
     ) -> Result<Self, BenchError> {
         let cores: ShardCores = cores.broker.to_string().parse()?;
-        let broker = Broker::start(BrokerConfig {
+        let broker = Broker::start(adjust(BrokerConfig {
             listen: Some(SocketAddr::from(([127, 0, 0, 1], 0))),
             cores,
             spin_budget: match (idle, &data_directory) {
@@ -79,7 +94,7 @@ impl Target {
             },
             data_directory,
             ..BrokerConfig::default()
-        })?;
+        }))?;
         Ok(Self::Embedded(Box::new(broker)))
     }
 
@@ -116,6 +131,17 @@ impl Target {
         match self {
             Self::Embedded(broker) => Some(broker.stats().map(|stats| stats.read(counter)).sum()),
             Self::Remote(_) => None,
+        }
+    }
+
+    /// What its start read of what was kept: nothing if none of ours.
+    pub(super) fn read_at_start(&self) -> ReadSize {
+        match self {
+            Self::Embedded(broker) => {
+                let data = broker.setting().data.as_ref();
+                data.map(|data| data.read).unwrap_or_default()
+            }
+            Self::Remote(_) => ReadSize::default(),
         }
     }
 

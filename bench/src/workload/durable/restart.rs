@@ -2,21 +2,31 @@
 //!
 //! ```text
 //!   fill   burst into one of eight queues; every other burst is taken out again
-//!   then   forget the page cache, read all files in order     timed
+//!   keep   copy all files while the broker rests, and only then stop it
+//!   then   copy them again
+//!          forget the page cache, read the journal in order   timed
 //!          forget it again, start, first flushed ack          timed
 //!          stop, and again
 //!   last   take out what was left: every message, in order
 //! ```
 //!
+//! A broker that stops in order writes a checkpoint, and the next start would not see the
+//! journal. With nothing on its way a copy of its files is what a kill would leave behind,
+//! and each start has a copy of its own, so none of them finds the checkpoint of the one
+//! before. What a start says that it read is held against the journal.
+//!
 //! Half of the journal is messages that are there again afterwards, the other half is
 //! settled; so it is the work of both. The page cache is given up before each, so both come
 //! from the device, or from whatever the host has between.
 
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File};
 use std::io::Read;
 use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+
+use courser_transport::BrokerConfig;
 
 use super::super::books::{Gathered, Sender};
 use super::super::target::Target;
@@ -62,6 +72,12 @@ const WINDOW: u32 = 1024;
 /// How long filling may take: a slow device has a smaller journal.
 const FILL_TIME: Duration = Duration::from_secs(30);
 
+/// A broker journals so much before it makes a checkpoint: more than it ever has here.
+const CHECKPOINT_BYTES: u64 = 4 * JOURNAL_BYTES;
+
+/// What journals end with, beside which lie other files.
+const JOURNAL_ENDING: &str = "journal";
+
 /// Sequential reads take so much at a time.
 const READ_BYTES: usize = 1 << 20;
 
@@ -85,6 +101,12 @@ pub(super) struct Restarts {
     cores: Cores,
     idle: Idle,
     queues: Vec<(String, Ledger)>,
+    /// Where the first message of each start goes. Nothing is in it before.
+    first: String,
+    /// All that went there.
+    firsts: Ledger,
+    /// Bytes that were journalled.
+    journal_bytes: u64,
     body: Vec<u8>,
     shown: Vec<Restart>,
     notes: Vec<String>,
@@ -99,6 +121,9 @@ impl Restarts {
             queues: (0..QUEUES)
                 .map(|_| (queue_name("restart"), Ledger::new()))
                 .collect(),
+            first: queue_name("restart-first"),
+            firsts: Ledger::new(),
+            journal_bytes: 0,
             body: vec![0xA5; PAYLOAD_BYTES as usize],
             shown: Vec::new(),
             notes: Vec::new(),
@@ -115,22 +140,50 @@ impl Restarts {
         progress: &Progress,
     ) -> Result<(), BenchError> {
         progress.next("filling a journal");
-        let target = Target::keeping(&self.directory, self.cores, self.idle)?;
+        let (filled, kept) = (self.directory.join("filled"), self.directory.join("kept"));
+        fs::create_dir(&self.directory).map_err(BenchError::file("create", &self.directory))?;
+        let target = self.start(&filled)?;
         self.fill(journal_bytes, &target)?;
+        copy(&filled, &kept)?;
         drop(target);
+        remove(&filled)?;
         progress.done();
-        for _ in 0..RESTARTS {
+        for start in 1..=RESTARTS {
             progress.next("starting on the journal");
-            self.restart()?;
+            let copied = self.directory.join(format!("copy-{start}"));
+            copy(&kept, &copied)?;
+            let target = self.restart(&copied)?;
             progress.done();
+            if start == RESTARTS {
+                progress.next("taking out what was left");
+                for queue in 0..self.queues.len() {
+                    self.with_sender(&target, queue, |_, _, _| Ok(()), true)?;
+                }
+                progress.done();
+            }
+            drop(target);
+            remove(&copied)?;
         }
-        progress.next("taking out what was left");
-        let target = Target::keeping(&self.directory, self.cores, self.idle)?;
-        for queue in 0..self.queues.len() {
-            self.with_sender(&target, queue, |_, _, _| Ok(()), true)?;
-        }
-        progress.done();
-        Ok(())
+        remove(&kept)
+    }
+
+    /// A broker that makes no checkpoint but its last one.
+    fn start(&self, directory: &Path) -> Result<Target, BenchError> {
+        Target::keeping_with(directory, self.cores, self.idle, |config| BrokerConfig {
+            checkpoint_bytes: CHECKPOINT_BYTES,
+            ..config
+        })
+    }
+
+    /// Why the starts are not what the goal speaks of, if they are not.
+    pub(super) fn unfit(&self) -> Option<String> {
+        let unfit = self.shown.iter().find(|it| !it.is_replay())?;
+        Some(format!(
+            "a start read {} MiB of checkpoints and replayed {} of {} MiB",
+            unfit.checkpoint_bytes >> 20,
+            unfit.replayed_bytes >> 20,
+            unfit.journal_bytes >> 20,
+        ))
     }
 
     /// What the starts have shown.
@@ -156,7 +209,7 @@ impl Restarts {
 
     /// The closed books of all queues.
     pub(super) fn books(&self) -> Books {
-        let mut of_all = Ledger::new();
+        let mut of_all = self.firsts;
         for (_, ledger) in &self.queues {
             let mut ledger = *ledger;
             ledger.close();
@@ -171,6 +224,9 @@ impl Restarts {
     }
 
     fn fill(&mut self, journal_bytes: u64, target: &Target) -> Result<(), BenchError> {
+        // Found by each start, and not created by it.
+        let first = Sender::open_flushed(target.address(), &self.first, &self.firsts, WINDOW)?;
+        first.close()?;
         let burst = BURST_BYTES / frame_bytes(self.body.len()) as u64;
         let ends = Instant::now() + FILL_TIME;
         for turn in 0.. {
@@ -183,15 +239,15 @@ impl Restarts {
             };
             self.with_sender(target, queue, send, is_taken)?;
             target.rest();
-            let written = Batches::so_far(target).bytes();
-            if written >= journal_bytes {
+            self.journal_bytes = Batches::so_far(target).bytes();
+            if self.journal_bytes >= journal_bytes {
                 return Ok(());
             }
             if Instant::now() >= ends {
                 self.notes.push(format!(
                     "filling a journal of {} took too long: it has {} MiB",
                     units::bytes(journal_bytes),
-                    written >> 20
+                    self.journal_bytes >> 20
                 ));
                 return Ok(());
             }
@@ -218,52 +274,90 @@ impl Restarts {
         sender.close()
     }
 
-    fn restart(&mut self) -> Result<(), BenchError> {
-        let files = files(&self.directory)?;
+    /// Starts on files that are this start's own.
+    fn restart(&mut self, directory: &Path) -> Result<Target, BenchError> {
+        let files = journals(directory)?;
         forget(&files)?;
         let began = Instant::now();
-        let journal_bytes = read(&files)?;
+        read(&files, self.journal_bytes)?;
         let read_seconds = elapsed_ns(began) / 1e9;
         forget(&files)?;
+        let mut ledger = Ledger::new();
         let began = Instant::now();
-        let target = Target::keeping(&self.directory, self.cores, self.idle)?;
+        let target = self.start(directory)?;
         let ready_seconds = elapsed_ns(began) / 1e9;
-        let one = |sender: &Sender, body: &[u8], ledger: &mut Ledger| {
-            sender.send(&mut body.to_vec(), ledger)
-        };
-        self.with_sender(&target, 0, one, false)?;
+        let sender = Sender::open_flushed(target.address(), &self.first, &ledger, WINDOW)?;
+        sender.send(&mut self.body.clone(), &mut ledger)?;
         let first_ack_seconds = elapsed_ns(began) / 1e9;
-        let share = units::to_f64(journal_bytes) / units::to_f64(JOURNAL_BYTES);
+        sender.take_backlog(&self.first, self.body.len(), &mut ledger)?;
+        sender.close()?;
+        ledger.close();
+        self.firsts.add(&ledger);
+        let read = target.read_at_start();
+        let share = units::to_f64(self.journal_bytes) / units::to_f64(JOURNAL_BYTES);
         let left = self.queues.iter().map(|(_, ledger)| ledger.backlog()).sum();
         self.shown.push(Restart {
-            journal_bytes,
+            journal_bytes: self.journal_bytes,
+            replayed_bytes: read.journals,
+            checkpoint_bytes: read.checkpoints,
             messages_left: left,
             read_seconds,
             ready_seconds,
             first_ack_seconds,
             bound_seconds: SECONDS_PER_JOURNAL * share.min(1.0) + 2.0 * read_seconds,
         });
-        Ok(())
+        Ok(target)
     }
 }
 
+/// What lies in a directory, by name.
+fn list(path: &Path) -> Result<Vec<PathBuf>, BenchError> {
+    let failed = || BenchError::file("list", path);
+    let mut paths = fs::read_dir(path)
+        .map_err(failed())?
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(failed())?;
+    paths.sort();
+    Ok(paths)
+}
+
 /// All files of the journals in a data directory, in the order in which they are read.
-fn files(directory: &Path) -> Result<Vec<PathBuf>, BenchError> {
-    let list = |path: &Path| -> Result<Vec<PathBuf>, BenchError> {
-        let failed = || BenchError::file("list", path);
-        let mut paths = fs::read_dir(path)
-            .map_err(failed())?
-            .map(|entry| entry.map(|entry| entry.path()))
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(failed())?;
-        paths.sort();
-        Ok(paths)
-    };
+fn journals(directory: &Path) -> Result<Vec<PathBuf>, BenchError> {
     let mut files = Vec::new();
     for journal in list(directory)?.iter().filter(|path| path.is_dir()) {
         files.extend(list(journal)?);
     }
+    files.retain(|path| {
+        path.extension()
+            .is_some_and(|ending| ending == JOURNAL_ENDING)
+    });
     Ok(files)
+}
+
+/// Copies a data directory.
+fn copy(from: &Path, to: &Path) -> Result<(), BenchError> {
+    // As private as a broker makes it.
+    DirBuilder::new()
+        .mode(0o700)
+        .create(to)
+        .map_err(BenchError::file("create", to))?;
+    for path in list(from)? {
+        let Some(name) = path.file_name() else {
+            continue;
+        };
+        let copied = to.join(name);
+        if path.is_dir() {
+            copy(&path, &copied)?;
+        } else {
+            fs::copy(&path, &copied).map_err(BenchError::file("copy", &path))?;
+        }
+    }
+    Ok(())
+}
+
+fn remove(directory: &Path) -> Result<(), BenchError> {
+    fs::remove_dir_all(directory).map_err(BenchError::file("remove", directory))
 }
 
 /// Has the next read come from the device.
@@ -279,21 +373,22 @@ fn forget(files: &[PathBuf]) -> Result<(), BenchError> {
     Ok(())
 }
 
-/// Reads everything, one piece behind the other; how many bytes there were.
-fn read(files: &[PathBuf]) -> Result<u64, BenchError> {
+/// Reads so many bytes from the beginning, one piece behind the other: files that were
+/// made ahead are behind them.
+fn read(files: &[PathBuf], bytes: u64) -> Result<(), BenchError> {
     let mut piece = PageBuffer::new(READ_BYTES);
-    let mut bytes = 0;
+    let mut left = bytes;
     for path in files {
         let failed = || BenchError::file("read", path);
         let mut file = File::open(path).map_err(failed())?;
-        loop {
+        while left > 0 {
             match file.read(&mut piece).map_err(failed())? {
                 0 => break,
-                count => bytes += count as u64,
+                count => left = left.saturating_sub(count as u64),
             }
         }
     }
-    Ok(bytes)
+    Ok(())
 }
 
 #[cfg(test)]
