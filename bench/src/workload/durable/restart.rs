@@ -1,7 +1,7 @@
 //! A broker that starts on what it kept, beside reading it.
 //!
 //! ```text
-//!   fill   burst into one of eight queues; every other burst is taken out again
+//!   fill   burst into one of sixteen queues; of every other one it is taken out again
 //!   keep   copy all files while the broker rests, and only then stop it
 //!   then   copy them again
 //!          forget the page cache, read the journal in order   timed
@@ -61,11 +61,12 @@ const JOURNAL_BYTES: u64 = 1 << 30;
 /// smaller journal gets its share.
 const SECONDS_PER_JOURNAL: f64 = 2.0;
 
-/// Each keeps what one destination may have of the broker's memory to itself.
-const QUEUES: usize = 8;
+/// Every other one keeps what it is sent, within what a destination may have of the
+/// broker's memory; the others nothing.
+const QUEUES: usize = 16;
 
 /// Frame bytes of one burst.
-const BURST_BYTES: u64 = 8 << 20;
+const BURST_BYTES: u64 = 4 << 20;
 
 const WINDOW: u32 = 1024;
 
@@ -231,8 +232,8 @@ impl Restarts {
         let ends = Instant::now() + FILL_TIME;
         for turn in 0.. {
             let queue = turn % QUEUES;
-            // Of two neighbours one is taken out again, of all queues in their turn.
-            let is_taken = (turn / QUEUES + queue) % 2 == 1;
+            // Whatever is there is taken, so a queue keeps everything or nothing.
+            let is_taken = queue % 2 == 1;
             let send = |sender: &Sender, body: &[u8], ledger: &mut Ledger| {
                 let mut gathered = Gathered::new(body);
                 poll_burst(sender, &mut gathered, burst, ends, ledger)
