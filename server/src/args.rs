@@ -286,6 +286,10 @@ pub(crate) struct BenchOptions {
     /// in a fresh directory there, and not in the current one
     #[arg(long, value_name = "DIR")]
     pub(crate) directory: Option<PathBuf>,
+    /// durable: bytes of messages that nobody reads, beside which it is measured; 4GiB unless
+    /// said otherwise, and the device needs four times as much
+    #[arg(long, value_name = "SIZE", allow_negative_numbers = true, value_parser = quantity::size)]
+    pub(crate) backlog: Option<u64>,
     /// How the broker inside waits for work
     #[arg(long, value_enum, default_value_t = BenchIdle::Busy, conflicts_with = "connect")]
     pub(crate) idle: BenchIdle,

@@ -27,6 +27,7 @@ pub(crate) fn bench(options: &BenchOptions) -> Result<(), CommandError> {
             rates: options.rate.clone(),
             window: options.window,
             connections: options.connections,
+            backlog_bytes: options.backlog,
             idle: options.idle.into(),
             directory: options.directory.clone(),
             cores: cores.map(|(client, broker)| Cores { client, broker }),
@@ -54,6 +55,7 @@ fn check_fit(options: &BenchOptions) -> Result<(), CommandError> {
         ("--rate", !options.rate.is_empty(), open || idle),
         ("--window", options.window.is_some(), open),
         ("--directory", options.directory.is_some(), floor || durable),
+        ("--backlog", options.backlog.is_some(), durable),
         (
             "--connections",
             options.connections.is_some(),

@@ -112,6 +112,16 @@ fn what_cannot_be_measured_is_refused() {
             "this workload has none",
         ),
         (
+            String::from("bench rtt --backlog 1GiB"),
+            2,
+            "this workload has none",
+        ),
+        (
+            String::from("bench durable --backlog 1MiB"),
+            2,
+            "64 MiB or more have none",
+        ),
+        (
             String::from("bench floor --directory /proc/none"),
             2,
             "/proc/none is no directory",

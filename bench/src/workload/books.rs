@@ -17,6 +17,9 @@ use crate::ledger::{self, Ledger};
 /// Messages that are delivered ahead to a consumer that takes a backlog.
 const PREFETCH: u32 = 1024;
 
+/// The same to one that takes a part of it: what goes back is read again.
+const PREFETCH_READER: u32 = 256;
+
 /// What is handed over in one go: as many bodies as stay in the first-level cache.
 const BODIES_MAX: usize = 64;
 const BODIES_BYTES_MAX: usize = 16 << 10;
@@ -342,6 +345,54 @@ pub(super) fn take_backlog(
         .map_err(|error| BenchError::client("close a consumer", error))
 }
 
+/// A connection with a consumer on it, for as long as one slice lasts, that takes what is
+/// there and waits for nothing.
+pub(super) struct Reader {
+    client: Client,
+    consumer: Consumer,
+}
+
+impl Reader {
+    /// Connects and opens a consumer.
+    pub(super) fn open(address: SocketAddr, queue: &str) -> Result<Self, BenchError> {
+        let client = connect(address)?;
+        let consumer = open_consumer_with(&client, queue, PREFETCH_READER)?;
+        Ok(Self { client, consumer })
+    }
+
+    /// Takes and acknowledges up to so many messages that are there.
+    pub(super) fn take(
+        &mut self,
+        messages_max: u64,
+        body_bytes: usize,
+        ledger: &mut Ledger,
+    ) -> Result<(), BenchError> {
+        for _ in 0..messages_max {
+            let message = self
+                .consumer
+                .try_receive()
+                .map_err(|error| BenchError::client("receive", error))?;
+            let Some(message) = message else {
+                break;
+            };
+            ledger.received(message.body(), body_bytes);
+            let position = message.position();
+            self.consumer
+                .acknowledge(position)
+                .map_err(|error| BenchError::client("acknowledge", error))?;
+        }
+        Ok(())
+    }
+
+    /// Closes the connection; what was delivered ahead goes back to its place.
+    pub(super) fn close(self) -> Result<(), BenchError> {
+        self.consumer
+            .close()
+            .map_err(|error| BenchError::client("close a consumer", error))?;
+        close(self.client)
+    }
+}
+
 /// A connection with the library's defaults, but for one: a measurement is over when
 /// its connection is.
 pub(super) fn connect(address: SocketAddr) -> Result<Client, BenchError> {
@@ -371,9 +422,13 @@ pub(super) fn delete(address: SocketAddr, queue: &str) -> Result<(), BenchError>
 }
 
 pub(super) fn open_consumer(client: &Client, queue: &str) -> Result<Consumer, BenchError> {
+    open_consumer_with(client, queue, PREFETCH)
+}
+
+fn open_consumer_with(client: &Client, queue: &str, prefetch: u32) -> Result<Consumer, BenchError> {
     client
         .consumer(queue)
-        .prefetch(PREFETCH)
+        .prefetch(prefetch)
         .create()
         .map_err(|error| BenchError::client("open a consumer", error))
 }

@@ -8,7 +8,7 @@
 //! | open loop | produce to ack from intended times, at several rates | the echo under the same load |
 //! | idle | processor time without work, and of a message | the echo that sleeps in epoll |
 //! | scale | produce to ack, with many partitions and connections | the same with one or none; an echo for many |
-//! | durable | produce to flushed ack, alone and of many; a start on what was kept | a flush of the same device, reading |
+//! | durable | produce to flushed ack, alone and of many; beside a backlog; a start on what was kept | a flush of the same device; no backlog; reading |
 //! | quick | all three at two sizes, within a minute | theirs |
 //!
 //! ```text
@@ -108,6 +108,9 @@ pub struct Options {
     pub window: Option<u32>,
     /// Connections without work; 1,000 if not given.
     pub connections: Option<u32>,
+    /// Bytes of messages that nobody reads, beside which what is flushed is measured; 4 GiB
+    /// if not given. The device needs four times as much.
+    pub backlog_bytes: Option<u64>,
     /// How an embedded broker waits for work.
     pub idle: Idle,
     /// Where a floor writes blocks to a device, none if not given; where a broker keeps

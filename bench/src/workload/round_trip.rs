@@ -111,6 +111,20 @@ impl RoundTrip {
         duration: Duration,
         histogram: &mut Histogram,
     ) -> Result<(), BenchError> {
+        self.slice_beside(duration, histogram, || Ok(true))
+    }
+
+    /// As [`Self::slice`], with something that is done while the clock stands still after
+    /// each round trip, and says whether to go on.
+    ///
+    /// # Errors
+    /// As [`Self::slice`], and what that fails with.
+    pub(super) fn slice_beside(
+        &mut self,
+        duration: Duration,
+        histogram: &mut Histogram,
+        mut beside: impl FnMut() -> Result<bool, BenchError>,
+    ) -> Result<(), BenchError> {
         let ends = Instant::now() + duration;
         let (sender, warm_up) = match self.durability {
             Durability::Memory => (
@@ -126,17 +140,18 @@ impl RoundTrip {
             for _ in 0..warm_up.min(self.backlog_max / 2) {
                 self.round_trip(&sender)?;
             }
-            let completed = loop {
+            let is_over = loop {
                 let sent = Instant::now();
                 self.round_trip(&sender)?;
                 let completed = Instant::now();
                 histogram.record(completed - sent);
-                if completed >= ends || self.ledger.backlog() >= self.backlog_max {
-                    break completed;
+                let is_over = !beside()? || completed >= ends;
+                if is_over || self.ledger.backlog() >= self.backlog_max {
+                    break is_over;
                 }
             };
             sender.take_backlog(&self.queue, self.body.len(), &mut self.ledger)?;
-            if completed >= ends {
+            if is_over {
                 return sender.close();
             }
         }

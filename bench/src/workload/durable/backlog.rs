@@ -15,8 +15,10 @@
 //! what is different about the brokers weighs on both sides alike. The one that is not
 //! measured sleeps.
 //!
-//! The memory of both is a sixteenth of the backlog. Of what reads, nothing but round trips
-//! is timed: between two of them a few messages are taken, as many on either side.
+//! The memory of both is a sixteenth of the backlog. Of lanes that read nothing but round
+//! trips is timed, either: between two of them a few messages are taken, and a slice is over
+//! when so many are that it is the same work on either side. The first messages of a backlog
+//! lie in memory still, so they are taken before, until some come out of pages.
 
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
@@ -27,6 +29,7 @@ use courser_core::limits;
 use courser_transport::BrokerConfig;
 
 use super::super::books::{Gathered, Reader, Sender};
+use super::super::patience::Patience;
 use super::super::queue_name;
 use super::super::round_trip::{RoundTrip, Wait};
 use super::super::target::Target;
@@ -56,8 +59,11 @@ const MEMORY_SHARE: u64 = 16;
 /// Bytes of a body, so that a page has many of them.
 const PAYLOAD_BYTES: u32 = 1024;
 
-/// Lanes of the section: five at each durability.
-pub(super) const LANES: u32 = 10;
+/// Lanes whose slices last for some time: three at each durability.
+pub(super) const LANES: u32 = 6;
+
+/// The others of both, whose slices last until so much is read.
+const LANES_READING: u32 = 4;
 
 /// Filling and emptying, of each half.
 const STEPS_BESIDE: u64 = 4;
@@ -76,11 +82,14 @@ const FILL_TIME: Duration = Duration::from_secs(180);
 /// How long pages may go on being written when nothing is sent any more.
 const CALM_TIME: Duration = Duration::from_secs(30);
 
-/// Bytes that one slice reads at most of what lies unread.
+/// Bytes that one slice reads of what lies unread.
 const READ_BYTES_MAX: u64 = 8 << 20;
 
 /// Of the backlog: so that all slices together read less than there is in pages.
 const READ_SHARE: u64 = 64;
+
+/// How long a slice may take for that.
+const READ_TIME: Duration = Duration::from_secs(60);
 
 /// What is taken in one go where nothing is timed.
 const TAKEN_MAX: u64 = 1024;
@@ -90,7 +99,7 @@ const ROOM_BESIDE: u64 = 256 << 20;
 
 /// For the progress bar.
 pub(super) fn steps(rounds: u32) -> u64 {
-    u64::from(LANES * 2 * rounds) + STEPS_BESIDE
+    u64::from((LANES + LANES_READING) * 2 * rounds) + STEPS_BESIDE
 }
 
 impl Course<'_> {
@@ -123,9 +132,16 @@ impl Course<'_> {
         let (plan, cores, progress) = (self.plan, self.cores, self.progress);
         let measured = super::on_a_thread("bench client", || {
             pin::pin_current_thread(cores.client)?;
-            let halves = [plan.rounds.div_ceil(2), plan.rounds / 2];
-            section.half(&brokers[0], &brokers[1], halves[0], plan, progress)?;
-            section.half(&brokers[1], &brokers[0], halves[1], plan, progress)
+            let [one, other] = &brokers;
+            let half = |none, beside, rounds| Half {
+                none,
+                beside,
+                rounds,
+                slice: plan.slice_backlog,
+                progress,
+            };
+            section.half(&half(one, other, plan.rounds.div_ceil(2)))?;
+            section.half(&half(other, one, plan.rounds / 2))
         });
         self.report.books.extend(section.books());
         self.report.notes.append(&mut section.notes);
@@ -362,18 +378,58 @@ impl Stock {
         let before = target.count(Counter::PagesRead);
         let mut reader = Reader::open(target.address(), &self.queue)?;
         let ends = Instant::now() + CALM_TIME;
-        while self.ledger.backlog() > 0
-            && target.count(Counter::PagesRead) == before
-            && Instant::now() < ends
-        {
-            reader.take(TAKEN_MAX, self.body.len(), &mut self.ledger)?;
+        loop {
+            // What it counts is exact once it rests.
+            target.rest();
+            let is_there = target.count(Counter::PagesRead) != before;
+            if is_there || self.ledger.backlog() == 0 || Instant::now() >= ends {
+                return reader.close();
+            }
+            let left = self.ledger.backlog().saturating_sub(TAKEN_MAX);
+            let mut patience = Patience::default();
+            while self.ledger.backlog() > left {
+                let due = self.ledger.backlog() - left;
+                reader.take(due, self.body.len(), &mut self.ledger)?;
+                if self.ledger.backlog() == left + due {
+                    patience.look()?;
+                } else {
+                    patience = Patience::default();
+                }
+            }
         }
-        reader.close()
     }
 }
 
 fn messages_in(bytes: u64) -> u64 {
     bytes / frame_bytes(PAYLOAD_BYTES as usize) as u64
+}
+
+/// Two brokers while one of them has the backlog.
+struct Half<'a> {
+    none: &'a Target,
+    beside: &'a Target,
+    rounds: u32,
+    slice: Duration,
+    progress: &'a Progress,
+}
+
+/// What a pass over the lanes is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pass {
+    /// Nothing of it is kept.
+    WarmUp,
+    There,
+    Back,
+}
+
+/// What a slice has shown.
+struct Shown {
+    histogram: Histogram,
+    began: SystemTime,
+    messages: u64,
+    /// System calls of the broker.
+    calls: u64,
+    pages_read: u64,
 }
 
 /// All levels, and what lies beside them.
@@ -401,20 +457,12 @@ impl Section {
         }
     }
 
-    /// Measures all lanes for so many rounds, with a backlog on one broker and none on the
-    /// other, both of which are empty before and afterwards.
-    fn half(
-        &mut self,
-        none: &Target,
-        beside: &Target,
-        rounds: u32,
-        plan: &super::Plan,
-        progress: &Progress,
-    ) -> Result<(), BenchError> {
-        progress.next("filling a backlog");
-        let before = beside.count(Counter::PagesWritten).unwrap_or(0);
+    /// Measures all lanes. Both brokers are empty before and afterwards.
+    fn half(&mut self, half: &Half<'_>) -> Result<(), BenchError> {
+        half.progress.next("filling a backlog");
+        let before = half.beside.count(Counter::PagesWritten).unwrap_or(0);
         let asked = messages_in(self.bytes);
-        self.backlog.fill(asked, beside)?;
+        self.backlog.fill(asked, half.beside)?;
         let stored = self.backlog.ledger.backlog();
         if stored < asked {
             self.notes.push(format!(
@@ -424,74 +472,79 @@ impl Section {
                 units::count(asked)
             ));
         }
-        self.pages_written += calm(beside).saturating_sub(before);
-        progress.done();
+        self.pages_written += calm(half.beside).saturating_sub(before);
+        half.progress.done();
         for is_reading in [false, true] {
             if is_reading {
-                self.backlog.reach_pages(beside)?;
+                self.backlog.reach_pages(half.beside)?;
             }
-            let mut pass = |section: &mut Self, is_kept: bool, is_back: bool| {
-                let mut order: Vec<(usize, usize)> = (0..section.levels.len())
-                    .flat_map(|level| (0..5).map(move |lane| (level, lane)))
-                    .filter(|&(level, lane)| {
-                        section.levels[level].lanes[lane].load.reads() == is_reading
-                    })
-                    .collect();
-                if is_back {
-                    order.reverse();
-                }
-                for (level, lane) in order {
-                    let load = section.levels[level].lanes[lane].load;
-                    let target = if load.is_beside_backlog() { beside } else { none };
-                    if is_kept {
-                        progress.next(&format!(
-                            "{}, {}",
-                            section.levels[level].workload(),
-                            load.describe(section.bytes)
-                        ));
-                    }
-                    section.slice((level, lane), target, plan.slice_backlog, is_kept)?;
-                    if is_kept {
-                        progress.done();
-                    }
-                }
-                Ok::<(), BenchError>(())
-            };
-            pass(self, false, false)?;
-            for _ in 0..rounds {
-                pass(self, true, false)?;
-                pass(self, true, true)?;
+            self.pass(half, is_reading, Pass::WarmUp)?;
+            for _ in 0..half.rounds {
+                self.pass(half, is_reading, Pass::There)?;
+                self.pass(half, is_reading, Pass::Back)?;
             }
         }
-        progress.next("taking the backlog out");
-        self.in_memory.empty(none)?;
-        self.backlog.empty(beside)?;
-        progress.done();
+        half.progress.next("taking the backlog out");
+        self.in_memory.empty(half.none)?;
+        self.backlog.empty(half.beside)?;
+        half.progress.done();
         Ok(())
     }
 
-    /// One slice of one lane, and what it shows if that is to be kept.
+    /// One slice of each lane that reads, or of each that does not.
+    fn pass(&mut self, half: &Half<'_>, is_reading: bool, pass: Pass) -> Result<(), BenchError> {
+        let mut order: Vec<(usize, usize)> = Vec::new();
+        for (place, level) in self.levels.iter().enumerate() {
+            let lanes = level.lanes.iter().enumerate();
+            let lanes = lanes.filter(|(_, lane)| lane.load.reads() == is_reading);
+            order.extend(lanes.map(|(lane, _)| (place, lane)));
+        }
+        if pass == Pass::Back {
+            order.reverse();
+        }
+        for (level, lane) in order {
+            let load = self.levels[level].lanes[lane].load;
+            let target = if load.is_beside_backlog() {
+                half.beside
+            } else {
+                half.none
+            };
+            let place = (level, lane);
+            if pass == Pass::WarmUp {
+                self.slice(place, target, half.slice)?;
+                continue;
+            }
+            let workload = self.levels[level].workload();
+            let load = load.describe(self.bytes);
+            half.progress.next(&format!("{workload}, {load}"));
+            let shown = self.slice(place, target, half.slice)?;
+            self.keep(place, &shown);
+            half.progress.done();
+        }
+        Ok(())
+    }
+
+    /// One slice of one lane.
     fn slice(
         &mut self,
         (level, lane): (usize, usize),
         target: &Target,
         duration: Duration,
-        is_kept: bool,
-    ) -> Result<(), BenchError> {
+    ) -> Result<Shown, BenchError> {
         let level = &mut self.levels[level];
         let (taken_between, lane) = (level.taken_between(), &mut level.lanes[lane]);
         lane.workload.move_to(target.address());
-        let read_max = messages_in((self.bytes / READ_SHARE).min(READ_BYTES_MAX));
+        let to_read = messages_in((self.bytes / READ_SHARE).min(READ_BYTES_MAX));
         let stock = match lane.load {
             Load::FromMemory => {
-                self.in_memory.fill(read_max, target)?;
+                self.in_memory.fill(to_read, target)?;
                 Some(&mut self.in_memory)
             }
             Load::FromPages => Some(&mut self.backlog),
             Load::None | Load::NoneAgain | Load::Backlog => None,
         };
         target.rest();
-        let (calls, sent) = (calls(target), lane.workload.ledger().sent);
+        let (calls, sent) = (calls_of(target), lane.workload.ledger().sent);
         let pages = target.count(Counter::PagesRead).unwrap_or(0);
         let mut histogram = Histogram::new();
         let began = SystemTime::now();
@@ -499,32 +552,40 @@ impl Section {
             None => lane.workload.slice(duration, &mut histogram)?,
             Some(stock) => {
                 let mut reader = Reader::open(target.address(), &stock.queue)?;
-                let left = stock.ledger.backlog().saturating_sub(read_max);
-                lane.workload.slice_beside(duration, &mut histogram, || {
-                    let due = stock.ledger.backlog().saturating_sub(left);
-                    reader.take(
-                        taken_between.min(due),
-                        stock.body.len(),
-                        &mut stock.ledger,
-                    )?;
+                let left = stock.ledger.backlog().saturating_sub(to_read);
+                let mut patience = Patience::default();
+                lane.workload.slice_beside(READ_TIME, &mut histogram, || {
+                    let before = stock.ledger.backlog();
+                    let due = before.saturating_sub(left);
+                    reader.take(taken_between.min(due), stock.body.len(), &mut stock.ledger)?;
+                    if stock.ledger.backlog() < before {
+                        patience = Patience::default();
+                    } else if due > 0 {
+                        patience.look()?;
+                    }
                     Ok(stock.ledger.backlog() > left)
                 })?;
                 reader.close()?;
             }
         }
         target.rest();
-        if is_kept {
-            let messages = lane.workload.ledger().sent - sent;
-            lane.series.add(&histogram, began);
-            lane.calls.push(
-                (messages > 0)
-                    .then(|| units::to_f64(self::calls(target) - calls) / units::to_f64(messages)),
-            );
-            if lane.load == Load::FromPages {
-                self.pages_read += target.count(Counter::PagesRead).unwrap_or(0) - pages;
-            }
+        Ok(Shown {
+            histogram,
+            began,
+            messages: lane.workload.ledger().sent - sent,
+            calls: calls_of(target) - calls,
+            pages_read: target.count(Counter::PagesRead).unwrap_or(0) - pages,
+        })
+    }
+
+    fn keep(&mut self, (level, lane): (usize, usize), shown: &Shown) {
+        let lane = &mut self.levels[level].lanes[lane];
+        lane.series.add(&shown.histogram, shown.began);
+        let calls = units::to_f64(shown.calls) / units::to_f64(shown.messages);
+        lane.calls.push(Some(calls));
+        if lane.load == Load::FromPages {
+            self.pages_read += shown.pages_read;
         }
-        Ok(())
     }
 
     /// The closed books: of each durability, and of what lay beside.
@@ -554,7 +615,7 @@ impl Section {
 }
 
 /// System calls of a broker that rests, but for those of turns without work.
-fn calls(target: &Target) -> u64 {
+fn calls_of(target: &Target) -> u64 {
     [
         Counter::Enters,
         Counter::DirectReceives,

@@ -3,6 +3,7 @@
 //! ```text
 //!   round trips   echo | flush | flush | polling | blocking     at each payload
 //!   group commit  flush | flush of a whole batch | 16 producers
+//!   backlog       nothing | nothing | 4 GiB unread        round trips beside it
 //!   restart       fill a journal; read it, start on it | read, start | ..
 //! ```
 //!
@@ -16,6 +17,7 @@
 //! afterwards. Where that keeps nothing beyond the machine's power, the figures are those
 //! of an exercise: the report says so, and no goal is held.
 
+mod backlog;
 mod group;
 mod journal;
 mod lane;
@@ -66,6 +68,7 @@ const LANES_GROUP: u32 = 3;
 /// Shares of the run's time.
 const SHARE_ROUND_TRIP: f64 = 0.45;
 const SHARE_GROUP: f64 = 0.2;
+const SHARE_BACKLOG: f64 = 0.2;
 
 /// A shorter slice is mostly opening and closing.
 const SLICE_MIN: Duration = Duration::from_millis(20);
@@ -88,6 +91,8 @@ pub(super) struct Plan {
     rounds: u32,
     slice_round_trip: Duration,
     slice_group: Duration,
+    slice_backlog: Duration,
+    backlog_bytes: u64,
     warm_up: WarmUp,
     journal_bytes: u64,
     ring: Duration,
@@ -138,6 +143,19 @@ impl Plan {
         };
         let slice_round_trip = slice(SHARE_ROUND_TRIP, LANES_ROUND_TRIP * sizes);
         let slice_group = slice(SHARE_GROUP, LANES_GROUP);
+        // A run that is shorter takes a little longer for it.
+        let slice_backlog = slice(SHARE_BACKLOG, backlog::LANES).max(SLICE_MIN);
+        let backlog_bytes = options.backlog_bytes.unwrap_or(backlog::BACKLOG_BYTES);
+        if backlog_bytes < backlog::BACKLOG_BYTES_MIN {
+            return refuse(
+                "backlog",
+                format!(
+                    "{} have room in memory; {} or more have none",
+                    units::bytes(backlog_bytes),
+                    units::bytes(backlog::BACKLOG_BYTES_MIN)
+                ),
+            );
+        }
         let shortest = slice_round_trip.min(slice_group);
         if shortest < SLICE_MIN {
             let factor = SLICE_MIN.as_secs_f64() / shortest.as_secs_f64();
@@ -159,6 +177,8 @@ impl Plan {
             rounds,
             slice_round_trip,
             slice_group,
+            slice_backlog,
+            backlog_bytes,
             warm_up: WarmUp {
                 window: WARM_UP.window.min(limit / 2),
                 limit,
@@ -174,7 +194,7 @@ impl Plan {
     fn steps(&self) -> u64 {
         let sizes = self.payloads.len() as u64;
         let lanes = u64::from(LANES_ROUND_TRIP) * sizes + u64::from(LANES_GROUP);
-        lanes * (1 + 2 * u64::from(self.rounds)) + 2 + restart::STEPS
+        lanes * (1 + 2 * u64::from(self.rounds)) + 2 + backlog::steps(self.rounds) + restart::STEPS
     }
 }
 
@@ -184,13 +204,16 @@ impl std::fmt::Display for Plan {
         write!(
             formatter,
             "{} rounds there and back: round trips at {} payloads in slices of {}, {} producers in \
-             slices of {}; warm-up at most {} a lane; {} starts on a journal of {}",
+             slices of {}; warm-up at most {} a lane; {} unread beside slices of {}; {} starts on a \
+             journal of {}",
             self.rounds,
             self.payloads.len(),
             nanoseconds(self.slice_round_trip),
             group::PRODUCERS,
             nanoseconds(self.slice_group),
             nanoseconds(self.warm_up.limit),
+            units::bytes(self.backlog_bytes),
+            nanoseconds(self.slice_backlog),
             restart::RESTARTS,
             units::bytes(self.journal_bytes),
         )
@@ -251,27 +274,36 @@ pub(super) fn run(plan: &Plan, cores: Cores) -> Result<Report, BenchError> {
         progress: &progress,
         report: Report::begun(header),
     };
-    let name = "bench client";
-    thread::scope(|scope| {
-        thread::Builder::new()
-            .name(name.to_owned())
-            .spawn_scoped(scope, || course.beside_the_device(&target))
-            .map_err(|source| BenchError::Thread {
-                name: name.to_owned(),
-                source,
-            })?
-            .join()
-            .map_err(|_| BenchError::Panicked {
-                name: name.to_owned(),
-            })?
-    })?;
+    on_a_thread("bench client", || course.beside_the_device(&target))?;
     drop(target);
-    let restarted = course.restarts();
+    // What the sections before have left would take the room of those that follow.
+    let data = scratch.path.join("data");
+    std::fs::remove_dir_all(&data).map_err(BenchError::file("remove", &data))?;
+    let measured = course.beside_a_backlog().and_then(|()| course.restarts());
     let mut report = course.report;
-    conclude(&mut report, restarted)?;
+    conclude(&mut report, measured)?;
     note_what_did_not_settle(&mut report);
     report.note_results_beyond_the_floor();
     Ok(report)
+}
+
+/// Does something on a thread of its own, which may be pinned.
+fn on_a_thread(
+    name: &str,
+    work: impl FnOnce() -> Result<(), BenchError> + Send,
+) -> Result<(), BenchError> {
+    let name = name.to_owned();
+    thread::scope(|scope| {
+        thread::Builder::new()
+            .name(name.clone())
+            .spawn_scoped(scope, work)
+            .map_err(|source| BenchError::Thread {
+                name: name.clone(),
+                source,
+            })?
+            .join()
+            .map_err(|_| BenchError::Panicked { name })?
+    })
 }
 
 /// What the sections have in common, and where they put what they show.
@@ -443,9 +475,6 @@ impl Course<'_> {
     fn restarts(&mut self) -> Result<(), BenchError> {
         let plan = self.plan;
         let directory = self.scratch.path.join("restart");
-        // What the sections before have left would take its room.
-        let data = self.scratch.path.join("data");
-        std::fs::remove_dir_all(&data).map_err(BenchError::file("remove", &data))?;
         let mut restarts = Restarts::new(directory, self.cores, plan.idle);
         let measured = restarts.measure(plan.journal_bytes, self.progress);
         self.report.books.push(restarts.books());
@@ -575,6 +604,14 @@ mod tests {
             ..Options::default()
         };
         assert!(refusal(&small).starts_with("payload: 7 bytes"));
+        let little = Options {
+            backlog_bytes: Some(1 << 20),
+            ..Options::default()
+        };
+        assert_eq!(
+            refusal(&little),
+            "backlog: 1 MiB have room in memory; 64 MiB or more have none"
+        );
     }
 
     #[test]
