@@ -425,6 +425,11 @@ impl Shard {
             // What had to be flushed is shown, and may leave.
             pager.look_again();
         }
+        if let Some(pager) = &mut self.pager {
+            // Memory that has come back since the last look may be short again.
+            let below = self.arena.free().saturating_sub(LOOK_EVERY);
+            pager.look_below = pager.look_below.max(below);
+        }
         if !self.has_page_work() {
             return;
         }

@@ -113,9 +113,22 @@ fn receive_all(
     }
 }
 
-fn senders(device: &mut Device, shard: &mut Shard) -> Sender {
+/// All that a queue has from its first message on; the number of the next.
+fn receive_queue(shard: &mut Shard, device: &mut Device, queue: &str) -> u64 {
     let mut peer = Peer::new(shard);
-    let producer = flushed_producer(&mut peer, shard, device, QUEUE);
+    let opened = consumer(&mut peer, shard, device, queue);
+    let next = receive_all(shard, device, &mut peer, opened, 1);
+    shard.closed(now(), peer.link);
+    next
+}
+
+fn senders(device: &mut Device, shard: &mut Shard) -> Sender {
+    sender_to(device, shard, QUEUE)
+}
+
+fn sender_to(device: &mut Device, shard: &mut Shard, queue: &str) -> Sender {
+    let mut peer = Peer::new(shard);
+    let producer = flushed_producer(&mut peer, shard, device, queue);
     Sender::new(peer, producer)
 }
 
@@ -133,9 +146,7 @@ fn a_backlog_of_many_times_the_memory_is_taken_and_given_back_in_order() {
     assert!(written > 1_500 && read == 0, "{written} {read}");
     assert!(shard.paged_bytes() > 150 << 20);
     shard.audit();
-    let mut peer = Peer::new(&mut shard);
-    let opened = consumer(&mut peer, &mut shard, &mut device, QUEUE);
-    let next = receive_all(&mut shard, &mut device, &mut peer, opened, 1);
+    let next = receive_queue(&mut shard, &mut device, QUEUE);
     assert_eq!(next, MANY + 1);
     assert_eq!(shard.paged_bytes(), 0, "no page is in use any more");
     shard.audit();
@@ -174,6 +185,52 @@ fn what_waits_for_a_flush_leaves_once_that_is_over() {
     assert_eq!(more, 5_000, "and memory is there again");
 }
 
+/// How little memory is free is held against how much was since, and not against the least
+/// that ever was.
+#[test]
+fn memory_gets_short_again_after_it_was_much_shorter() {
+    let mut device = Device::making_checkpoints(0).with_pages(1 << 16, false);
+    let mut shard = device.start();
+    let queues = ["/default/a", "/default/b", "/default/c"];
+    let mut senders = queues.map(|queue| sender_to(&mut device, &mut shard, queue));
+    for sender in &mut senders {
+        assert_eq!(sender.send(&mut shard, &mut device, 3_000), 3_000);
+    }
+    for queue in queues {
+        assert_eq!(receive_queue(&mut shard, &mut device, queue), 3_001);
+    }
+    let [mut alone, ..] = senders;
+    assert_eq!(alone.send(&mut shard, &mut device, 3_000), 3_000);
+}
+
+#[test]
+fn a_browser_is_shown_what_is_away_too() {
+    let mut device = Device::making_checkpoints(0).with_pages(1 << 16, true);
+    let mut shard = device.start();
+    let mut sender = senders(&mut device, &mut shard);
+    sender.send(&mut shard, &mut device, 200);
+    let (written, _) = device.paged();
+    assert!(written > 10, "{written}");
+    let mut peer = Peer::new(&mut shard);
+    let fields = OpenConsumer {
+        session: peer.session.into(),
+        destination_length: u16::try_from(QUEUE.len()).unwrap().into(),
+        sharing: 5,
+        messages: 1_000.into(),
+        bytes: (1 << 30).into(),
+        ..OpenConsumer::default()
+    };
+    peer.control(3, &fields, &[QUEUE.as_bytes()]);
+    let mut shown = bodies(&exchange(&mut peer, &mut shard, &mut device));
+    for _ in 0..40 {
+        device.settle_pages(&mut shard);
+        shard.turn(now());
+        shown.extend(bodies(&take(&mut shard, peer.link)));
+    }
+    let offsets: Vec<u64> = shown.iter().map(|it| it.1).collect();
+    assert_eq!(offsets, (0..200).collect::<Vec<u64>>());
+}
+
 #[test]
 fn without_pages_its_producer_gets_no_credit() {
     let mut device = Device::making_checkpoints(0);
@@ -190,9 +247,7 @@ fn with_few_pages_it_gets_none_once_they_are_full_and_all_comes_back() {
     let sent = sender.send(&mut shard, &mut device, MANY);
     assert!(sent < MANY * 2 / 3, "{sent}");
     assert!(shard.paged_bytes() > 500 << 16);
-    let mut peer = Peer::new(&mut shard);
-    let opened = consumer(&mut peer, &mut shard, &mut device, QUEUE);
-    let next = receive_all(&mut shard, &mut device, &mut peer, opened, 1);
+    let next = receive_queue(&mut shard, &mut device, QUEUE);
     assert_eq!(next, sent + 1);
     shard.audit();
 }
@@ -212,9 +267,7 @@ fn a_backlog_beyond_memory_is_there_in_the_next_run() {
         assert!(shard.paged_bytes() > 100 << 20);
         device.checkpoint(&mut shard);
     }
-    let mut peer = Peer::new(&mut shard);
-    let opened = consumer(&mut peer, &mut shard, &mut device, QUEUE);
-    let next = receive_all(&mut shard, &mut device, &mut peer, opened, 1);
+    let next = receive_queue(&mut shard, &mut device, QUEUE);
     assert_eq!(next, MANY + 1);
     // The pages that the last checkpoint named wait for the next one.
     device.checkpoint(&mut shard);
