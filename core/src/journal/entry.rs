@@ -362,15 +362,22 @@ impl PageImage {
         self.size.div_ceil(limits::PAGE_SIZE)
     }
 
-    /// One behind its last page, if there can be such pages and such messages.
-    fn end(&self) -> Option<u32> {
-        let end = self.page.0.checked_add(self.pages())?;
-        let last = self.first.0.checked_add(self.count.into())?;
-        let is_possible =
-            self.size > 0 && self.size.is_multiple_of(8) && self.count > 0 && last <= Offset::MAX.0;
-        is_possible.then_some(end)
+    /// Whether there can be such pages, of one file, and such messages.
+    fn is_possible(&self) -> bool {
+        let in_file = self.page.0.rem_euclid(limits::PAGES_PER_FILE);
+        let last = self.first.0.checked_add(self.count.into());
+        self.size > 0
+            && self.size <= SIZE_MAX
+            && self.size.is_multiple_of(8)
+            && in_file.saturating_add(self.pages()) <= limits::PAGES_PER_FILE
+            && self.count > 0
+            && last.is_some_and(|last| last <= Offset::MAX.0)
     }
 }
+
+/// Bytes of a segment in pages at most: those of one frame, padded, unless it takes one page.
+const SIZE_MAX: u32 = limits::FRAME_SIZE_MAX.next_multiple_of(8);
+const _: () = assert!(limits::PAGE_SIZE <= SIZE_MAX);
 
 /// The number that stands for a kind of entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -1376,8 +1383,9 @@ fn state(kind: Kind, behind: &[u8], too_short: Malformed) -> Result<Entry<'_>, M
                 first: offset(fields.first.get(), "first offset")?,
                 count: fields.count.get(),
             };
-            let end = image.end();
-            end.ok_or(Malformed::OutOfRange { field: "page" })?;
+            if !image.is_possible() {
+                return Err(Malformed::OutOfRange { field: "page" });
+            }
             Entry::Paged {
                 place: place(fields.destination, fields.partition)?,
                 image,

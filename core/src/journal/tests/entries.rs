@@ -233,7 +233,7 @@ fn what_another_version_wrote_is_refused_as_that() {
 fn each_field_that_cannot_be_is_named() {
     type Spoil = fn(&mut Vec<u8>);
     let out_of_range = |field| Malformed::OutOfRange { field };
-    let cases: [(Kind, Spoil, Malformed); 13] = [
+    let cases: [(Kind, Spoil, Malformed); 18] = [
         (
             Kind::Emptied,
             |it| it[6] = 1,
@@ -282,6 +282,23 @@ fn each_field_that_cannot_be_is_named() {
             Malformed::NotText,
         ),
         (Kind::CatalogChanged, |it| it[16] = 9, Malformed::NotAChange),
+        // Page 1,024 is the first of its file, 2,047 the last.
+        (
+            Kind::Paged,
+            |it| {
+                (it[24], it[25]) = (0xff, 0x07);
+                (it[28], it[29], it[30]) = (0x08, 0, 1);
+            },
+            out_of_range("page"),
+        ),
+        (
+            Kind::Paged,
+            |it| it[28..32].copy_from_slice(&[0xf8, 0xff, 0xff, 0x01]),
+            out_of_range("page"),
+        ),
+        (Kind::Paged, |it| it[28..32].fill(0), out_of_range("page")),
+        (Kind::Paged, |it| it[28] = 4, out_of_range("page")),
+        (Kind::Paged, |it| it[40..44].fill(0), out_of_range("page")),
     ];
     for (kind, spoil, expected) in cases {
         let found = std::cell::Cell::new(false);
