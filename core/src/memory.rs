@@ -162,13 +162,6 @@ impl Arena {
         core::mem::take(&mut self.pages)
     }
 
-    /// Whether pages came back.
-    #[inline]
-    #[must_use]
-    pub fn has_pages(&self) -> bool {
-        !self.pages.is_empty()
-    }
-
     /// Lends so many chunks, chained; `None` if there are not as many.
     pub fn take_chain(&mut self, chunks: usize) -> Option<ChunkId> {
         if chunks == 0 || self.free() < chunks {

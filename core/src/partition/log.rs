@@ -844,13 +844,6 @@ impl Log {
         self.chunks - self.paged.as_ref().map_or(0, |paged| paged.chunks)
     }
 
-    /// Bytes of its messages, wherever they lie.
-    #[inline]
-    #[must_use]
-    pub fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
     /// Whether messages stay when they are settled.
     #[must_use]
     pub fn retains(&self) -> bool {
