@@ -176,10 +176,13 @@ impl Store {
                 return Ok(shard.restore(entry)?);
             };
             while shard.awaits_pages_for(entry) {
-                page_at_once(files, shard).map_err(&refused)?;
+                if page_at_once(files, shard).map_err(&refused)? == 0 {
+                    let bound = shard.memory_bound();
+                    return Err(TooLittleMemory { bound }.into());
+                }
             }
             shard.restore(entry)?;
-            page_at_once(files, shard).map_err(&refused)
+            page_at_once(files, shard).map(drop).map_err(&refused)
         })?;
         shard.restored();
         let shards = shard.shards();
@@ -539,20 +542,22 @@ impl Store {
 }
 
 /// Does at once what the shard wishes of its pages: nobody is there yet for whom anything
-/// could be done meanwhile.
-fn page_at_once(files: &mut PageFiles, shard: &mut Shard) -> Result<(), DirectoryError> {
+/// could be done meanwhile. How many wishes there were.
+fn page_at_once(files: &mut PageFiles, shard: &mut Shard) -> Result<usize, DirectoryError> {
+    let mut count = 0;
     while let Some(wish) = shard.page_wish() {
+        count += 1;
         match wish {
             PageWish::Write { page, bytes } => {
                 files.write(page, &bytes)?;
                 shard.page_written(page, Ok(()));
             }
-            PageWish::Read { page, size } => {
-                let bytes = files.read(page, size)?;
+            PageWish::Read { page, size, sum } => {
+                let bytes = files.read(page, size, sum)?;
                 shard.page_read(page, Ok(&bytes));
             }
             PageWish::RemoveFile { file } => files.remove(file)?,
         }
     }
-    Ok(())
+    Ok(count)
 }

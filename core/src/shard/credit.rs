@@ -294,15 +294,20 @@ impl Shard {
         RESERVE_FACTOR + u64::from(self.keeps())
     }
 
-    /// Frame bytes that may still be granted: the rest of the pool, and no more
-    /// than finds a place beside what egress and the partitions may need.
-    fn ingress_room(&self) -> u64 {
+    /// Bytes of memory that nobody was promised: beside what egress and the partitions may
+    /// need, so many chunks for what comes from pages, and what was granted.
+    pub(super) fn unpromised(&self, for_pages: usize) -> u64 {
         let free = (self.arena.free() * CHUNK) as u64;
-        let chunks =
-            self.partitions + self.arrivals_kept() + self.journal_kept() + self.pages_kept();
+        let chunks = self.partitions + self.arrivals_kept() + self.journal_kept() + for_pages;
         let kept = self.plan.egress + (chunks * CHUNK) as u64;
-        let factor = self.reserve_factor();
-        let placeable = (free.saturating_sub(kept) / factor).saturating_sub(self.reserved);
+        let granted = self.reserved * self.reserve_factor();
+        free.saturating_sub(kept + granted)
+    }
+
+    /// Frame bytes that may still be granted: the rest of the pool, and no more than finds a
+    /// place.
+    fn ingress_room(&self) -> u64 {
+        let placeable = self.unpromised(self.pages_kept()) / self.reserve_factor();
         (self.plan.ingress - self.reserved).min(placeable)
     }
 }

@@ -21,6 +21,7 @@ mod space;
 use core::ops::Range;
 use std::collections::VecDeque;
 
+use super::locals::Local;
 use super::{Shard, limits};
 use crate::counters::Counter;
 use crate::frame::checksum;
@@ -29,7 +30,7 @@ use crate::journal::entry::Place;
 use crate::memory::{CHUNK, ChunkId, Extent};
 use crate::partition::Partition;
 use crate::partition::log::Log;
-use crate::partition::log::pages::{Image, is_whole};
+use crate::partition::log::pages::Image;
 use crate::time::{Monotonic, Now};
 use space::Space;
 
@@ -47,12 +48,15 @@ pub enum PageWish {
         /// What: at most [`limits::FRAME_SIZE_MAX`].
         bytes: Vec<u8>,
     },
-    /// Read so many bytes from the front of a page on that was written.
+    /// Read so many bytes from the front of a page on that was written. Others than were
+    /// written are as bad as none.
     Read {
         /// Where.
         page: PageNumber,
         /// How many.
         size: u32,
+        /// The CRC-32C of what was written.
+        sum: u32,
     },
     /// Remove a page file of this run, in which nothing is needed any more.
     RemoveFile {
@@ -220,8 +224,8 @@ impl Shard {
     }
 
     /// Bytes of messages that lie in pages, with what rests there until a checkpoint.
-    #[must_use]
-    pub fn paged_bytes(&self) -> u64 {
+    #[cfg(test)]
+    pub(super) fn paged_bytes(&self) -> u64 {
         let used = self.pager.as_ref().map_or(0, |it| it.space.used());
         (used * CHUNK) as u64
     }
@@ -268,37 +272,60 @@ impl Shard {
 
     /// The next that is wanted, and that there is memory for.
     fn next_read(&mut self, pager: &mut Pager) -> Option<PageWish> {
-        while let Some(&(place, wanted)) = pager.wanted.front() {
-            let Some(log) = self.locals.log_mut(place) else {
-                pager.wanted.pop_front();
+        let mut index = 0;
+        while let Some(&(place, wanted)) = pager.wanted.get(index) {
+            let log = self.locals.log_mut(place);
+            let next = log.and_then(|log| log.next_away(wanted, log.ahead_of(wanted)));
+            let Some((first, chunks)) = next else {
+                pager.wanted.remove(index);
                 continue;
             };
-            let to = log.ahead_of(wanted);
-            let Some((first, chunks)) = log.next_away(wanted, to) else {
-                pager.wanted.pop_front();
-                continue;
-            };
-            let Some(head) = self.arena.take_chain(chunks) else {
+            let Some(head) = self.take_for_pages(pager, place.destination, chunks) else {
                 // What leaves makes room for it; one look is enough for that until something
                 // has changed.
                 let free = self.arena.free();
                 if core::mem::replace(&mut pager.lacked_at, free) != free {
                     pager.look_below = usize::MAX;
                 }
-                return None;
+                index += 1;
+                continue;
             };
-            let Some(image) = log.begin_coming(first) else {
+            let log = self.locals.log_mut(place);
+            let Some(image) = log.and_then(|log| log.begin_coming(first)) else {
                 self.arena.give_chain(head);
-                pager.wanted.pop_front();
+                pager.wanted.remove(index);
                 continue;
             };
             pager.chunks += chunks;
-            let (page, size) = (image.at.page, image.size);
+            let Image { size, sum, .. } = image;
+            let page = image.at.page;
             pager.coming.push(Coming { place, image, head });
             self.counters.add(Counter::PagesRead, 1);
-            return Some(PageWish::Read { page, size });
+            return Some(PageWish::Read { page, size, sum });
         }
         None
+    }
+
+    /// Memory for what comes: what nobody was promised, of which some is kept for that, and
+    /// no more than leaves room for what is sent to the same destination. Otherwise whoever
+    /// takes much and settles nothing would keep others from sending. A frame that is larger
+    /// than what is kept has to come all the same, and so has what entries are told about
+    /// before anybody is promised anything.
+    fn take_for_pages(
+        &mut self,
+        pager: &Pager,
+        destination: DestinationNumber,
+        chunks: usize,
+    ) -> Option<ChunkId> {
+        let coming = pager.coming.iter();
+        let of_it = coming.filter(|it| it.place.destination == destination);
+        let coming: usize = of_it.map(|it| chunks_of(it.image.size as usize)).sum();
+        let is_urgent = self.journal.is_none() || (chunks > COMING && pager.chunks == 0);
+        let here = self.locals.get(destination).map_or(0, Local::chunks);
+        let most = self.plan.destination / 4 * 3;
+        let is_in_bounds = ((here + coming + chunks) * CHUNK) as u64 <= most
+            && (chunks * CHUNK) as u64 <= self.unpromised(0);
+        (is_urgent || is_in_bounds).then(|| self.arena.take_chain(chunks))?
     }
 
     /// What was to be written from this page on is, or is not.
@@ -352,7 +379,8 @@ impl Shard {
         }
     }
 
-    /// What was to be read from this page on, as many bytes as were asked for.
+    /// What was to be read from this page on, as many bytes as were asked for and with their
+    /// checksum.
     pub fn page_read(&mut self, page: PageNumber, result: Result<&[u8], PageFailed>) {
         let Some(pager) = &mut self.pager else {
             return;
@@ -364,8 +392,7 @@ impl Shard {
         };
         pager.chunks -= chunks_of(coming.image.size as usize);
         let Coming { place, image, head } = coming;
-        let bytes = result.ok().filter(|bytes| is_whole(&image, bytes));
-        let Some(bytes) = bytes else {
+        let Ok(bytes) = result else {
             // Perhaps the device has it the next time: nothing else has it before a start.
             pager.has_failed = true;
             pager.again.push((place, image.first));
@@ -375,6 +402,7 @@ impl Shard {
             }
             return;
         };
+        debug_assert_eq!(bytes.len(), image.size as usize, "all that was asked for");
         self.arena.fill_chain(head, bytes);
         let log = self.locals.log_mut(place);
         if log.is_some_and(|log| log.came(&mut self.arena, image.first, head)) {

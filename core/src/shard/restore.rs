@@ -38,6 +38,12 @@ impl fmt::Display for TooLittleMemory {
 impl std::error::Error for TooLittleMemory {}
 
 impl Shard {
+    /// Where its memory ends, in bytes.
+    #[must_use]
+    pub fn memory_bound(&self) -> u64 {
+        self.plan.bound
+    }
+
     /// Takes what an entry says, as far as it is about this shard.
     ///
     /// # Errors
@@ -181,7 +187,8 @@ impl Shard {
     }
 
     /// Whether something has to come from pages before an entry is told: the keys of messages
-    /// that were handed out decide who is given others. Its wishes are to be fulfilled first.
+    /// that were handed out decide who is given others. Its wishes are to be fulfilled first;
+    /// if it has none, there is too little memory.
     pub fn awaits_pages_for(&mut self, entry: &Entry<'_>) -> bool {
         let (place, number, run) = match entry {
             Entry::Settled {
@@ -214,6 +221,7 @@ impl Shard {
         let wants = partition.log.want_between(part.fresh(), end);
         if wants {
             self.note_wanted(place.destination, place.partition);
+            self.look_for_room();
         }
         wants
     }

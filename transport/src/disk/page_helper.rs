@@ -235,10 +235,10 @@ fn run(files: &mut PageFiles, request: Request) -> PageDone {
             size: bytes.len() as u64,
             result: files.write(page, &bytes),
         },
-        Request::Wish(PageWish::Read { page, size }) => PageDone::Read {
+        Request::Wish(PageWish::Read { page, size, sum }) => PageDone::Read {
             page,
             size: size.into(),
-            result: files.read(page, size),
+            result: files.read(page, size, sum),
         },
         Request::Wish(PageWish::RemoveFile { file }) => PageDone::Removed {
             result: files.remove(file),
@@ -255,6 +255,7 @@ mod tests {
 
     use std::time::{Duration, Instant};
 
+    use courser_core::frame::checksum;
     use courser_core::id::{JournalNumber, Run};
     use courser_core::limits::{FRAME_SIZE_MAX, PAGE_SIZE, PAGES_PER_FILE};
 
@@ -311,10 +312,12 @@ mod tests {
         }
     }
 
-    fn read(page: u32, size: u32) -> PageWish {
+    /// Of bytes that are all the same.
+    fn read(page: u32, byte: u8, size: u32) -> PageWish {
         PageWish::Read {
             page: PageNumber(page),
             size,
+            sum: checksum::body(&vec![byte; size as usize]),
         }
     }
 
@@ -324,12 +327,12 @@ mod tests {
         assert!(!desk.helper.is_busy());
         desk.helper.ask(write(0, 1, 4096));
         desk.helper.ask(write(1, 2, PAGE_SIZE));
-        desk.helper.ask(read(1, PAGE_SIZE));
+        desk.helper.ask(read(1, 2, PAGE_SIZE));
         desk.helper.ask(write(1, 3, PAGE_SIZE));
-        desk.helper.ask(read(1, 8));
+        desk.helper.ask(read(1, 3, 8));
         desk.helper.flush();
         desk.helper.ask(PageWish::RemoveFile { file: 0 });
-        desk.helper.ask(read(0, 8));
+        desk.helper.ask(read(0, 1, 8));
         for expected in [0, 1] {
             let PageDone::Written {
                 page,

@@ -19,6 +19,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::{cmp, io};
 
+use courser_core::frame::checksum;
 use courser_core::id::{JournalNumber, PageNumber, Run};
 use courser_core::journal::page::{self, PageFile};
 use courser_core::limits::{PAGE_SIZE, PAGES_PER_FILE};
@@ -109,12 +110,17 @@ impl PageFiles {
     ///
     /// # Errors
     ///
-    /// If the kernel refuses, or if there are not so many.
+    /// If the kernel refuses, if there are not so many, or if they have another CRC-32C.
     ///
     /// # Panics
     ///
     /// If that goes beyond the page's file.
-    pub fn read(&mut self, page: PageNumber, size: u32) -> Result<Vec<u8>, DirectoryError> {
+    pub fn read(
+        &mut self,
+        page: PageNumber,
+        size: u32,
+        sum: u32,
+    ) -> Result<Vec<u8>, DirectoryError> {
         let mut bytes = vec![0; size as usize];
         let (number, mut position) = self.place(page, bytes.len());
         let path = self.path(number);
@@ -129,6 +135,10 @@ impl PageFiles {
             read.map_err(trying("read", &path))?;
             piece.copy_from_slice(&blocks[..piece.len()]);
             position += piece.len() as u64;
+        }
+        if checksum::body(&bytes) != sum {
+            let story = format!("page {page} has other bytes than were written there");
+            return Err(trying("read", &path)(io::Error::other(story)));
         }
         Ok(bytes)
     }
@@ -332,6 +342,31 @@ mod tests {
         u32::try_from(bytes.len()).unwrap()
     }
 
+    /// What is read where these bytes were written.
+    fn read(files: &mut PageFiles, page: PageNumber, written: &[u8]) -> Vec<u8> {
+        let sum = checksum::body(written);
+        files.read(page, size(written), sum).unwrap()
+    }
+
+    #[test]
+    fn other_bytes_than_were_written_are_refused_by_name() {
+        let scratch = Scratch::new();
+        let mut files = files(&scratch);
+        let mut bytes = bytes(1, 5_000);
+        let sum = checksum::body(&bytes);
+        bytes[4_321] ^= 4;
+        files.write(PageNumber(3), &bytes).unwrap();
+        let refused = files.read(PageNumber(3), 5_000, sum).unwrap_err();
+        let path = scratch.path().join("journal-03/00000007-000000.pages");
+        assert_eq!(
+            refused.to_string(),
+            format!(
+                "cannot read {}: page 3 has other bytes than were written there",
+                path.display()
+            )
+        );
+    }
+
     #[test]
     fn pages_are_read_as_they_were_written_and_their_neighbours_stay() {
         let scratch = Scratch::new();
@@ -362,7 +397,7 @@ mod tests {
             files.write(*page, bytes).unwrap();
         }
         for (page, bytes) in &all {
-            assert!(files.read(*page, size(bytes)).unwrap() == *bytes, "{page}");
+            assert!(read(&mut files, *page, bytes) == *bytes, "{page}");
         }
         files.flush().unwrap();
         assert_eq!(
@@ -385,7 +420,7 @@ mod tests {
         for (seed, length) in [(1, 65_536), (2, 80), (3, 12_000)] {
             let bytes = bytes(seed, length);
             files.write(PageNumber(5), &bytes).unwrap();
-            assert!(files.read(PageNumber(5), size(&bytes)).unwrap() == bytes);
+            assert!(read(&mut files, PageNumber(5), &bytes) == bytes);
         }
     }
 
@@ -402,8 +437,9 @@ mod tests {
             }
         }
         for number in 0..count {
-            let read = files.read(PageNumber(number * PAGES_PER_FILE + 1), 4096);
-            assert!(read.unwrap() == bytes(number + 1, 4096));
+            let page = PageNumber(number * PAGES_PER_FILE + 1);
+            let written = bytes(number + 1, 4096);
+            assert!(read(&mut files, page, &written) == written);
         }
         files.flush().unwrap();
         assert!(files.open.iter().all(|open| !open.is_dirty));
@@ -418,12 +454,12 @@ mod tests {
         files.remove(0).unwrap();
         files.remove(9).unwrap();
         assert_eq!(names(&scratch), ["00000007-000001.pages"]);
-        let refused = files.read(PageNumber(0), 64).unwrap_err();
+        let refused = files.read(PageNumber(0), 64, 0).unwrap_err();
         assert!(refused.to_string().starts_with("cannot read "), "{refused}");
         assert_eq!(names(&scratch), ["00000007-000001.pages"]);
         files.write(PageNumber(1), &[9; 64]).unwrap();
-        assert_eq!(files.read(PageNumber(1), 64).unwrap(), [9; 64]);
-        assert_eq!(files.read(PageNumber(0), 64).unwrap(), [0; 64]);
+        assert_eq!(read(&mut files, PageNumber(1), &[9; 64]), [9; 64]);
+        assert_eq!(read(&mut files, PageNumber(0), &[0; 64]), [0; 64]);
         files.flush().unwrap();
     }
 
@@ -452,7 +488,7 @@ mod tests {
             eprintln!("SKIPPED: {refused}");
             return;
         }
-        assert!(files.read(PageNumber(2), 70_000).unwrap() == bytes);
+        assert!(read(&mut files, PageNumber(2), &bytes) == bytes);
         files.flush().unwrap();
     }
 

@@ -27,7 +27,6 @@ use core::ops::Range;
 use std::collections::BTreeMap;
 
 use super::{Cursor, Log, Run, Segment, header_at};
-use crate::frame::checksum;
 use crate::id::Offset;
 use crate::memory::{Arena, CHUNK, ChunkId, Extent};
 use crate::time::Wall;
@@ -369,12 +368,6 @@ impl Log {
         let named = away.map_or((0, 0), |(away, chunks)| (away.len(), chunks));
         assert_eq!((count, chunks), named, "what is away is counted");
     }
-}
-
-/// Whether these are the bytes of that image.
-#[must_use]
-pub fn is_whole(image: &Image, bytes: &[u8]) -> bool {
-    bytes.len() == image.size as usize && checksum::body(bytes) == image.sum
 }
 
 fn image(segment: &Segment, away: &Away) -> Image {

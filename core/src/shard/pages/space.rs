@@ -148,6 +148,7 @@ impl Space {
     }
 
     /// Pages that are in use, or rest.
+    #[cfg(test)]
     pub(super) fn used(&self) -> usize {
         self.used
     }

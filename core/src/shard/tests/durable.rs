@@ -84,10 +84,6 @@ impl Pages {
             self.faults -= 1;
             return match wish {
                 PageWish::Write { page, .. } => shard.page_written(page, Err(PageFailed)),
-                // The wrong bytes are as bad as none.
-                PageWish::Read { page, size } if self.faults.is_multiple_of(2) => {
-                    shard.page_read(page, Ok(&vec![0; size as usize]));
-                }
                 PageWish::Read { page, .. } => shard.page_read(page, Err(PageFailed)),
                 PageWish::RemoveFile { .. } => {}
             };
@@ -100,9 +96,10 @@ impl Pages {
                 self.written += 1;
                 shard.page_written(page, Ok(()));
             }
-            PageWish::Read { page, size } => {
+            PageWish::Read { page, size, sum } => {
                 let bytes = &self.there[&(self.run, page.0)];
                 assert_eq!(bytes.len(), size as usize);
+                assert_eq!(checksum::body(bytes), sum, "what was written there");
                 self.read += 1;
                 shard.page_read(page, Ok(bytes));
             }

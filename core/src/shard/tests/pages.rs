@@ -5,6 +5,7 @@ use super::durable::{
 };
 use super::*;
 use crate::frame::control::{Allow, Delete, Poll, WantCredit};
+use crate::memory::CHUNK;
 
 const QUEUE: &str = "/default/q";
 const BODY: usize = 8_000;
@@ -229,6 +230,37 @@ fn a_browser_is_shown_what_is_away_too() {
     }
     let offsets: Vec<u64> = shown.iter().map(|it| it.1).collect();
     assert_eq!(offsets, (0..200).collect::<Vec<u64>>());
+}
+
+/// Who takes more than memory holds, and settles nothing, takes nothing of what was granted.
+#[test]
+fn what_comes_leaves_what_was_promised_to_others() {
+    let mut device = Device::making_checkpoints(0).with_pages(1 << 16, false);
+    let mut shard = device.start();
+    let mut sender = senders(&mut device, &mut shard);
+    assert_eq!(sender.send(&mut shard, &mut device, MANY), MANY);
+    let mut other = sender_to(&mut device, &mut shard, "/default/other");
+    assert_eq!(other.send(&mut shard, &mut device, 1), 1);
+    let mut peer = Peer::new(&mut shard);
+    let (_, answers) = consumer(&mut peer, &mut shard, &mut device, QUEUE);
+    let mut taken = bodies(&answers).len();
+    let mut quiet = 0;
+    while quiet < 10 {
+        let more = device.settle_pages(&mut shard);
+        shard.turn(now());
+        let shown = bodies(&take(&mut shard, peer.link)).len();
+        taken += shown;
+        quiet = if shown > 0 || more { 0 } else { quiet + 1 };
+    }
+    assert!(taken > 1_000 && (taken as u64) < MANY, "{taken}");
+    let free = (shard.arena.free() * CHUNK) as u64;
+    let granted = shard.reserved * shard.reserve_factor();
+    assert!(
+        granted > 0 && free >= granted + shard.plan.egress,
+        "{free} {granted}"
+    );
+    assert_eq!(other.send(&mut shard, &mut device, 10), 10);
+    assert_eq!(sender.send(&mut shard, &mut device, 100), 100);
 }
 
 #[test]
