@@ -521,6 +521,7 @@ impl Shard {
             short = room;
             pager.look_below = usize::MAX;
         }
+        let mut has_more = false;
         for local in self.locals.iter_mut() {
             if room == 0 {
                 break;
@@ -532,12 +533,11 @@ impl Shard {
                     break;
                 }
                 let partition = &mut local.partitions[index];
-                let log = &partition.log;
-                if log.chunks() < 2 {
+                if partition.log.chunks() < 2 {
                     continue;
                 }
                 let spared = spared(partition);
-                for first in log.may_leave(&spared, over) {
+                for first in partition.log.may_leave(&spared, over) {
                     let place = Place {
                         destination: local.number,
                         partition: PartitionIndex(u32::try_from(index).unwrap_or(u32::MAX)),
@@ -565,8 +565,13 @@ impl Shard {
                         break;
                     }
                 }
+                has_more |= over > 0 && partition.log.has_more_to_look_at();
             }
             pager.is_wanting |= over > 0;
+        }
+        if has_more {
+            // The next turn looks further.
+            pager.look_below = usize::MAX;
         }
     }
 }

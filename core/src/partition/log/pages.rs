@@ -31,7 +31,8 @@ use crate::id::Offset;
 use crate::memory::{Arena, CHUNK, ChunkId, Extent};
 use crate::time::Wall;
 
-/// As many segments are looked at from each end of the log for some that may leave.
+/// As many segments are looked at in one go for some that may leave: of the newest, and from
+/// where the last such look ended.
 const LOOKED_AT: usize = 256;
 
 /// As many segments come as are wanted, and as are beyond: half a MiB.
@@ -46,6 +47,9 @@ pub(super) struct Paged {
     pub(super) chunks: usize,
     /// Where somebody wanted to read.
     wanted: RefCell<Vec<Offset>>,
+    /// Segments before this one are still to be looked at for some that may leave; none if
+    /// all were.
+    hand: Option<Offset>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -114,22 +118,40 @@ impl Log {
     }
 
     /// Segments that may leave, `most` of them, each by its first offset: the newest ones
-    /// first, since they are wanted last.
-    #[must_use]
-    pub fn may_leave(&self, spared: &[Range<usize>], most: usize) -> Vec<Offset> {
+    /// first, since they are wanted last. One call looks at some of a long log only, and the
+    /// next goes on there.
+    pub fn may_leave(&mut self, spared: &[Range<usize>], most: usize) -> Vec<Offset> {
         // The last one may be written to.
         let end = self.segments.len().saturating_sub(1);
-        let newest = (end.saturating_sub(LOOKED_AT)..end).rev();
-        let oldest = 0..end.saturating_sub(LOOKED_AT).min(LOOKED_AT);
-        newest
-            .chain(oldest)
+        let newest = end.saturating_sub(LOOKED_AT);
+        let hand = self.paged.as_ref().and_then(|paged| paged.hand);
+        let from = hand.and_then(|hand| self.index_from(hand));
+        let from = from.unwrap_or(newest).min(newest);
+        let to = from.saturating_sub(LOOKED_AT);
+        let leaving: Vec<Offset> = (newest..end)
+            .rev()
+            .chain((to..from).rev())
             .filter(|index| !spared.iter().any(|range| range.contains(index)))
             .map(|index| &self.segments[index])
             .filter(|it| it.is_here() && it.sealed && it.pins == 0 && it.is_dense())
             .filter(|it| it.last < self.shown)
             .map(|it| it.first)
             .take(most)
-            .collect()
+            .collect();
+        let is_all = to == 0 && leaving.len() < most;
+        // What was not come to is looked at again.
+        let next = leaving.last().filter(|_| leaving.len() == most);
+        let next = next.copied().unwrap_or(self.segments[to].first);
+        self.paged.get_or_insert_default().hand = (!is_all).then_some(next);
+        leaving
+    }
+
+    /// Whether [`Log::may_leave`] has more to look at before it has seen all once.
+    #[must_use]
+    pub fn has_more_to_look_at(&self) -> bool {
+        self.paged
+            .as_ref()
+            .is_some_and(|paged| paged.hand.is_some())
     }
 
     /// The segment that begins with `first`.

@@ -232,6 +232,27 @@ fn a_browser_is_shown_what_is_away_too() {
     assert_eq!(offsets, (0..200).collect::<Vec<u64>>());
 }
 
+/// What came for one who reads far from both ends of a log leaves again, though another
+/// needs all of it still.
+#[test]
+fn whoever_reads_in_the_middle_leaves_nothing_behind_in_memory() {
+    let mut device = Device::making_checkpoints(0).with_pages(1 << 16, false);
+    let mut shard = device.start();
+    let mut peer = Peer::new(&mut shard);
+    let producer = topic_producer(&mut peer, &mut shard, &mut device);
+    let mut sender = Sender::new(peer, producer);
+    let mut reader = Peer::new(&mut shard);
+    subscriber(&mut reader, &mut shard, &mut device, ("slow", 2));
+    let fast = subscriber(&mut reader, &mut shard, &mut device, ("fast", 2));
+    shard.closed(now(), reader.link);
+    drop(fast);
+    assert_eq!(sender.send(&mut shard, &mut device, MANY), MANY);
+    let mut reader = Peer::new(&mut shard);
+    let fast = subscriber(&mut reader, &mut shard, &mut device, ("fast", 2));
+    let next = receive_through(&mut shard, &mut device, &mut reader, fast, 1);
+    assert_eq!(next, MANY + 1);
+}
+
 /// Who takes more than memory holds, and settles nothing, takes nothing of what was granted.
 #[test]
 fn what_comes_leaves_what_was_promised_to_others() {
