@@ -25,7 +25,7 @@ use courser_core::journal::entry::{Entry, Malformed};
 use courser_core::journal::recover::{self, Plan, Stretch};
 use courser_core::journal::survey::{Slot, Survey};
 use courser_core::journal::writer::{Beginning, Token, Wish};
-use courser_core::journal::{Identity, Origin};
+use courser_core::journal::{BLOCK_SIZE, Identity, Origin};
 use courser_core::shard::{CheckpointFailed, CheckpointWish, Checkpoints, Shard};
 
 use super::{Act, Event, Peer, Worker, World, new_door};
@@ -43,7 +43,7 @@ const SECTORS: [usize; 2] = [512, 4096];
 #[derive(Debug)]
 pub(super) struct Disk {
     identity: Identity,
-    files: BTreeMap<Slot, Vec<u8>>,
+    files: BTreeMap<Slot, Image>,
     /// The checkpoint that counts.
     checkpoint: Option<Vec<u8>>,
     /// The one that is being written.
@@ -52,6 +52,31 @@ pub(super) struct Disk {
     checkpoints: u64,
     /// By their numbers, which rise.
     under_way: BTreeMap<u64, Operation>,
+}
+
+/// What a file has. It is read anew after each power cut, and most of it is zeros behind
+/// all that was ever written: these are not here.
+#[derive(Debug, Default)]
+struct Image {
+    size: usize,
+    /// From its beginning; whole blocks.
+    written: Vec<u8>,
+}
+
+impl Image {
+    /// One that is there keeps its bytes.
+    fn grow(&mut self, size: usize) {
+        self.size = self.size.max(size);
+    }
+
+    /// Bytes that are written over.
+    fn range(&mut self, start: usize, size: usize) -> &mut [u8] {
+        let end = start + size;
+        assert!(end <= self.size, "a write ends within its file");
+        let blocks = end.next_multiple_of(BLOCK_SIZE);
+        self.written.resize(self.written.len().max(blocks), 0);
+        &mut self.written[start..end]
+    }
 }
 
 #[derive(Debug)]
@@ -163,9 +188,8 @@ impl Disk {
     }
 
     fn create(&mut self, file: Slot, size: u64) {
-        // One that is there keeps its bytes.
         let image = self.files.entry(file).or_default();
-        image.resize(image.len().max(crate::random::size(size)), 0);
+        image.grow(crate::random::size(size));
     }
 
     fn remove(&mut self, file: Slot) {
@@ -211,7 +235,7 @@ impl Disk {
     ) {
         let start = crate::random::size(position);
         let image = self.files.get_mut(&file).expect("it was prepared");
-        let image = &mut image[start..start + bytes.len()];
+        let image = image.range(start, bytes.len());
         let sectors = image.chunks_mut(sector).zip(bytes.chunks(sector));
         for (index, (old, new)) in sectors.enumerate() {
             if keeps(index) {
@@ -281,7 +305,7 @@ impl Disk {
     fn plan(&self) -> Result<Plan, Violation> {
         let start = self.header()?.map(|header| header.start);
         let surveys: Vec<Survey> = (self.files.iter())
-            .map(|(slot, image)| Survey::of(*slot, &self.identity, start.as_ref(), image))
+            .map(|(slot, image)| Survey::of(*slot, &self.identity, start.as_ref(), &image.written))
             .collect();
         recover::decide(&self.identity, start.as_ref(), &surveys).map_err(|damage| {
             Violation::new(
@@ -326,7 +350,7 @@ impl Disk {
         step: &recover::Step,
         mut each: impl FnMut(&Entry<'_>) -> Result<(), Violation>,
     ) -> Result<(), Violation> {
-        for batch in step.batches(&self.files[&step.slot]) {
+        for batch in step.batches(&self.files[&step.slot].written) {
             let batch = batch
                 .map_err(|damage| Violation::new(Rule::Recovered, format!("{:?}", damage.what)))?;
             for entry in batch.entries() {
