@@ -586,7 +586,7 @@ impl Shard {
         for (index, partition) in partitions.iter().enumerate() {
             let start = match &consumer.browser {
                 Some(browser) => browser.offset(index),
-                None => partition.part(subscription).map(Part::fresh),
+                None => partition.part(subscription).map(Part::start),
             };
             let start = start.unwrap_or(Offset(0));
             starts.extend_from_slice(&start.0.to_le_bytes());

@@ -882,6 +882,19 @@ impl Part {
         self.fresh.offset
     }
 
+    /// Where a consumer starts that comes now: at the first offset that nobody was handed.
+    /// Where keys decide that may be one that was passed over, because whoever has its key
+    /// could take nothing yet.
+    #[must_use]
+    pub fn start(&self) -> Offset {
+        let is_passed_over = |entry: &&Entry| entry.state == State::Returned && entry.count == 0;
+        let passed_over = match self.has_keys() {
+            true => self.entries.iter().find(is_passed_over),
+            false => None,
+        };
+        passed_over.map_or(self.fresh.offset, |entry| entry.offset)
+    }
+
     /// Whether `offset` lies below [`Part::fresh`] and is not settled, or above it.
     #[must_use]
     pub fn claims(&self, offset: Offset) -> bool {

@@ -542,6 +542,23 @@ fn two_members() -> (World, [Handle; 2], [Vec<u64>; 2]) {
     (world, members, keys)
 }
 
+/// A consumer whose subscription is not durable yet has no credit: what is its own is passed
+/// over, and it was told that it begins behind that.
+#[test]
+fn whoever_comes_starts_at_what_was_passed_over_and_not_behind_it() {
+    let mut world = World::new();
+    let consumer = world.join(0);
+    for key in 0..4 {
+        world.append(key);
+    }
+    world.dispatch();
+    assert_eq!(world.part().fresh(), Offset(4), "it was looked through");
+    assert_eq!(world.part().start(), Offset(0), "and nobody was handed it");
+    world.consumers.get_mut(&consumer).unwrap().credit = 1;
+    world.dispatch();
+    assert_eq!(world.part().start(), Offset(1));
+}
+
 #[test]
 fn one_who_takes_nothing_holds_up_nobody_else_within_the_window() {
     let (mut world, [_, busy], [held_up, others]) = two_members();
