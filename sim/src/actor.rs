@@ -7,7 +7,7 @@
 
 use core::time::Duration;
 
-use courser_core::catalog::Retention;
+use courser_core::catalog::{Dispatch, Retention};
 use courser_core::client::{
     AdminRequest, Cause, Client, Completion, Config, ConsumerKey, ConsumerRequest, Event, Failure,
     LinkEnd, Location, Outgoing, PollState, ProducerKey, ProducerRequest, Route, SendError,
@@ -16,7 +16,7 @@ use courser_core::client::{
 use courser_core::error::Refusal;
 use courser_core::frame::control::Control;
 use courser_core::frame::decode::{self, Frame, Step};
-use courser_core::frame::{encode, property};
+use courser_core::frame::{Durability, encode, property};
 use courser_core::id::{
     Epoch, Installation, Offset, PartitionIndex, Position, ProducerId, RequestId, ShardIndex,
 };
@@ -136,7 +136,8 @@ pub(crate) struct Actor {
     installation: Option<Installation>,
     /// Since when it is without a session.
     lost_at: Option<u64>,
-    /// Sends that failed by their deadline, of this machine.
+    /// Sends of this machine that failed by their deadline, or because the broker was started
+    /// again: an answer may come all the same.
     overdue: u64,
     /// Counts of machines that are gone: answers that came too late, reconnections.
     late: u64,
@@ -523,6 +524,7 @@ impl Actor {
             if slot.founding {
                 request.partitions = shape.partitions;
                 request.retention = shape.retain.map(Retention::Size);
+                request.dispatch = shape.early.then_some(Dispatch::Early);
             }
             request.batch = slot.plan.batch;
             request.messages_in_flight_max = slot.plan.messages_in_flight_max;
@@ -670,11 +672,12 @@ impl Actor {
                 Some(patience) if !scene.calm => Monotonic(scene.now.monotonic.0 + patience),
                 _ => Monotonic::NEVER,
             };
+            let in_memory = slot.plan.memory > 0 && self.random.chance(slot.plan.memory, 1000);
             let message = Outgoing {
                 properties: &properties,
                 body: &self.body,
                 route,
-                durability: None,
+                durability: in_memory.then_some(Durability::Memory),
                 deadline,
             };
             match machine.send(scene.now, key, &message) {
@@ -706,7 +709,7 @@ impl Actor {
                         (id.installation, id.epoch),
                         asked,
                         content,
-                        deadline.0,
+                        (deadline.0, !in_memory),
                     )?;
                 }
                 Err(SendError::WouldBlock) => {
@@ -1599,7 +1602,7 @@ fn take_outcomes(
         });
         *overdue += u64::from(matches!(
             result,
-            Err(Failure::Unknown(Cause::DeadlinePassed))
+            Err(Failure::Unknown(Cause::DeadlinePassed | Cause::Restarted))
         ));
         scene.model.completed(number, sequence.0, &result, &known)?;
     }
@@ -1816,6 +1819,7 @@ impl ProducerPlan {
             bytes_in_flight_max: limits::MIB,
             patience: None,
             access: Access::Shared,
+            memory: 0,
         }
     }
 }

@@ -21,9 +21,11 @@
 //! the peers leave, or the broker stops, and memory comes back.
 //!
 //! Everything is drawn from the seed: [`run`] twice with one seed gives one hash.
-//! In some worlds of queues the broker has disks and its power is cut: what was told
-//! there holds for ever. What is not here: topics on disks, errors of disks, and sends
-//! that are safe in memory only.
+//! In some worlds the broker has disks and its power is cut, now and then right behind an
+//! answer that leaves while something is being written: what was told there holds for ever.
+//! Topics keep what named subscriptions have to get, and what these settled stays settled.
+//! Sends that are to be in memory only, and what was seen early, may be lost, and leave
+//! offsets that are never another message's. What is not here: errors of disks.
 
 mod actor;
 mod model;

@@ -12,6 +12,10 @@
 //! takes while it believes to talk to one installation may be stored there and
 //! nowhere else.
 //!
+//! A power cut ends a run of the same installation. What is durable is there in the next
+//! one; what was in memory only may be lost, and leaves a hole that is never filled. What
+//! was to be flushed, and its producer was not told of, may be stored again behind that.
+//!
 //! The model sees neither the shard nor the wire, only calls to clients and what
 //! clients hand out, and which links the world has broken. Each rule is one
 //! sentence of [`Rule`] and a few lines here.
@@ -25,7 +29,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use courser_core::client::{Cause, Failure, Sharing, Start, Stored};
 use courser_core::error::Refusal;
-use courser_core::frame::{MESSAGE_HEADER_SIZE, padded};
+use courser_core::frame::{Durability, MESSAGE_HEADER_SIZE, padded};
 use courser_core::id::{Epoch, Installation, Offset, ProducerId};
 
 use crate::plan::{Access, DestinationPlan};
@@ -65,10 +69,18 @@ struct Sent {
     epoch: u32,
     partition: u32,
     deadline: u64,
+    /// It is to be flushed, not in memory only.
+    to_flush: bool,
     verdict: Verdict,
     offset: Option<u64>,
+    /// Its producer was told that this is its place, and perhaps that it is flushed.
+    told: Option<Durability>,
     /// When it was taken, in calls of the model.
     at: u64,
+    /// The power cuts before it was taken.
+    cuts: u64,
+    /// Those before it was last known to be there, or on its way.
+    there: u64,
     /// The last tenure of its destination that had begun for certain.
     term: u32,
 }
@@ -124,12 +136,34 @@ struct PartitionModel {
     order: BTreeMap<(usize, u64), u64>,
     /// The offsets of each key.
     by_key: BTreeMap<Subject, BTreeSet<u64>>,
+    /// Offsets where something was that a power cut took, and that stands elsewhere now.
+    lost: BTreeMap<u64, (usize, u64)>,
+    /// Before this there may be holes.
+    dense_from: u64,
     /// Frame bytes of all messages that may be there.
     bytes_most: u64,
     tenures: Tenures,
 }
 
 impl PartitionModel {
+    /// The offsets in a range that messages have, as far as that can be said: all but holes.
+    fn places(&self, from: u64, end: u64) -> impl Iterator<Item = u64> {
+        let end = end.max(from);
+        let dense = self.dense_from.clamp(from, end);
+        let known = self.messages.range(from..dense).map(|(offset, _)| *offset);
+        known.chain(dense..end)
+    }
+
+    /// What stands at an offset stands there no longer.
+    fn take_away(&mut self, offset: u64, key_hash: Option<u64>, (number, sequence): (usize, u64)) {
+        self.messages.remove(&offset);
+        self.order.remove(&(number, offset));
+        if let Some(offsets) = self.by_key.get_mut(&Subject::of(key_hash, number)) {
+            offsets.remove(&offset);
+        }
+        self.lost.insert(offset, (number, sequence));
+    }
+
     /// One more than the highest offset that is known.
     fn end(&self) -> u64 {
         self.messages
@@ -191,6 +225,13 @@ impl SubscriptionModel {
     /// Whether it has several consumers at once.
     fn is_shared(&self) -> bool {
         self.queue || !matches!(self.sharing, Sharing::Usual | Sharing::One)
+    }
+
+    /// Whether an application settled a message, whatever the broker heard of it.
+    fn may_be_settled(&self, partition: usize, offset: u64) -> bool {
+        let fate = self.fates[partition].get(&offset);
+        self.resettled[partition].contains(&offset)
+            || fate.is_some_and(|fate| fate.acked || fate.settled.is_some())
     }
 }
 
@@ -291,6 +332,8 @@ pub(crate) struct Model {
     /// Peers take messages out of queues of which nothing is known here.
     strangers: bool,
     calls: u64,
+    /// Whether the broker has disks.
+    has_disks: bool,
     /// Of the power: brokers count anew what they have stored.
     cuts: u64,
     /// What the report says.
@@ -301,6 +344,8 @@ pub(crate) struct Model {
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Tally {
     pub(crate) sends: u64,
+    /// Of these, those that are to be in memory only.
+    pub(crate) in_memory: u64,
     pub(crate) stored: u64,
     /// Of these, told no place.
     pub(crate) placeless: u64,
@@ -322,6 +367,25 @@ pub(crate) struct Tally {
     pub(crate) deletions: u64,
 }
 
+/// Nothing else was ever learnt to stand at a place.
+fn check_free(
+    log: &PartitionModel,
+    (partition, offset): (u32, u64),
+    (number, sequence): (usize, u64),
+) -> Result<(), Violation> {
+    let before = log.messages.get(&offset).or_else(|| log.lost.get(&offset));
+    match before {
+        Some((other, theirs)) if (*other, *theirs) != (number, sequence) => broken(
+            Rule::OneMessage,
+            format!(
+                "{partition}@{offset} is send {theirs} of producer {other} and send {sequence} \
+                 of producer {number}"
+            ),
+        ),
+        _ => Ok(()),
+    }
+}
+
 fn broken<T>(rule: Rule, detail: String) -> Result<T, Violation> {
     Err(Violation::new(rule, detail))
 }
@@ -331,11 +395,12 @@ impl Model {
     pub(crate) fn new(
         destinations: &[DestinationPlan],
         installation: Installation,
-        strangers: bool,
+        (strangers, has_disks): (bool, bool),
     ) -> Self {
         let mut model = Self {
             destinations: destinations.to_vec(),
             strangers,
+            has_disks,
             ..Self::default()
         };
         model.begins(installation);
@@ -376,6 +441,16 @@ impl Model {
         }
         for producer in 0..self.producers.len() {
             self.producer_departs(producer);
+        }
+        // What the broker had not heard of, or did not write, comes again.
+        for lineage in &mut self.lineages {
+            lineage.lately.iter_mut().for_each(VecDeque::clear);
+        }
+        let logs = self.logs.get_mut(&self.installation).into_iter().flatten();
+        for (plan, log) in self.destinations.iter().zip(logs) {
+            for partition in log.iter_mut().filter(|_| plan.has_holes()) {
+                partition.dense_from = u64::MAX;
+            }
         }
         for subscription in &mut self.subscriptions {
             let fates = subscription.fates.iter_mut().flat_map(BTreeMap::values_mut);
@@ -488,11 +563,12 @@ impl Model {
         (installation, epoch): (Installation, Epoch),
         asked: Asked,
         content: Content,
-        deadline: u64,
+        (deadline, to_flush): (u64, bool),
     ) -> Result<(), Violation> {
         self.tally.sends += 1;
+        self.tally.in_memory += u64::from(!to_flush);
         self.calls += 1;
-        let at = self.calls;
+        let (at, cuts) = (self.calls, self.cuts);
         let producer = &mut self.producers[number];
         let destination = producer.destination;
         if sequence != producer.sends.len() as u64 + 1 {
@@ -519,9 +595,13 @@ impl Model {
             epoch: epoch.0,
             partition,
             deadline,
+            to_flush,
             verdict: Verdict::Open,
             offset: None,
+            told: None,
             at,
+            cuts,
+            there: cuts,
             term: producer.standing.term(installation),
         });
         let frame = MESSAGE_HEADER_SIZE + content.properties + content.body;
@@ -580,8 +660,8 @@ impl Model {
                 Cause::LinkEnded | Cause::Left => known.ended,
                 Cause::OtherInstallation => sent.installation != known.installation.0,
                 Cause::Fenced => may_be_shut_out,
-                // Nothing is kept.
-                Cause::StorageFailed | Cause::Restarted | Cause::StoreFull => false,
+                Cause::Restarted => self.cuts > 0 && !sent.to_flush,
+                Cause::StorageFailed | Cause::StoreFull => false,
             },
             _ => true,
         };
@@ -612,7 +692,9 @@ impl Model {
                         ),
                     );
                 }
-                self.place(number, sequence, partition, stored.position.offset.0)
+                self.check_safety(number, sequence, stored)?;
+                let place = (partition, stored.position.offset.0);
+                self.place(number, sequence, place, Some(stored.durability))
             }
             Err(Failure::Unknown(_)) => {
                 self.tally.unknown += 1;
@@ -687,47 +769,143 @@ impl Model {
         producer.completed == producer.sends.len()
     }
 
-    /// A message was learnt to stand at a place.
+    /// A completion says how safe a message is.
+    fn check_safety(&self, number: usize, sequence: u64, stored: &Stored) -> Result<(), Violation> {
+        let producer = &self.producers[number];
+        let sent = &producer.sends[crate::random::size(sequence - 1)];
+        let may_be_flushed = self.has_disks && sent.to_flush;
+        // What nobody has subscribed to goes at once if it is more than is retained.
+        let plan = &self.destinations[producer.destination];
+        let frame = MESSAGE_HEADER_SIZE + sent.content.properties + sent.content.body;
+        let may_go = !plan.is_queue() && plan.retain.unwrap_or(0) < padded(frame) as u64;
+        let stands = match stored.durability {
+            Durability::Flushed => may_be_flushed,
+            Durability::Memory => {
+                !may_be_flushed || may_go || !self.is_kept(producer.destination, sent)
+            }
+        };
+        if stands {
+            return Ok(());
+        }
+        broken(
+            Rule::Safety,
+            format!("send {sequence} of producer {number} is {stored:?}: {sent:?}"),
+        )
+    }
+
+    /// Whether the broker keeps a message that is to be flushed, for certain: where nothing
+    /// else has it stay, a subscription was there before it was sent.
+    fn is_kept(&self, destination: usize, sent: &Sent) -> bool {
+        let keeps = |it: &SubscriptionModel| {
+            (it.installation, it.destination) == (sent.installation, destination)
+                && !it.is_fleeting()
+                && it.starts.is_some()
+                && it.started_at < sent.at
+        };
+        self.destinations[destination].is_kept() || self.subscriptions.iter().any(keeps)
+    }
+
+    /// Whether a message is in the broker's journal, whatever happens: its producer was told
+    /// so, or somebody saw it that sees nothing sooner.
+    fn is_durable(&self, destination: usize, sent: &Sent) -> bool {
+        let is_seen_late = !self.destinations[destination].early
+            && sent.offset.is_some()
+            && sent.told != Some(Durability::Memory);
+        self.has_disks
+            && sent.to_flush
+            && (sent.told == Some(Durability::Flushed)
+                || is_seen_late && self.is_kept(destination, sent))
+    }
+
+    /// Whether a power cut may have taken a message.
+    fn is_in_doubt(&self, number: usize, sequence: u64) -> bool {
+        let producer = &self.producers[number];
+        let sent = &producer.sends[crate::random::size(sequence - 1)];
+        sent.there < self.cuts && !self.is_durable(producer.destination, sent)
+    }
+
+    /// A message is learnt to stand at another place than before: a power cut took it from
+    /// the first. Returns whether it stands at the one that was learnt now.
+    fn moved(
+        &mut self,
+        number: usize,
+        sequence: u64,
+        (partition, offset): (u32, u64),
+        (before, told): (u64, Option<Durability>),
+    ) -> Result<bool, Violation> {
+        let producer = &self.producers[number];
+        let destination = producer.destination;
+        let sent = &producer.sends[crate::random::size(sequence - 1)];
+        let is_later = offset > before;
+        // Who was told of a place does not send again; of the one before it is heard late.
+        let may_be = sent.to_flush
+            && sent.cuts < self.cuts
+            && !self.is_durable(destination, sent)
+            && (is_later || told.is_none())
+            && (sent.told.is_none() || !is_later);
+        if !may_be {
+            return broken(
+                Rule::OnePlace,
+                format!("send {sequence} of producer {number} is at {before} and at {offset}"),
+            );
+        }
+        let (installation, key_hash) = (sent.installation, sent.content.key_hash);
+        let log = self.log(installation, destination, partition);
+        if is_later {
+            log.take_away(before, key_hash, (number, sequence));
+        } else {
+            check_free(log, (partition, offset), (number, sequence))?;
+            log.lost.insert(offset, (number, sequence));
+        }
+        Ok(is_later)
+    }
+
+    /// A message was learnt to stand at a place, where its producer was perhaps told that it
+    /// does.
     fn place(
         &mut self,
         number: usize,
         sequence: u64,
-        partition: u32,
-        offset: u64,
+        (partition, offset): (u32, u64),
+        told: Option<Durability>,
     ) -> Result<(), Violation> {
         let producer = &mut self.producers[number];
         let destination = producer.destination;
         let sent = &mut producer.sends[crate::random::size(sequence - 1)];
-        let installation = sent.installation;
-        match sent.offset {
-            Some(before) if before != offset => {
-                return broken(
-                    Rule::OnePlace,
-                    format!("send {sequence} of producer {number} is at {before} and at {offset}"),
-                );
-            }
-            Some(_) => return Ok(()),
-            None => sent.offset = Some(offset),
+        let (installation, before) = (sent.installation, sent.offset);
+        if let Some(before) = before
+            && before != offset
+            && !self.moved(number, sequence, (partition, offset), (before, told))?
+        {
+            return Ok(());
         }
+        let sent = &mut self.producers[number].sends[crate::random::size(sequence - 1)];
+        sent.told = sent.told.or(told);
+        sent.offset = Some(offset);
+        if before == Some(offset) {
+            return Ok(());
+        }
+        let cuts = sent.cuts;
         self.check_tenure(number, sequence, offset)?;
         let sent = &self.producers[number].sends[crate::random::size(sequence - 1)];
         let subject = Subject::of(sent.content.key_hash, number);
+        let is_of_this_run = cuts == self.cuts;
         let log = self.log(installation, destination, partition);
-        log.by_key.entry(subject).or_default().insert(offset);
-        if let Some((other, theirs)) = log.messages.insert(offset, (number, sequence)) {
-            return broken(
-                Rule::OneMessage,
-                format!(
-                    "{partition}@{offset} of destination {destination} is send {theirs} of \
-                     producer {other} and send {sequence} of producer {number}"
-                ),
-            );
+        if is_of_this_run {
+            log.dense_from = log.dense_from.min(offset);
         }
-        let before = log.order.range((number, 0)..(number, offset)).next_back();
-        let after = log
-            .order
-            .range((number, offset + 1)..(number + 1, 0))
-            .next();
+        check_free(log, (partition, offset), (number, sequence))?;
+        log.by_key.entry(subject).or_default().insert(offset);
+        log.messages.insert(offset, (number, sequence));
+        log.order.insert((number, offset), sequence);
+        // What a power cut took may be of earlier sends than what was there before.
+        let log = &self.logs[&installation][destination][partition as usize];
+        let is_there =
+            |(_, sequence): &(&(usize, u64), &u64)| !self.is_in_doubt(number, **sequence);
+        let mut before = log.order.range((number, 0)..(number, offset)).rev();
+        let before = before.find(is_there);
+        let mut after = log.order.range((number, offset + 1)..(number + 1, 0));
+        let after = after.find(is_there);
         let rises = before.is_none_or(|(_, earlier)| *earlier < sequence)
             && after.is_none_or(|(_, later)| sequence < *later);
         if !rises {
@@ -738,7 +916,6 @@ impl Model {
                 ),
             );
         }
-        log.order.insert((number, offset), sequence);
         Ok(())
     }
 
@@ -912,7 +1089,7 @@ impl Model {
         let plan = &self.destinations[subscription.destination];
         let log = &self.logs[&subscription.installation][subscription.destination];
         for (number, (start, partition)) in entry.fresh.iter().zip(log).enumerate() {
-            let kept = plan.retain.unwrap_or(0) >= partition.bytes_most;
+            let kept = self.cuts == 0 && plan.retain.unwrap_or(0) >= partition.bytes_most;
             let stands = match wanted {
                 Start::Earliest => !kept || *start == 0,
                 Start::Offset(offset) => !kept || *start <= offset.0,
@@ -1013,7 +1190,9 @@ impl Model {
             return broken(Rule::Unheard, place);
         };
         self.check_content(consumer, producer, handed, &place)?;
-        self.place(producer, handed.sequence, handed.partition, handed.offset)?;
+        let place_of_it = (handed.partition, handed.offset);
+        self.place(producer, handed.sequence, place_of_it, None)?;
+        self.check_there(consumer, producer, handed, &place)?;
         self.check_order(consumer, handed, &place)?;
         self.check_lately(consumer, handed, &place)?;
         self.check_claim(consumer, producer, handed, &place)?;
@@ -1067,6 +1246,29 @@ impl Model {
         Ok(())
     }
 
+    /// Whoever is connected is handed what is there, where it is.
+    fn check_there(
+        &mut self,
+        consumer: usize,
+        producer: usize,
+        handed: &Handed,
+        place: &str,
+    ) -> Result<(), Violation> {
+        if self.consumers[consumer].ended {
+            return Ok(());
+        }
+        let cuts = self.cuts;
+        let sends = &mut self.producers[producer].sends;
+        let sent = &mut sends[crate::random::size(handed.sequence) - 1];
+        sent.there = cuts;
+        match sent.offset {
+            Some(offset) if offset != handed.offset => {
+                broken(Rule::OnePlace, format!("{place}, and is at {offset}"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Fresh messages rise; with one consumer at a time they do so without a gap.
     fn check_order(
         &mut self,
@@ -1078,15 +1280,22 @@ impl Model {
         let entry = &self.consumers[consumer];
         let (number, subscription) = (entry.subscription, &self.subscriptions[entry.subscription]);
         let settled = &self.lineages[entry.lineage].settled[index];
-        let mut fresh = entry.fresh[index];
+        let fresh = entry.fresh[index];
         // What its application settled on an earlier connection is left out, and what
-        // others had settled before this subscription was.
-        while handed.offset > fresh
-            && (subscription.is_fleeting() && settled.contains(&fresh)
-                || self.may_be_gone(number, index, fresh))
-        {
-            fresh += 1;
-        }
+        // others had settled before this subscription was. After a power cut all is fresh
+        // that was not settled.
+        let is_left_out = |at: u64| {
+            (if subscription.is_fleeting() {
+                settled.contains(&at)
+            } else {
+                self.cuts > 0 && subscription.may_be_settled(index, at)
+            }) || self.may_be_gone(number, index, at)
+        };
+        let log = &self.logs[&subscription.installation][subscription.destination][index];
+        let due = log
+            .places(fresh, handed.offset)
+            .find(|at| !is_left_out(*at));
+        let fresh = due.unwrap_or(fresh.max(handed.offset));
         let entry = &mut self.consumers[consumer];
         let last = entry.last[index];
         let rises = last.is_none_or(|last| last < handed.offset);
@@ -1121,18 +1330,21 @@ impl Model {
         let Some((producer, sequence)) = log.messages.get(&offset) else {
             return false;
         };
+        if self.is_in_doubt(*producer, *sequence) {
+            return true;
+        }
         let sent = &self.producers[*producer].sends[crate::random::size(*sequence) - 1];
         let kept = self.destinations[destination].retain.unwrap_or(0) >= log.bytes_most;
-        !kept
-            && sent.at <= started_at
-            && self.subscriptions.iter().enumerate().any(|(index, other)| {
-                index != subscription
-                    && (other.installation, other.destination) == (installation, destination)
-                    && (other.resettled[partition].contains(&offset)
-                        || other.fates[partition]
-                            .get(&offset)
-                            .is_some_and(|fate| fate.acked || fate.settled.is_some()))
-            })
+        // Where something was lost a subscription may be said to begin before what is left.
+        let is_left_out = self.cuts > 0 && !self.destinations[destination].is_queue();
+        let is_before = !kept && sent.at <= started_at;
+        is_before && is_left_out
+            || is_before
+                && self.subscriptions.iter().enumerate().any(|(index, other)| {
+                    index != subscription
+                        && (other.installation, other.destination) == (installation, destination)
+                        && other.may_be_settled(partition, offset)
+                })
     }
 
     /// Where a subscription has one consumer at a time, its application is not handed
@@ -1420,7 +1632,8 @@ impl Model {
             }
             for (number, partition) in partitions.iter().enumerate() {
                 let next = partition.end();
-                let holes = next - partition.messages.len() as u64;
+                let is_hole = |offset: &u64| !partition.messages.contains_key(offset);
+                let holes = partition.places(0, next).filter(is_hole).count() as u64;
                 // Everything in a queue is handed out, so everything is known.
                 if holes > if plan.is_queue() { 0 } else { unknown } {
                     return broken(
@@ -1507,7 +1720,7 @@ impl Model {
             let is_lost = |offset| {
                 !settled[partition].contains(&offset) && !self.may_be_gone(index, partition, offset)
             };
-            if (from..next).any(is_lost) {
+            if model.places(from, next).any(is_lost) {
                 return broken(
                     Rule::Lost,
                     format!(

@@ -44,13 +44,16 @@ pub enum FaultKind {
     Restart,
     /// The power is cut, and the broker comes up again with what its disks have.
     Cut,
+    /// It is cut right behind an answer, while something is being written; the answer
+    /// arrives.
+    CutBehind,
     /// A peer breaks the rules.
     Rogue,
 }
 
 impl FaultKind {
     /// Every kind.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Reset,
         Self::Linger,
         Self::Vanish,
@@ -62,6 +65,7 @@ impl FaultKind {
         Self::EmptySend,
         Self::Restart,
         Self::Cut,
+        Self::CutBehind,
         Self::Rogue,
     ];
 
@@ -80,6 +84,7 @@ impl FaultKind {
             Self::EmptySend => "sends of nothing",
             Self::Restart => "restarts of the broker",
             Self::Cut => "power cuts",
+            Self::CutBehind => "  right behind an answer",
             Self::Rogue => "rogue peers",
         }
     }
@@ -117,6 +122,9 @@ pub(crate) struct DiskPlan {
     pub(crate) operation_max: u64,
     /// The mean time between two power cuts.
     pub(crate) cut: u64,
+    /// Of so many answers that leave while something is being written one has the power cut
+    /// right behind it.
+    pub(crate) cut_behind: Option<u64>,
     /// Each shard begins a checkpoint when so many bytes were journalled.
     pub(crate) checkpoint_bytes: u64,
 }
@@ -170,6 +178,10 @@ pub(crate) struct DestinationPlan {
     pub(crate) sharing: [Sharing; SUBSCRIPTIONS.len()],
     /// Whether some of its producers want it alone.
     pub(crate) contested: bool,
+    /// Whether messages are seen before they are durable.
+    pub(crate) early: bool,
+    /// Whether some of what is sent to it is to be in memory only.
+    pub(crate) mixed: bool,
 }
 
 impl DestinationPlan {
@@ -188,6 +200,17 @@ impl DestinationPlan {
 
     pub(crate) fn is_queue(&self) -> bool {
         self.destination.kind == DestinationKind::Queue
+    }
+
+    /// Whether a broker with disks keeps what comes to it, whoever has subscribed.
+    pub(crate) fn is_kept(&self) -> bool {
+        self.is_queue() || self.retain.is_some()
+    }
+
+    /// Whether a power cut may leave holes in it. In a topic a message that nobody has
+    /// subscribed to, and that is more than is retained, is not kept.
+    pub(crate) fn has_holes(&self) -> bool {
+        self.early || self.mixed || !self.is_queue()
     }
 }
 
@@ -283,6 +306,8 @@ pub(crate) struct ProducerPlan {
     /// How long a send may take; `None` is for ever.
     pub(crate) patience: Option<u64>,
     pub(crate) access: Access,
+    /// Of 1000 messages so many are to be in memory only.
+    pub(crate) memory: u64,
 }
 
 /// Whether a producer has its destination alone.
@@ -455,29 +480,36 @@ impl Plan {
 }
 
 impl Plan {
-    /// Gives the broker disks, in a world of queues that nobody wants to have alone.
+    /// Gives the broker disks, in a world of small messages whose destinations nobody wants
+    /// to have alone.
     fn keep(&mut self, random: &mut Random, weight: Weight) {
-        let are_queues = self.destinations.iter().all(DestinationPlan::is_queue);
-        if weight != Weight::Light || !are_queues {
+        if weight != Weight::Light {
             return;
         }
         self.disk = random.chance(2, 3).then(|| DiskPlan {
             operation_max: random.magnitude(5 * MICROSECOND, 200 * MILLISECOND),
             cut: random.magnitude(200 * MILLISECOND, 10 * SECOND),
+            cut_behind: None,
             checkpoint_bytes: random.magnitude(4 * u64::from(KIB), MIB.into()),
         });
         if self.disk.is_none() {
             return;
         }
         self.restart = None;
+        if let Some(disk) = &mut self.disk {
+            disk.cut_behind = random.chance(1, 2).then(|| random.magnitude(4, 500));
+        }
         for destination in &mut self.destinations {
             destination.contested = false;
+            destination.early = random.chance(1, 6);
         }
         for actor in &mut self.actors {
             actor.fences = None;
             actor.passes = false;
             for producer in &mut actor.producers {
                 producer.access = Access::Shared;
+                producer.memory = random.pick(&[0, 0, 0, 0, 200, 1000]);
+                self.destinations[producer.destination].mixed |= producer.memory > 0;
             }
         }
     }
@@ -611,6 +643,8 @@ fn destination(
         retain,
         sharing: [(); SUBSCRIPTIONS.len()].map(|()| random.pick(&SHARINGS)),
         contested: false,
+        early: false,
+        mixed: false,
     }
 }
 
@@ -723,6 +757,7 @@ fn producer(random: &mut Random, destinations: usize, weight: Weight) -> Produce
             None,
         ]),
         access: Access::Shared,
+        memory: 0,
     }
 }
 

@@ -26,6 +26,8 @@ pub struct Report {
     pub virtual_time: u64,
     /// Messages that clients took.
     pub sends: u64,
+    /// Of these, those that are to be in memory only.
+    pub in_memory: u64,
     /// Sends that were told a place.
     pub stored: u64,
     /// Sends that were told that they are not stored.
@@ -92,6 +94,7 @@ impl Report {
         self.moves += other.moves;
         self.virtual_time += other.virtual_time;
         self.sends += other.sends;
+        self.in_memory += other.in_memory;
         self.stored += other.stored;
         self.failed += other.failed;
         self.unknown += other.unknown;
@@ -148,6 +151,7 @@ impl fmt::Display for Report {
             ("  shut out", self.fenced),
             ("consumers opened again", self.consumers_resumed),
             ("sends", self.sends),
+            ("  in memory only", self.in_memory),
             ("  stored", self.stored),
             ("    told no place", self.placeless),
             ("  not stored", self.failed),

@@ -84,6 +84,9 @@ pub enum Rule {
     /// Left out.
     #[error("a subscription leaves nothing out")]
     Gap,
+    /// Less safe, or said to be safer.
+    #[error("what is to be flushed is where it is kept, and nothing else is said to be")]
+    Safety,
     /// Somewhere else.
     #[error("a new subscription starts where it was asked to")]
     Start,

@@ -7,8 +7,9 @@
 //! handed to anybody, has to stand in front of the answer.
 
 use courser_core::client::Sharing;
+use courser_core::frame::Durability;
 
-use super::{Model, broken};
+use super::{Model, PartitionModel, broken};
 use crate::violation::{Rule, Violation};
 
 /// What was certain when a consumer asked.
@@ -26,12 +27,32 @@ pub(super) struct Asking {
 const UNSETTLED_MAX: usize = 16_384;
 
 impl Model {
+    /// Up to where something may be seen for certain: what is in memory only is not, though
+    /// its producer was told of it, as long as what is before it is not durable.
+    fn seen_end(&self, log: &PartitionModel) -> u64 {
+        let is_seen = |(producer, sequence): &(usize, u64)| {
+            let sent = &self.producers[*producer].sends[crate::random::size(*sequence) - 1];
+            sent.told == Some(Durability::Flushed)
+        };
+        let mut known = log.messages.iter().rev();
+        let last = known.find(|(_, which)| is_seen(which));
+        last.map_or(0, |(offset, _)| offset + 1)
+    }
+
     /// A consumer asks whether there is anything for it now.
     pub(crate) fn poll_asked(&mut self, consumer: usize) {
         let number = self.consumers[consumer].subscription;
         let subscription = &self.subscriptions[number];
         let logs = &self.logs[&subscription.installation][subscription.destination];
-        let ends = logs.iter().map(super::PartitionModel::end).collect();
+        let is_mixed = self.has_disks && self.destinations[subscription.destination].mixed;
+        let ends = logs.iter().map(|log| {
+            if is_mixed {
+                self.seen_end(log)
+            } else {
+                log.end()
+            }
+        });
+        let ends = ends.collect();
         let is_there = |(index, other): (usize, &super::ConsumerModel)| {
             index != consumer && other.subscription == number && !other.gone
         };
@@ -68,7 +89,8 @@ impl Model {
         }
         self.tally.nothings += 1;
         let settled = &self.lineages[entry.lineage].settled;
-        for (partition, end) in asking.ends.iter().enumerate() {
+        let logs = &self.logs[&subscription.installation][subscription.destination];
+        for ((partition, end), log) in asking.ends.iter().enumerate().zip(logs) {
             let fates = &subscription.fates[partition];
             let start = entry.fresh.get(partition).copied().unwrap_or(*end);
             let is_due = |offset: &u64| {
@@ -79,7 +101,7 @@ impl Model {
             };
             let unsettled = fates.values().filter(|fate| !fate.acked).count();
             if unsettled < UNSETTLED_MAX
-                && let Some(offset) = (start..*end).find(is_due)
+                && let Some(offset) = log.places(start, *end).find(is_due)
             {
                 return broken(
                     Rule::Polled,

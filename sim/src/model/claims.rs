@@ -146,7 +146,7 @@ impl Model {
             !settled && !is_accounted_for
         };
         match subject {
-            Subject::Partition => (from..offset).find(|at| is_left(*at)),
+            Subject::Partition => log.places(from, offset).find(|at| is_left(*at)),
             _ => {
                 let known = log.by_key.get(&subject)?;
                 let mut known = known.range(from..offset).copied();

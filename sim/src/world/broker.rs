@@ -164,6 +164,9 @@ impl World {
         self.workers[shard].shard.sent(now, link, taken);
         self.plan_read(due, connection, End::Client);
         self.plan_turn(shard);
+        if self.is_cut_behind(&given[..taken]) {
+            return self.cut_power(trace, Some(connection));
+        }
         self.send(connection)
     }
 

@@ -18,6 +18,8 @@
 
 use std::collections::BTreeMap;
 
+use courser_core::frame::control::Control;
+use courser_core::frame::decode::{self, Frame, Step};
 use courser_core::id::{Installation, JournalNumber, Run};
 use courser_core::journal::batch::HEADER_SIZE;
 use courser_core::journal::checkpoint::{Damage, Header, Walk};
@@ -413,12 +415,36 @@ impl World {
         if !self.founded {
             return Ok(());
         }
-        self.faults[FaultKind::Cut as usize] += 1;
+        self.cut_power(trace, None)
+    }
+
+    /// Bytes have left for a client. Whether the power is cut now: while something is being
+    /// written an answer must say nothing that is not durable.
+    pub(super) fn is_cut_behind(&mut self, bytes: &[u8]) -> bool {
+        let cut_behind = self.plan.disk.and_then(|disk| disk.cut_behind);
+        let Some(cut_behind) = cut_behind.filter(|_| self.act == Act::Storm && self.founded) else {
+            return false;
+        };
+        let rests = (self.workers.iter()).all(|worker| worker.shard.is_durable());
+        !rests && has_answer(bytes) && self.random.chance(1, cut_behind)
+    }
+
+    /// Cuts the power. What is under way to the client of `told` arrives.
+    pub(super) fn cut_power(
+        &mut self,
+        trace: &mut Trace,
+        told: Option<usize>,
+    ) -> Result<(), Violation> {
+        let kind = match told {
+            None => FaultKind::Cut,
+            Some(_) => FaultKind::CutBehind,
+        };
+        self.faults[kind as usize] += 1;
         trace.note(Fact::Fault {
-            kind: FaultKind::Cut,
-            connection: None,
+            kind,
+            connection: told,
         });
-        self.lose_connections();
+        self.lose_connections(told);
         self.past = self.done();
         self.door = new_door(&self.plan, self.random.word());
         self.door_at = None;
@@ -575,6 +601,25 @@ impl World {
         self.plan_turn(shard);
         Ok(true)
     }
+}
+
+/// Whether bytes begin with an answer that may promise something, behind whatever messages.
+fn has_answer(mut bytes: &[u8]) -> bool {
+    while let Ok(Step::Frame(frame, size)) = decode::decode(bytes) {
+        if let Frame::Control { control, .. } = frame
+            && matches!(
+                control,
+                Control::ProducerOpened(..)
+                    | Control::ConsumerOpened(..)
+                    | Control::Completions(..)
+                    | Control::Acknowledged(..)
+            )
+        {
+            return true;
+        }
+        bytes = bytes.get(size..).unwrap_or_default();
+    }
+    false
 }
 
 fn malformed(malformed: Malformed) -> Violation {

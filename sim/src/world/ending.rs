@@ -7,7 +7,7 @@ use super::disk::Disk;
 use super::{Act, DRAINED_WITHIN, Event, Figures, Past, Peer, Worker, World};
 use crate::actor::Scene;
 use crate::passing;
-use crate::plan::SECOND;
+use crate::plan::{FaultKind, SECOND};
 use crate::report::Report;
 use crate::trace::Fact;
 use crate::trace::Trace;
@@ -132,6 +132,8 @@ impl World {
     /// that each partition writes on.
     fn check_memory(&self) -> Result<(), Violation> {
         let mut most = 1; // What rogues have stored.
+        let cuts = [FaultKind::Cut, FaultKind::CutBehind].map(|kind| self.faults[kind as usize]);
+        let cuts = crate::random::size(cuts.iter().sum());
         for plan in &self.plan.destinations {
             let retained = crate::random::size(plan.retain.unwrap_or(0));
             // Half of a chunk may be unused where a large message follows, and what
@@ -139,7 +141,9 @@ impl World {
             let per_partition = if retained == 0 {
                 1
             } else {
-                20 + 2 * retained / (64 * 1024)
+                // What is behind a hole begins a chunk.
+                let holes = if plan.has_holes() { cuts } else { 0 };
+                20 + 2 * retained / (64 * 1024) + holes
             };
             let here = plan.partitions.div_ceil(self.plan.shards.into());
             most += per_partition * here as usize;
@@ -220,6 +224,7 @@ impl World {
             turns: done.turns,
             virtual_time: self.now,
             sends: self.model.tally.sends,
+            in_memory: self.model.tally.in_memory,
             stored: self.model.tally.stored,
             failed: self.model.tally.failed,
             unknown: self.model.tally.unknown,

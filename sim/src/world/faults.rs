@@ -195,7 +195,7 @@ impl World {
             kind: FaultKind::Restart,
             connection: None,
         });
-        self.lose_connections();
+        self.lose_connections(None);
         self.restarts += 1;
         self.past = self.done();
         let installation = Installation(self.installation.0 + u128::from(self.restarts));
@@ -214,13 +214,19 @@ impl World {
         }
     }
 
-    /// The broker is gone: each client hears of that in its own time.
-    pub(super) fn lose_connections(&mut self) {
+    /// The broker is gone: each client hears of that in its own time, that of `told` behind
+    /// all that is under way to it.
+    pub(super) fn lose_connections(&mut self, told: Option<usize>) {
         for connection in 0..self.connections.len() {
             if self.connections[connection].server == Server::Gone {
                 continue;
             }
-            self.tear(connection);
+            if told == Some(connection) {
+                self.tear_up(connection);
+                self.connections[connection].down.end();
+            } else {
+                self.tear(connection);
+            }
             let entry = &mut self.connections[connection];
             entry.server = Server::Gone;
             entry.sending = None;
