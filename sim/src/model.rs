@@ -1338,13 +1338,13 @@ impl Model {
         // Where something was lost a subscription may be said to begin before what is left.
         let is_left_out = self.cuts > 0 && !self.destinations[destination].is_queue();
         let is_before = !kept && sent.at <= started_at;
-        is_before && is_left_out
-            || is_before
-                && self.subscriptions.iter().enumerate().any(|(index, other)| {
+        is_before
+            && (is_left_out
+                || self.subscriptions.iter().enumerate().any(|(index, other)| {
                     index != subscription
                         && (other.installation, other.destination) == (installation, destination)
                         && other.may_be_settled(partition, offset)
-                })
+                }))
     }
 
     /// Where a subscription has one consumer at a time, its application is not handed
