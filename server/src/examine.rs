@@ -14,7 +14,7 @@ use courser_core::journal::page;
 use courser_core::journal::recover::{Damage, Plan, Step, Wrong, decide};
 use courser_core::journal::survey::{Slot, Survey};
 use courser_transport::disk::{
-    CheckpointFile, DataDirectory, DirectoryError, JournalFile, PageImages, RecoveryError,
+    CheckpointFile, DataDirectory, DirectoryError, Image, JournalFile, PageImages, RecoveryError,
 };
 
 use crate::error::CommandError;
@@ -86,6 +86,7 @@ impl Examined {
             files.entry(JournalNumber(number)).or_default();
         }
         let mut journals: Vec<Journal> = Vec::new();
+        let mut image = Image::default();
         for (number, mut files) in files {
             let is_left_over = division.is_some_and(|division| number.0 >= division.shards);
             let found = match division {
@@ -100,7 +101,7 @@ impl Examined {
             let start = found.header().map(|header| header.start);
             let mut surveys = Vec::with_capacity(files.len());
             for file in files {
-                let image = directory.read(file)?;
+                directory.read(file, &mut image)?;
                 surveys.push(Survey::of(file.slot, &identity, start.as_ref(), &image));
             }
             journals.push(Journal {
@@ -143,11 +144,13 @@ impl Examined {
         journal: &Journal,
         mut each: impl FnMut(Slot, &Batch<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
+        let mut image = Image::default();
         for step in journal.steps() {
-            let image = self.directory.read(JournalFile {
+            let file = JournalFile {
                 journal: journal.number,
                 slot: step.slot,
-            })?;
+            };
+            self.directory.read(file, &mut image)?;
             for batch in step.batches(&image) {
                 each(step.slot, &batch?)?;
             }

@@ -18,6 +18,7 @@
 //! | [`in_process`], `guests` | links without a socket: the application's end, the shard's |
 //! | `engine` | a broker without a thread |
 //! | [`disk`] | the data directory, and what of it must not wait on a shard |
+//! | `mapping` | memory straight from the kernel |
 //! | [`affinity`], [`idle`], [`clock`] | where a shard runs, when it sleeps, what time it is |
 //! | [`stats`] | a shard's counters as others read them |
 //! | [`sys`] | the few system calls that no library offers |
@@ -40,6 +41,7 @@ pub mod idle;
 pub mod in_process;
 #[cfg(test)]
 mod laws;
+mod mapping;
 mod planted;
 pub mod ring;
 pub mod stats;

@@ -27,7 +27,7 @@ use courser_core::journal::entry::Entry;
 use courser_core::journal::recover::{Damage, Plan, decide};
 use courser_core::journal::survey::{Slot, Survey};
 use courser_core::journal::{BLOCK_SIZE, Identity, batch, file};
-use courser_transport::disk::{DataDirectory, JournalFile};
+use courser_transport::disk::{self, DataDirectory, JournalFile};
 
 use crate::accounts::Record;
 use crate::home::Home;
@@ -119,8 +119,10 @@ impl Whole {
     fn read(home: &Home, told: &[Record]) -> Self {
         let directory = DataDirectory::inspect(home.data.as_ref()).unwrap();
         let mut files = Files::new();
+        let mut image = disk::Image::default();
         for (file, size) in directory.list().unwrap().files {
-            let mut bytes = directory.read(file).unwrap();
+            directory.read(file, &mut image).unwrap();
+            let mut bytes = image.to_vec();
             let used = bytes.iter().rposition(|byte| *byte != 0);
             let used = used.map_or(0, |last| last + 1);
             // And a block behind it, into which something may be put.

@@ -26,6 +26,7 @@ use courser_core::journal::survey::Slot;
 use courser_core::limits;
 
 use super::file::DiskFile;
+use super::image::Image;
 use super::installation::{self, Malformed};
 use crate::sys;
 
@@ -34,7 +35,7 @@ const JOURNALS_MAX: u16 = 64;
 
 /// The largest file that is read: sixteen times what a journal's file is given. Its bytes
 /// are all in memory at a time.
-const READ_MAX: u64 = 16 * limits::JOURNAL_FILE_SIZE as u64;
+const READ_MAX: usize = 16 * limits::JOURNAL_FILE_SIZE as usize;
 
 /// Which file: the journal's number (below 64), and the slot that names it. What it holds
 /// at present, its header says.
@@ -335,13 +336,12 @@ impl DataDirectory {
         make(&self.path().join(folder(journal)))
     }
 
-    /// The bytes of a file, after a flush: what was read is on the device. One allocation
-    /// of its size.
+    /// Reads a file into an image, after a flush: what was read is on the device.
     ///
     /// # Errors
     ///
     /// If the kernel refuses any of it.
-    pub fn read(&self, file: JournalFile) -> Result<Vec<u8>, DirectoryError> {
+    pub fn read(&self, file: JournalFile, image: &mut Image) -> Result<(), DirectoryError> {
         let path = self.path().join(file.path());
         let mut opened = OpenOptions::new()
             .read(true)
@@ -349,16 +349,13 @@ impl DataDirectory {
             .open(&path)
             .map_err(trying("open", &path))?;
         let size = opened.metadata().map_err(trying("look at", &path))?.len();
-        if size > READ_MAX {
-            let story = format!("{size} bytes are more than any file of a journal has");
+        let size = usize::try_from(size).ok().filter(|size| *size <= READ_MAX);
+        let Some(size) = size else {
+            let story = "it has more bytes than any file of a journal";
             return Err(trying("read", &path)(io::Error::other(story)));
-        }
+        };
         opened.sync_all().map_err(trying("flush", &path))?;
-        let mut bytes = Vec::new();
-        opened
-            .read_to_end(&mut bytes)
-            .map_err(trying("read", &path))?;
-        Ok(bytes)
+        image.read(&mut opened, size).map_err(trying("read", &path))
     }
 
     pub(super) fn held(&self) -> Arc<Held> {
@@ -933,13 +930,15 @@ mod tests {
             .collect();
         strangers.sort_unstable();
         assert_eq!(listed.strangers, strangers);
-        assert_eq!(directory.read(file(7, 2)).unwrap(), [1; 5]);
+        let mut image = Image::default();
+        directory.read(file(7, 2), &mut image).unwrap();
+        assert_eq!(*image, [1; 5]);
         // A hole costs nothing to make, and would cost its size to read.
         let huge = File::create(scratch.path().join("journal-63/000001.journal")).unwrap();
-        huge.set_len(READ_MAX + 1).unwrap();
-        let refused = directory.read(file(63, 1)).unwrap_err();
-        assert!(refused.to_string().contains("more than any file"));
-        let refused = directory.read(file(1, 1)).unwrap_err();
+        huge.set_len(READ_MAX as u64 + 1).unwrap();
+        let refused = directory.read(file(63, 1), &mut image).unwrap_err();
+        assert!(refused.to_string().contains("more bytes than any file"));
+        let refused = directory.read(file(1, 1), &mut image).unwrap_err();
         assert!(refused.to_string().starts_with("cannot open "));
         for name in strange {
             assert_eq!(fs::read(scratch.path().join(name)).unwrap(), b"theirs");

@@ -322,6 +322,7 @@ mod tests {
 
     use std::time::{Duration, Instant};
 
+    use super::super::image::Image;
     use super::super::scratch::Scratch;
     use super::*;
     use crate::disk::BLOCK_SIZE;
@@ -439,7 +440,8 @@ mod tests {
             journal: JOURNAL,
             slot: Slot(7),
         };
-        let bytes = desk.directory.read(file).unwrap();
+        let mut bytes = Image::default();
+        desk.directory.read(file, &mut bytes).unwrap();
         assert!(bytes[4096..12_288].iter().all(|&byte| byte == 0x5a));
         assert!(desk.journal.remove(Slot(7)));
         assert!(matches!(

@@ -32,8 +32,8 @@ use courser_core::shard::Checkpoints;
 
 use super::checkpoint as checkpoint_file;
 use super::{
-    CheckpointFile, DataDirectory, DirectoryError, JournalFile, Listed, PageFiles, PageImages,
-    directory,
+    CheckpointFile, DataDirectory, DirectoryError, Image, JournalFile, Listed, PageFiles,
+    PageImages, directory,
 };
 use crate::sys::{self, Errno};
 
@@ -155,13 +155,14 @@ impl Recovery {
         let shards = recovery.division().map(|division| division.shards);
         let is_orphan = |journal: JournalNumber| shards.is_some_and(|shards| journal.0 >= shards);
         let mut surveys: BTreeMap<JournalNumber, Vec<Survey>> = BTreeMap::new();
+        let mut image = Image::default();
         for (file, _) in &listed.files {
             if is_orphan(file.journal) {
                 recovery.orphans.push(*file);
             } else {
                 surveys.entry(file.journal).or_default();
             }
-            let image = directory.read(*file)?;
+            directory.read(*file, &mut image)?;
             let identity = identity(directory, file.journal);
             let start = recovery.start(file.journal);
             let survey = Survey::of(file.slot, &identity, start.as_ref(), &image);
@@ -378,7 +379,8 @@ impl Recovery {
         pages: Pages,
         mut each: impl FnMut(&Entry<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
-        let mut last: Option<(JournalFile, Vec<u8>)> = None;
+        let mut image = Image::default();
+        let mut last = None;
         let checkpoint = |journal| {
             self.checkpoints
                 .get(&journal)
@@ -402,10 +404,10 @@ impl Recovery {
                 slot: step.slot,
             };
             // Stretches that follow each other may lie in one file.
-            let image = match last.take() {
-                Some((read, image)) if read == file => image,
-                _ => self.directory.read(file).map_err(RecoveryError::from)?,
-            };
+            if last.replace(file) != Some(file) {
+                let read = self.directory.read(file, &mut image);
+                read.map_err(RecoveryError::from)?;
+            }
             for batch in step.batches(&image) {
                 let batch = batch.map_err(damaged)?;
                 for entry in batch.entries() {
@@ -422,7 +424,6 @@ impl Recovery {
                     each(&entry)?;
                 }
             }
-            last = Some((file, image));
         }
         Ok(())
     }

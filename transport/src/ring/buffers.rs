@@ -2,7 +2,7 @@
 //! in its own time.
 
 use super::Buffer;
-use super::pages::Pages;
+use crate::mapping::Mapping;
 use crate::sys::{self, Errno};
 
 /// Page-aligned buffers, the one given back last used first.
@@ -10,7 +10,7 @@ use crate::sys::{self, Errno};
 /// A buffer's number is on the free list, or taken: then nobody else touches its bytes.
 #[derive(Debug)]
 pub(super) struct Buffers {
-    pages: Pages,
+    pages: Mapping,
     /// The number of the first one.
     first: u16,
     size: usize,
@@ -22,7 +22,7 @@ impl Buffers {
     /// whole pages.
     pub(super) fn new(first: u16, count: u16, size: u32) -> Result<Self, Errno> {
         let size = (size.max(1) as usize).next_multiple_of(sys::page_size());
-        let mut pages = Pages::map(usize::from(count) * size)?;
+        let mut pages = Mapping::map(usize::from(count) * size)?;
         pages.touch();
         let last = first.checked_add(count).ok_or(Errno(libc::EINVAL))?;
         Ok(Self {

@@ -44,7 +44,6 @@ pub mod epoll;
 mod files;
 pub mod io_uring;
 pub(crate) mod outgoing;
-mod pages;
 mod refusal;
 #[cfg(any(test, feature = "simulated"))]
 pub mod simulated;

@@ -7,11 +7,11 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use io_uring::types::BufRingEntry;
 
 use super::super::buffers::Buffers;
-use super::super::pages::Pages;
 use super::super::refusal::Cause;
 use super::super::{Buffer, FileSlot, PIECES_MAX, RingSize, Slot, WRITE_PIECES_MAX, WRITES_MAX};
 use super::kernel::Kernel;
 use super::ladder::refused;
+use crate::mapping::Mapping;
 use crate::sys::{self, Errno};
 
 /// The one group of provided buffers.
@@ -21,8 +21,8 @@ pub(super) const BUFFER_GROUP: u16 = 0;
 /// it is given them back. We write entries and the tail; the kernel reads both.
 #[derive(Debug)]
 pub(super) struct ProvidedBuffers {
-    entries: Pages,
-    memory: Pages,
+    entries: Mapping,
+    memory: Mapping,
     count: u16,
     size: u32,
     /// The tail as far as entries are written; published once per turn.
@@ -39,7 +39,7 @@ impl ProvidedBuffers {
             .unwrap_or(COUNT_MAX);
         let bytes = (size.buffer_size.max(1) as usize).next_multiple_of(sys::page_size());
         let mapped = |length| {
-            Pages::map(length).map_err(|errno| Cause::Call {
+            Mapping::map(length).map_err(|errno| Cause::Call {
                 call: "mmap",
                 errno,
             })
@@ -130,7 +130,7 @@ impl ProvidedBuffers {
 /// each has its own, and nothing is allocated to send. Untouched pages cost nothing.
 #[derive(Debug)]
 pub(super) struct SendHeaders {
-    memory: Pages,
+    memory: Mapping,
     count: u32,
 }
 
@@ -143,7 +143,7 @@ struct SendHeader {
 impl SendHeaders {
     pub(super) fn new(count: u32) -> Result<Self, Errno> {
         Ok(Self {
-            memory: Pages::map(count as usize * size_of::<SendHeader>())?,
+            memory: Mapping::map(count as usize * size_of::<SendHeader>())?,
             count,
         })
     }
@@ -175,7 +175,7 @@ impl SendHeaders {
 /// of which there are as many as writes can be in flight.
 #[derive(Debug)]
 pub(super) struct Writes {
-    vectors: Pages,
+    vectors: Mapping,
     places: [WritePlace; WRITES_MAX],
 }
 
@@ -191,7 +191,7 @@ type Vectors = [libc::iovec; WRITE_PIECES_MAX];
 impl Writes {
     pub(super) fn new() -> Result<Self, Errno> {
         Ok(Self {
-            vectors: Pages::map(WRITES_MAX * size_of::<Vectors>())?,
+            vectors: Mapping::map(WRITES_MAX * size_of::<Vectors>())?,
             places: [WritePlace::default(); WRITES_MAX],
         })
     }

@@ -11,18 +11,18 @@ use crate::sys::{self, Errno};
 
 /// An anonymous, private, zeroed mapping. Owned: unmapped when dropped.
 #[derive(Debug)]
-pub(super) struct Pages {
+pub(crate) struct Mapping {
     start: NonNull<u8>,
     length: usize,
 }
 
 // SAFETY: the mapping belongs to the process and to this value alone; which thread
 // uses or unmaps it makes no difference.
-unsafe impl Send for Pages {}
+unsafe impl Send for Mapping {}
 
-impl Pages {
+impl Mapping {
     /// Maps at least `length` bytes (at least one page).
-    pub(super) fn map(length: usize) -> Result<Self, Errno> {
+    pub(crate) fn map(length: usize) -> Result<Self, Errno> {
         let length = length.max(1).next_multiple_of(sys::page_size());
         // SAFETY: a new anonymous mapping at an address of the kernel's choice
         // touches no memory that exists.
@@ -44,17 +44,30 @@ impl Pages {
     }
 
     /// The first byte; a multiple of the page size.
-    pub(super) fn start(&self) -> NonNull<u8> {
+    pub(crate) fn start(&self) -> NonNull<u8> {
         self.start
     }
 
     /// Bytes mapped, a multiple of the page size.
-    pub(super) fn length(&self) -> usize {
+    pub(crate) fn length(&self) -> usize {
         self.length
     }
 
+    /// All of it. Only of a mapping that nothing was told the address of.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        // SAFETY: all of the mapping is there and initialised, zero at first, and whoever
+        // writes to it has a `&mut`.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.length) }
+    }
+
+    /// The same, to be written to.
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above, and nobody else has it meanwhile.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.length) }
+    }
+
     /// Touches every page once, so that no fault interrupts the first use.
-    pub(super) fn touch(&mut self) {
+    pub(crate) fn touch(&mut self) {
         for offset in (0..self.length).step_by(sys::page_size()) {
             // SAFETY: the offset lies within the mapping, which is ours alone. The
             // volatile write keeps the store although nothing reads it.
@@ -63,7 +76,7 @@ impl Pages {
     }
 }
 
-impl Drop for Pages {
+impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: exactly what was mapped, and nobody can reach it any more.
         let result = unsafe { libc::munmap(self.start.as_ptr().cast(), self.length) };
@@ -79,11 +92,14 @@ mod tests {
 
     #[test]
     fn a_mapping_starts_at_a_page_and_covers_what_was_asked() {
-        let mut pages = Pages::map(5_000).unwrap();
-        assert_eq!(pages.start().as_ptr() as usize % sys::page_size(), 0);
-        assert!(pages.length() >= 5_000);
-        pages.touch();
+        let mut mapping = Mapping::map(5_000).unwrap();
+        assert_eq!(mapping.start().as_ptr() as usize % sys::page_size(), 0);
+        assert!(mapping.length() >= 5_000);
+        mapping.touch();
+        mapping.bytes_mut()[4_999] = 7;
+        assert_eq!(mapping.bytes()[4_998..5_000], [0, 7]);
         // SAFETY: the last byte of the mapping.
-        assert_eq!(unsafe { pages.start().add(pages.length() - 1).read() }, 0);
+        let last = unsafe { mapping.start().add(mapping.length() - 1).read() };
+        assert_eq!(last, 0);
     }
 }
