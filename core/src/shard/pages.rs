@@ -526,7 +526,14 @@ impl Shard {
             if room == 0 {
                 break;
             }
-            let most = quota + local.kept;
+            // A start waits for what leaves, and what it is told next may say that much of it is
+            // needed no more.
+            let is_told = self.journal.is_none();
+            let most = if is_told {
+                usize::MAX
+            } else {
+                quota + local.kept
+            };
             let mut over = local.chunks().saturating_sub(most).max(short).min(room);
             for index in local.own.indexes() {
                 if over == 0 {
