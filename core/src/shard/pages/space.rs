@@ -43,6 +43,8 @@ pub(super) struct Space {
     /// What came back and may be named, and how many had been begun by then.
     resting: Vec<(u64, Extent)>,
     rested: usize,
+    /// There were too few pages since the last checkpoint was begun.
+    lacks: bool,
     removed: Vec<u32>,
 }
 
@@ -57,6 +59,7 @@ impl Space {
             is_open: false,
             resting: Vec::new(),
             rested: 0,
+            lacks: false,
             removed: Vec::new(),
         }
     }
@@ -64,6 +67,7 @@ impl Space {
     /// Lends so many pages one behind the other, if there are.
     pub(super) fn take(&mut self, pages: usize) -> Option<Extent> {
         if pages > PER_FILE || self.used + pages > self.most {
+            self.lacks = true;
             return None;
         }
         let from = if pages == 1 { self.from } else { 0 };
@@ -123,6 +127,7 @@ impl Space {
 
     /// A checkpoint was begun.
     pub(super) fn begun(&mut self) {
+        self.lacks = false;
         self.begun += 1;
         self.is_open = true;
     }
@@ -144,7 +149,7 @@ impl Space {
     /// Whether a checkpoint would let so many pages go that one is to be begun for it.
     pub(super) fn wants_checkpoint(&self) -> bool {
         let much = (self.used / 2).max(PER_FILE).min(self.most / 2);
-        !self.is_open && self.rested > much
+        !self.is_open && (self.rested > much || self.lacks && self.rested > 0)
     }
 
     /// Pages that are in use, or rest.

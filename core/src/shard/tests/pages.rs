@@ -253,6 +253,35 @@ fn whoever_reads_in_the_middle_leaves_nothing_behind_in_memory() {
     assert_eq!(next, MANY + 1);
 }
 
+/// What comes and leaves again takes other pages, and those that it had rest: once there are
+/// no more, a checkpoint frees them.
+#[test]
+fn pages_that_rest_are_freed_when_there_are_no_others() {
+    let mut device = Device::making_checkpoints(1 << 40).with_pages(4_000, false);
+    let mut shard = device.start();
+    let mut peer = Peer::new(&mut shard);
+    let producer = topic_producer(&mut peer, &mut shard, &mut device);
+    let mut sender = Sender::new(peer, producer);
+    let mut slow = Peer::new(&mut shard);
+    subscriber(&mut slow, &mut shard, &mut device, ("slow", 2));
+    subscriber(&mut slow, &mut shard, &mut device, ("fast", 2));
+    shard.closed(now(), slow.link);
+    assert_eq!(sender.send(&mut shard, &mut device, MANY), MANY);
+    device.checkpoint(&mut shard);
+    let mut next = 1;
+    for _ in 0..10 {
+        let mut reader = Peer::new(&mut shard);
+        let fast = subscriber(&mut reader, &mut shard, &mut device, ("fast", 2));
+        next = receive_through(&mut shard, &mut device, &mut reader, fast, next);
+        shard.closed(now(), reader.link);
+        while shard.is_checkpointing() {
+            device.settle(&mut shard);
+            device.checkpoint_step(&mut shard);
+        }
+    }
+    assert_eq!(next, MANY + 1);
+}
+
 /// Who takes more than memory holds, and settles nothing, takes nothing of what was granted.
 #[test]
 fn what_comes_leaves_what_was_promised_to_others() {
