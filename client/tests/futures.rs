@@ -150,6 +150,30 @@ fn a_producer_that_is_dropped_leaves_its_futures_and_their_order_behind() {
     assert!(bodies(&client, "q", 500).into_iter().eq(0..500));
 }
 
+/// The thread that drives the link takes sends over while others are handed in, so that a
+/// line is empty, and has something in it again, before it was looked at.
+#[test]
+fn no_producer_that_is_dropped_forgets_what_is_on_its_way() {
+    let broker = TestBroker::start();
+    for round in 0..300 {
+        let client = broker.client();
+        let producer = client
+            .producer("q")
+            .window(4)
+            .send_timeout(WAIT)
+            .create()
+            .unwrap();
+        let futures: Vec<SendFuture> = (0..60)
+            .map(|number| producer.send_future(body(number)))
+            .collect();
+        drop(producer);
+        for (number, future) in (0u64..).zip(futures) {
+            let position = block_on(future).unwrap().position;
+            assert_eq!(position.offset.0, round * 60 + number);
+        }
+    }
+}
+
 #[test]
 fn futures_and_all_other_ways_to_send_share_one_order() {
     let broker = TestBroker::start();

@@ -440,7 +440,8 @@ impl State {
         };
         let is_first = !ledger.is_lined();
         ledger.line_up(item);
-        if is_first {
+        // A line that is empty stays in the list until all move the next time.
+        if is_first && !self.lined.contains(&key) {
             self.lined.push(key);
         }
         self.advance(key);
@@ -480,7 +481,9 @@ impl State {
                 return false;
             };
             let Some(item) = ledger.first_in_line() else {
-                if ledger.is_deserted {
+                // Once: a second time it would be taken for closed, and forgotten with all
+                // that is on its way.
+                if std::mem::take(&mut ledger.is_deserted) {
                     self.desert_producer(key);
                 }
                 return false;
