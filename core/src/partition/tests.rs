@@ -15,6 +15,7 @@ use crate::id::{BatchNumber, DestinationNumber, PartitionIndex, ProducerId, Sequ
 use crate::memory::CHUNK;
 use crate::time::{Monotonic, Wall};
 
+mod rounds;
 mod segments;
 
 const CHUNKS: u32 = 24;

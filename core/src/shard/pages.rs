@@ -114,6 +114,10 @@ pub(super) struct Pager {
     look_below: usize,
     /// Chunks that were free when there were too few for what is wanted.
     lacked_at: usize,
+    /// Looks of one round look at each segment once between them.
+    round: u32,
+    /// The next look goes on with the round of the last one.
+    goes_on: bool,
     /// The last look found too few: what stood in the way, such as a flush, is to end.
     is_wanting: bool,
     /// The last batch of the journal that was told to be durable.
@@ -157,6 +161,8 @@ impl Pager {
             has_failed: false,
             look_below: usize::MAX,
             lacked_at: usize::MAX,
+            round: 0,
+            goes_on: false,
             is_wanting: false,
             told: BatchNumber(0),
             look_at: None,
@@ -513,7 +519,12 @@ impl Shard {
     fn look(&mut self, pager: &mut Pager) {
         let goal = self.arena.chunks() as usize / FREE_SHARE;
         let mut short = goal.saturating_sub(self.arena.free() + pager.leaving_chunks);
-        let quota = usize::try_from(self.plan.destination / 2).unwrap_or(usize::MAX) / CHUNK;
+        // A start waits for what leaves, and what it is told next may say that much of it is
+        // needed no more.
+        let quota = match self.journal {
+            Some(_) => usize::try_from(self.plan.destination / 2).unwrap_or(usize::MAX) / CHUNK,
+            None => usize::MAX,
+        };
         let mut room = LEAVING_MAX.saturating_sub(pager.leaving_chunks);
         pager.is_wanting = short > 0;
         #[cfg(test)]
@@ -521,19 +532,14 @@ impl Shard {
             short = room;
             pager.look_below = usize::MAX;
         }
-        let mut has_more = false;
+        if !core::mem::take(&mut pager.goes_on) {
+            pager.round = pager.round.wrapping_add(1);
+        }
         for local in self.locals.iter_mut() {
             if room == 0 {
                 break;
             }
-            // A start waits for what leaves, and what it is told next may say that much of it is
-            // needed no more.
-            let is_told = self.journal.is_none();
-            let most = if is_told {
-                usize::MAX
-            } else {
-                quota + local.kept
-            };
+            let most = quota.saturating_add(local.kept);
             let mut over = local.chunks().saturating_sub(most).max(short).min(room);
             for index in local.own.indexes() {
                 if over == 0 {
@@ -544,7 +550,7 @@ impl Shard {
                     continue;
                 }
                 let spared = spared(partition);
-                for first in partition.log.may_leave(&spared, over) {
+                for first in partition.log.may_leave(&spared, over, pager.round) {
                     let place = Place {
                         destination: local.number,
                         partition: PartitionIndex(u32::try_from(index).unwrap_or(u32::MAX)),
@@ -572,11 +578,11 @@ impl Shard {
                         break;
                     }
                 }
-                has_more |= over > 0 && partition.log.has_more_to_look_at();
+                pager.goes_on |= over > 0 && partition.log.has_more_to_look_at();
             }
             pager.is_wanting |= over > 0;
         }
-        if has_more {
+        if pager.goes_on {
             // The next turn looks further.
             pager.look_below = usize::MAX;
         }

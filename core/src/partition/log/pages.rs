@@ -47,8 +47,11 @@ pub(super) struct Paged {
     pub(super) chunks: usize,
     /// Where somebody wanted to read.
     wanted: RefCell<Vec<Offset>>,
-    /// Segments before this one are still to be looked at for some that may leave; none if
-    /// all were.
+    /// The round of looking for some that may leave that this log is in.
+    round: u32,
+    /// As many of its older segments are still to be looked at in that round.
+    left: usize,
+    /// It goes on before this one, and behind the first one with the last of the older ones.
     hand: Option<Offset>,
 }
 
@@ -119,39 +122,41 @@ impl Log {
 
     /// Segments that may leave, `most` of them, each by its first offset: the newest ones
     /// first, since they are wanted last. One call looks at some of a long log only, and the
-    /// next goes on there.
-    pub fn may_leave(&mut self, spared: &[Range<usize>], most: usize) -> Vec<Offset> {
+    /// next goes on there; in one round at each of the older ones once.
+    pub fn may_leave(&mut self, spared: &[Range<usize>], most: usize, round: u32) -> Vec<Offset> {
         // The last one may be written to.
         let end = self.segments.len().saturating_sub(1);
-        let newest = end.saturating_sub(LOOKED_AT);
-        let hand = self.paged.as_ref().and_then(|paged| paged.hand);
-        let from = hand.and_then(|hand| self.index_from(hand));
-        let from = from.unwrap_or(newest).min(newest);
-        let to = from.saturating_sub(LOOKED_AT);
-        let leaving: Vec<Offset> = (newest..end)
-            .rev()
-            .chain((to..from).rev())
-            .filter(|index| !spared.iter().any(|range| range.contains(index)))
-            .map(|index| &self.segments[index])
-            .filter(|it| it.is_here() && it.sealed && it.pins == 0 && it.is_dense())
-            .filter(|it| it.last < self.shown)
-            .map(|it| it.first)
-            .take(most)
-            .collect();
-        let is_all = to == 0 && leaving.len() < most;
-        // What was not come to is looked at again.
-        let next = leaving.last().filter(|_| leaving.len() == most);
-        let next = next.copied().unwrap_or(self.segments[to].first);
-        self.paged.get_or_insert_default().hand = (!is_all).then_some(next);
+        let older = end.saturating_sub(LOOKED_AT);
+        let paged = self.paged.get_or_insert_default();
+        if core::mem::replace(&mut paged.round, round) != round {
+            paged.left = older;
+        }
+        let (left, hand) = (paged.left.min(older), paged.hand);
+        let hand = hand.and_then(|hand| self.index_from(hand));
+        let from = hand.filter(|hand| *hand <= older).unwrap_or(older);
+        let may = |index: usize| {
+            let it = &self.segments[index];
+            let may = it.is_here() && it.sealed && it.pins == 0 && it.is_dense();
+            let is_spared = || spared.iter().any(|range| range.contains(&index));
+            (may && it.last < self.shown && !is_spared()).then_some(it.first)
+        };
+        let mut leaving: Vec<Offset> = (older..end).rev().filter_map(may).take(most).collect();
+        let mut seen = 0;
+        while leaving.len() < most && seen < left.min(LOOKED_AT) {
+            seen += 1;
+            leaving.extend(may((from + older - seen) % older));
+        }
+        let hand = (seen > 0).then(|| self.segments[(from + older - seen) % older].first);
+        let paged = self.paged.get_or_insert_default();
+        paged.left = left - seen;
+        paged.hand = hand.or(paged.hand);
         leaving
     }
 
-    /// Whether [`Log::may_leave`] has more to look at before it has seen all once.
+    /// Whether [`Log::may_leave`] has more to look at in this round.
     #[must_use]
     pub fn has_more_to_look_at(&self) -> bool {
-        self.paged
-            .as_ref()
-            .is_some_and(|paged| paged.hand.is_some())
+        self.paged.as_ref().is_some_and(|paged| paged.left > 0)
     }
 
     /// The segment that begins with `first`.
