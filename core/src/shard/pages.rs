@@ -279,20 +279,39 @@ impl Shard {
     /// The next that is wanted, and that there is memory for.
     fn next_read(&mut self, pager: &mut Pager) -> Option<PageWish> {
         let mut index = 0;
+        // What of which destination there was no room for.
+        let mut lacked: Vec<(DestinationNumber, usize)> = Vec::new();
         while let Some(&(place, wanted)) = pager.wanted.get(index) {
+            let lacks = |chunks| {
+                let of_it = |it: &&(_, _)| it.0 == place.destination;
+                lacked.iter().filter(of_it).any(|it| it.1 <= chunks)
+            };
+            if lacks(1) {
+                index += 1;
+                continue;
+            }
             let log = self.locals.log_mut(place);
             let next = log.and_then(|log| log.next_away(wanted, log.ahead_of(wanted)));
             let Some((first, chunks)) = next else {
                 pager.wanted.remove(index);
                 continue;
             };
-            let Some(head) = self.take_for_pages(pager, place.destination, chunks) else {
+            let head = if lacks(chunks) {
+                None
+            } else {
+                self.take_for_pages(pager, place.destination, chunks)
+            };
+            let Some(head) = head else {
                 // What leaves makes room for it; one look is enough for that until something
                 // has changed.
                 let free = self.arena.free();
                 if core::mem::replace(&mut pager.lacked_at, free) != free {
                     pager.look_below = usize::MAX;
                 }
+                if self.has_nothing_for_pages(pager) {
+                    return None;
+                }
+                lacked.push((place.destination, chunks));
                 index += 1;
                 continue;
             };
@@ -310,6 +329,12 @@ impl Shard {
             return Some(PageWish::Read { page, size, sum });
         }
         None
+    }
+
+    /// Whether [`Shard::take_for_pages`] has not one chunk for anybody.
+    fn has_nothing_for_pages(&self, pager: &Pager) -> bool {
+        let is_urgent = self.journal.is_none() || pager.chunks == 0;
+        self.arena.free() == 0 || (!is_urgent && self.unpromised(0) < CHUNK as u64)
     }
 
     /// Memory for what comes: what nobody was promised, of which some is kept for that, and
