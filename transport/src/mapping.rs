@@ -5,6 +5,7 @@
 //! there; so whatever bytes are received into is mapped. A mapping also costs
 //! nothing until it is touched, is zero at first, and never moves.
 
+use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
 use crate::sys::{self, Errno};
@@ -53,19 +54,6 @@ impl Mapping {
         self.length
     }
 
-    /// All of it. Only of a mapping that nothing was told the address of.
-    pub(crate) fn bytes(&self) -> &[u8] {
-        // SAFETY: all of the mapping is there and initialised, zero at first, and whoever
-        // writes to it has a `&mut`.
-        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.length) }
-    }
-
-    /// The same, to be written to.
-    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as above, and nobody else has it meanwhile.
-        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.length) }
-    }
-
     /// Touches every page once, so that no fault interrupts the first use.
     pub(crate) fn touch(&mut self) {
         for offset in (0..self.length).step_by(sys::page_size()) {
@@ -84,6 +72,34 @@ impl Drop for Mapping {
     }
 }
 
+/// A mapping whose bytes are read and written here alone: nothing is ever told its address.
+#[derive(Debug)]
+pub(crate) struct MappedBytes(Mapping);
+
+impl MappedBytes {
+    /// Maps at least `length` bytes (at least one page).
+    pub(crate) fn map(length: usize) -> Result<Self, Errno> {
+        Mapping::map(length).map(Self)
+    }
+}
+
+impl Deref for MappedBytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: all of the mapping is there and initialised, zero at first, and whoever
+        // writes to it has a `&mut`: only slices of it are ever given out.
+        unsafe { std::slice::from_raw_parts(self.0.start.as_ptr(), self.0.length) }
+    }
+}
+
+impl DerefMut for MappedBytes {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above, and nobody else has it meanwhile.
+        unsafe { std::slice::from_raw_parts_mut(self.0.start.as_ptr(), self.0.length) }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -96,10 +112,16 @@ mod tests {
         assert_eq!(mapping.start().as_ptr() as usize % sys::page_size(), 0);
         assert!(mapping.length() >= 5_000);
         mapping.touch();
-        mapping.bytes_mut()[4_999] = 7;
-        assert_eq!(mapping.bytes()[4_998..5_000], [0, 7]);
         // SAFETY: the last byte of the mapping.
         let last = unsafe { mapping.start().add(mapping.length() - 1).read() };
         assert_eq!(last, 0);
+    }
+
+    #[test]
+    fn bytes_that_are_mapped_are_zero_until_they_are_written_to() {
+        let mut bytes = MappedBytes::map(5_000).unwrap();
+        assert!(bytes.len() >= 5_000);
+        bytes[4_999] = 7;
+        assert_eq!(bytes[4_998..5_000], [0, 7]);
     }
 }

@@ -177,7 +177,7 @@ impl Store {
             };
             while shard.awaits_pages_for(entry) {
                 if page_at_once(files, shard).map_err(&refused)? == 0 {
-                    let bound = shard.memory_bound();
+                    let bound = shard.memory().bound;
                     return Err(TooLittleMemory { bound }.into());
                 }
             }

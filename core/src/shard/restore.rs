@@ -38,12 +38,6 @@ impl fmt::Display for TooLittleMemory {
 impl std::error::Error for TooLittleMemory {}
 
 impl Shard {
-    /// Where its memory ends, in bytes.
-    #[must_use]
-    pub fn memory_bound(&self) -> u64 {
-        self.plan.bound
-    }
-
     /// Takes what an entry says, as far as it is about this shard.
     ///
     /// # Errors

@@ -9,12 +9,12 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::ops::Deref;
 
-use crate::mapping::Mapping;
+use crate::mapping::MappedBytes;
 
 /// What was read of a file last; nothing at first.
 #[derive(Debug, Default)]
 pub struct Image {
-    mapping: Option<Mapping>,
+    memory: Option<MappedBytes>,
     length: usize,
 }
 
@@ -26,16 +26,16 @@ impl Image {
     /// If the kernel refuses, or if the file is shorter; then nothing is here.
     pub(super) fn read(&mut self, file: &mut File, size: usize) -> io::Result<()> {
         self.length = 0;
-        let mapping = match self.mapping.take_if(|it| it.length() >= size) {
-            Some(mapping) => mapping,
+        let memory = match self.memory.take_if(|it| it.len() >= size) {
+            Some(memory) => memory,
             None => {
                 // What is too small goes first.
-                self.mapping = None;
-                Mapping::map(size)?
+                self.memory = None;
+                MappedBytes::map(size)?
             }
         };
-        let mapping = self.mapping.insert(mapping);
-        file.read_exact(&mut mapping.bytes_mut()[..size])?;
+        let memory = self.memory.insert(memory);
+        file.read_exact(&mut memory[..size])?;
         self.length = size;
         Ok(())
     }
@@ -45,8 +45,7 @@ impl Deref for Image {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        self.mapping
-            .as_ref()
-            .map_or(&[], |mapping| &mapping.bytes()[..self.length])
+        let memory = self.memory.as_ref();
+        memory.map_or(&[], |memory| &memory[..self.length])
     }
 }
