@@ -13,7 +13,7 @@ use std::thread::{self, Thread};
 use std::time::Duration;
 
 use common::{TestBroker, WAIT, block_on};
-use courser::{Cause, Client, Message, SendError, SendFuture};
+use courser::{Cause, Client, Message, Producer, SendError, SendFuture};
 
 /// Wakes a thread, and counts how often.
 struct Alarm {
@@ -128,16 +128,17 @@ fn futures_that_are_dropped_lose_nothing_and_change_no_order() {
     assert!(bodies(&client, "q", 3000).into_iter().eq(0..3000));
 }
 
+/// A producer of which so many sends are on their way at a time, and others wait in line.
+fn windowed(client: &Client, window: u32) -> Producer {
+    let producer = client.producer("q").window(window).send_timeout(WAIT);
+    producer.create().unwrap()
+}
+
 #[test]
 fn a_producer_that_is_dropped_leaves_its_futures_and_their_order_behind() {
     let broker = TestBroker::start();
     let client = broker.client();
-    let producer = client
-        .producer("q")
-        .window(4)
-        .send_timeout(WAIT)
-        .create()
-        .unwrap();
+    let producer = windowed(&client, 4);
     let futures: Vec<SendFuture> = (0..500)
         .map(|number| producer.send_future(body(number)))
         .collect();
@@ -157,12 +158,7 @@ fn no_producer_that_is_dropped_forgets_what_is_on_its_way() {
     let broker = TestBroker::start();
     for round in 0..300 {
         let client = broker.client();
-        let producer = client
-            .producer("q")
-            .window(4)
-            .send_timeout(WAIT)
-            .create()
-            .unwrap();
+        let producer = windowed(&client, 4);
         let futures: Vec<SendFuture> = (0..60)
             .map(|number| producer.send_future(body(number)))
             .collect();
@@ -178,12 +174,7 @@ fn no_producer_that_is_dropped_forgets_what_is_on_its_way() {
 fn futures_and_all_other_ways_to_send_share_one_order() {
     let broker = TestBroker::start();
     let client = broker.client();
-    let producer = client
-        .producer("q")
-        .window(16)
-        .send_timeout(WAIT)
-        .create()
-        .unwrap();
+    let producer = windowed(&client, 16);
     let mut futures = Vec::new();
     let mut number = 0u64;
     let mut next = || {
