@@ -56,6 +56,11 @@ pub(super) const BACKLOG_BYTES_MIN: u64 = limits::MEMORY_MIN;
 /// What the memory of a broker is of its backlog.
 const MEMORY_SHARE: u64 = 16;
 
+/// The memory of a broker that is to have so many bytes unread.
+fn memory_beside(backlog: u64) -> u64 {
+    (backlog / MEMORY_SHARE).max(limits::MEMORY_MIN)
+}
+
 /// Bytes of a body, so that a page has many of them.
 const PAYLOAD_BYTES: u32 = 1024;
 
@@ -122,7 +127,7 @@ impl Course<'_> {
             self.skip_backlog(bytes, &why);
             return Ok(());
         }
-        let memory = (bytes / MEMORY_SHARE).max(limits::MEMORY_MIN);
+        let memory = memory_beside(bytes);
         let [one, other] = ["one", "other"].map(|name| {
             let adjust = |config| BrokerConfig { memory, ..config };
             Target::keeping_with(&directory.join(name), self.cores, self.plan.idle, adjust)
@@ -158,7 +163,7 @@ impl Course<'_> {
             "backlog: {} unread beside a memory of {} MiB; {} pages were written to make room, \
              {} were read back while round trips were timed",
             units::bytes(bytes),
-            (bytes / MEMORY_SHARE).max(limits::MEMORY_MIN) >> 20,
+            memory_beside(bytes) >> 20,
             units::count(section.pages_written),
             units::count(section.pages_read),
         ));
