@@ -395,7 +395,8 @@ impl Model {
     pub(crate) fn new(
         destinations: &[DestinationPlan],
         installation: Installation,
-        (strangers, has_disks): (bool, bool),
+        strangers: bool,
+        has_disks: bool,
     ) -> Self {
         let mut model = Self {
             destinations: destinations.to_vec(),

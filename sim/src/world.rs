@@ -241,7 +241,8 @@ impl World {
             model: Model::new(
                 &plan.destinations,
                 installation,
-                (plan.rogues + plan.stallers > 0, plan.disk.is_some()),
+                plan.rogues + plan.stallers > 0,
+                plan.disk.is_some(),
             ),
             door: new_door(&plan, random.word()),
             random: random.fork(),
