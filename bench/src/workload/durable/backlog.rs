@@ -56,11 +56,6 @@ pub(super) const BACKLOG_BYTES_MIN: u64 = limits::MEMORY_MIN;
 /// What the memory of a broker is of its backlog.
 const MEMORY_SHARE: u64 = 16;
 
-/// The memory of a broker that is to have so many bytes unread.
-fn memory_beside(backlog: u64) -> u64 {
-    (backlog / MEMORY_SHARE).max(limits::MEMORY_MIN)
-}
-
 /// Bytes of a body, so that a page has many of them.
 const PAYLOAD_BYTES: u32 = 1024;
 
@@ -69,6 +64,11 @@ pub(super) const LANES: u32 = 6;
 
 /// The others of both, whose slices last until so much is read.
 const LANES_READING: u32 = 4;
+
+/// The memory of a broker that is to have so many bytes unread.
+fn memory_beside(backlog: u64) -> u64 {
+    (backlog / MEMORY_SHARE).max(limits::MEMORY_MIN)
+}
 
 /// Filling and emptying, of each half.
 const STEPS_BESIDE: u64 = 4;

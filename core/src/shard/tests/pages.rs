@@ -133,6 +133,19 @@ fn sender_to(device: &mut Device, shard: &mut Shard, queue: &str) -> Sender {
     Sender::new(peer, producer)
 }
 
+/// A topic and who sends to it. Subscribers of these names were there once: all of it is kept for
+/// them.
+fn sender_to_subscriptions(device: &mut Device, shard: &mut Shard, names: &[&str]) -> Sender {
+    let mut peer = Peer::new(shard);
+    let producer = topic_producer(&mut peer, shard, device);
+    let mut reader = Peer::new(shard);
+    for name in names {
+        subscriber(&mut reader, shard, device, (name, 2));
+    }
+    shard.closed(now(), reader.link);
+    Sender::new(peer, producer)
+}
+
 /// Some three times what the memory may hold.
 const MANY: u64 = 25_000;
 
@@ -238,14 +251,7 @@ fn a_browser_is_shown_what_is_away_too() {
 fn whoever_reads_in_the_middle_leaves_nothing_behind_in_memory() {
     let mut device = Device::making_checkpoints(0).with_pages(1 << 16, false);
     let mut shard = device.start();
-    let mut peer = Peer::new(&mut shard);
-    let producer = topic_producer(&mut peer, &mut shard, &mut device);
-    let mut sender = Sender::new(peer, producer);
-    let mut reader = Peer::new(&mut shard);
-    subscriber(&mut reader, &mut shard, &mut device, ("slow", 2));
-    let fast = subscriber(&mut reader, &mut shard, &mut device, ("fast", 2));
-    shard.closed(now(), reader.link);
-    drop(fast);
+    let mut sender = sender_to_subscriptions(&mut device, &mut shard, &["slow", "fast"]);
     assert_eq!(sender.send(&mut shard, &mut device, MANY), MANY);
     let mut reader = Peer::new(&mut shard);
     let fast = subscriber(&mut reader, &mut shard, &mut device, ("fast", 2));
@@ -259,13 +265,7 @@ fn whoever_reads_in_the_middle_leaves_nothing_behind_in_memory() {
 fn pages_that_rest_are_freed_when_there_are_no_others() {
     let mut device = Device::making_checkpoints(1 << 40).with_pages(4_000, false);
     let mut shard = device.start();
-    let mut peer = Peer::new(&mut shard);
-    let producer = topic_producer(&mut peer, &mut shard, &mut device);
-    let mut sender = Sender::new(peer, producer);
-    let mut slow = Peer::new(&mut shard);
-    subscriber(&mut slow, &mut shard, &mut device, ("slow", 2));
-    subscriber(&mut slow, &mut shard, &mut device, ("fast", 2));
-    shard.closed(now(), slow.link);
+    let mut sender = sender_to_subscriptions(&mut device, &mut shard, &["slow", "fast"]);
     assert_eq!(sender.send(&mut shard, &mut device, MANY), MANY);
     device.checkpoint(&mut shard);
     let mut next = 1;
@@ -493,12 +493,7 @@ fn a_destination_that_goes_gives_its_pages_back_those_on_their_way_too() {
 fn a_subscription_that_nobody_reads_leaves_memory_to_the_others() {
     let mut device = Device::making_checkpoints(0).with_pages(1 << 16, false);
     let mut shard = device.start();
-    let mut peer = Peer::new(&mut shard);
-    let producer = topic_producer(&mut peer, &mut shard, &mut device);
-    let mut sender = Sender::new(peer, producer);
-    let mut slow = Peer::new(&mut shard);
-    subscriber(&mut slow, &mut shard, &mut device, ("slow", 2));
-    shard.closed(now(), slow.link);
+    let mut sender = sender_to_subscriptions(&mut device, &mut shard, &["slow"]);
     let mut next = 1;
     for round in 0..10 {
         assert_eq!(
