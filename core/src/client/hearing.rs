@@ -457,7 +457,11 @@ impl Client {
                 return Ok(());
             }
             Some(Pending::AttachProducer(producer)) => {
-                self.producer_lost(producer, code, text);
+                if Refusal::from_code(code) == Some(Refusal::StorageFailed) {
+                    self.producer_put_off(producer);
+                } else {
+                    self.producer_lost(producer, code, text);
+                }
                 return Ok(());
             }
             Some(Pending::AttachConsumer(consumer)) => {

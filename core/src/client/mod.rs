@@ -983,8 +983,16 @@ impl Client {
         if producer.phase != producer::Phase::Closing || !producer.is_answered() {
             return;
         }
-        if !producer.is_attached() {
+        let is_attached = producer.is_attached();
+        if !is_attached && !producer.is_put_off() {
             // The broker of the next connection is asked once it knows the producer.
+            return;
+        }
+        if !is_attached {
+            // It forgets the producer in time.
+            if let Some(request) = self.requests.take_closing(key) {
+                self.producer_closed(request, key);
+            }
             return;
         }
         producer.phase = producer::Phase::CloseAsked;

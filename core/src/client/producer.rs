@@ -241,6 +241,8 @@ pub(super) struct Producer {
     pub(super) request: Box<ProducerRequest>,
     /// Whether the broker knows it on this connection.
     attached: bool,
+    /// Whether the broker of this connection can attach nobody any more.
+    is_put_off: bool,
     /// Whether the installation knows it.
     is_known: bool,
     handle: Handle,
@@ -299,6 +301,7 @@ impl Producer {
         Self {
             phase: Phase::Open,
             attached: true,
+            is_put_off: false,
             is_known: true,
             handle: Handle(opened.handle.get()),
             id: ProducerId(opened.producer.get()),
@@ -733,8 +736,18 @@ impl Producer {
         }
         self.give_up(now);
         self.withdraw(now);
+        let cause = self.too_late();
         self.window
-            .expire(now, |_send| Err(Failure::Unknown(Cause::DeadlinePassed)));
+            .expire(now, |_send| Err(Failure::Unknown(cause)));
+    }
+
+    /// Why a send fails whose deadline has passed.
+    fn too_late(&self) -> Cause {
+        if self.is_put_off {
+            Cause::StorageFailed
+        } else {
+            Cause::DeadlinePassed
+        }
     }
 
     /// What the broker refused for want of room fails once that has lasted, with all that
@@ -765,7 +778,7 @@ impl Producer {
         while at < self.refused.len() {
             let (size, sequence) = frame_at(&self.refused[at..]);
             if self.window.is_overdue(sequence, now) {
-                self.settle(sequence, Err(Failure::NotStored(Cause::DeadlinePassed)));
+                self.settle(sequence, Err(Failure::NotStored(self.too_late())));
             }
             let size = if self.window.has_outcome(sequence) {
                 let kept = empty(&mut self.refused[at..at + size]);
@@ -779,9 +792,8 @@ impl Producer {
         if self.planned >= self.stamped_to {
             return;
         }
-        let uncertain_to = self.uncertain_to;
+        let (uncertain_to, cause) = (self.uncertain_to, self.too_late());
         self.give_up_stamped(self.planned, |window, from, header| {
-            let cause = Cause::DeadlinePassed;
             let sequence = Sequence(header.sequence.get());
             let is_overdue = window.is_overdue(sequence, now);
             is_overdue.then_some(if from < uncertain_to {
@@ -860,7 +872,7 @@ impl Producer {
                 withdrawn[partition] += 1;
                 self.partition_sequences[partition] -= 1;
                 self.messages -= 1;
-                self.settle(sequence, Err(Failure::NotStored(Cause::DeadlinePassed)));
+                self.settle(sequence, Err(Failure::NotStored(self.too_late())));
             } else {
                 self.outbox.copy_down(from, to, size);
                 match withdrawn.get(partition) {
@@ -895,6 +907,22 @@ impl Producer {
             // What was on its way comes behind what was refused before it.
             self.flow = Flow::Pausing(None);
         }
+    }
+
+    /// The broker of this connection can attach nobody any more: the next one is asked, and
+    /// everything without an answer waits for it.
+    pub(super) fn put_off(&mut self) {
+        self.is_put_off = true;
+    }
+
+    /// Whether there is nothing more to come on this connection.
+    pub(super) fn is_put_off(&self) -> bool {
+        self.is_put_off
+    }
+
+    /// There is another connection, or about to be.
+    pub(super) fn may_attach(&mut self) {
+        self.is_put_off = false;
     }
 
     /// The broker knows the producer again, in a new incarnation.
@@ -1023,9 +1051,11 @@ impl Producer {
             .expect("the frame of every send was stamped with an opened sequence")
     }
 
-    /// Whether the broker has answered every frame.
+    /// Whether the broker has answered every frame, or whoever sent them needs no answer any
+    /// more and the broker of this connection gives none.
     pub(super) fn is_answered(&self) -> bool {
-        self.outbox.is_empty() && self.refused.is_empty()
+        let is_empty = self.outbox.is_empty() && self.refused.is_empty();
+        is_empty || (self.is_put_off && self.unanswered() == 0)
     }
 
     /// Whether the broker knows it on this connection.

@@ -126,6 +126,12 @@ impl Requests {
         }
     }
 
+    /// The request to close a producer, if there is one.
+    pub(super) fn take_closing(&mut self, key: ProducerKey) -> Option<RequestId> {
+        let is_it = |pending: &mut Pending| matches!(pending, Pending::CloseProducer(closing) if *closing == key);
+        self.take_if(is_it).first().map(|(request, _)| *request)
+    }
+
     /// Takes those for which `is_over` says so.
     pub(super) fn take_if(
         &mut self,

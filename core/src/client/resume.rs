@@ -136,10 +136,11 @@ impl Client {
     /// Producers, consumers and requests without a broker.
     fn detach(&mut self) {
         for handle in handles_of(&self.producers) {
-            if let Some(producer) = self.producers.get_mut(handle)
-                && producer.phase != producer::Phase::Ended
-                && producer.is_attached()
-            {
+            let Some(producer) = self.producers.get_mut(handle) else {
+                continue;
+            };
+            producer.may_attach();
+            if producer.phase != producer::Phase::Ended && producer.is_attached() {
                 producer.detached();
                 self.earliest = self.earliest.min(producer.earliest_deadline());
             }
@@ -208,7 +209,7 @@ impl Client {
         self.requests.add(Pending::CloseConsumer(key))
     }
 
-    fn producer_closed(&mut self, request: RequestId, key: ProducerKey) {
+    pub(super) fn producer_closed(&mut self, request: RequestId, key: ProducerKey) {
         if let Some(producer) = self.producers.get_mut(key.0) {
             producer.phase = producer::Phase::Ended;
         }
@@ -405,16 +406,22 @@ impl Client {
         Ok(())
     }
 
+    /// The broker cannot write down who attaches before it is started again. Until then what
+    /// was sent is in doubt: it waits, and the run that comes knows the producer as it was.
+    pub(super) fn producer_put_off(&mut self, key: ProducerKey) {
+        if let Some(producer) = self.producers.get_mut(key.0) {
+            producer.put_off();
+        }
+        self.close_if_answered(key);
+    }
+
     pub(super) fn producer_lost(&mut self, key: ProducerKey, code: u16, text: Box<str>) {
         if let Some(producer) = self.producers.get_mut(key.0) {
             producer.lost(Cause::Fenced);
         }
         self.announce(key);
-        let closing = self
-            .requests
-            .take_if(|pending| matches!(pending, Pending::CloseProducer(other) if *other == key));
-        match closing.first() {
-            Some((request, _)) => self.producer_closed(*request, key),
+        match self.requests.take_closing(key) {
+            Some(request) => self.producer_closed(request, key),
             None => self.events.push_back(Event::ProducerLost {
                 producer: key,
                 code,

@@ -656,15 +656,36 @@ impl Shard {
     /// next run that did not, could not go on with each other.
     pub(super) fn once_durable(&mut self, now: Now, attached: Attached) {
         if let Some(journal) = &mut self.journal {
+            if journal.writer.is_broken() {
+                return self.tell_unattached(now, &attached);
+            }
             let batch = journal.all_so_far();
-            if batch > BatchNumber(0)
-                && !journal.writer.is_broken()
-                && !cfg!(planted = "attached_too_soon")
-            {
+            if batch > BatchNumber(0) && !cfg!(planted = "attached_too_soon") {
                 return journal.attached.push_back((batch, attached));
             }
         }
         self.tell_of(now, &attached);
+    }
+
+    /// It never becomes durable that a producer is there. The next run would give its epoch,
+    /// or its id, to another incarnation or another producer, so whoever asked is refused.
+    /// Branches are given both by the home of their destination, and it is durable there.
+    fn tell_unattached(&mut self, now: Now, attached: &Attached) {
+        let fault = Fault::from(Refusal::StorageFailed);
+        match attached {
+            Attached::OnLink(handle) => self.refused_on_link(now, *handle, &fault),
+            Attached::Branch(origin, attached) => {
+                let branch = Handle(attached.handle.get());
+                let identity = self.producers.get(branch).map(|it| &it.identity);
+                let home = identity.map(|it| self.mesh.placement.home(it.destination));
+                if home.is_some_and(|home| home != self.config.shard) {
+                    return self.tell_of(now, &Attached::Branch(*origin, *attached));
+                }
+                let is_new = identity.is_some_and(|it| it.epoch == Epoch(1));
+                self.remove_producer(now, branch, is_new);
+                self.tell_attached(now, *origin, Err(fault));
+            }
+        }
     }
 
     fn tell_of(&mut self, now: Now, attached: &Attached) {
@@ -969,7 +990,7 @@ impl Shard {
         let attached = core::mem::take(&mut journal.attached);
         let waiting = core::mem::take(&mut journal.late);
         for (_, attached) in attached {
-            self.tell_of(now, &attached);
+            self.tell_unattached(now, &attached);
         }
         for (_, link, mut late) in waiting {
             if let Late::Confirmed(confirmation) = &mut late {

@@ -420,7 +420,8 @@ impl Shard {
             return;
         };
         let (link, opening) = (producer.link, producer.opening);
-        self.remove_producer(now, handle, false);
+        let is_new = producer.identity.epoch == Epoch(1);
+        self.remove_producer(now, handle, is_new);
         if let Some(request) = opening
             && let Err(fault) = self.refuse(now, link, request, fault)
         {

@@ -1149,3 +1149,74 @@ fn a_first_connection_that_fails_is_the_end() {
     script.client.closed();
     assert_eq!(script.client.end(), Some(&LinkEnd::Lost));
 }
+
+/// The broker's storage has failed: it attaches nobody. The producer is not lost, for a run
+/// that comes after that one has its sends, or has not, and can say so.
+#[test]
+fn a_producer_waits_for_the_next_run_if_this_one_cannot_attach_it() {
+    let mut script = patient();
+    let producer = script.producer(ProducerRequest::new(queue("q")), &opened(100, 1));
+    script.send(producer, b"1").unwrap();
+    script.said();
+    script.lose();
+    let attach = |script: &mut Script| {
+        let said = script.reconnect(&welcome());
+        let (request, open) = said[0].fields::<control::OpenProducer>();
+        assert_eq!(open.producer.get(), 42);
+        request
+    };
+    let request = attach(&mut script);
+    script.say(request, &storage_failed(), &[]);
+    assert_eq!(script.results(producer), []);
+    script.send(producer, b"2").unwrap();
+    assert!(script.said().is_empty(), "nobody is there to hear it");
+    let lost = |event: &Event| matches!(event, Event::ProducerLost { .. });
+    assert!(!script.events().iter().any(lost));
+
+    script.client.link = 41;
+    script.lose();
+    let request = attach(&mut script);
+    script.say(request, &again(200, 1), &[]);
+    let stamps = stamps(&script.said());
+    assert_eq!(stamps, [(1, 1, 200, false), (2, 1, 200, false)]);
+    script.complete(200, &[run(1, 2, 0)]);
+    assert_eq!(script.results(producer), [(1, Ok(0)), (2, Ok(1))]);
+}
+
+#[test]
+fn sends_that_wait_for_the_next_run_fail_in_their_time_and_are_told_why() {
+    let mut script = patient();
+    let producer = script.producer(ProducerRequest::new(queue("q")), &opened(100, 1));
+    script.send(producer, b"1").unwrap();
+    script.said();
+    script.lose();
+    let said = script.reconnect(&welcome());
+    let (request, _) = said[0].fields::<control::OpenProducer>();
+    script.say(request, &storage_failed(), &[]);
+    script.send(producer, b"2").unwrap();
+    let closing = script.client.close_producer(producer).unwrap();
+    let is_closed = |event: &Event| matches!(event, Event::ProducerClosed { request, .. } if *request == closing);
+    assert!(
+        !script.events().iter().any(is_closed),
+        "its sends have their time"
+    );
+    script
+        .client
+        .expire(script.now.monotonic.after(Duration::from_secs(4)));
+    let cause = Cause::StorageFailed;
+    assert_eq!(
+        script.results(producer),
+        [
+            (1, Err(Failure::Unknown(cause))),
+            (2, Err(Failure::NotStored(cause)))
+        ]
+    );
+    assert!(script.events().iter().any(is_closed));
+}
+
+fn storage_failed() -> control::Refused {
+    control::Refused {
+        refusal: Refusal::StorageFailed.code().into(),
+        ..control::Refused::default()
+    }
+}

@@ -918,6 +918,56 @@ fn attach_again(peer: &mut Peer, shard: &mut Shard, device: &mut Device, produce
     opened(&exchange(peer, shard, device))
 }
 
+/// They were told of an epoch, or an id, that never became durable, and the next run gave it
+/// to somebody else.
+#[test]
+fn behind_a_failed_write_nobody_is_attached() {
+    let mut device = Device::default();
+    let mut shard = device.start();
+    let mut peer = Peer::new(&mut shard);
+    let known = flushed_producer(&mut peer, &mut shard, &mut device, "/default/q");
+    shard.closed(now(), peer.link);
+    let ask = |shard: &mut Shard, producer: u64| {
+        let mut peer = Peer::new(shard);
+        let name = "/default/q";
+        let fields = OpenProducer {
+            session: peer.session.into(),
+            destination_length: u16::try_from(name.len()).unwrap().into(),
+            producer: producer.into(),
+            ..OpenProducer::default()
+        };
+        peer.control(2, &fields, &[name.as_bytes()]);
+        let answers = peer.exchange(shard);
+        (peer.link, answers)
+    };
+    let is_refused = |answers: &[u8]| {
+        let failed = Refusal::StorageFailed.code();
+        matches!(frames(answers)[..], [(Frame::Control {
+            control: Control::Refused(fields, _), .. }, _)] if fields.refusal.get() == failed)
+    };
+    // Those who wait for the device, and those who come when it has failed.
+    let waiting = [known.producer, 0].map(|producer| ask(&mut shard, producer));
+    for (_, answers) in &waiting {
+        assert_eq!(frames(answers).len(), 0);
+    }
+    device.hear(&mut shard);
+    let (_, _, token) = device.writes.remove(0);
+    shard.written(token, Err(WriteFailed));
+    for (link, _) in waiting {
+        assert!(is_refused(&take(&mut shard, link)));
+    }
+    for producer in [known.producer, 0] {
+        assert!(is_refused(&ask(&mut shard, producer).1));
+    }
+    shard.audit();
+    device.cut(&shard, &mut |_| false);
+    // The next run knows the one that it was told of, as it was.
+    let mut shard = device.start();
+    let mut peer = Peer::new(&mut shard);
+    let again = attach_again(&mut peer, &mut shard, &mut device, known.producer);
+    assert_eq!(again.producer, known.producer);
+}
+
 /// The first send of a partition waited until its offset was reserved, and those of other
 /// producers behind it did not: a crash gave their offsets to somebody else.
 #[test]
