@@ -33,7 +33,8 @@ use crate::error::Refusal;
 use crate::frame::CONTROL_HEADER_SIZE;
 use crate::frame::control::{AckRun, Acknowledge, Acknowledged, Allow, ConsumerOpened, Delivery};
 use crate::id::{
-    DestinationNumber, Handle, MemberNumber, Offset, PartitionIndex, RequestId, SubscriptionNumber,
+    BatchNumber, DestinationNumber, Handle, MemberNumber, Offset, PartitionIndex, RequestId,
+    SubscriptionNumber,
 };
 use crate::limits;
 use crate::memory::{Arena, CHUNK};
@@ -74,6 +75,9 @@ pub(super) struct Subscription {
     /// What it is called in the journals, by each shard and run that wrote it down; the
     /// first is used from here on. None if it is not kept.
     pub(super) numbers: Vec<SubscriptionNumber>,
+    /// The batch of the journal with which it is durable; of one that is not kept, or was by
+    /// an earlier run, that before the first.
+    pub(super) made_with: BatchNumber,
     /// Who consumes it, and what of it is whose.
     membership: Membership,
     /// Whose turn it is.
@@ -448,7 +452,7 @@ impl Shard {
         let (handle, _) = self
             .join_as((link, open.session), &join, (0, 0), None)
             .map_err(Rejection::Request)?;
-        if self.opens_once_durable(handle, Asker::Client(request, credit)) {
+        if self.opens_once_durable(now, handle, Asker::Client(request, credit)) {
             return Ok(());
         }
         Ok(self.consumer_opened(now, link, request, handle, credit)?)
@@ -617,6 +621,7 @@ impl Shard {
             } else {
                 Vec::new()
             },
+            made_with: BatchNumber(0),
             membership: Membership::new(kind),
             turn: 0,
         };

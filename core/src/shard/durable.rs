@@ -712,23 +712,27 @@ impl Shard {
         }
     }
 
-    /// Whether a consumer is open only once all so far is durable: its subscription is one
-    /// that is kept. Whoever asked is told then.
-    pub(super) fn opens_once_durable(&mut self, consumer: Handle, whom: Asker) -> bool {
+    /// Whether a consumer is open only once its subscription is durable, which is one that is
+    /// kept and was made a moment ago. Whoever asked is told then, or now that it never is.
+    pub(super) fn opens_once_durable(&mut self, now: Now, consumer: Handle, whom: Asker) -> bool {
         let opened = self.consumers.get(consumer);
-        let opened = opened.map(|it| (it.link, it.subscription()));
-        let Some((link, _)) = opened.filter(|it| self.is_kept(it.1)) else {
+        let Some((link, subscription)) = opened.map(|it| (it.link, it.subscription())) else {
             return false;
         };
-        let Some(journal) = self.journal.as_mut().filter(|it| !it.is_over) else {
+        let made = self.subscriptions.get(subscription).map(|it| it.made_with);
+        let Some((journal, made)) = self.journal.as_mut().zip(made) else {
             return false;
         };
-        let batch = journal.all_so_far();
-        if batch == BatchNumber(0) {
+        if made <= journal.writer.durable() {
             return false;
         }
-        let late = Late::Opened(Opening { consumer, whom });
-        journal.late.push_back((batch, link, late));
+        let opening = Opening { consumer, whom };
+        if journal.is_over {
+            self.open_late(now, link, opening);
+        } else {
+            let late = Late::Opened(opening);
+            journal.late.push_back((made, link, late));
+        }
         true
     }
 

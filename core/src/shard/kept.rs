@@ -101,6 +101,10 @@ impl Shard {
         if self.journal_made(handle) {
             self.journal_parts(handle, |_| true);
             self.keep_for(destination);
+            let last = self.last_batch();
+            if let Some(subscription) = self.subscriptions.get_mut(handle) {
+                subscription.made_with = last;
+            }
         }
     }
 

@@ -80,7 +80,7 @@ impl Shard {
         match self.join_source(shard, front, join) {
             Ok((handle, member)) => {
                 let whom = Asker::Front(shard, front, member);
-                if !self.opens_once_durable(handle, whom) {
+                if !self.opens_once_durable(now, handle, whom) {
                     self.say_joined(now, (shard, front), handle, member);
                 }
             }

@@ -906,7 +906,8 @@ fn a_write_that_failed_completes_nothing_and_is_not_made_again() {
     shard.audit();
 }
 
-fn attach_again(peer: &mut Peer, shard: &mut Shard, device: &mut Device, producer: u64) -> Opened {
+/// Asks for a producer that was there before, or for a new one under the id 0.
+fn ask_to_attach(peer: &mut Peer, producer: u64) {
     let name = "/default/q";
     let fields = OpenProducer {
         session: peer.session.into(),
@@ -915,7 +916,18 @@ fn attach_again(peer: &mut Peer, shard: &mut Shard, device: &mut Device, produce
         ..OpenProducer::default()
     };
     peer.control(2, &fields, &[name.as_bytes()]);
+}
+
+fn attach_again(peer: &mut Peer, shard: &mut Shard, device: &mut Device, producer: u64) -> Opened {
+    ask_to_attach(peer, producer);
     opened(&exchange(peer, shard, device))
+}
+
+/// Whether that is one refusal, because the storage has failed.
+fn is_storage_failed(answers: &[u8]) -> bool {
+    let failed = Refusal::StorageFailed.code();
+    matches!(frames(answers)[..], [(Frame::Control {
+        control: Control::Refused(fields, _), .. }, _)] if fields.refusal.get() == failed)
 }
 
 /// They were told of an epoch, or an id, that never became durable, and the next run gave it
@@ -929,21 +941,9 @@ fn behind_a_failed_write_nobody_is_attached() {
     shard.closed(now(), peer.link);
     let ask = |shard: &mut Shard, producer: u64| {
         let mut peer = Peer::new(shard);
-        let name = "/default/q";
-        let fields = OpenProducer {
-            session: peer.session.into(),
-            destination_length: u16::try_from(name.len()).unwrap().into(),
-            producer: producer.into(),
-            ..OpenProducer::default()
-        };
-        peer.control(2, &fields, &[name.as_bytes()]);
+        ask_to_attach(&mut peer, producer);
         let answers = peer.exchange(shard);
         (peer.link, answers)
-    };
-    let is_refused = |answers: &[u8]| {
-        let failed = Refusal::StorageFailed.code();
-        matches!(frames(answers)[..], [(Frame::Control {
-            control: Control::Refused(fields, _), .. }, _)] if fields.refusal.get() == failed)
     };
     // Those who wait for the device, and those who come when it has failed.
     let waiting = [known.producer, 0].map(|producer| ask(&mut shard, producer));
@@ -954,10 +954,10 @@ fn behind_a_failed_write_nobody_is_attached() {
     let (_, _, token) = device.writes.remove(0);
     shard.written(token, Err(WriteFailed));
     for (link, _) in waiting {
-        assert!(is_refused(&take(&mut shard, link)));
+        assert!(is_storage_failed(&take(&mut shard, link)));
     }
     for producer in [known.producer, 0] {
-        assert!(is_refused(&ask(&mut shard, producer).1));
+        assert!(is_storage_failed(&ask(&mut shard, producer).1));
     }
     shard.audit();
     device.cut(&shard, &mut |_| false);
@@ -1336,12 +1336,7 @@ fn nobody_sees_an_offset_before_it_is_reserved() {
 }
 
 /// A consumer of a subscription of a topic; what it was told until all is durable.
-pub(super) fn subscriber(
-    peer: &mut Peer,
-    shard: &mut Shard,
-    device: &mut Device,
-    (name, sharing): (&str, u8),
-) -> (Handle, Vec<u8>) {
+fn ask_to_subscribe(peer: &mut Peer, (name, sharing): (&str, u8)) {
     let topic = "/default/t";
     let fields = OpenConsumer {
         session: peer.session.into(),
@@ -1354,6 +1349,15 @@ pub(super) fn subscriber(
         ..OpenConsumer::default()
     };
     peer.control(3, &fields, &[topic.as_bytes(), name.as_bytes()]);
+}
+
+pub(super) fn subscriber(
+    peer: &mut Peer,
+    shard: &mut Shard,
+    device: &mut Device,
+    (name, sharing): (&str, u8),
+) -> (Handle, Vec<u8>) {
+    ask_to_subscribe(peer, (name, sharing));
     let answers = exchange(peer, shard, device);
     let handle = frames(&answers).iter().find_map(|(frame, _)| match frame {
         Frame::Control {
@@ -1493,26 +1497,50 @@ fn a_subscription_is_open_once_it_is_there_to_stay() {
     let mut shard = device.start();
     let mut peer = Peer::new(&mut shard);
     topic_producer(&mut peer, &mut shard, &mut device);
-    let fields = OpenConsumer {
-        session: peer.session.into(),
-        destination: 1,
-        destination_length: 10.into(),
-        subscription_length: 5.into(),
-        sharing: 2,
-        messages: 100.into(),
-        bytes: (1 << 20).into(),
-        ..OpenConsumer::default()
-    };
-    peer.control(3, &fields, &[b"/default/t", b"books"]);
+    ask_to_subscribe(&mut peer, ("books", 2));
     let early = peer.exchange(&mut shard);
     assert_eq!(frames(&early).len(), 0, "it is not durable");
     device.hear(&mut shard);
     let (_, _, token) = device.writes.remove(0);
     shard.written(token, Err(WriteFailed));
-    let failed = Refusal::StorageFailed.code();
-    let answers = take(&mut shard, peer.link);
-    assert!(matches!(frames(&answers)[..], [(Frame::Control {
-        control: Control::Refused(fields, _), .. }, _)] if fields.refusal.get() == failed));
+    assert!(is_storage_failed(&take(&mut shard, peer.link)));
+    shard.audit();
+}
+
+/// One that was durable waited for the flush of others, and was refused when that failed: its
+/// consumer was lost.
+#[test]
+fn a_durable_subscription_is_open_at_once_also_behind_a_failed_write() {
+    let mut device = Device::default();
+    let mut shard = device.start();
+    let mut peer = Peer::new(&mut shard);
+    let mut producer = topic_producer(&mut peer, &mut shard, &mut device);
+    let mut reader = Peer::new(&mut shard);
+    subscriber(&mut reader, &mut shard, &mut device, ("books", 2));
+    shard.closed(now(), reader.link);
+    let open = |shard: &mut Shard| {
+        let mut reader = Peer::new(shard);
+        ask_to_subscribe(&mut reader, ("books", 2));
+        let answers = reader.exchange(shard);
+        assert!(matches!(
+            frames(&answers)[..],
+            [(
+                Frame::Control {
+                    control: Control::ConsumerOpened(..),
+                    ..
+                },
+                _
+            )]
+        ));
+        shard.closed(now(), reader.link);
+    };
+    peer.message_to(0, 1, &mut producer, b"on its way");
+    peer.exchange(&mut shard);
+    open(&mut shard);
+    device.hear(&mut shard);
+    let (_, _, token) = device.writes.remove(0);
+    shard.written(token, Err(WriteFailed));
+    open(&mut shard);
     shard.audit();
 }
 
