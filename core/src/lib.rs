@@ -10,7 +10,7 @@
 //!
 //! | layer | modules |
 //! |---|---|
-//! | 0 | `limits` `id` `time` `error` `name` `routing` `sync` |
+//! | 0 | `limits` `id` `time` `error` `name` `routing` `sync` `planted` |
 //! | 1 | `ring` `memory` `slab` `pieces` |
 //! | 2 | `completion` `frame` `counters` `mesh` |
 //! | 3 | `partition` `subscription` `catalog` `auth` `journal` |
@@ -32,6 +32,7 @@ pub mod mesh;
 pub mod name;
 pub mod partition;
 pub mod pieces;
+mod planted;
 pub mod ring;
 pub mod routing;
 pub mod shard;

@@ -23,6 +23,7 @@ use super::{
 };
 use crate::error::Refusal;
 use crate::limits;
+use crate::planted::Planted;
 
 /// Why bytes are not a frame. Each ends the link that they came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -329,8 +330,8 @@ fn control(kind: Kind, unpadded: &[u8]) -> Result<Frame<'_>, DecodeError> {
     let actual = u64::try_from(control.tail().len()).unwrap_or(u64::MAX);
     // What a fuzzer has to find: one kind alone, and there only with a certain
     // relation between two fields.
-    #[cfg(planted = "fuzz_tail_of_subscription")]
-    if let Control::OpenConsumer(fields, _) = control
+    if Planted::FuzzTailOfSubscription.is_awake()
+        && let Control::OpenConsumer(fields, _) = control
         && fields.subscription_length > fields.destination_length
     {
         return Ok(Frame::Control { subject, control });

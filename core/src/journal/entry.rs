@@ -37,6 +37,7 @@ use crate::id::{
     PartitionSequence, ProducerId, Sequence, SubscriptionNumber,
 };
 use crate::limits;
+use crate::planted::Planted;
 use crate::subscription::Kind as Sharing;
 
 /// The one version of the entries' layouts.
@@ -1253,7 +1254,7 @@ fn state(kind: Kind, behind: &[u8], too_short: Malformed) -> Result<Entry<'_>, M
             let mut claimed = usize::try_from(fields.runs.get());
             // What a fuzzer has to find: one kind alone, and there only with a certain
             // relation between two fields.
-            if cfg!(planted = "fuzz_runs_of_settled") && fields.runs > fields.subscription {
+            if Planted::FuzzRunsOfSettled.is_awake() && fields.runs > fields.subscription {
                 claimed = Ok(runs.len());
             }
             if claimed != Ok(runs.len()) {

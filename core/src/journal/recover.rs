@@ -40,6 +40,7 @@ use super::file::{self, FIRST_BATCH, Unreadable};
 use super::survey::{Slot, Survey, Witness, from};
 use super::{Identity, Origin, Start};
 use crate::id::{BatchNumber, FileSequence, JournalNumber, Run};
+use crate::planted::Planted;
 
 /// What is read of a journal.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -550,7 +551,7 @@ impl Decision {
         };
         let knows = |witness: &&Witness| {
             // What a fuzzer has to find: a word about exactly what is missing goes unheard.
-            if cfg!(planted = "recover_hears_less") {
+            if Planted::RecoverHearsLess.is_awake() {
                 return witness.durable_before > self.expected;
             }
             witness.durable_before >= self.expected

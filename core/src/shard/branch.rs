@@ -19,6 +19,7 @@ use crate::frame::control::{CompletionRun, Credit};
 use crate::frame::decode::Message;
 use crate::frame::{MESSAGE_HEADER_SIZE, MessageHeader, padded};
 use crate::id::{DestinationNumber, Epoch, Handle, ProducerId, ShardIndex};
+use crate::planted::Planted;
 use crate::time::{Monotonic, Now};
 
 use super::fan::about;
@@ -199,7 +200,7 @@ impl Shard {
 
     /// Tells the front up to where it may send.
     pub(super) fn grant_to_front(&mut self, now: Now, origin: Origin, credit: Credit) {
-        if cfg!(planted = "lose_grant") && origin.shard != self.config.shard {
+        if Planted::LoseGrant.is_awake() && origin.shard != self.config.shard {
             return;
         }
         let grant = &records::Grant {

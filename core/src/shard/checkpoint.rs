@@ -45,6 +45,7 @@ use crate::memory::Arena;
 use crate::partition::Partition;
 use crate::partition::log::Kept;
 use crate::partition::log::pages::Image;
+use crate::planted::Planted;
 use crate::subscription::Part;
 use crate::time::Now;
 
@@ -803,7 +804,7 @@ impl KeptPartition<'_> {
             let claims = || {
                 parts
                     .clone()
-                    .map(|(_, part)| part.claims(offset) || cfg!(planted = "forget_settled"))
+                    .map(|(_, part)| part.claims(offset) || Planted::ForgetSettled.is_awake())
             };
             if log.retains() || claims().any(|claims| claims) {
                 frame.copy_to(&mut slice.bytes);

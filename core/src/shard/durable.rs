@@ -42,6 +42,7 @@ use crate::journal::writer::{Beginning, IN_FLIGHT_MAX, Token, Wish, WriteFailed,
 use crate::limits;
 use crate::memory::{Arena, CHUNK, ChunkId};
 use crate::partition::log::{ArenaFull, Log};
+use crate::planted::Planted;
 use crate::time::{Monotonic, Now};
 
 /// Once less than this is reserved of a partition's offsets, more is.
@@ -260,7 +261,7 @@ impl Durable {
                 self.hide(log, place, it.first, batch);
             }
             return Safety {
-                batch: if cfg!(planted = "told_too_soon") {
+                batch: if Planted::ToldTooSoon.is_awake() {
                     BatchNumber(0)
                 } else {
                     batch
@@ -660,7 +661,7 @@ impl Shard {
                 return self.tell_unattached(now, &attached);
             }
             let batch = journal.all_so_far();
-            if batch > BatchNumber(0) && !cfg!(planted = "attached_too_soon") {
+            if batch > BatchNumber(0) && !Planted::AttachedTooSoon.is_awake() {
                 return journal.attached.push_back((batch, attached));
             }
         }

@@ -40,6 +40,7 @@ use crate::frame::control::{CompletionRun, ProducerOpened};
 use crate::id::{DestinationNumber, Epoch, Handle, ProducerId, RequestId, ShardIndex};
 use crate::limits;
 use crate::memory::CHUNK;
+use crate::planted::Planted;
 use crate::time::Now;
 
 /// The part of a producer at the shard that owns some of its partitions.
@@ -153,10 +154,12 @@ impl Fan {
             .find(|branch| branch.shard == shard)
             .expect("only shards with a branch send outcomes");
         for index in 0..run.count.get() {
-            #[cfg(not(planted = "misplace_outcome"))]
-            let place = branch.open.pop_front().expect("a send has one outcome");
-            #[cfg(planted = "misplace_outcome")]
-            let place = branch.open.pop_back().expect("a send has one outcome");
+            let place = if Planted::MisplaceOutcome.is_awake() {
+                branch.open.pop_back()
+            } else {
+                branch.open.pop_front()
+            };
+            let place = place.expect("a send has one outcome");
             let index = u64::from(index);
             let sequence = run.sequence.get() + index;
             let offset = match run.refusal.get() {
@@ -165,10 +168,9 @@ impl Fan {
             };
             let at = usize::try_from(place - first).expect("the window is short");
             let place = &mut self.window[at];
-            #[cfg(planted = "misplace_outcome")]
             let sequence = match place {
-                Place::Open(open) => *open,
-                Place::Settled(_) => sequence,
+                Place::Open(open) if Planted::MisplaceOutcome.is_awake() => *open,
+                _ => sequence,
             };
             assert!(
                 matches!(place, Place::Open(open) if *open == sequence),
@@ -617,7 +619,7 @@ impl Shard {
             return;
         }
         let flags = if clean { detach::CLOSED } else { 0 };
-        let skipped = usize::from(cfg!(planted = "keep_branch"));
+        let skipped = usize::from(Planted::KeepBranch.is_awake());
         for (shard, handle) in fan.attached().into_iter().skip(skipped) {
             self.detach_branch(now, shard, handle, flags);
         }

@@ -36,6 +36,7 @@ use crate::frame::control::{Acknowledge, Acknowledged, Closed, ConsumerOpened, D
 use crate::id::{DestinationNumber, Handle, PartitionIndex, RequestId, ShardIndex};
 use crate::limits;
 use crate::memory::CHUNK;
+use crate::planted::Planted;
 use crate::time::Now;
 
 /// The most messages of a lease: so many delivery headers have room beside them.
@@ -748,7 +749,7 @@ impl Shard {
         let Some(gather) = self.consumers.get_mut(front).and_then(Consumer::gather_mut) else {
             return Ok(());
         };
-        let others = if keeps && !cfg!(planted = "confirm_one_shard") {
+        let others = if keeps && !Planted::ConfirmOneShard.is_awake() {
             gather.ask_others(partition)
         } else {
             Vec::new()

@@ -29,6 +29,7 @@ use crate::frame::control::Delivery;
 use crate::id::{Handle, ShardIndex};
 use crate::memory::{Arena, ChunkId};
 use crate::mesh::{Ends, Neighbour};
+use crate::planted::Planted;
 use crate::ring::{ClaimError, FRAGMENT_SIZE_MAX, Reader, Writer};
 use crate::time::Now;
 
@@ -335,7 +336,7 @@ impl Shard {
         let mut gone = Vec::new();
         for peer in &mut self.mesh.peers {
             let arena = &mut self.arena;
-            let sent = peer.outcomes.send_off(arena, &mut gone) & !cfg!(planted = "lose_wake")
+            let sent = peer.outcomes.send_off(arena, &mut gone) & !Planted::LoseWake.is_awake()
                 | peer.requests.send_off(arena, &mut gone)
                 | peer.deliveries.send_off(arena, &mut gone);
             peer.wakes |= sent;

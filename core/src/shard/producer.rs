@@ -26,6 +26,7 @@ use crate::frame::MessageHeader;
 use crate::frame::control::{Batch, Closed, CompletionRun, Completions};
 use crate::id::{BatchNumber, DestinationNumber, Epoch, Handle, ProducerId, RequestId};
 use crate::name::Destination;
+use crate::planted::Planted;
 use crate::time::Now;
 
 /// The most runs of one frame of completions.
@@ -56,13 +57,9 @@ pub(super) struct Producer {
     closing: Option<Closing>,
     /// What is left of an announced batch: messages, bytes.
     batch: Option<(u32, u32)>,
-    #[cfg(any(
-        planted = "drop_completion",
-        planted = "swap_completions",
-        planted = "duplicate_completion"
-    ))]
+    #[cfg(planted = "core")]
     planted: u64,
-    #[cfg(planted = "swap_completions")]
+    #[cfg(planted = "core")]
     swapped: Option<CompletionRun>,
 }
 
@@ -98,13 +95,9 @@ impl Producer {
             completing: false,
             closing: None,
             batch: None,
-            #[cfg(any(
-                planted = "drop_completion",
-                planted = "swap_completions",
-                planted = "duplicate_completion"
-            ))]
+            #[cfg(planted = "core")]
             planted: 0,
-            #[cfg(planted = "swap_completions")]
+            #[cfg(planted = "core")]
             swapped: None,
         }
     }
@@ -280,24 +273,9 @@ impl Producer {
 
     #[inline]
     fn wait(&mut self, run: CompletionRun) {
-        #[cfg(any(
-            planted = "drop_completion",
-            planted = "swap_completions",
-            planted = "duplicate_completion"
-        ))]
-        {
-            self.planted += 1;
-            if self.planted.is_multiple_of(10) {
-                #[cfg(planted = "drop_completion")]
-                return;
-                #[cfg(planted = "duplicate_completion")]
-                self.runs.push_back(run);
-                #[cfg(planted = "swap_completions")]
-                {
-                    self.swapped = Some(run);
-                    return;
-                }
-            }
+        #[cfg(planted = "core")]
+        if self.is_led_astray(run) {
+            return;
         }
         match self.runs.back_mut() {
             Some(last) if is_continued(last, &run) => {
@@ -305,10 +283,22 @@ impl Producer {
             }
             _ => self.runs.push_back(run),
         }
-        #[cfg(planted = "swap_completions")]
-        if let Some(swapped) = self.swapped.take() {
-            self.runs.push_back(swapped);
+        #[cfg(planted = "core")]
+        self.runs.extend(self.swapped.take());
+    }
+
+    /// Has happen to every tenth outcome what is planted; whether that is all.
+    #[cfg(planted = "core")]
+    fn is_led_astray(&mut self, run: CompletionRun) -> bool {
+        self.planted += 1;
+        if !self.planted.is_multiple_of(10) {
+            return false;
         }
+        if Planted::DuplicateCompletion.is_awake() {
+            self.runs.push_back(run);
+        }
+        self.swapped = Some(run).filter(|_| Planted::SwapCompletions.is_awake());
+        self.swapped.is_some() || Planted::DropCompletion.is_awake()
     }
 }
 
@@ -461,7 +451,7 @@ impl Shard {
             Access::Shared
                 if others > 0
                     && local.exclusive.is_some()
-                    && !cfg!(planted = "share_what_is_taken") =>
+                    && !Planted::ShareWhatIsTaken.is_awake() =>
             {
                 Some("an exclusive producer is attached")
             }
@@ -477,7 +467,7 @@ impl Shard {
         identity.access = access.once_attached();
         if identity.access == Access::Exclusive {
             local.exclusive = Some(identity.id);
-            local.term += u32::from(!cfg!(planted = "forget_tenure"));
+            local.term += u32::from(!Planted::ForgetTenure.is_awake());
         }
         identity.term = local.term;
         identity

@@ -25,6 +25,8 @@ use crate::id::{BatchNumber, Epoch, Handle, Offset, PartitionIndex};
 use crate::memory::{Arena, CHUNK, ChunkId};
 use crate::partition::Partition;
 use crate::partition::log::{ArenaFull, Log};
+#[cfg(planted = "core")]
+use crate::planted::Planted;
 use crate::time::{Now, Wall};
 
 /// The bytes of a whole message, with its padding.
@@ -150,7 +152,7 @@ impl Shard {
                 header.sequence.get(),
             );
         if !is_next && !producer.goes_on_with(header) {
-            #[cfg(any(planted = "forget_retry", planted = "ignore_epoch"))]
+            #[cfg(planted = "core")]
             if self.is_taken_for_new(header) {
                 return self.store_out_of_turn(now, header, bytes);
             }
@@ -406,7 +408,7 @@ impl Shard {
 }
 
 /// What the oracle of the simulation has to notice, if it is planted.
-#[cfg(any(planted = "forget_retry", planted = "ignore_epoch"))]
+#[cfg(planted = "core")]
 impl Shard {
     /// Whether the message is a retry, or bears the epoch of a producer that has been
     /// attached elsewhere since, whichever is not looked at.
@@ -417,8 +419,11 @@ impl Shard {
         if header.producer.get() != producer.identity.id.0 || header.is_given_up() {
             return false;
         }
-        if cfg!(planted = "ignore_epoch") {
+        if Planted::IgnoreEpoch.is_awake() {
             return !producer.known;
+        }
+        if !Planted::ForgetRetry.is_awake() {
+            return false;
         }
         let turn = producer.identity.turn(
             header.partition.get(),

@@ -27,6 +27,7 @@ use super::{Fault, Rejection, Shard};
 use crate::error::Refusal;
 use crate::id::{DestinationNumber, Handle, ProducerId, RequestId, ShardIndex};
 use crate::limits;
+use crate::planted::Planted;
 use crate::time::Now;
 
 /// See the module.
@@ -94,7 +95,7 @@ impl Shard {
                 "too many producers wait to have a destination alone",
             ));
         }
-        if cfg!(planted = "jump_the_queue") {
+        if Planted::JumpTheQueue.is_awake() {
             self.takers.push_front(taker);
         } else {
             self.takers.push_back(taker);
@@ -370,7 +371,7 @@ impl Shard {
 
     /// The link goes, and who waits on it.
     pub(super) fn forget_takers_on(&mut self, link: Handle) {
-        if cfg!(planted = "keep_dead_taker") {
+        if Planted::KeepDeadTaker.is_awake() {
             return;
         }
         self.takers

@@ -30,6 +30,7 @@ use crate::id::{Handle, Offset, PartitionIndex};
 use crate::limits::{UNSETTLED_LEAST, UNSETTLED_MAX};
 use crate::memory::Arena;
 use crate::partition::log::{Cursor, Log, Run, RunLimit};
+use crate::planted::Planted;
 use crate::subscription::membership::{Kind, Membership};
 use crate::time::Monotonic;
 use by_key::Keys;
@@ -638,7 +639,7 @@ impl Part {
             .take_while(|(entry, _)| entry.offset < end)
             .filter(|(entry, _)| entry.is_with(consumer))
         {
-            if cfg!(planted = "lose_return") {
+            if Planted::LoseReturn.is_awake() {
                 continue;
             }
             back += 1;

@@ -7,6 +7,7 @@ use crate::frame::control::{Changed, Create, Delete, End, SetPolicies};
 use crate::frame::decode;
 use crate::id::{DestinationNumber, Epoch, Handle, LinkNumber, ProducerId, RequestId};
 use crate::name::DestinationKind;
+use crate::planted::Planted;
 use crate::shard::destination::wanted;
 use crate::shard::ending::Ending;
 use crate::shard::remembered::Place;
@@ -253,7 +254,7 @@ impl Shard {
         };
         // A front is known by its client alone, which is told there.
         self.end_producers(|it| it.identity.id == id && it.fan().is_some(), why);
-        if cfg!(planted = "fence_fronts_alone") {
+        if Planted::FenceFrontsAlone.is_awake() {
             return self.remembered.place(id).is_some();
         }
         match self.remembered.place(id) {

@@ -18,6 +18,7 @@ use std::collections::VecDeque;
 
 use super::{Entry, State};
 use crate::id::{Handle, PartitionIndex};
+use crate::planted::Planted;
 use crate::subscription::membership::Membership;
 
 /// See the module.
@@ -65,7 +66,7 @@ impl Takeover {
     /// Who may take something now, if it was not offered something already; `None` while
     /// another still holds some of the partition.
     pub(super) fn claimant(&mut self) -> Option<Handle> {
-        let is_free = self.elsewhere == 0 || cfg!(planted = "early_takeover");
+        let is_free = self.elsewhere == 0 || Planted::EarlyTakeover.is_awake();
         let claimant = self.active.filter(|_| is_free && !self.offered);
         self.offered = claimant.is_some();
         claimant
