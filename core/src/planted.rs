@@ -5,6 +5,8 @@
 //! [`Planted::is_awake`] is a constant, and the fault is not there. The script that is
 //! named beside a fault wakes it and demands that it is found; others may use it too.
 
+use crate::sync::Ordering;
+
 macro_rules! faults {
     ($( $(#[$doc:meta])* $fault:ident = $name:literal, found by $script:literal; )*) => {
         /// A fault in what this crate promises.
@@ -75,6 +77,25 @@ faults! {
     /// A checkpoint says that nothing was settled.
     ForgetSettled = "forget_settled", found by "scripts/sim-canaries";
 
+    /// The position of a ring's writer is published without what lies before it.
+    RingRelaxedPublish = "ring_relaxed_publish", found by "scripts/loom-weakened";
+    /// The bytes of a ring are given back before they were read.
+    RingRelaxedConsume = "ring_relaxed_consume", found by "scripts/loom-weakened";
+    /// Who looks for a sleeper has no fence before that.
+    RingNoFence = "ring_no_fence", found by "scripts/loom-weakened";
+    /// Who announces its sleep has no fence behind that.
+    RingNoSleeperFence = "ring_no_sleeper_fence", found by "scripts/loom-weakened";
+    /// Whether an end has moved while it was rung for is not looked at.
+    WhereaboutsOneLook = "whereabouts_one_look", found by "scripts/loom-weakened";
+    /// A writer is told once for each whole ring that was read.
+    TallyRarely = "tally_rarely", found by "scripts/loom-weakened";
+    /// A baton is let go without the value behind it.
+    BatonRelaxedRelease = "baton_relaxed_release", found by "scripts/loom-weakened";
+    /// A mark on a baton is wiped out by letting go.
+    BatonBlindRelease = "baton_blind_release", found by "scripts/loom-weakened";
+    /// The position of a ring of values is published without the value.
+    ValuesRelaxedPublish = "values_relaxed_publish", found by "scripts/loom-weakened";
+
     /// The size of a subscription's tail is not compared, if its name is the longer one.
     FuzzTailOfSubscription = "fuzz_tail_of_subscription", found by "scripts/fuzz";
     /// The number of runs is not compared, if it is above the subscription's.
@@ -109,6 +130,16 @@ impl Planted {
             let named = Planted::ALL.iter().find(|(_, known)| *known == name);
             Some(named.expect("COURSER_PLANTED names a fault").0)
         }) == Some(self)
+    }
+
+    /// The ordering, or none if this fault is awake.
+    #[inline(always)]
+    pub(crate) fn relaxes(self, ordering: Ordering) -> Ordering {
+        if self.is_awake() {
+            Ordering::Relaxed
+        } else {
+            ordering
+        }
     }
 }
 

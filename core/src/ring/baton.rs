@@ -37,6 +37,7 @@ use std::ops::{Deref, DerefMut};
 
 use crossbeam_utils::CachePadded;
 
+use crate::planted::Planted;
 #[cfg(loom)]
 use crate::sync::MutPtr;
 use crate::sync::{AtomicU32, Ordering, UnsafeCell};
@@ -44,13 +45,6 @@ use crate::sync::{AtomicU32, Ordering, UnsafeCell};
 const FREE: u32 = 0;
 const HELD: u32 = 1;
 const MARKED: u32 = 2;
-
-/// Release hands the value on as the holder left it.
-const RELEASE: Ordering = if cfg!(planted = "baton_relaxed_release") {
-    Ordering::Relaxed
-} else {
-    Ordering::Release
-};
 
 /// A value that one thread at a time drives.
 ///
@@ -169,13 +163,15 @@ impl<T> Holder<'_, T> {
         #[cfg(loom)]
         drop(self.access.take());
         let word = &self.baton.word;
-        if cfg!(planted = "baton_blind_release") {
-            word.store(FREE, RELEASE);
+        // Release hands the value on as the holder left it.
+        let release = Planted::BatonRelaxedRelease.relaxes(Ordering::Release);
+        if Planted::BatonBlindRelease.is_awake() {
+            word.store(FREE, release);
             self.is_over = true;
             return Ok(());
         }
         self.is_over = word
-            .compare_exchange(HELD, FREE, RELEASE, Ordering::Relaxed)
+            .compare_exchange(HELD, FREE, release, Ordering::Relaxed)
             .is_ok();
         if self.is_over {
             return Ok(());

@@ -6,14 +6,8 @@ use super::region::{Reading, Region, WORD};
 use super::{
     Corrupt, MARK_FRAGMENT, MARK_PADDING, Sleep, Wake, fragment_size_max, record_size, split,
 };
+use crate::planted::Planted;
 use crate::sync::Ordering;
-
-/// Release gives the bytes back only after they were read.
-const CONSUME: Ordering = if cfg!(planted = "ring_relaxed_consume") {
-    Ordering::Relaxed
-} else {
-    Ordering::Release
-};
 
 /// The end that reads: one thread's at a time. It may move to another thread
 /// but not be shared or cloned.
@@ -153,11 +147,13 @@ impl Reader {
     fn consume(&mut self, position: u64) {
         if position != self.consumed {
             self.consumed = position;
+            // Release gives the bytes back only after they were read.
+            let release = Planted::RingRelaxedConsume.relaxes(Ordering::Release);
             self.region
                 .header()
                 .reader
                 .position
-                .store(position, CONSUME);
+                .store(position, release);
         }
     }
 

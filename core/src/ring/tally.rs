@@ -10,6 +10,8 @@
 //! What counts towards the quarter has to be at least what the records take in the ring,
 //! padding included as far as it can be known: telling too often is harmless.
 
+use crate::planted::Planted;
+
 /// What was read since the writer was last told. The reader's own.
 #[derive(Debug)]
 pub struct Tally {
@@ -21,7 +23,11 @@ impl Tally {
     /// Of a ring of so many bytes.
     #[must_use]
     pub fn of(capacity: u32) -> Tally {
-        let parts = if cfg!(planted = "tally_rarely") { 1 } else { 4 };
+        let parts = if Planted::TallyRarely.is_awake() {
+            1
+        } else {
+            4
+        };
         Tally {
             untold: 0,
             quarter: capacity as usize / parts,

@@ -21,14 +21,8 @@ use std::mem::MaybeUninit;
 
 use crossbeam_utils::CachePadded;
 
+use crate::planted::Planted;
 use crate::sync::{Arc, AtomicU64, Ordering, UnsafeCell};
-
-/// Release publishes the value written into the slot.
-const PUBLISH: Ordering = if cfg!(planted = "values_relaxed_publish") {
-    Ordering::Relaxed
-} else {
-    Ordering::Release
-};
 
 /// Makes a ring with room for `capacity` values, rounded up to a power of two,
 /// and hands out its two ends.
@@ -164,7 +158,9 @@ impl<T> ValueWriter<T> {
         // back or never used, and there is one writer.
         unsafe { self.shared.fill(self.written, value) };
         self.written += 1;
-        self.shared.written.store(self.written, PUBLISH);
+        // Release publishes the value written into the slot.
+        let release = Planted::ValuesRelaxedPublish.relaxes(Ordering::Release);
+        self.shared.written.store(self.written, release);
         Ok(())
     }
 }

@@ -30,6 +30,7 @@
 //! s3 looks into each, and p1 may be a store to any, before p2. Several peers may then
 //! be at p3 at the same time; see [`WakeWord::check`].
 
+use crate::planted::Planted;
 use crate::sync::{AtomicU32, Ordering, fence};
 
 const AWAKE: u32 = 0;
@@ -73,7 +74,7 @@ impl WakeWord {
     /// By the owner: s1 and s2. It must look again (s3) before it sleeps.
     pub fn announce(&self) {
         self.0.store(ASLEEP, Ordering::Relaxed);
-        if !cfg!(planted = "ring_no_sleeper_fence") {
+        if !Planted::RingNoSleeperFence.is_awake() {
             fence(Ordering::SeqCst);
         }
     }
@@ -90,7 +91,7 @@ impl WakeWord {
     /// not be put off.
     #[inline]
     pub fn check(&self) -> Wake {
-        if !cfg!(planted = "ring_no_fence") {
+        if !Planted::RingNoFence.is_awake() {
             fence(Ordering::SeqCst);
         }
         if self.0.load(Ordering::Relaxed) == AWAKE {

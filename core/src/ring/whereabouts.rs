@@ -17,6 +17,7 @@
 //! owner sleeps. If p2, then n3 sees the new position. The owner before may be woken for
 //! nothing, which is harmless.
 
+use crate::planted::Planted;
 use crate::sync::{AtomicU32, Ordering};
 
 /// Where an end is, by a number that means a doorbell to its peer. Written by whoever
@@ -45,7 +46,7 @@ impl Whereabouts {
         loop {
             ring(place);
             let now = self.place();
-            if now == place || cfg!(planted = "whereabouts_one_look") {
+            if now == place || Planted::WhereaboutsOneLook.is_awake() {
                 return;
             }
             place = now;

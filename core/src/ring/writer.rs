@@ -8,14 +8,8 @@ use super::region::{Region, Writing};
 use super::{
     Corrupt, MARK_FRAGMENT, MARK_PADDING, Sleep, Wake, fragment_size_max, record_size, word,
 };
+use crate::planted::Planted;
 use crate::sync::Ordering;
-
-/// Release publishes the records' bytes along with the position.
-const PUBLISH: Ordering = if cfg!(planted = "ring_relaxed_publish") {
-    Ordering::Relaxed
-} else {
-    Ordering::Release
-};
 
 /// The end that writes: one thread's at a time. It may move to another thread
 /// but not be shared or cloned.
@@ -241,7 +235,9 @@ impl Writer {
     fn store_position(&mut self) {
         self.published = self.committed;
         let position = &self.region.header().writer.position;
-        position.store(self.committed, PUBLISH);
+        // Release publishes the records' bytes along with the position.
+        let release = Planted::RingRelaxedPublish.relaxes(Ordering::Release);
+        position.store(self.committed, release);
     }
 
     fn leave(&mut self) {
