@@ -1482,6 +1482,7 @@ impl Actor {
             let is_fair = match refusal {
                 Some(Refusal::Exclusive) => scene.destinations[slot.plan.destination].contested,
                 Some(Refusal::Fenced) => scene.model.is_any_fence_asked(),
+                Some(Refusal::StorageFailed) => scene.model.has_failed(),
                 _ => false,
             };
             if is_fair {
@@ -1500,6 +1501,13 @@ impl Actor {
             .iter_mut()
             .find(|slot| slot.state == State::Opening(request));
         match (slot, refusal) {
+            (Some(slot), Some(Refusal::StorageFailed)) if scene.model.has_failed() => {
+                slot.state = State::Closed;
+                if let Some(number) = slot.number.take() {
+                    scene.model.consumer_refused(number);
+                }
+                Ok(())
+            }
             (Some(slot), Some(Refusal::Exclusive))
                 if slot.plan.subscription.is_some_and(|name| {
                     scene.destinations[slot.plan.destination].is_exclusive(name)

@@ -336,6 +336,8 @@ pub(crate) struct Model {
     has_disks: bool,
     /// Of the power: brokers count anew what they have stored.
     cuts: u64,
+    /// Those before the last time that a disk could not write.
+    failed: Option<u64>,
     /// What the report says.
     pub(crate) tally: Tally,
 }
@@ -662,7 +664,8 @@ impl Model {
                 Cause::OtherInstallation => sent.installation != known.installation.0,
                 Cause::Fenced => may_be_shut_out,
                 Cause::Restarted => self.cuts > 0 && !sent.to_flush,
-                Cause::StorageFailed | Cause::StoreFull => false,
+                Cause::StorageFailed => self.failed.is_some_and(|failed| sent.cuts <= failed),
+                Cause::StoreFull => false,
             },
             _ => true,
         };
@@ -1104,6 +1107,16 @@ impl Model {
             }
         }
         Ok(())
+    }
+
+    /// A disk could not write: its shard makes nothing durable any more.
+    pub(crate) fn write_failed(&mut self) {
+        self.failed = Some(self.cuts);
+    }
+
+    /// Whether a shard may have said that it cannot write.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failed.is_some()
     }
 
     /// A consumer was refused: there is none.
@@ -1551,6 +1564,9 @@ impl Model {
         token: u32,
         refusal: Option<u16>,
     ) -> Result<(), Violation> {
+        if refusal == Some(Refusal::StorageFailed.code()) && self.has_failed() {
+            return self.confirmation_lost(consumer, token);
+        }
         let entry = &mut self.consumers[consumer];
         if refusal == Some(Refusal::InvalidAck.code())
             && let Some(asked) = entry.asked.first()

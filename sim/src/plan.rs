@@ -47,13 +47,16 @@ pub enum FaultKind {
     /// It is cut right behind an answer, while something is being written; the answer
     /// arrives.
     CutBehind,
+    /// A disk cannot write, and any part of what it was given is on it. The broker is started
+    /// again later.
+    WriteError,
     /// A peer breaks the rules.
     Rogue,
 }
 
 impl FaultKind {
     /// Every kind.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Reset,
         Self::Linger,
         Self::Vanish,
@@ -66,6 +69,7 @@ impl FaultKind {
         Self::Restart,
         Self::Cut,
         Self::CutBehind,
+        Self::WriteError,
         Self::Rogue,
     ];
 
@@ -85,6 +89,7 @@ impl FaultKind {
             Self::Restart => "restarts of the broker",
             Self::Cut => "power cuts",
             Self::CutBehind => "  right behind an answer",
+            Self::WriteError => "errors of disks",
             Self::Rogue => "rogue peers",
         }
     }
@@ -125,6 +130,8 @@ pub(crate) struct DiskPlan {
     /// Of so many answers that leave while something is being written one has the power cut
     /// right behind it.
     pub(crate) cut_behind: Option<u64>,
+    /// Of so many writes of journals one fails.
+    pub(crate) write_error: Option<u64>,
     /// Each shard begins a checkpoint when so many bytes were journalled.
     pub(crate) checkpoint_bytes: u64,
 }
@@ -490,6 +497,7 @@ impl Plan {
             operation_max: random.magnitude(5 * MICROSECOND, 200 * MILLISECOND),
             cut: random.magnitude(200 * MILLISECOND, 10 * SECOND),
             cut_behind: None,
+            write_error: None,
             checkpoint_bytes: random.magnitude(4 * u64::from(KIB), MIB.into()),
         });
         if self.disk.is_none() {
@@ -498,6 +506,9 @@ impl Plan {
         self.restart = None;
         if let Some(disk) = &mut self.disk {
             disk.cut_behind = random.chance(1, 2).then(|| random.magnitude(4, 500));
+        }
+        if let Some(disk) = &mut self.disk {
+            disk.write_error = random.chance(1, 4).then(|| random.magnitude(20, 1000));
         }
         for destination in &mut self.destinations {
             destination.contested = false;

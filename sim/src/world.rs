@@ -97,6 +97,8 @@ enum Event {
     Cut,
     /// An operation of a shard's disk is over.
     Disk(usize, u64),
+    /// A broker whose disk cannot write is started again.
+    Repair,
     /// Faults stop.
     Calm,
 }
@@ -377,8 +379,10 @@ impl World {
                 Ok(())
             }
             Event::Cut => self.power_cut(trace),
-            Event::Disk(shard, operation) => self.disk_answers(shard, operation),
+            Event::Disk(shard, operation) => self.disk_answers(trace, shard, operation),
+            Event::Repair => self.repair(trace),
             Event::Calm => {
+                self.repair(trace)?;
                 self.calm(trace);
                 Ok(())
             }

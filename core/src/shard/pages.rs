@@ -30,7 +30,7 @@ use crate::journal::entry::Place;
 use crate::memory::{CHUNK, ChunkId, Extent};
 use crate::partition::Partition;
 use crate::partition::log::Log;
-use crate::partition::log::pages::Image;
+use crate::partition::log::pages::{AHEAD, Image};
 use crate::time::{Monotonic, Now};
 use space::Space;
 
@@ -118,6 +118,11 @@ pub(super) struct Pager {
     round: u32,
     /// The next look goes on with the round of the last one.
     goes_on: bool,
+    /// Segments that are brought for a reader beyond the one that it reads, and stay: fewer
+    /// if there are so many readers that all memory would stay.
+    ahead: usize,
+    /// As many if there is memory for that.
+    ahead_most: usize,
     /// The last look found too few: what stood in the way, such as a flush, is to end.
     is_wanting: bool,
     /// The last batch of the journal that was told to be durable.
@@ -163,6 +168,8 @@ impl Pager {
             lacked_at: usize::MAX,
             round: 0,
             goes_on: false,
+            ahead: AHEAD,
+            ahead_most: AHEAD,
             is_wanting: false,
             told: BatchNumber(0),
             look_at: None,
@@ -226,6 +233,16 @@ impl Shard {
     pub(super) fn page_eagerly(&mut self) {
         if let Some(pager) = &mut self.pager {
             pager.is_eager = true;
+        }
+    }
+
+    /// Has so many segments be brought for each reader if there is memory for that.
+    #[cfg(test)]
+    pub(super) fn read_ahead_at_most(&mut self, segments: usize) {
+        if let Some(mut pager) = self.pager.take() {
+            pager.ahead_most = segments;
+            self.read_ahead(&mut pager, segments);
+            self.pager = Some(pager);
         }
     }
 
@@ -574,6 +591,7 @@ impl Shard {
                 if partition.log.chunks() < 2 {
                     continue;
                 }
+                partition.log.read_ahead(pager.ahead);
                 let spared = spared(partition);
                 for first in partition.log.may_leave(&spared, over, pager.round) {
                     let place = Place {
@@ -607,9 +625,30 @@ impl Shard {
             }
             pager.is_wanting |= over > 0;
         }
+        #[cfg(test)]
+        if pager.is_eager {
+            return;
+        }
         if pager.goes_on {
             // The next turn looks further.
             pager.look_below = usize::MAX;
+        } else if !pager.is_wanting {
+            self.read_ahead(pager, (pager.ahead + 1).min(pager.ahead_most));
+        } else if pager.leaving_chunks == 0 && pager.ahead > 0 {
+            // Nothing may leave, though there is too much: it stays for those who read.
+            self.read_ahead(pager, pager.ahead / 2);
+            pager.look_below = usize::MAX;
+        }
+    }
+
+    fn read_ahead(&mut self, pager: &mut Pager, segments: usize) {
+        if core::mem::replace(&mut pager.ahead, segments) == segments {
+            return;
+        }
+        for local in self.locals.iter_mut() {
+            for index in local.own.indexes() {
+                local.partitions[index].log.read_ahead(segments);
+            }
         }
     }
 }

@@ -26,12 +26,12 @@ use courser_core::journal::checkpoint::{Damage, Header, Walk};
 use courser_core::journal::entry::{Entry, Malformed};
 use courser_core::journal::recover::{self, Plan, Stretch};
 use courser_core::journal::survey::{Slot, Survey};
-use courser_core::journal::writer::{Beginning, Token, Wish};
+use courser_core::journal::writer::{Beginning, Token, Wish, WriteFailed};
 use courser_core::journal::{BLOCK_SIZE, Identity, Origin};
 use courser_core::shard::{CheckpointFailed, CheckpointWish, Checkpoints, Shard};
 
 use super::{Act, Event, Peer, Worker, World, new_door};
-use crate::plan::FaultKind;
+use crate::plan::{FaultKind, MILLISECOND, SECOND};
 use crate::random::Random;
 use crate::trace::{Fact, Trace};
 use crate::violation::{Rule, Violation};
@@ -148,13 +148,14 @@ impl Disk {
     }
 
     /// An operation has come to its end, and the shard is told; one that a power cut has
-    /// ended is not.
+    /// ended is not. Of so many writes as `errors` says one fails; returns whether it did.
     fn end(
         &mut self,
         shard: &mut Shard,
         random: &mut Random,
         number: u64,
-    ) -> Result<(), Violation> {
+        errors: Option<u64>,
+    ) -> Result<bool, Violation> {
         match self.under_way.remove(&number) {
             None => {}
             Some(Operation::Prepare { file, size }) => {
@@ -174,6 +175,11 @@ impl Disk {
                         format!("of a write to {file} at {position}"),
                     ));
                 }
+                if errors.is_some_and(|errors| random.chance(1, errors)) {
+                    self.put_some(random, file, position, &bytes);
+                    shard.written(token, Err(WriteFailed));
+                    return Ok(true);
+                }
                 self.put(file, position, &bytes, |_| true);
                 shard.written(token, Ok(()));
             }
@@ -186,7 +192,7 @@ impl Disk {
                 shard.checkpoint_done(has_room.then_some(()).ok_or(CheckpointFailed));
             }
         }
-        Ok(())
+        Ok(false)
     }
 
     fn create(&mut self, file: Slot, size: u64) {
@@ -270,20 +276,23 @@ impl Disk {
                     position,
                     bytes,
                     ..
-                } => {
-                    let sector = random.pick(&SECTORS);
-                    let sectors = bytes.len().div_ceil(sector);
-                    match random.below(4) {
-                        0 => {}
-                        1 => self.put_in(sector, file, position, &bytes, |_| true),
-                        2 => {
-                            let kept = random.count(0, sectors);
-                            self.put_in(sector, file, position, &bytes, |index| index < kept);
-                        }
-                        _ => self.put_in(sector, file, position, &bytes, |_| random.chance(1, 2)),
-                    }
-                }
+                } => self.put_some(random, file, position, &bytes),
             }
+        }
+    }
+
+    /// Has any sectors of a write on the disk: all, none, those up to one, or any.
+    fn put_some(&mut self, random: &mut Random, file: Slot, position: u64, bytes: &[u8]) {
+        let sector = random.pick(&SECTORS);
+        let sectors = bytes.len().div_ceil(sector);
+        match random.below(4) {
+            0 => {}
+            1 => self.put_in(sector, file, position, bytes, |_| true),
+            2 => {
+                let kept = random.count(0, sectors);
+                self.put_in(sector, file, position, bytes, |index| index < kept);
+            }
+            _ => self.put_in(sector, file, position, bytes, |_| random.chance(1, 2)),
         }
     }
 
@@ -392,10 +401,35 @@ impl World {
     }
 
     /// An operation of a disk is over.
-    pub(super) fn disk_answers(&mut self, shard: usize, operation: u64) -> Result<(), Violation> {
+    pub(super) fn disk_answers(
+        &mut self,
+        trace: &mut Trace,
+        shard: usize,
+        operation: u64,
+    ) -> Result<(), Violation> {
+        let errors = (self.plan.disk.and_then(|disk| disk.write_error))
+            .filter(|_| self.act == Act::Storm && self.founded);
         let worker = &mut self.workers[shard].shard;
-        self.disks[shard].end(worker, &mut self.random, operation)?;
+        if self.disks[shard].end(worker, &mut self.random, operation, errors)? {
+            self.faults[FaultKind::WriteError as usize] += 1;
+            trace.note(Fact::Fault {
+                kind: FaultKind::WriteError,
+                connection: None,
+            });
+            self.model.write_failed();
+            let wait = self.random.magnitude(MILLISECOND, 3 * SECOND);
+            self.plan_event(self.now + wait, Event::Repair);
+        }
         self.plan_turn(shard);
+        Ok(())
+    }
+
+    /// A broker that cannot write is started again: all that its disks have begun ends as in
+    /// a power cut.
+    pub(super) fn repair(&mut self, trace: &mut Trace) -> Result<(), Violation> {
+        if self.workers.iter().any(|worker| worker.shard.is_broken()) {
+            return self.cut_power(trace, None);
+        }
         Ok(())
     }
 
@@ -595,7 +629,7 @@ impl World {
                     Some(left) => *left -= 1,
                     None => {}
                 }
-                disk.end(worker, &mut self.random, number)?;
+                disk.end(worker, &mut self.random, number, None)?;
             }
         }
         self.plan_turn(shard);

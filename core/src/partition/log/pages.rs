@@ -14,7 +14,8 @@
 //! notes what was wanted, and says so to whoever can have it brought.
 //!
 //! What readers have to have is spared: from the first message that a part has not settled
-//! on, and some segments beyond where it reads, nothing leaves.
+//! on, and some segments beyond where it reads, nothing leaves. How many beyond is told by
+//! who knows how many readers there are for the memory.
 //!
 //! A segment that leaves is pinned until it has left, so it neither moves nor goes. One that
 //! nobody needs any more goes from where it is: its pages go back to the arena's list.
@@ -39,7 +40,7 @@ const LOOKED_AT: usize = 256;
 pub const AHEAD: usize = if cfg!(test) { 2 } else { 8 };
 
 /// What lies in pages of one log.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Paged {
     /// By the first offset of each segment.
     away: BTreeMap<Offset, Away>,
@@ -53,6 +54,22 @@ pub(super) struct Paged {
     left: usize,
     /// It goes on before this one, and behind the first one with the last of the older ones.
     hand: Option<Offset>,
+    /// See [`Log::read_ahead`].
+    ahead: usize,
+}
+
+impl Default for Paged {
+    fn default() -> Self {
+        Self {
+            away: BTreeMap::new(),
+            chunks: 0,
+            wanted: RefCell::default(),
+            round: 0,
+            left: 0,
+            hand: None,
+            ahead: AHEAD,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -110,6 +127,15 @@ impl Log {
     /// What is remembered of a segment in pages at least, in bytes.
     pub const PER_PAGE: usize = size_of::<Segment>() + size_of::<(Offset, Away)>();
 
+    /// Has so many segments be brought beyond the one that is read, and stay until they are.
+    pub fn read_ahead(&mut self, segments: usize) {
+        self.paged.get_or_insert_default().ahead = segments;
+    }
+
+    fn ahead(&self) -> usize {
+        self.paged.as_ref().map_or(AHEAD, |paged| paged.ahead)
+    }
+
     /// Where a reader stands that has settled all before `low` and has read all before
     /// `fresh`: nothing of that leaves.
     #[must_use]
@@ -117,7 +143,14 @@ impl Log {
         let all = self.segments.len();
         let from = self.index_from(low).unwrap_or(all);
         let to = self.index_from(fresh).unwrap_or(all);
-        from..to.saturating_add(AHEAD + 1).min(all)
+        let ahead = self.ahead();
+        // Whoever has nothing yet, where others need the memory, can wait for all of it.
+        let beyond = if low == fresh && ahead == 0 {
+            0
+        } else {
+            ahead + 1
+        };
+        from..to.saturating_add(beyond).min(all)
     }
 
     /// Segments that may leave, `most` of them, each by its first offset: the newest ones
@@ -268,8 +301,8 @@ impl Log {
     /// those behind it will be wanted.
     #[inline]
     pub(super) fn look_ahead(&self, index: usize) {
-        if self.paged.as_ref().is_some_and(|paged| paged.chunks > 0) {
-            self.want(index + AHEAD / 2);
+        if let Some(paged) = self.paged.as_ref().filter(|paged| paged.chunks > 0) {
+            self.want(index + paged.ahead / 2);
         }
     }
 
@@ -287,7 +320,8 @@ impl Log {
     /// Behind the segments that come with the one that holds `wanted`.
     #[must_use]
     pub fn ahead_of(&self, wanted: Offset) -> Offset {
-        let last = (self.index_from(wanted)).and_then(|it| self.segments.get(it + AHEAD));
+        let count = self.ahead().max(1);
+        let last = (self.index_from(wanted)).and_then(|it| self.segments.get(it + count));
         last.map_or(self.next, |segment| segment.first)
     }
 

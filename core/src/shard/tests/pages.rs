@@ -217,6 +217,29 @@ fn memory_gets_short_again_after_it_was_much_shorter() {
     assert_eq!(alone.send(&mut shard, &mut device, 3_000), 3_000);
 }
 
+/// What stays for those who read from there is not all that there is memory for.
+#[test]
+fn many_queues_that_nobody_reads_leave_memory_to_their_senders() {
+    let mut device = Device::making_checkpoints(0).with_pages(1 << 16, false);
+    let mut shard = device.start();
+    shard.read_ahead_at_most(30);
+    let queues: Vec<String> = (0..40).map(|it| format!("/default/q{it}")).collect();
+    for queue in &queues {
+        let mut sender = sender_to(&mut device, &mut shard, queue);
+        assert_eq!(sender.send(&mut shard, &mut device, 300), 300, "{queue}");
+        shard.closed(now(), sender.peer.link);
+    }
+    shard.audit();
+    for queue in &queues {
+        assert_eq!(
+            receive_queue(&mut shard, &mut device, queue),
+            301,
+            "{queue}"
+        );
+    }
+    assert_eq!(shard.paged_bytes(), 0);
+}
+
 #[test]
 fn a_browser_is_shown_what_is_away_too() {
     let mut device = Device::making_checkpoints(0).with_pages(1 << 16, true);
