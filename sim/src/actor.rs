@@ -1500,26 +1500,23 @@ impl Actor {
             .consumers
             .iter_mut()
             .find(|slot| slot.state == State::Opening(request));
-        match (slot, refusal) {
-            (Some(slot), Some(Refusal::StorageFailed)) if scene.model.has_failed() => {
+        let is_fair = |slot: &ConsumerSlot| match refusal {
+            Some(Refusal::StorageFailed) => scene.model.has_failed(),
+            Some(Refusal::Exclusive) => slot
+                .plan
+                .subscription
+                .is_some_and(|name| scene.destinations[slot.plan.destination].is_exclusive(name)),
+            _ => false,
+        };
+        match slot.filter(|slot| is_fair(slot)) {
+            Some(slot) => {
                 slot.state = State::Closed;
                 if let Some(number) = slot.number.take() {
                     scene.model.consumer_refused(number);
                 }
                 Ok(())
             }
-            (Some(slot), Some(Refusal::Exclusive))
-                if slot.plan.subscription.is_some_and(|name| {
-                    scene.destinations[slot.plan.destination].is_exclusive(name)
-                }) =>
-            {
-                slot.state = State::Closed;
-                if let Some(number) = slot.number.take() {
-                    scene.model.consumer_refused(number);
-                }
-                Ok(())
-            }
-            _ => Err(Violation::new(
+            None => Err(Violation::new(
                 Rule::Request,
                 format!(
                     "actor {} was refused {request:?} with code {code}: {text}",

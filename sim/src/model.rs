@@ -664,7 +664,9 @@ impl Model {
                 Cause::OtherInstallation => sent.installation != known.installation.0,
                 Cause::Fenced => may_be_shut_out,
                 Cause::Restarted => self.cuts > 0 && !sent.to_flush,
-                Cause::StorageFailed => self.failed.is_some_and(|failed| sent.cuts <= failed),
+                // Whoever waits for the next run may not have heard of it.
+                Cause::StorageFailed => (self.failed)
+                    .is_some_and(|failed| sent.cuts <= failed || sent.deadline <= known.now),
                 Cause::StoreFull => false,
             },
             _ => true,
@@ -1114,7 +1116,8 @@ impl Model {
         self.failed = Some(self.cuts);
     }
 
-    /// Whether a shard may have said that it cannot write.
+    /// Whether a shard may have said that it cannot write. What an earlier run said may come
+    /// late; that a later one says nothing of it is seen once all is calm.
     pub(crate) fn has_failed(&self) -> bool {
         self.failed.is_some()
     }
