@@ -72,6 +72,10 @@ faults! {
     ToldTooSoon = "told_too_soon", found by "scripts/sim-canaries";
     /// A client is told of its producer before that is durable.
     AttachedTooSoon = "attached_too_soon", found by "scripts/sim-canaries";
+    /// What could not be written counts as durable.
+    ToldThoughFailed = "told_though_failed", found by "scripts/sim-canaries";
+    /// A client is told of its producer though that never becomes durable.
+    AttachedThoughFailed = "attached_though_failed", found by "scripts/sim-canaries";
     /// Settling is confirmed without the shards beside the front's.
     ConfirmOneShard = "confirm_one_shard", found by "scripts/sim-canaries";
     /// A checkpoint says that nothing was settled.

@@ -37,6 +37,7 @@ use crate::id::{BatchNumber, FileSequence};
 use crate::limits;
 use crate::memory::{Arena, CHUNK, ChunkId};
 use crate::partition::log::ArenaFull;
+use crate::planted::Planted;
 use crate::time::Wall;
 
 /// The most pieces that one write has: those of the largest batch.
@@ -674,7 +675,7 @@ impl Writer {
 
     /// A token's pieces are on the device, or it is not known what is.
     pub fn written(&mut self, arena: &mut Arena, token: Token, result: Result<(), WriteFailed>) {
-        if result.is_err() {
+        if result.is_err() && !Planted::ToldThoughFailed.is_awake() {
             self.is_broken = true;
             return;
         }

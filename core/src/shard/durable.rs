@@ -672,6 +672,9 @@ impl Shard {
     /// or its id, to another incarnation or another producer, so whoever asked is refused.
     /// Branches are given both by the home of their destination, and it is durable there.
     fn tell_unattached(&mut self, now: Now, attached: &Attached) {
+        if Planted::AttachedThoughFailed.is_awake() {
+            return self.tell_of(now, attached);
+        }
         let fault = Fault::from(Refusal::StorageFailed);
         match attached {
             Attached::OnLink(handle) => self.refused_on_link(now, *handle, &fault),
