@@ -76,6 +76,8 @@ faults! {
     ToldThoughFailed = "told_though_failed", found by "scripts/sim-canaries";
     /// A client is told of its producer though that never becomes durable.
     AttachedThoughFailed = "attached_though_failed", found by "scripts/sim-canaries";
+    /// The entries of a batch are believed whatever its checksum says.
+    BelieveEntries = "believe_entries", found by "scripts/sim-canaries";
     /// Settling is confirmed without the shards beside the front's.
     ConfirmOneShard = "confirm_one_shard", found by "scripts/sim-canaries";
     /// A checkpoint says that nothing was settled.

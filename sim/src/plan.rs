@@ -50,13 +50,15 @@ pub enum FaultKind {
     /// A disk cannot write, and any part of what it was given is on it. The broker is started
     /// again later.
     WriteError,
+    /// A bit of what is read of a disk is wrong, and that is noticed.
+    Misread,
     /// A peer breaks the rules.
     Rogue,
 }
 
 impl FaultKind {
     /// Every kind.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Reset,
         Self::Linger,
         Self::Vanish,
@@ -70,6 +72,7 @@ impl FaultKind {
         Self::Cut,
         Self::CutBehind,
         Self::WriteError,
+        Self::Misread,
         Self::Rogue,
     ];
 
@@ -89,7 +92,8 @@ impl FaultKind {
             Self::Restart => "restarts of the broker",
             Self::Cut => "power cuts",
             Self::CutBehind => "  right behind an answer",
-            Self::WriteError => "errors of disks",
+            Self::WriteError => "writes that failed",
+            Self::Misread => "bits read wrongly",
             Self::Rogue => "rogue peers",
         }
     }

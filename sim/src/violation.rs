@@ -144,6 +144,9 @@ pub enum Rule {
     /// The broker does not come up again.
     #[error("whatever a power cut leaves on the disks, a broker comes up on it")]
     Recovered,
+    /// A bit that was read wrongly was believed.
+    #[error("what is read of a disk as it was not written is noticed")]
+    Misread,
     /// Faults have stopped, and it does not come to rest.
     #[error("once faults stop everything is drained in time")]
     Drained,

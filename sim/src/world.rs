@@ -192,6 +192,8 @@ pub(crate) struct World {
     disks: Vec<Disk>,
     /// Operations of disks so far.
     operations: u64,
+    /// Says what is read wrongly, which changes nothing else.
+    misreads: Random,
     /// The first broker's.
     installation: Installation,
     connections: Vec<Connection>,
@@ -257,6 +259,7 @@ impl World {
             workers,
             disks: Disk::all(installation, plan.shards),
             operations: 0,
+            misreads: Random::new(!seed),
             connections: Vec::new(),
             seats,
             act: Act::Storm,

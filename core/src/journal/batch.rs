@@ -32,6 +32,7 @@ use super::{BLOCK_SIZE, Identity, Origin};
 use crate::frame::checksum;
 use crate::id::{BatchNumber, Run};
 use crate::limits;
+use crate::planted::Planted;
 use crate::time::Wall;
 
 /// What every batch begins with.
@@ -278,7 +279,8 @@ impl<'a> Batch<'a> {
     pub fn whole(header: Header, bytes: &'a [u8]) -> Option<Self> {
         let length = usize::try_from(header.length).ok()?;
         let bytes = bytes.get(HEADER_SIZE..length)?;
-        (checksum::extend(0, bytes) == header.entries_checksum).then_some(Self { header, bytes })
+        let is_whole = checksum::extend(0, bytes) == header.entries_checksum;
+        (is_whole || Planted::BelieveEntries.is_awake()).then_some(Self { header, bytes })
     }
 
     /// The batch of `origin` at the front of `bytes`, which stand at `position` of a

@@ -14,14 +14,17 @@
 //!
 //! The broker that comes up is the same installation: what its clients were told still
 //! holds. Its power may be cut again before it has written what it begins with. Now and then
-//! a part of a checkpoint is not written, for want of room.
+//! a part of a checkpoint is not written, for want of room; or a write to a journal fails, and
+//! any part of it is on the disk: then the broker is started again a while later. Now and then
+//! a bit is read wrongly, which has to be noticed, and is read again.
+
+mod misread;
 
 use std::collections::BTreeMap;
 
 use courser_core::frame::control::Control;
 use courser_core::frame::decode::{self, Frame, Step};
 use courser_core::id::{Installation, JournalNumber, Run};
-use courser_core::journal::batch::HEADER_SIZE;
 use courser_core::journal::checkpoint::{Damage, Header, Walk};
 use courser_core::journal::entry::{Entry, Malformed};
 use courser_core::journal::recover::{self, Plan, Stretch};
@@ -314,9 +317,14 @@ impl Disk {
 
     /// What its files come to.
     fn plan(&self) -> Result<Plan, Violation> {
+        self.plan_of(|slot| &self.files[&slot].written)
+    }
+
+    /// What they would come to with these bytes in them.
+    fn plan_of<'a>(&self, images: impl Fn(Slot) -> &'a [u8]) -> Result<Plan, Violation> {
         let start = self.header()?.map(|header| header.start);
-        let surveys: Vec<Survey> = (self.files.iter())
-            .map(|(slot, image)| Survey::of(*slot, &self.identity, start.as_ref(), &image.written))
+        let surveys: Vec<Survey> = (self.files.keys())
+            .map(|slot| Survey::of(*slot, &self.identity, start.as_ref(), images(*slot)))
             .collect();
         recover::decide(&self.identity, start.as_ref(), &surveys).map_err(|damage| {
             Violation::new(
@@ -329,20 +337,30 @@ impl Disk {
         })
     }
 
-    /// Tells every entry of the checkpoint.
+    /// Tells every entry of the checkpoint, if there is one.
     fn tell_checkpoint(
         &self,
+        each: impl FnMut(&Entry<'_>) -> Result<(), Violation>,
+    ) -> Result<(), Violation> {
+        let image = self.checkpoint.as_ref();
+        image.map_or(Ok(()), |image| self.tell_checkpoint_of(image, each))
+    }
+
+    fn tell_checkpoint_of(
+        &self,
+        image: &[u8],
         mut each: impl FnMut(&Entry<'_>) -> Result<(), Violation>,
     ) -> Result<(), Violation> {
-        let (Some(header), Some(image)) = (self.header()?, &self.checkpoint) else {
-            return Ok(());
-        };
         let damaged = |damage| self.damaged(&damage);
+        let header = Header::read(&self.identity, image).map_err(damaged)?;
         let mut walk = Walk::new(header);
         while let Some(place) = walk.place().map_err(damaged)? {
-            let image = &image[crate::random::size(place)..];
-            let size = walk.size(&image[..HEADER_SIZE]).map_err(damaged)?;
-            for entry in walk.batch(&image[..size]).map_err(damaged)?.entries() {
+            let image = image.get(crate::random::size(place)..).unwrap_or_default();
+            let size = walk.size(image).map_err(damaged)?;
+            let batch = walk
+                .batch(image.get(..size).unwrap_or(image))
+                .map_err(damaged)?;
+            for entry in batch.entries() {
                 each(&entry.map_err(malformed)?)?;
             }
         }
@@ -523,6 +541,11 @@ impl World {
         let plans: Vec<Plan> = (self.disks.iter())
             .map(Disk::plan)
             .collect::<Result<_, _>>()?;
+        if self.misreads.chance(1, 4) {
+            let index = self.misreads.index(self.disks.len());
+            let is_noticed = self.disks[index].misread(&mut self.misreads, &plans[index])?;
+            self.faults[FaultKind::Misread as usize] += u64::from(is_noticed);
+        }
         let shards = self.plan.shards;
         self.workers = Worker::all(self.installation, shards, &mut self.random);
         let headers: Vec<Option<Header>> = (self.disks.iter())
