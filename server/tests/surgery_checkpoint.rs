@@ -23,7 +23,8 @@ use std::num::NonZeroU16;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use accounts::Record;
 use courser::Client;
@@ -89,6 +90,7 @@ impl Left {
         for _ in 0..3 {
             told.extend(home.sender(QUEUE, 50, 4, PATIENCE).complete());
         }
+        await_checkpoints(home.data.as_ref(), shards);
         broker.kill();
         let messages = (told.iter())
             .filter(|it| !settled.contains(&(it.partition, it.offset)))
@@ -175,6 +177,24 @@ impl Left {
 
 fn place_in(directory: &Path, journal: u16) -> PathBuf {
     directory.join(format!("journal-{journal:02}/checkpoint"))
+}
+
+/// Waits until no checkpoint of an idle broker is under way. Killed before the last of several
+/// is in its place, a broker needs what lies beside that, and not what is in it.
+fn await_checkpoints(directory: &Path, shards: u16) {
+    let is_under_way = |journal| {
+        let aside = directory.join(format!("journal-{journal:02}/checkpoint.new"));
+        aside.exists()
+    };
+    let begun = Instant::now();
+    let mut quiet_since = begun;
+    while quiet_since.elapsed() < Duration::from_millis(300) {
+        if (0..shards).any(is_under_way) {
+            quiet_since = Instant::now();
+        }
+        assert!(begun.elapsed() < DEADLINE, "a checkpoint does not end");
+        thread::sleep(Duration::from_millis(10));
+    }
 }
 
 /// Files that are mostly zeros stay so: only blocks with something in them are written.
