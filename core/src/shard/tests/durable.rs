@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 
 use super::*;
-use crate::frame::control::CloseSession;
+use crate::frame::control::{CloseSession, WantCredit};
 use crate::frame::{Kind, checksum};
 use crate::id::{DestinationNumber, JournalNumber, Run, SubscriptionNumber};
 use crate::journal::entry::{Entries, Entry};
@@ -2102,4 +2102,46 @@ fn a_checkpoint_of_next_to_nothing_is_whole() {
         assert_eq!((header.number, header.batches), (number, 1));
         device.recover();
     }
+}
+
+/// It was gone before it was written down, since nobody waits for it and no more is kept than
+/// it takes.
+#[test]
+fn a_message_that_is_more_than_is_retained_has_its_offset_and_nothing_else() {
+    let mut device = Device::default();
+    let mut shard = device.start();
+    let mut peer = Peer::new(&mut shard);
+    let name = "/default/t";
+    let fields = OpenProducer {
+        session: peer.session.into(),
+        destination: 1,
+        destination_length: u16::try_from(name.len()).unwrap().into(),
+        options: 1.into(),
+        retain: (CHUNK as u64).into(),
+        ..OpenProducer::default()
+    };
+    peer.control(2, &fields, &[name.as_bytes()]);
+    let opened = opened(&exchange(&mut peer, &mut shard, &mut device));
+    let mut producer = Opened {
+        durability: Durability::Flushed,
+        ..opened
+    };
+    let want = WantCredit {
+        bytes: (5 * CHUNK as u64).into(),
+    };
+    peer.control(producer.handle.0, &want, &[]);
+    exchange(&mut peer, &mut shard, &mut device);
+    peer.message(&mut producer, &vec![7; 3 * CHUNK]);
+    let told = completions(&exchange(&mut peer, &mut shard, &mut device));
+    assert_eq!((told[0].offset.get(), told[0].refusal.get()), (0, 0));
+    peer.message(&mut producer, b"small");
+    let told = completions(&exchange(&mut peer, &mut shard, &mut device));
+    assert_eq!((told[0].offset.get(), told[0].refusal.get()), (1, 0));
+    shard.audit();
+    device.cut(&shard, &mut |_| false);
+    let mut shard = device.start();
+    let mut reader = Peer::new(&mut shard);
+    ask_to_subscribe(&mut reader, ("books", 2));
+    exchange(&mut reader, &mut shard, &mut device);
+    shard.audit();
 }
