@@ -634,8 +634,8 @@ impl Shard {
             pager.look_below = usize::MAX;
         } else if !pager.is_wanting {
             self.read_ahead(pager, (pager.ahead + 1).min(pager.ahead_most));
-        } else if pager.leaving_chunks == 0 && pager.ahead > 0 {
-            // Nothing may leave, though there is too much: it stays for those who read.
+        } else if pager.leaving_chunks == 0 && pager.ahead > 0 && self.is_durable() {
+            // Nothing may leave, and none of it waits for a flush: it stays for those who read.
             self.read_ahead(pager, pager.ahead / 2);
             pager.look_below = usize::MAX;
         }
@@ -647,7 +647,10 @@ impl Shard {
         }
         for local in self.locals.iter_mut() {
             for index in local.own.indexes() {
-                local.partitions[index].log.read_ahead(segments);
+                let log = &mut local.partitions[index].log;
+                if log.has_paged() {
+                    log.read_ahead(segments);
+                }
             }
         }
     }

@@ -132,6 +132,12 @@ impl Log {
         self.paged.get_or_insert_default().ahead = segments;
     }
 
+    /// Whether it was ever looked at for segments that may leave.
+    #[must_use]
+    pub fn has_paged(&self) -> bool {
+        self.paged.is_some()
+    }
+
     fn ahead(&self) -> usize {
         self.paged.as_ref().map_or(AHEAD, |paged| paged.ahead)
     }
