@@ -717,8 +717,9 @@ impl Consumer {
         if delivery_count == 1 {
             settled.came(offset, true);
         }
-        // What returned comes before what is fresh.
-        settled.filters = delivery_count > 1 || fleeting && offset < settled.kept_end();
+        // What returned comes before what is fresh. A broker that was killed has forgotten
+        // which that is.
+        settled.filters = delivery_count > 1 || offset < settled.kept_end();
         false
     }
 

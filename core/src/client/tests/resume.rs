@@ -682,6 +682,29 @@ fn what_is_settled_again_makes_room_though_nobody_asks_for_a_message() {
     assert_eq!((allow.messages.get(), allow.handed.get()), (2, 1));
 }
 
+/// A broker that was killed knows neither that messages were delivered nor that they were
+/// settled. The first one that came as if it were fresh had all behind it handed out again.
+#[test]
+fn what_was_settled_is_not_handed_out_by_a_run_that_counts_anew() {
+    let mut script = patient();
+    let consumer = script.consumer(ConsumerRequest::new(queue("q")), 300, 1);
+    script.deliver(300, 0, 0, &[b"a", b"b", b"c"]);
+    for settles in [false, true, true] {
+        let position = script.client.poll_message(consumer).unwrap().position();
+        if settles {
+            script.client.acknowledge(consumer, position).unwrap();
+        }
+    }
+    script.lose();
+    script.attach_again(301, &[0]);
+    script.deliver(301, 0, 0, &[b"a", b"b", b"c", b"d"]);
+    let mut offsets = Vec::new();
+    while let Some(message) = script.client.poll_message(consumer) {
+        offsets.push(message.position().offset.0);
+    }
+    assert_eq!(offsets, [0, 3]);
+}
+
 /// What was settled again took the room of what was still to come.
 #[test]
 fn many_that_were_settled_one_by_one_are_all_settled_again() {
