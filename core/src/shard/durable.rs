@@ -967,8 +967,12 @@ impl Shard {
             refusal: refusal.map_or(0, Refusal::code),
         };
         if let Some(journal) = &mut self.journal {
-            let batch = journal.all_so_far();
-            if journal.writer.is_broken() {
+            let batch = match journal.writer.is_broken() {
+                // Behind those that wait to be told the same.
+                true => BatchNumber(u64::MAX),
+                false => journal.all_so_far(),
+            };
+            if journal.is_over {
                 confirmation.refusal = Refusal::StorageFailed.code();
             } else if batch > BatchNumber(0) {
                 let late = Late::Confirmed(confirmation);

@@ -1034,6 +1034,51 @@ fn behind_a_failed_write_retries_and_acknowledgements_are_answered() {
     shard.audit();
 }
 
+/// What came right behind the error overtook what waited for the device.
+#[test]
+fn behind_a_failed_write_confirmations_keep_their_order() {
+    let mut device = Device::default();
+    let mut shard = device.start();
+    let mut peer = Peer::new(&mut shard);
+    let mut producer = flushed_producer(&mut peer, &mut shard, &mut device, "/default/q");
+    for sequence in 1..=2 {
+        peer.message_to(0, sequence, &mut producer, b"kept");
+    }
+    exchange(&mut peer, &mut shard, &mut device);
+    let (handle, _) = consumer(&mut peer, &mut shard, &mut device, "/default/q");
+    let acknowledge = |peer: &mut Peer, first: u64| {
+        let ack = Acknowledge {
+            runs: 1.into(),
+            confirm: (u32::try_from(first).unwrap() + 1).into(),
+            ..Acknowledge::default()
+        };
+        let run = AckRun {
+            first: first.into(),
+            count: 1.into(),
+        };
+        peer.control(handle.0, &ack, &[run.as_bytes()]);
+    };
+    acknowledge(&mut peer, 0);
+    assert_eq!(frames(&peer.exchange(&mut shard)).len(), 0);
+    device.hear(&mut shard);
+    let (_, _, token) = device.writes.remove(0);
+    shard.written(token, Err(WriteFailed));
+    acknowledge(&mut peer, 1);
+    shard.received(now(), peer.link, &core::mem::take(&mut peer.out));
+    let answers = take(&mut shard, peer.link);
+    let failed = Refusal::StorageFailed.code();
+    let told: Vec<(u32, u16)> = (frames(&answers).iter())
+        .filter_map(|(frame, _)| match frame {
+            Frame::Control {
+                control: Control::Acknowledged(fields, _),
+                ..
+            } => Some((fields.confirm.get(), fields.refusal.get())),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(told, [(1, failed), (2, failed)]);
+}
+
 /// The next run knew only that others were stored behind it, and said that it was, too.
 #[test]
 fn what_was_refused_stays_refused_in_the_next_run() {
