@@ -1607,7 +1607,9 @@ fn take_outcomes(
         });
         *overdue += u64::from(matches!(
             result,
-            Err(Failure::Unknown(Cause::DeadlinePassed | Cause::Restarted))
+            Err(Failure::Unknown(
+                Cause::DeadlinePassed | Cause::StorageFailed | Cause::Restarted
+            ))
         ));
         scene.model.completed(number, sequence.0, &result, &known)?;
     }
