@@ -983,24 +983,19 @@ impl Client {
         if producer.phase != producer::Phase::Closing || !producer.is_answered() {
             return;
         }
-        let is_attached = producer.is_attached();
-        if !is_attached && !producer.is_put_off() {
-            // The broker of the next connection is asked once it knows the producer.
-            return;
-        }
-        if !is_attached {
-            // It forgets the producer in time.
-            if let Some(request) = self.requests.take_closing(key) {
+        if !producer.is_attached() {
+            // The broker of the next connection is asked once it knows the producer. One that
+            // attaches nobody any more forgets it in time.
+            if producer.is_put_off()
+                && let Some(request) = self.requests.take_closing(key)
+            {
                 self.producer_closed(request, key);
             }
             return;
         }
         producer.phase = producer::Phase::CloseAsked;
         let handle = producer.handle();
-        let request = self.requests.iter().find_map(|(request, pending)| {
-            matches!(pending, Pending::CloseProducer(closing) if *closing == key).then_some(request)
-        });
-        if let Some(request) = request {
+        if let Some(request) = self.requests.closing(key) {
             self.ask_close(request, handle);
         }
     }

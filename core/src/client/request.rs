@@ -127,9 +127,17 @@ impl Requests {
     }
 
     /// The request to close a producer, if there is one.
+    pub(super) fn closing(&self, key: ProducerKey) -> Option<RequestId> {
+        self.iter().find_map(|(request, pending)| {
+            matches!(pending, Pending::CloseProducer(closing) if *closing == key).then_some(request)
+        })
+    }
+
+    /// The same, which is none of the open ones any more.
     pub(super) fn take_closing(&mut self, key: ProducerKey) -> Option<RequestId> {
-        let is_it = |pending: &mut Pending| matches!(pending, Pending::CloseProducer(closing) if *closing == key);
-        self.take_if(is_it).first().map(|(request, _)| *request)
+        let request = self.closing(key)?;
+        self.take(request.0);
+        Some(request)
     }
 
     /// Takes those for which `is_over` says so.
