@@ -23,6 +23,7 @@ use std::collections::VecDeque;
 
 use super::branch::Origin;
 use super::checkpoint::Keeper;
+use super::identity::Identity;
 use super::locals::Local;
 use super::producer::Producer;
 use super::records;
@@ -678,14 +679,14 @@ impl Shard {
         let fault = Fault::from(Refusal::StorageFailed);
         match attached {
             Attached::OnLink(handle) => self.refused_on_link(now, *handle, &fault),
-            Attached::Branch(origin, attached) => {
-                let branch = Handle(attached.handle.get());
+            Attached::Branch(origin, told) => {
+                let branch = Handle(told.handle.get());
                 let identity = self.producers.get(branch).map(|it| &it.identity);
                 let home = identity.map(|it| self.mesh.placement.home(it.destination));
                 if home.is_some_and(|home| home != self.config.shard) {
-                    return self.tell_of(now, &Attached::Branch(*origin, *attached));
+                    return self.tell_of(now, attached);
                 }
-                let is_new = identity.is_some_and(|it| it.epoch == Epoch(1));
+                let is_new = identity.is_some_and(Identity::is_new);
                 self.remove_producer(now, branch, is_new);
                 self.tell_attached(now, *origin, Err(fault));
             }

@@ -124,6 +124,11 @@ impl Identity {
         }
     }
 
+    /// Whether it was never attached before.
+    pub(super) fn is_new(&self) -> bool {
+        self.epoch == Epoch(1)
+    }
+
     /// What a handle keeps whose producer went to another: enough to know whose
     /// messages it is that come too late.
     pub(super) fn husk(&self) -> Self {

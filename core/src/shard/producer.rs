@@ -24,7 +24,7 @@ use crate::counters::Counter;
 use crate::error::Refusal;
 use crate::frame::MessageHeader;
 use crate::frame::control::{Batch, Closed, CompletionRun, Completions};
-use crate::id::{BatchNumber, DestinationNumber, Epoch, Handle, ProducerId, RequestId};
+use crate::id::{BatchNumber, DestinationNumber, Handle, ProducerId, RequestId};
 use crate::name::Destination;
 use crate::planted::Planted;
 use crate::time::Now;
@@ -410,7 +410,7 @@ impl Shard {
             return;
         };
         let (link, opening) = (producer.link, producer.opening);
-        let is_new = producer.identity.epoch == Epoch(1);
+        let is_new = producer.identity.is_new();
         self.remove_producer(now, handle, is_new);
         if let Some(request) = opening
             && let Err(fault) = self.refuse(now, link, request, fault)
@@ -560,7 +560,7 @@ impl Shard {
         identity: Identity,
     ) -> Result<Handle, Fault> {
         let (id, destination) = (identity.id, identity.destination);
-        let is_new = identity.epoch == Epoch(1);
+        let is_new = identity.is_new();
         let producer = Producer::new(link, session, identity);
         let role = origin.map(|origin| Box::new(Role::Branch(origin)));
         let producer = Producer { role, ..producer };
