@@ -65,11 +65,6 @@ pub(super) const LANES: u32 = 6;
 /// The others of both, whose slices last until so much is read.
 const LANES_READING: u32 = 4;
 
-/// The memory of a broker that is to have so many bytes unread.
-fn memory_beside(backlog: u64) -> u64 {
-    (backlog / MEMORY_SHARE).max(limits::MEMORY_MIN)
-}
-
 /// Filling and emptying, of each half.
 const STEPS_BESIDE: u64 = 4;
 
@@ -101,6 +96,11 @@ const TAKEN_MAX: u64 = 1024;
 
 /// Room on the device beside that for pages and journals of both brokers.
 const ROOM_BESIDE: u64 = 256 << 20;
+
+/// The memory of a broker that is to have so many bytes unread.
+fn memory_beside(backlog: u64) -> u64 {
+    (backlog / MEMORY_SHARE).max(limits::MEMORY_MIN)
+}
 
 /// For the progress bar.
 pub(super) fn steps(rounds: u32) -> u64 {

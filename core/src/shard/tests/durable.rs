@@ -1380,7 +1380,7 @@ fn nobody_sees_an_offset_before_it_is_reserved() {
     assert_eq!(bodies(&take(&mut shard, peer.link)).len(), 1);
 }
 
-/// A consumer of a subscription of a topic; what it was told until all is durable.
+/// Asks for a consumer of a subscription of a topic.
 fn ask_to_subscribe(peer: &mut Peer, (name, sharing): (&str, u8)) {
     let topic = "/default/t";
     let fields = OpenConsumer {
@@ -1396,6 +1396,7 @@ fn ask_to_subscribe(peer: &mut Peer, (name, sharing): (&str, u8)) {
     peer.control(3, &fields, &[topic.as_bytes(), name.as_bytes()]);
 }
 
+/// The same, and what it was told until all is durable.
 pub(super) fn subscriber(
     peer: &mut Peer,
     shard: &mut Shard,
