@@ -1075,8 +1075,7 @@ fn open_store<R: Ring<File = DiskFile>>(
     let Some(recovery) = recovery else {
         return Ok(None);
     };
-    let doorbell = ring.doorbell().clone();
-    let mut store = Store::open(recovery, extent, shard, doorbell)?;
+    let mut store = Store::open(recovery, extent, shard, ring)?;
     store.settle(ring, shard)?;
     Ok(Some(store))
 }

@@ -10,6 +10,7 @@
 //! its place. A file is closed once the writer has begun a batch in a later one and no write
 //! to it is in flight.
 
+use std::mem;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
@@ -25,10 +26,9 @@ use courser_core::shard::{
 
 use crate::clock::Clock;
 use crate::disk::{
-    DirectoryError, DiskFile, PageDone, PageFiles, PageHelper, Progress, Recovery, RecoveryError,
-    ShardJournal, Told,
+    Accessed, Batch, DirectoryError, DiskFile, PageDone, PageFiles, PageHelper, Progress, Recovery,
+    RecoveryError, ShardJournal, Told,
 };
-use crate::doorbell::Doorbell;
 use crate::ring::outgoing::write_pieces;
 use crate::ring::{Completion, FileSlot, Ring, Wait};
 use crate::sys::{self, Errno};
@@ -155,35 +155,48 @@ pub(crate) struct Extent {
 
 impl Store {
     /// Tells the shard what is kept, and has its journal go on.
-    pub(crate) fn open(
+    pub(crate) fn open<R: Ring<File = DiskFile>>(
         recovery: &Recovery,
         extent: Extent,
         shard: &mut Shard,
-        doorbell: Doorbell,
+        ring: &R,
     ) -> Result<Self, StoreError> {
         let journal = JournalNumber(shard.index().0);
         let directory = recovery.directory();
         let refused = StoreError::refused(directory.path());
         directory.make_journal(journal).map_err(&refused)?;
-        let mut pages = (extent.pages > 0).then(|| recovery.page_files(journal));
-        if pages.is_some() {
-            // What is written of them before the helper has them, this thread writes.
-            sys::refuse_large_files_quietly();
-            shard.keep_pages(extent.pages);
-        }
+        let mut pages = match extent.pages {
+            0 => None,
+            pages => {
+                let transfers = ring.transfers().map_err(|errno| StoreError::Kernel {
+                    what: "memory for pages",
+                    errno,
+                })?;
+                // What is written of them before the helper has them, this thread writes.
+                sys::refuse_large_files_quietly();
+                shard.keep_pages(pages);
+                Some(PagesAtStart {
+                    files: recovery.page_files(journal, transfers),
+                    batch: Batch::default(),
+                })
+            }
+        };
         recovery.replay(|entry| {
-            let Some(files) = &mut pages else {
+            let Some(pages) = &mut pages else {
                 return Ok(shard.restore(entry)?);
             };
             while shard.awaits_pages_for(entry) {
-                if page_at_once(files, shard).map_err(&refused)? == 0 {
+                if pages.finish(shard).map_err(&refused)? == 0 {
                     let bound = shard.memory().bound;
                     return Err(TooLittleMemory { bound }.into());
                 }
             }
             shard.restore(entry)?;
-            page_at_once(files, shard).map(drop).map_err(&refused)
+            pages.gather(shard).map_err(&refused)
         })?;
+        if let Some(pages) = &mut pages {
+            pages.finish(shard).map_err(&refused)?;
+        }
         shard.restored();
         let shards = shard.shards();
         let thread = |error| StoreError::Kernel {
@@ -191,9 +204,10 @@ impl Store {
             errno: Errno::of(&error),
         };
         let next = recovery.next(journal);
+        let doorbell = ring.doorbell().clone();
         let files = ShardJournal::start(directory, journal, next.origin.run, doorbell.clone());
         let files = files.map_err(thread)?;
-        let pages = pages.map(|pages| PageHelper::start(pages, doorbell));
+        let pages = pages.map(|pages| PageHelper::start(pages.files, doorbell));
         let pages = pages.transpose().map_err(thread)?;
         shard.keep(&Beginning {
             origin: next.origin,
@@ -277,7 +291,7 @@ impl Store {
     /// The starter has given the checkpoint its place, if it waited for that.
     pub(crate) fn placed(&mut self, shard: &mut Shard) {
         self.is_divided_anew = false;
-        if core::mem::take(&mut self.is_aside) {
+        if mem::take(&mut self.is_aside) {
             shard.checkpoint_done(Ok(()));
         }
     }
@@ -393,17 +407,17 @@ impl Store {
     fn hear_of_pages(&mut self, shard: &mut Shard) {
         while let Some(done) = self.pages.as_mut().and_then(PageHelper::take) {
             match done {
-                PageDone::Written { page, result, .. } => {
+                PageDone::Accessed(Accessed::Written { page, result, .. }) => {
                     shard.page_written(page, result.as_ref().map_err(|_| PageFailed).copied());
                     // It is tried again and again; once is enough to be told.
-                    let is_news = !core::mem::replace(&mut self.fails_to_page_out, result.is_err());
+                    let is_news = !mem::replace(&mut self.fails_to_page_out, result.is_err());
                     if let Some(error) = result.err().filter(|_| is_news) {
                         self.trouble = Some(Trouble::NotPagedOut(error));
                     }
                 }
-                PageDone::Read { page, result, .. } => {
+                PageDone::Accessed(Accessed::Read { page, result, .. }) => {
                     shard.page_read(page, result.as_deref().map_err(|_| PageFailed));
-                    let is_news = !core::mem::replace(&mut self.fails_to_page_in, result.is_err());
+                    let is_news = !mem::replace(&mut self.fails_to_page_in, result.is_err());
                     if let Some(error) = result.err().filter(|_| is_news) {
                         self.trouble = Some(Trouble::NotPagedIn(error));
                     }
@@ -541,23 +555,55 @@ impl Store {
     }
 }
 
-/// Does at once what the shard wishes of its pages: nobody is there yet for whom anything
-/// could be done meanwhile. How many wishes there were.
-fn page_at_once(files: &mut PageFiles, shard: &mut Shard) -> Result<usize, DirectoryError> {
-    let mut count = 0;
-    while let Some(wish) = shard.page_wish() {
-        count += 1;
-        match wish {
-            PageWish::Write { page, bytes } => {
-                files.write(page, &bytes)?;
-                shard.page_written(page, Ok(()));
+/// The pages of a shard that is told what is kept: nobody is there yet for whom anything
+/// could be done meanwhile, so what it wishes is done here, a batch at a time.
+struct PagesAtStart {
+    files: PageFiles,
+    batch: Batch,
+}
+
+impl PagesAtStart {
+    /// Takes what the shard wishes, and does it as soon as that is a batch.
+    fn gather(&mut self, shard: &mut Shard) -> Result<(), DirectoryError> {
+        while let Some(wish) = shard.page_wish() {
+            if let Err(wish) = self.batch.take(wish) {
+                self.run(shard)?;
+                match self.batch.take(wish) {
+                    Ok(()) => {}
+                    Err(PageWish::RemoveFile { file }) => self.files.remove(file)?,
+                    Err(wish) => unreachable!("an empty batch takes {wish:?}"),
+                }
             }
-            PageWish::Read { page, size, sum } => {
-                let bytes = files.read(page, size, sum)?;
-                shard.page_read(page, Ok(&bytes));
+            if self.batch.is_full() {
+                self.run(shard)?;
             }
-            PageWish::RemoveFile { file } => files.remove(file)?,
+        }
+        Ok(())
+    }
+
+    /// Does all that the shard wishes; how many reads and writes that were.
+    fn finish(&mut self, shard: &mut Shard) -> Result<usize, DirectoryError> {
+        let mut count = 0;
+        loop {
+            self.gather(shard)?;
+            if self.batch.is_empty() {
+                return Ok(count);
+            }
+            count += self.batch.len();
+            self.run(shard)?;
         }
     }
-    Ok(count)
+
+    fn run(&mut self, shard: &mut Shard) -> Result<(), DirectoryError> {
+        for accessed in self.files.access(mem::take(&mut self.batch)) {
+            match accessed {
+                Accessed::Written { page, result, .. } => {
+                    result?;
+                    shard.page_written(page, Ok(()));
+                }
+                Accessed::Read { page, result, .. } => shard.page_read(page, Ok(&result?)),
+            }
+        }
+        Ok(())
+    }
 }

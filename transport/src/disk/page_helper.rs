@@ -1,9 +1,9 @@
 //! A shard's thread for its page files: reads and writes that a shard does not wait for.
 //!
-//! Requests are run one after the other, in the order they were made; what became of them
-//! lies in an inbox, one atomic load to look at, and the shard's doorbell is rung if it
-//! sleeps. How many are under way, and how many bytes of memory they have, is bounded: a
-//! shard keeps its wish while there is no room.
+//! Requests are run as if one after the other, in the order they were made; those of a
+//! [`Batch`] are run at the same time. What became of them lies in an inbox, one atomic load
+//! to look at, and the shard's doorbell is rung if it sleeps. How many are under way, and how
+//! many bytes of memory they have, is bounded: a shard keeps its wish while there is no room.
 
 use std::io;
 use std::sync::Arc;
@@ -11,12 +11,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
 
-use courser_core::id::PageNumber;
 use courser_core::limits::MIB;
 use courser_core::shard::PageWish;
 
 use super::directory::DirectoryError;
-use super::pages::PageFiles;
+use super::pages::{Accessed, Batch, PageFiles};
 use crate::affinity;
 use crate::doorbell::Doorbell;
 use crate::handoff::{Inbox, Sender, handoff};
@@ -38,24 +37,8 @@ enum Request {
 /// What became of a request.
 #[derive(Debug)]
 pub enum PageDone {
-    /// Bytes are written, or not.
-    Written {
-        /// From this page on.
-        page: PageNumber,
-        /// How many.
-        size: u64,
-        /// Whether they are.
-        result: Result<(), DirectoryError>,
-    },
-    /// Bytes were read, or not.
-    Read {
-        /// From this page on.
-        page: PageNumber,
-        /// How many it was to be.
-        size: u64,
-        /// Which.
-        result: Result<Vec<u8>, DirectoryError>,
-    },
+    /// A read or a write is over.
+    Accessed(Accessed),
     /// A file is gone, or not.
     Removed {
         /// Whether it is.
@@ -68,14 +51,14 @@ pub enum PageDone {
     },
 }
 
-/// A shard's end. Dropped, it calls off what is not done yet, and waits for the request that
-/// is being run.
+/// A shard's end. Dropped, it calls off what is not done yet, and waits for the batch that is
+/// being run.
 #[derive(Debug)]
 pub struct PageHelper {
     /// `None` once it is told to stop.
     requests: Option<SyncSender<Request>>,
     done: Inbox<PageDone>,
-    /// Written here, read by the thread between requests. It publishes nothing but itself.
+    /// Written here, read by the thread between batches. It publishes nothing but itself.
     called_off: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
     /// Requests that were not taken back yet, beside a flush.
@@ -178,7 +161,7 @@ impl PageHelper {
     pub fn take(&mut self) -> Option<PageDone> {
         let done = self.done.take()?;
         match &done {
-            PageDone::Written { size, .. } | PageDone::Read { size, .. } => {
+            PageDone::Accessed(Accessed::Written { size, .. } | Accessed::Read { size, .. }) => {
                 self.under_way -= 1;
                 self.bytes -= size;
             }
@@ -214,38 +197,48 @@ struct Runner {
 impl Runner {
     fn run(mut self) {
         sys::refuse_large_files_quietly();
-        while let Ok(request) = self.asked.recv() {
+        let mut waiting = None;
+        while let Some(request) = waiting.take().or_else(|| self.asked.recv().ok()) {
             if self.called_off.load(Ordering::Relaxed) {
                 return;
             }
-            let done = run(&mut self.files, request);
+            let done = match request {
+                Request::Flush => vec![PageDone::Flushed {
+                    result: self.files.flush(),
+                }],
+                Request::Wish(PageWish::RemoveFile { file }) => vec![PageDone::Removed {
+                    result: self.files.remove(file),
+                }],
+                Request::Wish(wish) => {
+                    let batch;
+                    (batch, waiting) = self.gather(wish);
+                    let accessed = self.files.access(batch).into_iter();
+                    accessed.map(PageDone::Accessed).collect()
+                }
+            };
             // Without a shard nobody waits for it. There is room: the inbox has more
             // places than requests can be made.
-            if self.results.post(done).is_err() {
+            if (done.into_iter()).any(|done| self.results.post(done).is_err()) {
                 return;
             }
         }
     }
-}
 
-fn run(files: &mut PageFiles, request: Request) -> PageDone {
-    match request {
-        Request::Wish(PageWish::Write { page, bytes }) => PageDone::Written {
-            page,
-            size: bytes.len() as u64,
-            result: files.write(page, &bytes),
-        },
-        Request::Wish(PageWish::Read { page, size, sum }) => PageDone::Read {
-            page,
-            size: size.into(),
-            result: files.read(page, size, sum),
-        },
-        Request::Wish(PageWish::RemoveFile { file }) => PageDone::Removed {
-            result: files.remove(file),
-        },
-        Request::Flush => PageDone::Flushed {
-            result: files.flush(),
-        },
+    /// This wish and what was asked for behind it, as far as all of it may be done at the
+    /// same time; and the request that may not.
+    fn gather(&self, wish: PageWish) -> (Batch, Option<Request>) {
+        let mut batch = Batch::default();
+        let mut waiting = batch.take(wish).err().map(Request::Wish);
+        while waiting.is_none()
+            && !batch.is_full()
+            && let Ok(request) = self.asked.try_recv()
+        {
+            waiting = match request {
+                Request::Wish(wish) => batch.take(wish).err().map(Request::Wish),
+                Request::Flush => Some(request),
+            };
+        }
+        (batch, waiting)
     }
 }
 
@@ -256,14 +249,14 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use courser_core::frame::checksum;
-    use courser_core::id::{JournalNumber, Run};
+    use courser_core::id::{JournalNumber, PageNumber, Run};
     use courser_core::limits::{FRAME_SIZE_MAX, PAGE_SIZE, PAGES_PER_FILE};
 
     use super::super::DataDirectory;
     use super::super::scratch::Scratch;
     use super::*;
     use crate::ring::epoll::EpollRing;
-    use crate::ring::{Ring, RingSize, Wait};
+    use crate::ring::{Ring, RingSize, Transfers, Wait};
 
     const DEADLINE: Duration = Duration::from_secs(20);
     const JOURNAL: JournalNumber = JournalNumber(0);
@@ -280,7 +273,7 @@ mod tests {
             let directory = DataDirectory::open(scratch.path()).unwrap();
             directory.make_journal(JOURNAL).unwrap();
             let ring = EpollRing::new(RingSize::WITHOUT_SOCKETS).unwrap();
-            let files = PageFiles::new(&directory, JOURNAL, Run(1));
+            let files = PageFiles::new(&directory, JOURNAL, Run(1), Transfers::at_once().unwrap());
             Self {
                 helper: PageHelper::start(files, ring.doorbell().clone()).unwrap(),
                 ring,
@@ -334,29 +327,32 @@ mod tests {
         desk.helper.ask(PageWish::RemoveFile { file: 0 });
         desk.helper.ask(read(0, 1, 8));
         for expected in [0, 1] {
-            let PageDone::Written {
+            let PageDone::Accessed(Accessed::Written {
                 page,
                 result: Ok(()),
                 ..
-            } = desk.next()
+            }) = desk.next()
             else {
                 panic!("it is written");
             };
             assert_eq!(page, PageNumber(expected));
         }
-        let PageDone::Read {
+        let PageDone::Accessed(Accessed::Read {
             page: PageNumber(1),
             result: Ok(bytes),
             ..
-        } = desk.next()
+        }) = desk.next()
         else {
             panic!("it is read");
         };
         assert!(bytes == [2; PAGE_SIZE as usize]);
-        assert!(matches!(desk.next(), PageDone::Written { .. }));
-        let PageDone::Read {
+        assert!(matches!(
+            desk.next(),
+            PageDone::Accessed(Accessed::Written { .. })
+        ));
+        let PageDone::Accessed(Accessed::Read {
             result: Ok(bytes), ..
-        } = desk.next()
+        }) = desk.next()
         else {
             panic!("it is read");
         };
@@ -364,10 +360,10 @@ mod tests {
         assert!(matches!(desk.next(), PageDone::Flushed { result: Ok(()) }));
         assert!(matches!(desk.next(), PageDone::Removed { result: Ok(()) }));
         assert!(desk.helper.is_busy());
-        let PageDone::Read {
+        let PageDone::Accessed(Accessed::Read {
             result: Err(refused),
             ..
-        } = desk.next()
+        }) = desk.next()
         else {
             panic!("it is gone");
         };
@@ -399,7 +395,7 @@ mod tests {
         while desk.helper.is_busy() {
             assert!(matches!(
                 desk.next(),
-                PageDone::Written { result: Ok(()), .. }
+                PageDone::Accessed(Accessed::Written { result: Ok(()), .. })
             ));
         }
         assert!(desk.helper.has_room());
@@ -407,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn an_end_waits_for_no_more_than_the_request_that_is_run() {
+    fn an_end_waits_for_no_more_than_the_batch_that_is_run() {
         let mut desk = Desk::new();
         while desk.helper.has_room() {
             desk.helper.ask(write(0, 1, PAGE_SIZE));

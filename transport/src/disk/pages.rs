@@ -6,6 +6,8 @@
 //!   flush   all that was written, and the names: before a checkpoint that names pages counts
 //! ```
 //!
+//! Reads and writes of different pages are one [`Batch`], and done at the same time.
+//!
 //! Invariants:
 //! - A file that is not open was flushed since it was last written to.
 //! - A file of which a flush failed is never said to be flushed: the kernel tells that once,
@@ -13,30 +15,142 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::ops::Range;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::{cmp, io};
 
 use courser_core::frame::checksum;
 use courser_core::id::{JournalNumber, PageNumber, Run};
 use courser_core::journal::page::{self, PageFile};
 use courser_core::limits::{PAGE_SIZE, PAGES_PER_FILE};
+use courser_core::shard::PageWish;
 
 use super::directory::{self, DataDirectory, DirectoryError, Held, page_path, trying};
 use super::{BLOCK_SIZE, file};
+use crate::ring::transfers::{Direction, PLACE_SIZE, PLACES, Transfer, Transfers};
 use crate::sys::{self, Errno};
 
 /// Bytes of a page file.
 const FILE_SIZE: u64 = PAGE_SIZE as u64 * PAGES_PER_FILE as u64;
 
-/// Bytes that are read or written in one call: four pages.
-const BOUNCE_SIZE: usize = 4 * PAGE_SIZE as usize;
+/// Reads and writes of a batch at most.
+const BATCH_MAX: usize = PLACES;
 
 /// Files that are open at a time. Writes go to one or two, and reads behind a backlog to one
-/// for each reader that is there.
-const OPEN_MAX: usize = 8;
+/// for each reader that is there. A batch needs no more.
+const OPEN_MAX: usize = BATCH_MAX;
+
+/// Reads and writes of which none concerns the pages of another, so that they may be done in
+/// any order.
+#[derive(Debug, Default)]
+pub struct Batch {
+    accesses: Vec<Access>,
+}
+
+/// A read or a write.
+#[derive(Debug)]
+struct Access {
+    page: PageNumber,
+    /// What is to be written, or the room for what is read.
+    bytes: Vec<u8>,
+    kind: Kind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Write,
+    /// Of bytes with this CRC-32C.
+    Read {
+        sum: u32,
+    },
+}
+
+/// A read or a write that is over.
+#[derive(Debug)]
+pub enum Accessed {
+    /// Bytes were written, or not.
+    Written {
+        /// From this page on.
+        page: PageNumber,
+        /// How many.
+        size: u64,
+        /// Whether they are.
+        result: Result<(), DirectoryError>,
+    },
+    /// Bytes were read, or not.
+    Read {
+        /// From this page on.
+        page: PageNumber,
+        /// How many it was to be.
+        size: u64,
+        /// Which.
+        result: Result<Vec<u8>, DirectoryError>,
+    },
+}
+
+impl Batch {
+    /// Takes a read or a write.
+    ///
+    /// # Errors
+    ///
+    /// The wish, if it is neither, if there are enough, or if it has to wait for one of them.
+    pub fn take(&mut self, wish: PageWish) -> Result<(), PageWish> {
+        let (page, length) = match &wish {
+            PageWish::Write { page, bytes } => (*page, bytes.len()),
+            PageWish::Read { page, size, .. } => (*page, *size as usize),
+            PageWish::RemoveFile { .. } => return Err(wish),
+        };
+        let pages = pages(page, length);
+        let meets = |it: &Access| {
+            let those = self::pages(it.page, it.bytes.len());
+            those.start < pages.end && pages.start < those.end
+        };
+        if self.is_full() || self.accesses.iter().any(meets) {
+            return Err(wish);
+        }
+        self.accesses.push(match wish {
+            PageWish::Write { page, bytes } => Access {
+                page,
+                bytes,
+                kind: Kind::Write,
+            },
+            PageWish::Read { page, size, sum } => Access {
+                page,
+                bytes: vec![0; size as usize],
+                kind: Kind::Read { sum },
+            },
+            PageWish::RemoveFile { .. } => return Err(wish),
+        });
+        Ok(())
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.accesses.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.accesses.is_empty()
+    }
+
+    /// Whether it takes no more.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.accesses.len() == BATCH_MAX
+    }
+}
+
+/// The pages that so many bytes from the front of one on lie in.
+fn pages(page: PageNumber, length: usize) -> Range<u64> {
+    let first = u64::from(page.0);
+    first..first + length.div_ceil(PAGE_SIZE as usize).max(1) as u64
+}
 
 /// The page files of one journal and run. Each call waits for the device.
 #[derive(Debug)]
@@ -52,13 +166,13 @@ pub struct PageFiles {
     spoilt: BTreeSet<u32>,
     /// Whether the directory has a name that was not flushed.
     has_names: bool,
-    bounce: Bounce,
+    transfers: Transfers,
 }
 
 #[derive(Debug)]
 struct Open {
     number: u32,
-    file: File,
+    file: Arc<File>,
     /// Whether something was written since it was flushed.
     is_dirty: bool,
 }
@@ -66,7 +180,12 @@ struct Open {
 impl PageFiles {
     /// Those of the run that begins, which has none yet. The journal's directory is there.
     #[must_use]
-    pub fn new(directory: &DataDirectory, journal: JournalNumber, run: Run) -> Self {
+    pub fn new(
+        directory: &DataDirectory,
+        journal: JournalNumber,
+        run: Run,
+        transfers: Transfers,
+    ) -> Self {
         Self {
             held: directory.held(),
             journal,
@@ -75,72 +194,127 @@ impl PageFiles {
             open: Vec::new(),
             spoilt: BTreeSet::new(),
             has_names: false,
-            bounce: Bounce::new(),
+            transfers,
         }
     }
 
-    /// Writes from the front of a page on; what is behind up to a whole block becomes zero.
-    /// Makes the file of that page if it is not there. Flushes nothing.
+    /// Does what a batch asks for, and flushes nothing; what became of each, in their order.
     ///
-    /// # Errors
-    ///
-    /// If the kernel refuses, as where there is no room.
+    /// Bytes are written from the front of a page on; what is behind up to a whole block
+    /// becomes zero. A file that is not there is made. What is read must have been written,
+    /// and have the sum that it is said to have.
     ///
     /// # Panics
     ///
-    /// If that goes beyond the page's file.
-    pub fn write(&mut self, page: PageNumber, bytes: &[u8]) -> Result<(), DirectoryError> {
-        let (number, mut position) = self.place(page, bytes.len());
-        let path = self.path(number);
+    /// If something goes beyond its page file.
+    pub fn access(&mut self, batch: Batch) -> Vec<Accessed> {
+        let mut accesses = batch.accesses;
+        let mut ways: Vec<_> = accesses.iter().map(|access| self.way(access)).collect();
+        let pieces = accesses.iter().enumerate().flat_map(|(index, access)| {
+            let starts = (0..access.bytes.len()).step_by(PLACE_SIZE);
+            starts.map(move |start| (index, start))
+        });
+        let mut pieces: Vec<(usize, usize)> = pieces.collect();
+        pieces.retain(|(index, _)| ways[*index].is_ok());
+        for pieces in pieces.chunks(PLACES) {
+            self.transfer(pieces, &mut accesses, &mut ways);
+        }
+        let ended = accesses.into_iter().zip(ways);
+        ended
+            .map(|(access, way)| self.ended(access, way.map(drop)))
+            .collect()
+    }
+
+    /// Makes the file ready that an access goes to.
+    fn way(&mut self, access: &Access) -> Result<Way, DirectoryError> {
+        let position = page::position(access.page);
+        assert!(
+            position + access.bytes.len() as u64 <= FILE_SIZE,
+            "what is in a page file does not go beyond it"
+        );
+        let number = self.file_of(access.page);
+        if access.kind != Kind::Write && !self.there.contains(&number) {
+            let not_there = io::ErrorKind::NotFound.into();
+            return Err(trying("read", &self.path(number))(not_there));
+        }
         let place = self.open(number)?;
         let opened = &mut self.open[place];
-        opened.is_dirty = true;
-        for piece in bytes.chunks(BOUNCE_SIZE) {
-            let blocks = self.bounce.blocks(piece.len());
-            blocks[..piece.len()].copy_from_slice(piece);
-            blocks[piece.len()..].fill(0);
-            let written = opened.file.write_all_at(blocks, position);
-            written.map_err(trying("write to", &path))?;
-            position += piece.len() as u64;
-        }
-        Ok(())
+        opened.is_dirty |= access.kind == Kind::Write;
+        Ok(Way {
+            file: Arc::clone(&opened.file),
+            position,
+        })
     }
 
-    /// The bytes from the front of a page on, which were written.
-    ///
-    /// # Errors
-    ///
-    /// If the kernel refuses, if there are not so many, or if they have another CRC-32C.
-    ///
-    /// # Panics
-    ///
-    /// If that goes beyond the page's file.
-    pub fn read(
+    /// Reads or writes these pieces, each named by its access and where in that it begins.
+    fn transfer(
         &mut self,
-        page: PageNumber,
-        size: u32,
-        sum: u32,
-    ) -> Result<Vec<u8>, DirectoryError> {
-        let mut bytes = vec![0; size as usize];
-        let (number, mut position) = self.place(page, bytes.len());
-        let path = self.path(number);
-        if !self.there.contains(&number) {
-            return Err(trying("read", &path)(io::ErrorKind::NotFound.into()));
+        pieces: &[(usize, usize)],
+        accesses: &mut [Access],
+        ways: &mut [Result<Way, DirectoryError>],
+    ) {
+        for (place, (index, start)) in pieces.iter().enumerate() {
+            let access = &accesses[*index];
+            if access.kind == Kind::Write {
+                let piece = piece(&access.bytes, *start);
+                let blocks = &mut self.transfers.place(place)[..whole_blocks(piece.len())];
+                blocks[..piece.len()].copy_from_slice(&access.bytes[piece.clone()]);
+                blocks[piece.len()..].fill(0);
+            }
         }
-        let place = self.open(number)?;
-        let opened = &self.open[place];
-        for piece in bytes.chunks_mut(BOUNCE_SIZE) {
-            let blocks = self.bounce.blocks(piece.len());
-            let read = opened.file.read_exact_at(blocks, position);
-            read.map_err(trying("read", &path))?;
-            piece.copy_from_slice(&blocks[..piece.len()]);
-            position += piece.len() as u64;
+        let batch: Vec<_> = pieces
+            .iter()
+            .filter_map(|(index, start)| {
+                let (access, way) = (&accesses[*index], ways[*index].as_ref().ok()?);
+                Some(Transfer {
+                    file: &way.file,
+                    position: way.position + *start as u64,
+                    length: whole_blocks(piece(&access.bytes, *start).len()),
+                    direction: match access.kind {
+                        Kind::Write => Direction::Write,
+                        Kind::Read { .. } => Direction::Read,
+                    },
+                })
+            })
+            .collect();
+        let results = self.transfers.run(&batch);
+        for (place, ((index, start), result)) in pieces.iter().zip(results).enumerate() {
+            let access = &mut accesses[*index];
+            let piece = piece(&access.bytes, *start);
+            match (result, access.kind) {
+                (Ok(()), Kind::Write) => {}
+                (Ok(()), Kind::Read { .. }) => {
+                    let bytes = &self.transfers.place(place)[..piece.len()];
+                    access.bytes[piece].copy_from_slice(bytes);
+                }
+                (Err(error), kind) => {
+                    let operation = match kind {
+                        Kind::Write => "write to",
+                        Kind::Read { .. } => "read",
+                    };
+                    let path = self.path(self.file_of(access.page));
+                    ways[*index] = Err(trying(operation, &path)(error));
+                }
+            }
         }
-        if checksum::body(&bytes) != sum {
+    }
+
+    /// Looks at what was read.
+    fn ended(&self, access: Access, result: Result<(), DirectoryError>) -> Accessed {
+        let Access { page, bytes, kind } = access;
+        let size = bytes.len() as u64;
+        let Kind::Read { sum } = kind else {
+            return Accessed::Written { page, size, result };
+        };
+        let result = result.and_then(|()| {
+            if checksum::body(&bytes) == sum {
+                return Ok(bytes);
+            }
             let story = format!("page {page} has other bytes than were written there");
-            return Err(trying("read", &path)(io::Error::other(story)));
-        }
-        Ok(bytes)
+            let path = self.path(self.file_of(page));
+            Err(trying("read", &path)(io::Error::other(story)))
+        });
+        Accessed::Read { page, size, result }
     }
 
     /// Removes the file of these pages, if it is there. Nothing waits for that to be durable:
@@ -192,13 +366,8 @@ impl PageFiles {
         Ok(())
     }
 
-    fn place(&self, page: PageNumber, length: usize) -> (u32, u64) {
-        let position = page::position(page);
-        assert!(
-            position + length as u64 <= FILE_SIZE,
-            "what is in a page file does not go beyond it"
-        );
-        (PageFile::of(self.run, page).number, position)
+    fn file_of(&self, page: PageNumber) -> u32 {
+        PageFile::of(self.run, page).number
     }
 
     fn path(&self, number: u32) -> PathBuf {
@@ -227,7 +396,7 @@ impl PageFiles {
         }
         self.open.push(Open {
             number,
-            file,
+            file: Arc::new(file),
             is_dirty: is_new,
         });
         Ok(self.open.len() - 1)
@@ -271,33 +440,20 @@ fn allocate(file: &File) -> Result<(), file::Failed> {
     file.set_len(FILE_SIZE).map_err(|error| ("allocate", error))
 }
 
-/// Memory that a device can take from: at a multiple of the block.
-struct Bounce {
-    memory: Vec<u8>,
-    skip: usize,
+/// Where an access goes.
+#[derive(Debug)]
+struct Way {
+    file: Arc<File>,
+    position: u64,
 }
 
-impl Bounce {
-    fn new() -> Self {
-        let block = BLOCK_SIZE as usize;
-        let memory = vec![0; BOUNCE_SIZE + block];
-        Self {
-            skip: memory.as_ptr().align_offset(block),
-            memory,
-        }
-    }
-
-    /// As many whole blocks of it as so many bytes take.
-    fn blocks(&mut self, length: usize) -> &mut [u8] {
-        let size = cmp::min(length.next_multiple_of(BLOCK_SIZE as usize), BOUNCE_SIZE);
-        &mut self.memory[self.skip..][..size]
-    }
+/// The piece of these bytes that begins there.
+fn piece(bytes: &[u8], start: usize) -> Range<usize> {
+    start..bytes.len().min(start + PLACE_SIZE)
 }
 
-impl std::fmt::Debug for Bounce {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Bounce").finish_non_exhaustive()
-    }
+fn whole_blocks(length: usize) -> usize {
+    length.next_multiple_of(BLOCK_SIZE as usize)
 }
 
 #[cfg(test)]
@@ -316,7 +472,34 @@ mod tests {
     fn files(scratch: &Scratch) -> PageFiles {
         let directory = DataDirectory::open(scratch.path()).unwrap();
         directory.make_journal(JOURNAL).unwrap();
-        PageFiles::new(&directory, JOURNAL, RUN)
+        PageFiles::new(&directory, JOURNAL, RUN, Transfers::at_once().unwrap())
+    }
+
+    /// What becomes of one alone.
+    fn access(files: &mut PageFiles, wish: PageWish) -> Accessed {
+        let mut batch = Batch::default();
+        batch.take(wish).unwrap();
+        files.access(batch).pop().unwrap()
+    }
+
+    fn write(files: &mut PageFiles, page: PageNumber, bytes: &[u8]) -> Result<(), DirectoryError> {
+        let bytes = bytes.to_vec();
+        match access(files, PageWish::Write { page, bytes }) {
+            Accessed::Written { result, .. } => result,
+            Accessed::Read { .. } => unreachable!("it is a write"),
+        }
+    }
+
+    fn read_with(
+        files: &mut PageFiles,
+        page: PageNumber,
+        size: u32,
+        sum: u32,
+    ) -> Result<Vec<u8>, DirectoryError> {
+        match access(files, PageWish::Read { page, size, sum }) {
+            Accessed::Read { result, .. } => result,
+            Accessed::Written { .. } => unreachable!("it is a read"),
+        }
     }
 
     fn names(scratch: &Scratch) -> Vec<String> {
@@ -345,7 +528,7 @@ mod tests {
     /// What is read where these bytes were written.
     fn read(files: &mut PageFiles, page: PageNumber, written: &[u8]) -> Vec<u8> {
         let sum = checksum::body(written);
-        files.read(page, size(written), sum).unwrap()
+        read_with(files, page, size(written), sum).unwrap()
     }
 
     #[test]
@@ -355,8 +538,8 @@ mod tests {
         let mut bytes = bytes(1, 5_000);
         let sum = checksum::body(&bytes);
         bytes[4_321] ^= 4;
-        files.write(PageNumber(3), &bytes).unwrap();
-        let refused = files.read(PageNumber(3), 5_000, sum).unwrap_err();
+        write(&mut files, PageNumber(3), &bytes).unwrap();
+        let refused = read_with(&mut files, PageNumber(3), 5_000, sum).unwrap_err();
         let path = scratch.path().join("journal-03/00000007-000000.pages");
         assert_eq!(
             refused.to_string(),
@@ -394,7 +577,7 @@ mod tests {
         }
         // Those behind first: what a write does not say it leaves.
         for (page, bytes) in all.iter().rev() {
-            files.write(*page, bytes).unwrap();
+            write(&mut files, *page, bytes).unwrap();
         }
         for (page, bytes) in &all {
             assert!(read(&mut files, *page, bytes) == *bytes, "{page}");
@@ -414,12 +597,93 @@ mod tests {
     }
 
     #[test]
+    fn a_batch_has_reads_and_writes_of_different_pages_only() {
+        let mut batch = Batch::default();
+        let write = |page, length| PageWish::Write {
+            page: PageNumber(page),
+            bytes: vec![1; length],
+        };
+        let read = |page, size| PageWish::Read {
+            page: PageNumber(page),
+            size,
+            sum: 0,
+        };
+        assert!(batch.is_empty() && !batch.is_full());
+        let two_pages = PAGE_SIZE as usize + 8;
+        batch.take(write(5, two_pages)).unwrap();
+        for meets in [
+            write(5, 8),
+            write(6, 8),
+            read(6, PAGE_SIZE),
+            read(4, 2 * PAGE_SIZE),
+            write(3, 4 * PAGE_SIZE as usize),
+            PageWish::RemoveFile { file: 9 },
+        ] {
+            assert_eq!(batch.take(meets.clone()), Err(meets));
+        }
+        batch.take(read(4, PAGE_SIZE)).unwrap();
+        batch.take(read(7, 8)).unwrap();
+        assert_eq!(batch.len(), 3);
+        for page in 8.. {
+            if batch.is_full() {
+                break;
+            }
+            batch.take(read(page, 8)).unwrap();
+        }
+        assert_eq!(batch.len(), BATCH_MAX);
+        assert_eq!(batch.take(read(99, 8)), Err(read(99, 8)));
+    }
+
+    #[test]
+    fn each_of_a_batch_is_told_for_itself_and_in_its_order() {
+        let scratch = Scratch::new();
+        let mut files = files(&scratch);
+        // In as many files as are open at a time, and more pieces than have places.
+        let page = |index: u32| PageNumber(index * PAGES_PER_FILE);
+        let all: Vec<_> = (0..7).map(|seed| bytes(seed, 100_000)).collect();
+        let mut batch = Batch::default();
+        for (index, bytes) in (0..).zip(&all) {
+            let (page, bytes) = (page(index), bytes.clone());
+            batch.take(PageWish::Write { page, bytes }).unwrap();
+        }
+        for (index, written) in files.access(batch).iter().enumerate() {
+            let Accessed::Written {
+                page: at,
+                size: 100_000,
+                result: Ok(()),
+            } = written
+            else {
+                panic!("{written:?}");
+            };
+            assert_eq!(*at, page(u32::try_from(index).unwrap()));
+        }
+        let mut batch = Batch::default();
+        for (index, bytes) in (0..).zip(&all) {
+            // One has other bytes, and one is not there.
+            let sum = checksum::body(bytes) ^ u32::from(index == 2);
+            let page = if index == 4 { page(90) } else { page(index) };
+            let size = size(bytes);
+            batch.take(PageWish::Read { page, size, sum }).unwrap();
+        }
+        for (index, read) in files.access(batch).into_iter().enumerate() {
+            let Accessed::Read { result, .. } = read else {
+                panic!("{read:?}");
+            };
+            match index {
+                2 => assert!(result.unwrap_err().to_string().contains("other bytes")),
+                4 => assert!(result.unwrap_err().to_string().contains("-000090.pages")),
+                _ => assert!(result.unwrap() == all[index], "{index}"),
+            }
+        }
+    }
+
+    #[test]
     fn a_page_is_written_again() {
         let scratch = Scratch::new();
         let mut files = files(&scratch);
         for (seed, length) in [(1, 65_536), (2, 80), (3, 12_000)] {
             let bytes = bytes(seed, length);
-            files.write(PageNumber(5), &bytes).unwrap();
+            write(&mut files, PageNumber(5), &bytes).unwrap();
             assert!(read(&mut files, PageNumber(5), &bytes) == bytes);
         }
     }
@@ -432,7 +696,7 @@ mod tests {
         for round in 0..2 {
             for number in 0..count {
                 let page = PageNumber(number * PAGES_PER_FILE + round);
-                files.write(page, &bytes(number + round, 4096)).unwrap();
+                write(&mut files, page, &bytes(number + round, 4096)).unwrap();
                 assert!(files.open.len() <= OPEN_MAX);
             }
         }
@@ -449,15 +713,15 @@ mod tests {
     fn a_file_that_is_removed_is_gone_and_may_be_made_again() {
         let scratch = Scratch::new();
         let mut files = files(&scratch);
-        files.write(PageNumber(0), &[7; 64]).unwrap();
-        files.write(PageNumber(PAGES_PER_FILE), &[8; 64]).unwrap();
+        write(&mut files, PageNumber(0), &[7; 64]).unwrap();
+        write(&mut files, PageNumber(PAGES_PER_FILE), &[8; 64]).unwrap();
         files.remove(0).unwrap();
         files.remove(9).unwrap();
         assert_eq!(names(&scratch), ["00000007-000001.pages"]);
-        let refused = files.read(PageNumber(0), 64, 0).unwrap_err();
+        let refused = read_with(&mut files, PageNumber(0), 64, 0).unwrap_err();
         assert!(refused.to_string().starts_with("cannot read "), "{refused}");
         assert_eq!(names(&scratch), ["00000007-000001.pages"]);
-        files.write(PageNumber(1), &[9; 64]).unwrap();
+        write(&mut files, PageNumber(1), &[9; 64]).unwrap();
         assert_eq!(read(&mut files, PageNumber(1), &[9; 64]), [9; 64]);
         assert_eq!(read(&mut files, PageNumber(0), &[0; 64]), [0; 64]);
         files.flush().unwrap();
@@ -467,7 +731,7 @@ mod tests {
     fn a_file_has_its_space_when_it_is_made() {
         let scratch = Scratch::new();
         let mut files = files(&scratch);
-        files.write(PageNumber(3), &[1; 8]).unwrap();
+        write(&mut files, PageNumber(3), &[1; 8]).unwrap();
         let path = scratch.path().join("journal-03/00000007-000000.pages");
         let metadata = fs::metadata(path).unwrap();
         assert_eq!(metadata.len(), FILE_SIZE);
@@ -484,7 +748,7 @@ mod tests {
         };
         let mut files = files(&scratch);
         let bytes = bytes(4, 70_000);
-        if let Err(refused) = files.write(PageNumber(2), &bytes) {
+        if let Err(refused) = write(&mut files, PageNumber(2), &bytes) {
             eprintln!("SKIPPED: {refused}");
             return;
         }
@@ -496,16 +760,16 @@ mod tests {
     fn what_could_not_be_flushed_is_never_said_to_be() {
         let scratch = Scratch::new();
         let mut files = files(&scratch);
-        files.write(PageNumber(0), &[7; 64]).unwrap();
+        write(&mut files, PageNumber(0), &[7; 64]).unwrap();
         // A pipe cannot be flushed.
         let (_reader, writer) = io::pipe().unwrap();
-        files.open[0].file = File::from(std::os::fd::OwnedFd::from(writer));
+        files.open[0].file = Arc::new(File::from(std::os::fd::OwnedFd::from(writer)));
         for _ in 0..3 {
             let refused = files.flush().unwrap_err().to_string();
             assert!(refused.starts_with("cannot flush "), "{refused}");
             assert!(refused.contains("00000007-000000.pages"), "{refused}");
         }
-        files.write(PageNumber(PAGES_PER_FILE), &[8; 64]).unwrap();
+        write(&mut files, PageNumber(PAGES_PER_FILE), &[8; 64]).unwrap();
         assert!(files.flush().is_err());
         // Of a file that is gone nothing is needed.
         files.remove(0).unwrap();
@@ -523,7 +787,7 @@ mod tests {
         let scratch = Scratch::within(&small_file_system()).unwrap();
         let mut files = files(&scratch);
         for _ in 0..2 {
-            let refused = files.write(PageNumber(0), &[7; 64]).unwrap_err();
+            let refused = write(&mut files, PageNumber(0), &[7; 64]).unwrap_err();
             assert!(refused.is_for_want_of_room(), "{refused}");
             assert_eq!(names(&scratch), [""; 0]);
         }

@@ -35,6 +35,7 @@ use super::{
     CheckpointFile, DataDirectory, DirectoryError, Image, JournalFile, Listed, PageFiles,
     PageImages, directory,
 };
+use crate::ring::Transfers;
 use crate::sys::{self, Errno};
 
 /// The journals of a directory that was opened.
@@ -281,8 +282,8 @@ impl Recovery {
 
     /// The page files that a journal has in the run that begins: none yet.
     #[must_use]
-    pub fn page_files(&self, journal: JournalNumber) -> PageFiles {
-        PageFiles::new(&self.directory, journal, self.run())
+    pub fn page_files(&self, journal: JournalNumber, transfers: Transfers) -> PageFiles {
+        PageFiles::new(&self.directory, journal, self.run(), transfers)
     }
 
     /// How all is divided, if there is a checkpoint.

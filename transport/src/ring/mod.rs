@@ -6,6 +6,8 @@
 //! (receive, send, wait until writable, cancel) and each ends in a last
 //! [`Completion`]. A [`Buffer`] is lent with received bytes and given back. A *file* sits
 //! in a [`FileSlot`], and what is written to it is durable when its completion comes.
+//! [`Transfers`] are no part of a ring: a thread beside it has them for reads and writes that
+//! it waits for.
 //!
 //! ```text
 //!        driver (connection.rs)                    ring (io_uring, epoll, simulated)
@@ -49,6 +51,7 @@ mod refusal;
 pub mod simulated;
 #[cfg(test)]
 mod tests;
+pub(crate) mod transfers;
 
 use std::net::Shutdown;
 use std::time::Duration;
@@ -58,6 +61,7 @@ use courser_core::limits;
 pub(crate) use direct::say_farewell;
 pub use outgoing::begin_write;
 pub use refusal::{Cause, IoUringRefused, Seen};
+pub use transfers::Transfers;
 
 use crate::doorbell::Doorbell;
 use crate::sys::Errno;
@@ -372,6 +376,12 @@ pub trait Ring {
 
     /// The bell that ends a sleep of this ring.
     fn doorbell(&self) -> &Doorbell;
+
+    /// What a thread beside it reads and writes blocks with, by the same means.
+    ///
+    /// # Errors
+    /// If the kernel gives no memory.
+    fn transfers(&self) -> Result<Transfers, Errno>;
 
     /// How many sockets fit.
     fn slots(&self) -> u32;
