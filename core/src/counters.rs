@@ -119,8 +119,12 @@ counters! {
     Expiries = "expiries",
     /// Segments that left memory for a file.
     PagesWritten = "pages_written",
-    /// Segments that came back from there.
+    /// Segments that were to come back from there.
     PagesRead = "pages_read",
+    /// Times that a segment could not be written there, and stayed in memory.
+    PageWritesFailed = "page_writes_failed",
+    /// Times that one could not be read, or came back otherwise than it had left.
+    PageReadsFailed = "page_reads_failed",
 }
 
 impl Counter {

@@ -386,6 +386,7 @@ impl Shard {
             match result {
                 Ok(()) => self.has_left(&mut pager, &leaving),
                 Err(PageFailed) => {
+                    self.counters.add(Counter::PageWritesFailed, 1);
                     pager.has_failed = true;
                     self.stays(&mut pager, &leaving);
                 }
@@ -442,6 +443,7 @@ impl Shard {
         let Coming { place, image, head } = coming;
         let Ok(bytes) = result else {
             // Perhaps the device has it the next time: nothing else has it before a start.
+            self.counters.add(Counter::PageReadsFailed, 1);
             pager.has_failed = true;
             pager.again.push((place, image.first));
             self.arena.give_chain(head);

@@ -404,11 +404,25 @@ fn what_a_device_refuses_for_a_while_is_written_and_read_when_it_does_not() {
     shard.expire(later(20));
     let rest = sender.send(&mut shard, &mut device, MANY - sent - more);
     assert_eq!(sent + more + rest, MANY);
+    let failed = |shard: &Shard| {
+        let count = |counter| shard.counters().read(counter);
+        let writes = count(Counter::PageWritesFailed);
+        (writes, count(Counter::PageReadsFailed))
+    };
+    let (writes, reads) = failed(&shard);
+    assert!(
+        writes > 3,
+        "three of the second time, and those of the first"
+    );
+    assert_eq!(reads, 0);
     device.fail_pages(5);
     let mut peer = Peer::new(&mut shard);
     let (handle, answers) = consumer(&mut peer, &mut shard, &mut device, QUEUE);
     let next = receive_all(&mut shard, &mut device, &mut peer, (handle, answers), 1);
     assert!(next < MANY, "what cannot be read has to wait");
+    let (as_before, reads) = failed(&shard);
+    assert_eq!(as_before, writes);
+    assert!((1..=5).contains(&reads), "{reads} reads failed");
     device.fail_pages(0);
     shard.expire(later(30));
     let next = receive_all(
