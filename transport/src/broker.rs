@@ -782,7 +782,11 @@ impl Outset {
         let recovery = match &config.data_directory {
             Some(path) => {
                 let directory = DataDirectory::open(path).map_err(StoreError::refused(path))?;
-                let mut recovery = Recovery::read(&directory).map_err(StoreError::from)?;
+                let recovery = match config.transport {
+                    Transport::Epoll => Recovery::read_one_by_one(&directory),
+                    Transport::IoUring | Transport::Auto => Recovery::read(&directory),
+                };
+                let mut recovery = recovery.map_err(StoreError::from)?;
                 recovery.prepare().map_err(StoreError::refused(path))?;
                 Some(Arc::new(recovery))
             }

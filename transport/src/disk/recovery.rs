@@ -60,6 +60,7 @@ pub struct Recovery {
     journalled: BTreeMap<JournalNumber, u64>,
     /// Of the run that begins.
     salt: u64,
+    is_one_by_one: bool,
 }
 
 /// How much is read at a start, in bytes.
@@ -138,6 +139,19 @@ impl Recovery {
     ///
     /// If a file cannot be read, or something that had been durable is missing.
     pub fn read(directory: &DataDirectory) -> Result<Self, RecoveryError> {
+        Self::look_through(directory, false)
+    }
+
+    /// The same without `io_uring`: pages are read one by one, here and later.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Recovery::read`].
+    pub fn read_one_by_one(directory: &DataDirectory) -> Result<Self, RecoveryError> {
+        Self::look_through(directory, true)
+    }
+
+    fn look_through(directory: &DataDirectory, is_one_by_one: bool) -> Result<Self, RecoveryError> {
         let salt = sys::random_bytes().map_err(|errno| RecoveryError::Salt { errno })?;
         let listed = directory.list()?;
         let mut recovery = Self {
@@ -149,6 +163,7 @@ impl Recovery {
             behind: BTreeMap::new(),
             journalled: BTreeMap::new(),
             salt: u64::from_le_bytes(salt),
+            is_one_by_one,
             checkpoints: counting(directory, &listed)?,
             pages: BTreeSet::new(),
         };
@@ -439,7 +454,18 @@ impl Recovery {
         let division = self.division().ok_or_else(missing)?;
         let file = CheckpointFile::that_counts(&self.directory, journal, division)?;
         let mut images = PageImages::new(&self.directory, journal);
+        // Without memory for more, one is read at a time.
+        if pages == Pages::Told
+            && !self.is_one_by_one
+            && let Ok(transfers) = Transfers::at_once()
+        {
+            images.read_ahead_with(transfers);
+        }
         file.batches(|batch| {
+            images.expect(batch.entries().filter_map(|entry| match entry {
+                Ok(Entry::Paged { image, .. }) => Some(image),
+                _ => None,
+            }));
             for entry in batch.entries() {
                 let damaged = |malformed| {
                     let number = batch.header.label.number;
