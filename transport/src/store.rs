@@ -26,8 +26,8 @@ use courser_core::shard::{
 
 use crate::clock::Clock;
 use crate::disk::{
-    Accessed, Batch, DirectoryError, DiskFile, PageDone, PageFiles, PageHelper, Progress, Recovery,
-    RecoveryError, ShardJournal, Told,
+    Accessed, DirectoryError, DiskFile, PageBatch, PageDone, PageFiles, PageHelper, Progress,
+    Recovery, RecoveryError, ShardJournal, Told,
 };
 use crate::ring::outgoing::write_pieces;
 use crate::ring::{Completion, FileSlot, Ring, Wait};
@@ -177,7 +177,7 @@ impl Store {
                 shard.keep_pages(pages);
                 Some(PagesAtStart {
                     files: recovery.page_files(journal, transfers),
-                    batch: Batch::default(),
+                    batch: PageBatch::default(),
                 })
             }
         };
@@ -559,7 +559,7 @@ impl Store {
 /// could be done meanwhile, so what it wishes is done here, a batch at a time.
 struct PagesAtStart {
     files: PageFiles,
-    batch: Batch,
+    batch: PageBatch,
 }
 
 impl PagesAtStart {

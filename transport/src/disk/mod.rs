@@ -6,7 +6,7 @@
 //! takes long and has no place in a ring: preparing a file, removing, renaming, flushing a
 //! directory; [`Writes`] keeps the books of what is written, above the ring; a
 //! [`ShardJournal`] is all of that for the one journal that a shard writes. [`PageFiles`] are
-//! what a run writes of the backlog for which memory is short, a [`Batch`] at a time, and the
+//! what a run writes of the backlog for which memory is short, a [`PageBatch`] at a time, and the
 //! [`PageHelper`] is the thread that a shard has for them; [`PageImages`] reads what of them a
 //! checkpoint names.
 //!
@@ -56,7 +56,7 @@ pub use installation::Malformed;
 pub use journal::{ShardJournal, Told};
 pub use page_helper::{PageDone, PageHelper};
 pub use page_images::PageImages;
-pub use pages::{Accessed, Batch, PageFiles};
+pub use pages::{Accessed, PageBatch, PageFiles};
 pub use recovery::{Next, ReadSize, Recovery, RecoveryError};
 pub use writes::{Progress, Rest, Writes};
 

@@ -1,7 +1,7 @@
 //! A shard's thread for its page files: reads and writes that a shard does not wait for.
 //!
 //! Requests are run as if one after the other, in the order they were made; those of a
-//! [`Batch`] are run at the same time. What became of them lies in an inbox, one atomic load
+//! [`PageBatch`] are run at the same time. What became of them lies in an inbox, one atomic load
 //! to look at, and the shard's doorbell is rung if it sleeps. How many are under way, and how
 //! many bytes of memory they have, is bounded: a shard keeps its wish while there is no room.
 
@@ -15,7 +15,7 @@ use courser_core::limits::MIB;
 use courser_core::shard::PageWish;
 
 use super::directory::DirectoryError;
-use super::pages::{Accessed, Batch, PageFiles};
+use super::pages::{Accessed, PageBatch, PageFiles};
 use crate::affinity;
 use crate::doorbell::Doorbell;
 use crate::handoff::{Inbox, Sender, handoff};
@@ -226,8 +226,8 @@ impl Runner {
 
     /// This wish and what was asked for behind it, as far as all of it may be done at the
     /// same time; and the request that may not.
-    fn gather(&self, wish: PageWish) -> (Batch, Option<Request>) {
-        let mut batch = Batch::default();
+    fn gather(&self, wish: PageWish) -> (PageBatch, Option<Request>) {
+        let mut batch = PageBatch::default();
         let mut waiting = batch.take(wish).err().map(Request::Wish);
         while waiting.is_none()
             && !batch.is_full()

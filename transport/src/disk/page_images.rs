@@ -218,7 +218,7 @@ mod tests {
     use courser_core::shard::PageWish;
 
     use super::super::scratch::Scratch;
-    use super::super::{Batch, PageFiles};
+    use super::super::{PageBatch, PageFiles};
     use super::*;
 
     const JOURNAL: JournalNumber = JournalNumber(2);
@@ -253,7 +253,7 @@ mod tests {
             };
             let byte = u8::try_from(index).unwrap();
             let bytes = vec![byte; length as usize];
-            let mut batch = Batch::default();
+            let mut batch = PageBatch::default();
             let page_at = PageNumber(page);
             let wish = PageWish::Write {
                 page: page_at,

@@ -6,7 +6,7 @@
 //!   flush   all that was written, and the names: before a checkpoint that names pages counts
 //! ```
 //!
-//! Reads and writes of different pages are one [`Batch`], and done at the same time.
+//! Reads and writes of different pages are one [`PageBatch`], and done at the same time.
 //!
 //! Invariants:
 //! - A file that is not open was flushed since it was last written to.
@@ -46,7 +46,7 @@ const OPEN_MAX: usize = BATCH_MAX;
 /// Reads and writes of which none concerns the pages of another, so that they may be done in
 /// any order.
 #[derive(Debug, Default)]
-pub struct Batch {
+pub struct PageBatch {
     accesses: Vec<Access>,
 }
 
@@ -91,7 +91,7 @@ pub enum Accessed {
     },
 }
 
-impl Batch {
+impl PageBatch {
     /// Takes a read or a write.
     ///
     /// # Errors
@@ -207,17 +207,19 @@ impl PageFiles {
     /// # Panics
     ///
     /// If something goes beyond its page file.
-    pub fn access(&mut self, batch: Batch) -> Vec<Accessed> {
+    pub fn access(&mut self, batch: PageBatch) -> Vec<Accessed> {
         let mut accesses = batch.accesses;
         let mut ways: Vec<_> = accesses.iter().map(|access| self.way(access)).collect();
         let pieces = accesses.iter().enumerate().flat_map(|(index, access)| {
             let starts = (0..access.bytes.len()).step_by(PLACE_SIZE);
             starts.map(move |start| (index, start))
         });
-        let mut pieces: Vec<(usize, usize)> = pieces.collect();
-        pieces.retain(|(index, _)| ways[*index].is_ok());
-        for pieces in pieces.chunks(PLACES) {
-            self.transfer(pieces, &mut accesses, &mut ways);
+        let mut pieces = pieces.collect::<Vec<_>>().into_iter().peekable();
+        while pieces.peek().is_some() {
+            // Of what has failed in one piece the others are no matter.
+            let sound = pieces.by_ref().filter(|(index, _)| ways[*index].is_ok());
+            let sound: Vec<(usize, usize)> = sound.take(PLACES).collect();
+            self.transfer(&sound, &mut accesses, &mut ways);
         }
         let ended = accesses.into_iter().zip(ways);
         ended
@@ -246,7 +248,8 @@ impl PageFiles {
         })
     }
 
-    /// Reads or writes these pieces, each named by its access and where in that it begins.
+    /// Reads or writes these pieces, each named by its access, which has not failed so far, and
+    /// where in that it begins.
     fn transfer(
         &mut self,
         pieces: &[(usize, usize)],
@@ -264,9 +267,10 @@ impl PageFiles {
         }
         let batch: Vec<_> = pieces
             .iter()
-            .filter_map(|(index, start)| {
-                let (access, way) = (&accesses[*index], ways[*index].as_ref().ok()?);
-                Some(Transfer {
+            .map(|(index, start)| {
+                let access = &accesses[*index];
+                let way = ways[*index].as_ref().expect("it has not failed so far");
+                Transfer {
                     file: &way.file,
                     position: way.position + *start as u64,
                     length: whole_blocks(piece(&access.bytes, *start).len()),
@@ -274,7 +278,7 @@ impl PageFiles {
                         Kind::Write => Direction::Write,
                         Kind::Read { .. } => Direction::Read,
                     },
-                })
+                }
             })
             .collect();
         let results = self.transfers.run(&batch);
@@ -477,7 +481,7 @@ mod tests {
 
     /// What becomes of one alone.
     fn access(files: &mut PageFiles, wish: PageWish) -> Accessed {
-        let mut batch = Batch::default();
+        let mut batch = PageBatch::default();
         batch.take(wish).unwrap();
         files.access(batch).pop().unwrap()
     }
@@ -598,7 +602,7 @@ mod tests {
 
     #[test]
     fn a_batch_has_reads_and_writes_of_different_pages_only() {
-        let mut batch = Batch::default();
+        let mut batch = PageBatch::default();
         let write = |page, length| PageWish::Write {
             page: PageNumber(page),
             bytes: vec![1; length],
@@ -641,7 +645,7 @@ mod tests {
         // In as many files as are open at a time, and more pieces than have places.
         let page = |index: u32| PageNumber(index * PAGES_PER_FILE);
         let all: Vec<_> = (0..7).map(|seed| bytes(seed, 100_000)).collect();
-        let mut batch = Batch::default();
+        let mut batch = PageBatch::default();
         for (index, bytes) in (0..).zip(&all) {
             let (page, bytes) = (page(index), bytes.clone());
             batch.take(PageWish::Write { page, bytes }).unwrap();
@@ -657,7 +661,7 @@ mod tests {
             };
             assert_eq!(*at, page(u32::try_from(index).unwrap()));
         }
-        let mut batch = Batch::default();
+        let mut batch = PageBatch::default();
         for (index, bytes) in (0..).zip(&all) {
             // One has other bytes, and one is not there.
             let sum = checksum::body(bytes) ^ u32::from(index == 2);
@@ -675,6 +679,36 @@ mod tests {
                 _ => assert!(result.unwrap() == all[index], "{index}"),
             }
         }
+    }
+
+    #[test]
+    fn what_fails_half_way_leaves_the_others_of_its_batch_alone() {
+        let scratch = Scratch::new();
+        let mut files = files(&scratch);
+        write(&mut files, PageNumber(0), &[1; 8]).unwrap();
+        let path = scratch.path().join("journal-03/00000007-000000.pages");
+        files.open[0].file = Arc::new(File::open(path).unwrap());
+        // More pieces than have places, so it fails while others of it are to come.
+        let (large, small) = (bytes(1, 11 * PLACE_SIZE), bytes(2, 3 * PLACE_SIZE));
+        let other = PageNumber(PAGES_PER_FILE);
+        let mut batch = PageBatch::default();
+        for (page, bytes) in [(PageNumber(0), &large), (other, &small)] {
+            let bytes = bytes.clone();
+            batch.take(PageWish::Write { page, bytes }).unwrap();
+        }
+        let results: Vec<_> = files.access(batch).into_iter().collect();
+        let [
+            Accessed::Written {
+                result: Err(refused),
+                ..
+            },
+            Accessed::Written { result: Ok(()), .. },
+        ] = &results[..]
+        else {
+            panic!("{results:?}");
+        };
+        assert!(refused.to_string().starts_with("cannot write to "));
+        assert!(read(&mut files, other, &small) == small);
     }
 
     #[test]
