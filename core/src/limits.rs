@@ -41,6 +41,8 @@ pub const JOURNAL_SPARE: u32 = 512 * KIB;
 pub const PAGE_SIZE: u32 = CHUNK_SIZE;
 /// So long after a page could not be written or read it is tried again.
 pub const PAGE_PAUSE: Duration = Duration::from_secs(1);
+/// Chunks that may be on their way to pages at a time: each is copied for it.
+pub const CHUNKS_LEAVING_MAX: usize = 32;
 /// Pages of one page file: once none of them is in use it is removed.
 pub const PAGES_PER_FILE: u32 = 1024;
 /// What may lie in page files because memory is short, in bytes, of all shards.

@@ -54,6 +54,22 @@ fn a_backlog_beyond_memory_outlives_a_kill_and_comes_once_in_order() {
     assert_within_memory(&broker);
 }
 
+/// Each lies in pages of its own, of which few make a batch.
+#[test]
+fn a_backlog_of_large_messages_is_there_after_a_kill() {
+    const QUEUE: &str = "queue:/kept/large";
+    const LARGE: u64 = 400;
+    let mut home = home();
+    home.body = 300 * 1024;
+    let broker = home.start(1, "auto");
+    let acknowledged = home.sender(QUEUE, LARGE, 1, "60s").complete();
+    broker.kill();
+    let broker = home.start(1, "auto");
+    let received = home.receive(&format!("{QUEUE} --count {LARGE}"), "30s");
+    assert_exactly_once_in_order(&acknowledged, &received);
+    assert_within_memory(&broker);
+}
+
 #[test]
 fn a_slow_subscription_costs_a_fast_one_nothing() {
     const TOPIC: &str = "topic:/kept/news";

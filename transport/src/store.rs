@@ -20,14 +20,12 @@ use courser_core::id::JournalNumber;
 use courser_core::journal::survey::Slot;
 use courser_core::journal::writer::{Beginning, Token, Wish, WriteFailed};
 use courser_core::limits;
-use courser_core::shard::{
-    CheckpointFailed, CheckpointWish, PageFailed, PageWish, Shard, TooLittleMemory,
-};
+use courser_core::shard::{CheckpointFailed, CheckpointWish, PageFailed, Shard, TooLittleMemory};
 
 use crate::clock::Clock;
 use crate::disk::{
-    Accessed, DirectoryError, DiskFile, PageBatch, PageDone, PageFiles, PageHelper, Progress,
-    Recovery, RecoveryError, ShardJournal, Told,
+    Accessed, DirectoryError, DiskFile, PageDone, PageHelper, PagesAtStart, Progress, Recovery,
+    RecoveryError, ShardJournal, Told,
 };
 use crate::ring::outgoing::write_pieces;
 use crate::ring::{Completion, FileSlot, Ring, Wait};
@@ -175,10 +173,7 @@ impl Store {
                 // What is written of them before the helper has them, this thread writes.
                 sys::refuse_large_files_quietly();
                 shard.keep_pages(pages);
-                Some(PagesAtStart {
-                    files: recovery.page_files(journal, transfers),
-                    batch: PageBatch::default(),
-                })
+                Some(PagesAtStart::new(recovery.page_files(journal, transfers)))
             }
         };
         recovery.replay(|entry| {
@@ -186,7 +181,7 @@ impl Store {
                 return Ok(shard.restore(entry)?);
             };
             while shard.awaits_pages_for(entry) {
-                if pages.finish(shard).map_err(&refused)? == 0 {
+                if !pages.finish(shard).map_err(&refused)? {
                     let bound = shard.memory().bound;
                     return Err(TooLittleMemory { bound }.into());
                 }
@@ -207,7 +202,7 @@ impl Store {
         let doorbell = ring.doorbell().clone();
         let files = ShardJournal::start(directory, journal, next.origin.run, doorbell.clone());
         let files = files.map_err(thread)?;
-        let pages = pages.map(|pages| PageHelper::start(pages.files, doorbell));
+        let pages = pages.map(|pages| PageHelper::start(pages.into_files(), doorbell));
         let pages = pages.transpose().map_err(thread)?;
         shard.keep(&Beginning {
             origin: next.origin,
@@ -552,58 +547,5 @@ impl Store {
             Some(Progress::Short(rest)) => write_pieces(ring, shard, rest),
             None => {}
         }
-    }
-}
-
-/// The pages of a shard that is told what is kept: nobody is there yet for whom anything
-/// could be done meanwhile, so what it wishes is done here, a batch at a time.
-struct PagesAtStart {
-    files: PageFiles,
-    batch: PageBatch,
-}
-
-impl PagesAtStart {
-    /// Takes what the shard wishes, and does it as soon as that is a batch.
-    fn gather(&mut self, shard: &mut Shard) -> Result<(), DirectoryError> {
-        while let Some(wish) = shard.page_wish() {
-            if let Err(wish) = self.batch.take(wish) {
-                self.run(shard)?;
-                match self.batch.take(wish) {
-                    Ok(()) => {}
-                    Err(PageWish::RemoveFile { file }) => self.files.remove(file)?,
-                    Err(wish) => unreachable!("an empty batch takes {wish:?}"),
-                }
-            }
-            if self.batch.is_full() {
-                self.run(shard)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Does all that the shard wishes; how many reads and writes that were.
-    fn finish(&mut self, shard: &mut Shard) -> Result<usize, DirectoryError> {
-        let mut count = 0;
-        loop {
-            self.gather(shard)?;
-            if self.batch.is_empty() {
-                return Ok(count);
-            }
-            count += self.batch.len();
-            self.run(shard)?;
-        }
-    }
-
-    fn run(&mut self, shard: &mut Shard) -> Result<(), DirectoryError> {
-        for accessed in self.files.access(mem::take(&mut self.batch)) {
-            match accessed {
-                Accessed::Written { page, result, .. } => {
-                    result?;
-                    shard.page_written(page, Ok(()));
-                }
-                Accessed::Read { page, result, .. } => shard.page_read(page, Ok(&result?)),
-            }
-        }
-        Ok(())
     }
 }

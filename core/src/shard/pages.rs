@@ -69,9 +69,6 @@ pub enum PageWish {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PageFailed;
 
-/// Chunks that may be leaving at a time: each is copied for it.
-const LEAVING_MAX: usize = 32;
-
 /// So many chunks fewer are free than at the last look before there is another.
 const LOOK_EVERY: usize = 8;
 
@@ -569,7 +566,7 @@ impl Shard {
             Some(_) => usize::try_from(self.plan.destination / 2).unwrap_or(usize::MAX) / CHUNK,
             None => usize::MAX,
         };
-        let mut room = LEAVING_MAX.saturating_sub(pager.leaving_chunks);
+        let mut room = limits::CHUNKS_LEAVING_MAX.saturating_sub(pager.leaving_chunks);
         pager.is_wanting = short > 0;
         #[cfg(test)]
         if pager.is_eager {

@@ -6,9 +6,9 @@
 //! takes long and has no place in a ring: preparing a file, removing, renaming, flushing a
 //! directory; [`Writes`] keeps the books of what is written, above the ring; a
 //! [`ShardJournal`] is all of that for the one journal that a shard writes. [`PageFiles`] are
-//! what a run writes of the backlog for which memory is short, a [`PageBatch`] at a time, and the
-//! [`PageHelper`] is the thread that a shard has for them; [`PageImages`] reads what of them a
-//! checkpoint names.
+//! what a run writes of the backlog for which memory is short, a [`PageBatch`] at a time; the
+//! [`PageHelper`] is the thread that a shard has for them, and [`PagesAtStart`] do without one
+//! while it is told what is kept; [`PageImages`] reads what of them a checkpoint names.
 //!
 //! ```text
 //!   DIR/lock                        flock'd by the broker that has it; text: its process
@@ -42,6 +42,7 @@ mod journal;
 mod page_helper;
 mod page_images;
 mod pages;
+mod pages_at_start;
 mod recovery;
 #[cfg(test)]
 pub(crate) mod scratch;
@@ -57,6 +58,7 @@ pub use journal::{ShardJournal, Told};
 pub use page_helper::{PageDone, PageHelper};
 pub use page_images::PageImages;
 pub use pages::{Accessed, PageBatch, PageFiles};
+pub use pages_at_start::{PagesAtStart, Wishing};
 pub use recovery::{Next, ReadSize, Recovery, RecoveryError};
 pub use writes::{Progress, Rest, Writes};
 

@@ -1,7 +1,7 @@
 //! Pages that a checkpoint names, read and looked at.
 //!
-//! Whoever knows which are wanted next says so, and they are read a batch at a time. Of one
-//! that was not read so, for whatever reason, it is found out when it is read alone.
+//! Whoever knows which are wanted next says so, and they are read a batch at a time. What is
+//! wrong with one that could not be read so is found out when it is read alone.
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
@@ -100,7 +100,7 @@ impl<'a> PageImages<'a> {
     /// Has the bytes of a page in memory, or says why they cannot be.
     fn read(&mut self, image: &PageImage) -> Result<Result<(), Wrong>, DirectoryError> {
         if self.ahead.is_empty() && self.wanted.front() == Some(image) {
-            self.read_ahead();
+            self.read_ahead()?;
         }
         if let Some((_, bytes)) = self.ahead.pop_front_if(|(read, _)| read == image) {
             self.bytes = bytes;
@@ -109,18 +109,22 @@ impl<'a> PageImages<'a> {
         self.read_alone(image)
     }
 
-    /// Reads the next that are wanted, as far as that is possible.
-    fn read_ahead(&mut self) {
+    /// Reads the next that are wanted, as far as that is possible. That a file cannot be
+    /// flushed the kernel says once, so it has to be heard here.
+    fn read_ahead(&mut self) -> Result<(), DirectoryError> {
         let Some(mut transfers) = self.transfers.take() else {
-            return;
+            return Ok(());
         };
-        let count = self.wanted.len().min(PLACES);
-        let batch: Vec<_> = self.wanted.drain(..count).collect();
-        // What is larger than a place is read alone, and so is what has no file.
-        let is_there = |it: &PageImage| {
-            it.size as usize <= PLACE_SIZE && matches!(self.open(it.file()), Ok(Ok(())))
-        };
-        let batch: Vec<_> = batch.into_iter().filter(is_there).collect();
+        let mut batch = Vec::with_capacity(PLACES);
+        for _ in 0..PLACES {
+            let Some(image) = self.wanted.pop_front() else {
+                break;
+            };
+            // What is larger than a place is read alone, and so is what has no file.
+            if image.size as usize <= PLACE_SIZE && self.open(image.file())?.is_ok() {
+                batch.push(image);
+            }
+        }
         let each = batch.iter().map(|image| {
             let opened = self.open.iter().find(|(it, _)| *it == image.file());
             let (_, file) = opened.expect("a batch has no more files than are open at a time");
@@ -139,6 +143,7 @@ impl<'a> PageImages<'a> {
             }
         }
         self.transfers = Some(transfers);
+        Ok(())
     }
 
     fn read_alone(&mut self, image: &PageImage) -> Result<Result<(), Wrong>, DirectoryError> {

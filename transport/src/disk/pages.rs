@@ -25,7 +25,7 @@ use std::sync::Arc;
 use courser_core::frame::checksum;
 use courser_core::id::{JournalNumber, PageNumber, Run};
 use courser_core::journal::page::{self, PageFile};
-use courser_core::limits::{PAGE_SIZE, PAGES_PER_FILE};
+use courser_core::limits::{self, PAGE_SIZE, PAGES_PER_FILE};
 use courser_core::shard::PageWish;
 
 use super::directory::{self, DataDirectory, DirectoryError, Held, page_path, trying};
@@ -38,6 +38,13 @@ const FILE_SIZE: u64 = PAGE_SIZE as u64 * PAGES_PER_FILE as u64;
 
 /// Reads and writes of a batch at most.
 const BATCH_MAX: usize = PLACES;
+
+/// A batch with so many bytes takes no more: they fill every place.
+const BATCH_SIZE: usize = PLACES * PLACE_SIZE;
+
+// Whoever waits until a batch is full must come to have one: what is in a batch that is not
+// keeps fewer chunks than may be leaving, each of its writes one that it does not fill.
+const _: () = assert!(BATCH_SIZE / PAGE_SIZE as usize + BATCH_MAX < limits::CHUNKS_LEAVING_MAX);
 
 /// Files that are open at a time. Writes go to one or two, and reads behind a backlog to one
 /// for each reader that is there. A batch needs no more.
@@ -142,7 +149,8 @@ impl PageBatch {
     /// Whether it takes no more.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.accesses.len() == BATCH_MAX
+        let size: usize = self.accesses.iter().map(|it| it.bytes.len()).sum();
+        self.accesses.len() == BATCH_MAX || size >= BATCH_SIZE
     }
 }
 
@@ -642,9 +650,21 @@ mod tests {
     fn each_of_a_batch_is_told_for_itself_and_in_its_order() {
         let scratch = Scratch::new();
         let mut files = files(&scratch);
-        // In as many files as are open at a time, and more pieces than have places.
+        // Others are open, and were written to.
         let page = |index: u32| PageNumber(index * PAGES_PER_FILE);
-        let all: Vec<_> = (0..7).map(|seed| bytes(seed, 100_000)).collect();
+        let others = 20..20 + u32::try_from(OPEN_MAX).unwrap();
+        for index in others.clone() {
+            write(&mut files, page(index), &bytes(index, 64)).unwrap();
+        }
+        // In as many files as are open at a time, and more pieces than have places.
+        let length = |seed: u32| {
+            if seed.is_multiple_of(2) {
+                100_000
+            } else {
+                20_000
+            }
+        };
+        let all: Vec<_> = (0..8).map(|seed| bytes(seed, length(seed))).collect();
         let mut batch = PageBatch::default();
         for (index, bytes) in (0..).zip(&all) {
             let (page, bytes) = (page(index), bytes.clone());
@@ -653,12 +673,13 @@ mod tests {
         for (index, written) in files.access(batch).iter().enumerate() {
             let Accessed::Written {
                 page: at,
-                size: 100_000,
+                size,
                 result: Ok(()),
             } = written
             else {
                 panic!("{written:?}");
             };
+            assert_eq!(*size, all[index].len() as u64);
             assert_eq!(*at, page(u32::try_from(index).unwrap()));
         }
         let mut batch = PageBatch::default();
@@ -679,6 +700,24 @@ mod tests {
                 _ => assert!(result.unwrap() == all[index], "{index}"),
             }
         }
+        for index in others {
+            let written = bytes(index, 64);
+            assert!(read(&mut files, page(index), &written) == written);
+        }
+    }
+
+    #[test]
+    fn a_batch_that_fills_every_place_takes_no_more() {
+        let mut batch = PageBatch::default();
+        let write = |page, length| PageWish::Write {
+            page: PageNumber(page),
+            bytes: vec![1; length],
+        };
+        batch.take(write(0, BATCH_SIZE - 8)).unwrap();
+        assert!(!batch.is_full());
+        batch.take(write(100, 4 * BATCH_SIZE)).unwrap();
+        assert!(batch.is_full() && batch.len() == 2);
+        assert_eq!(batch.take(write(500, 8)), Err(write(500, 8)));
     }
 
     #[test]
@@ -688,27 +727,28 @@ mod tests {
         write(&mut files, PageNumber(0), &[1; 8]).unwrap();
         let path = scratch.path().join("journal-03/00000007-000000.pages");
         files.open[0].file = Arc::new(File::open(path).unwrap());
-        // More pieces than have places, so it fails while others of it are to come.
-        let (large, small) = (bytes(1, 11 * PLACE_SIZE), bytes(2, 3 * PLACE_SIZE));
-        let other = PageNumber(PAGES_PER_FILE);
+        // The one that fails has the last place of the first eight pieces, and one behind it.
+        let at = |index: u32| PageNumber(PAGES_PER_FILE + 2 * index);
+        let mut all = vec![(at(0), bytes(0, 8))];
+        all.extend((1..6).map(|index| (at(index), bytes(index, PLACE_SIZE + 8))));
+        all[4].0 = PageNumber(0);
         let mut batch = PageBatch::default();
-        for (page, bytes) in [(PageNumber(0), &large), (other, &small)] {
-            let bytes = bytes.clone();
+        for (page, bytes) in all.clone() {
             batch.take(PageWish::Write { page, bytes }).unwrap();
         }
-        let results: Vec<_> = files.access(batch).into_iter().collect();
-        let [
-            Accessed::Written {
-                result: Err(refused),
-                ..
-            },
-            Accessed::Written { result: Ok(()), .. },
-        ] = &results[..]
-        else {
-            panic!("{results:?}");
-        };
-        assert!(refused.to_string().starts_with("cannot write to "));
-        assert!(read(&mut files, other, &small) == small);
+        for (index, written) in files.access(batch).into_iter().enumerate() {
+            let Accessed::Written { result, .. } = written else {
+                panic!("{written:?}");
+            };
+            assert_eq!(result.is_err(), index == 4, "{index}: {result:?}");
+            if let Err(refused) = result {
+                assert!(refused.to_string().starts_with("cannot write to "));
+            }
+        }
+        all.remove(4);
+        for (page, written) in &all {
+            assert!(read(&mut files, *page, written) == *written, "{page}");
+        }
     }
 
     #[test]

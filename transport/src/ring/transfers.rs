@@ -67,7 +67,7 @@ impl Transfers {
     /// If the kernel gives no memory.
     pub fn at_once() -> Result<Self, Errno> {
         let places = u32::try_from(PLACES).unwrap_or(u32::MAX);
-        Self::over(IoUring::new(places).ok())
+        Self::over(IoUring::new(places).and_then(entered).ok())
     }
 
     /// One by one.
@@ -177,6 +177,16 @@ impl Transfers {
     pub(crate) fn has_ring(&self) -> bool {
         self.ring.is_some()
     }
+}
+
+/// The ring, if it may be entered as well as made.
+fn entered(mut ring: IoUring) -> io::Result<IoUring> {
+    // SAFETY: it names no memory.
+    let pushed = unsafe { ring.submission().push(&opcode::Nop::new().build()) };
+    pushed.expect("nothing else is there");
+    ring.submit_and_wait(1)?;
+    assert_eq!(ring.completion().count(), 1, "it is over");
+    Ok(ring)
 }
 
 impl Drop for Transfers {
