@@ -42,8 +42,8 @@ const BATCH_MAX: usize = PLACES;
 /// A batch with so many bytes takes no more: they fill every place.
 const BATCH_SIZE: usize = PLACES * PLACE_SIZE;
 
-// Whoever waits until a batch is full must come to have one: what is in a batch that is not
-// keeps fewer chunks than may be leaving, each of its writes one that it does not fill.
+// Whoever waits until a batch is full must come to have one, so what waits in it must be less
+// than may be leaving: whole chunks, and one more for each write that ends within its last.
 const _: () = assert!(BATCH_SIZE / PAGE_SIZE as usize + BATCH_MAX < limits::CHUNKS_LEAVING_MAX);
 
 /// Files that are open at a time. Writes go to one or two, and reads behind a backlog to one
