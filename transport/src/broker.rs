@@ -1079,7 +1079,8 @@ fn open_store<R: Ring<File = DiskFile>>(
     let Some(recovery) = recovery else {
         return Ok(None);
     };
-    let mut store = Store::open(recovery, extent, shard, ring)?;
+    let doorbell = ring.doorbell().clone();
+    let mut store = Store::open(recovery, extent, shard, doorbell)?;
     store.settle(ring, shard)?;
     Ok(Some(store))
 }

@@ -27,6 +27,7 @@ use crate::disk::{
     Accessed, DirectoryError, DiskFile, PageDone, PageHelper, PagesAtStart, Progress, Recovery,
     RecoveryError, ShardJournal, Told,
 };
+use crate::doorbell::Doorbell;
 use crate::ring::outgoing::write_pieces;
 use crate::ring::{Completion, FileSlot, Ring, Wait};
 use crate::sys::{self, Errno};
@@ -153,11 +154,11 @@ pub(crate) struct Extent {
 
 impl Store {
     /// Tells the shard what is kept, and has its journal go on.
-    pub(crate) fn open<R: Ring<File = DiskFile>>(
+    pub(crate) fn open(
         recovery: &Recovery,
         extent: Extent,
         shard: &mut Shard,
-        ring: &R,
+        doorbell: Doorbell,
     ) -> Result<Self, StoreError> {
         let journal = JournalNumber(shard.index().0);
         let directory = recovery.directory();
@@ -166,14 +167,15 @@ impl Store {
         let mut pages = match extent.pages {
             0 => None,
             pages => {
-                let transfers = ring.transfers().map_err(|errno| StoreError::Kernel {
+                let files = recovery.page_files(journal);
+                let files = files.map_err(|errno| StoreError::Kernel {
                     what: "memory for pages",
                     errno,
                 })?;
                 // What is written of them before the helper has them, this thread writes.
                 sys::refuse_large_files_quietly();
                 shard.keep_pages(pages);
-                Some(PagesAtStart::new(recovery.page_files(journal, transfers)))
+                Some(PagesAtStart::new(files))
             }
         };
         recovery.replay(|entry| {
@@ -199,7 +201,6 @@ impl Store {
             errno: Errno::of(&error),
         };
         let next = recovery.next(journal);
-        let doorbell = ring.doorbell().clone();
         let files = ShardJournal::start(directory, journal, next.origin.run, doorbell.clone());
         let files = files.map_err(thread)?;
         let pages = pages.map(|pages| PageHelper::start(pages.into_files(), doorbell));

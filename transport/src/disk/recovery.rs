@@ -142,7 +142,7 @@ impl Recovery {
         Self::look_through(directory, false)
     }
 
-    /// The same without `io_uring`: pages are read one by one, here and later.
+    /// The same without `io_uring`: pages are read and written one by one, here and later.
     ///
     /// # Errors
     ///
@@ -296,9 +296,26 @@ impl Recovery {
     }
 
     /// The page files that a journal has in the run that begins: none yet.
-    #[must_use]
-    pub fn page_files(&self, journal: JournalNumber, transfers: Transfers) -> PageFiles {
-        PageFiles::new(&self.directory, journal, self.run(), transfers)
+    ///
+    /// # Errors
+    ///
+    /// If the kernel gives no memory.
+    pub fn page_files(&self, journal: JournalNumber) -> Result<PageFiles, Errno> {
+        let transfers = self.transfers()?;
+        Ok(PageFiles::new(
+            &self.directory,
+            journal,
+            self.run(),
+            transfers,
+        ))
+    }
+
+    /// What pages are read and written with.
+    fn transfers(&self) -> Result<Transfers, Errno> {
+        match self.is_one_by_one {
+            true => Transfers::one_by_one(),
+            false => Transfers::at_once(),
+        }
     }
 
     /// How all is divided, if there is a checkpoint.
@@ -456,17 +473,17 @@ impl Recovery {
         let mut images = PageImages::new(&self.directory, journal);
         // Without memory for more, one is read at a time.
         if pages == Pages::Told
-            && !self.is_one_by_one
-            && let Ok(transfers) = Transfers::at_once()
+            && let Ok(transfers) = self.transfers()
         {
             images.read_ahead_with(transfers);
         }
         file.batches(|batch| {
-            images.expect(batch.entries().filter_map(|entry| match entry {
-                Ok(Entry::Paged { image, .. }) => Some(image),
+            let entries: Vec<_> = batch.entries().collect();
+            images.expect(entries.iter().filter_map(|entry| match entry {
+                Ok(Entry::Paged { image, .. }) => Some(*image),
                 _ => None,
             }));
-            for entry in batch.entries() {
+            for entry in entries {
                 let damaged = |malformed| {
                     let number = batch.header.label.number;
                     file.damaged(checkpoint::Damage {

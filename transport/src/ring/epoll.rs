@@ -24,7 +24,7 @@ use super::direct::{self, DIRECT_MAX};
 use super::files::Files;
 use super::{
     AttachRefused, Buffer, Calls, Completion, FileSlot, Received, Ring, RingFault, RingSize, Slot,
-    Transfers, Wait,
+    Wait,
 };
 use crate::disk::DiskFile;
 use crate::doorbell::Doorbell;
@@ -469,10 +469,6 @@ impl Ring for EpollRing {
 
     fn doorbell(&self) -> &Doorbell {
         &self.doorbell
-    }
-
-    fn transfers(&self) -> Result<Transfers, Errno> {
-        Transfers::one_by_one()
     }
 
     fn slots(&self) -> u32 {

@@ -60,7 +60,7 @@ use super::files::{Files, Target};
 use super::refusal::{Cause, IoUringRefused};
 use super::{
     AttachRefused, Buffer, Calls, Completion, FileSlot, Received, Ring, RingFault, RingSize, Slot,
-    Transfers, Wait,
+    Wait,
 };
 use crate::disk::{DiskFile, Way};
 use crate::doorbell::Doorbell;
@@ -893,10 +893,6 @@ impl Ring for IoUringRing {
 
     fn doorbell(&self) -> &Doorbell {
         &self.doorbell
-    }
-
-    fn transfers(&self) -> Result<Transfers, Errno> {
-        Transfers::at_once()
     }
 
     fn slots(&self) -> u32 {

@@ -377,12 +377,6 @@ pub trait Ring {
     /// The bell that ends a sleep of this ring.
     fn doorbell(&self) -> &Doorbell;
 
-    /// What a thread beside it reads and writes blocks with, by the same means.
-    ///
-    /// # Errors
-    /// If the kernel gives no memory.
-    fn transfers(&self) -> Result<Transfers, Errno>;
-
     /// How many sockets fit.
     fn slots(&self) -> u32;
 

@@ -19,7 +19,7 @@ use std::rc::Rc;
 use super::files::check_write;
 use super::{
     AttachRefused, Buffer, Calls, Completion, FILES_MAX, FileSlot, Received, Ring, RingFault,
-    RingSize, Slot, Transfers, WRITES_PER_FILE_MAX, Wait,
+    RingSize, Slot, WRITES_PER_FILE_MAX, Wait,
 };
 use crate::doorbell::Doorbell;
 use crate::sys::Errno;
@@ -580,10 +580,6 @@ impl Ring for SimulatedRing {
 
     fn doorbell(&self) -> &Doorbell {
         &self.doorbell
-    }
-
-    fn transfers(&self) -> Result<Transfers, Errno> {
-        Transfers::one_by_one()
     }
 
     fn slots(&self) -> u32 {
