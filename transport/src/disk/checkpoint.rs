@@ -20,7 +20,7 @@ use courser_core::journal::checkpoint::{
 };
 use courser_core::journal::{BLOCK_SIZE, Identity};
 
-use super::directory::{DataDirectory, DirectoryError, Held, folder, trying};
+use super::directory::{DataDirectory, DirectoryError, Held, folder, open_flushed, trying};
 use super::recovery::RecoveryError;
 
 /// What was written aside is flushed each time that so many bytes came: so that the last
@@ -95,16 +95,9 @@ impl CheckpointFile {
     ) -> Result<Option<Self>, DirectoryError> {
         let inside = if is_aside { aside } else { path }(journal);
         let path = directory.path().join(inside);
-        let opened = OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_NOFOLLOW)
-            .open(&path);
-        let file = match opened {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(trying("open", &path)(error)),
+        let Some(file) = open_flushed(&path)? else {
+            return Ok(None);
         };
-        file.sync_all().map_err(trying("flush", &path))?;
         let identity = Identity {
             installation: directory.installation(),
             journal,

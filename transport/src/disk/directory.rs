@@ -673,6 +673,25 @@ fn flush_file(path: &Path) -> Result<(), DirectoryError> {
         .map_err(trying("flush", path))
 }
 
+/// Opens a file to read what is on the device then; `None` if there is none.
+///
+/// # Errors
+///
+/// If the kernel refuses.
+pub(super) fn open_flushed(path: &Path) -> Result<Option<File>, DirectoryError> {
+    let opened = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(path);
+    let file = match opened {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(trying("open", path)(error)),
+    };
+    file.sync_all().map_err(trying("flush", path))?;
+    Ok(Some(file))
+}
+
 /// Has the names in a directory be there for good.
 ///
 /// # Errors

@@ -4,17 +4,17 @@
 //! wrong with one that could not be read so is found out when it is read alone.
 
 use std::collections::VecDeque;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use courser_core::id::JournalNumber;
 use courser_core::journal::entry::{Entry, PageImage, Place};
 use courser_core::journal::page::{Damage, PageFile, Wrong};
 
-use super::directory::{DataDirectory, DirectoryError, page_path, trying};
+use super::directory::{DataDirectory, DirectoryError, open_flushed, page_path, trying};
 use super::recovery::RecoveryError;
 use crate::ring::transfers::{Direction, PLACE_SIZE, PLACES, Transfer, Transfers};
 use crate::sys;
@@ -175,19 +175,9 @@ impl<'a> PageImages<'a> {
         if self.open.len() == OPEN_MAX {
             self.close_first();
         }
-        let path = self.path(wanted);
-        let opened = OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_NOFOLLOW)
-            .open(&path);
-        let file = match opened {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Ok(Err(Wrong::Missing));
-            }
-            Err(error) => return Err(trying("open", &path)(error)),
+        let Some(file) = open_flushed(&self.path(wanted))? else {
+            return Ok(Err(Wrong::Missing));
         };
-        file.sync_all().map_err(trying("flush", &path))?;
         self.open.push_back((wanted, file));
         Ok(Ok(()))
     }
